@@ -1,0 +1,22 @@
+# Two commands do all the set-up: `make demo` and `make test`. Neither needs a GPU or a model hub.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(RUN)/gendistill run recipes/demo.yaml
+
+test: $(VENV)/installed
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m "not gpu"
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,276 @@
+"""The recipe: every setting of a run, its default and its check, in one place.
+
+A recipe is a YAML file. `load_recipe` reads it, applies dotted overrides ("stages.qk_alignment.tokens=1000") and
+returns a frozen, fully checked object; nothing else in the project reads settings from anywhere else.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from gendistill.errors import UserError
+
+Role = Literal[
+    "mixer",  # everything in the layers that replace attention; the four mixer_* roles together
+    "mixer_qk",
+    "mixer_value",
+    "mixer_conv",
+    "mixer_gate",
+    "attention",
+    "mlp",
+    "norm",
+    "embedding",
+    "head",
+]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Settings(BaseModel):
+    """Base of every section: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Settings):
+    """One place records come from: a local file, data shipped in the package, or a data set on the hub.
+
+    Plain text is taken from the field `text`. A conversation is taken from `messages` (a list of role/content
+    mappings) or from the two fields `prompt` and `completion`.
+    """
+
+    path: str | None = Field(None, description="local .txt, .jsonl, .jsonl.gz or .parquet file, or 'embedded:NAME'")
+    hub: str | None = Field(None, description="data set id on the Hugging Face hub, e.g. 'openai/gsm8k'")
+    subset: str | None = Field(None, description="configuration name of the hub data set")
+    split: str = Field("train", description="split of the hub data set")
+    text: str = Field("text", description="field with plain text")
+    messages: str | None = Field(None, description="field with a list of {role, content}")
+    prompt: str | None = Field(None, description="field with the user's turn")
+    completion: str | None = Field(None, description="field with the assistant's turn")
+
+    @property
+    def is_chat(self) -> bool:
+        return self.messages is not None or self.prompt is not None
+
+    @property
+    def label(self) -> str:
+        return self.path if self.path is not None else f"hub:{self.hub}"
+
+    @model_validator(mode="after")
+    def check(self):
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give exactly one of 'path' and 'hub'")
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("'prompt' and 'completion' go together")
+        if self.prompt is not None and self.messages is not None:
+            raise ValueError("give either 'messages' or 'prompt' and 'completion'")
+        return self
+
+
+class Student(Settings):
+    """What the student looks like."""
+
+    keep_attention: list[int] = Field(description="0-based layers that keep softmax attention")
+    mixer: Literal["kda"] = "kda"
+    gate_activation: Literal["silu", "sigmoid"] = "silu"
+    output_norm: bool = True
+
+
+class Conversion(Settings):
+    """How the untouched student is measured for its certificate."""
+
+    data: str = Field("text", description="mixture to measure on")
+    tokens: PositiveInt = 8192
+    sequence_length: PositiveInt = 512
+
+
+class Schedule(Settings):
+    """Learning rate over a stage, as a share of the peak: linear warm-up, a plateau, then a fall to `final`.
+
+    `shape: cosine` falls from the end of the warm-up; `shape: wsd` (warm-up, stable, decay) falls linearly over the
+    last `decay` share of the steps.
+    """
+
+    shape: Literal["wsd", "cosine"] = "wsd"
+    warmup: Fraction = 0.1
+    decay: Fraction = 0.1
+    final: Fraction = 0.02
+
+    @model_validator(mode="after")
+    def check(self):
+        if self.shape == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError("warmup + decay may not exceed 1")
+        return self
+
+
+class Stage(Settings):
+    """One stage of the distillation: an objective, what trains, on which data, for how long."""
+
+    objective: Literal["mixer_l2", "block_l2", "forward_kl"]
+    loss_on: Literal["all", "completion"] = "all"
+    train: list[Role] = Field(min_length=1)
+    data: str = Field(description="name of a mixture in the recipe's data section")
+    tokens: PositiveInt = Field(description="token budget of the stage, rounded up to whole steps")
+    sequence_length: Annotated[int, Field(ge=2)]
+    sequences_per_step: PositiveInt
+    micro_batch: PositiveInt = Field(description="sequences in memory at once; changes nothing but memory and speed")
+    learning_rate: Annotated[float, Field(gt=0)]
+    schedule: Schedule = Schedule()
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    gradient_checkpointing: bool = False
+    checkpoint_every: PositiveInt = Field(100, description="steps between checkpoints")
+
+    @property
+    def steps(self) -> int:
+        return -(-self.tokens // (self.sequence_length * self.sequences_per_step))
+
+    @model_validator(mode="after")
+    def check(self):
+        if self.objective != "forward_kl":
+            if self.loss_on != "all":
+                raise ValueError(f"objective {self.objective} compares layers, so loss_on must be 'all'")
+            if outside := [role for role in self.train if not role.startswith("mixer")]:
+                raise ValueError(f"objective {self.objective} trains mixers only, not {', '.join(outside)}")
+        if self.micro_batch > self.sequences_per_step:
+            raise ValueError(f"micro_batch {self.micro_batch} exceeds sequences_per_step {self.sequences_per_step}")
+        return self
+
+
+class Task(Settings):
+    """One question set, asked twice: by ranking candidates and by greedy generation.
+
+    multiple_choice: `choices` is a list of strings, `answer` the index of the right one.
+    short_answer: `answer` is a string or a list of accepted strings; candidates for the ranking come from `choices`
+        where the records have it, else from other items' answers.
+    last_number: the last number in `answer` is the gold (GSM8K's "#### 18" too).
+    """
+
+    kind: Literal["multiple_choice", "short_answer", "last_number"]
+    path: str | None = None
+    hub: str | None = None
+    subset: str | None = None
+    split: str = "test"
+    question: str = "question"
+    choices: str = "choices"
+    answer: str = "answer"
+    shots: Annotated[int, Field(ge=0)] = 0
+    shots_path: str | None = Field(None, description="file with the worked examples; needed with a local path")
+    shots_split: str = Field("train", description="split with the worked examples of a hub data set")
+    items: PositiveInt | None = Field(None, description="number of items, drawn by the recipe's seed; all if absent")
+    max_new_tokens: PositiveInt = 32
+
+    @model_validator(mode="after")
+    def check(self):
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give exactly one of 'path' and 'hub'")
+        if self.shots and self.path is not None and self.shots_path is None:
+            raise ValueError("shots > 0 with a local path needs shots_path, so that no test item is shown as an example")
+        return self
+
+
+class Evaluation(Settings):
+    tasks: dict[str, Task] = Field(min_length=1)
+    batch_size: PositiveInt = 32
+
+
+class Recipe(Settings):
+    """A complete run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    teacher: str = Field(description="'embedded', a Hugging Face folder, or a hub id")
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="precision of the arithmetic: bfloat16 on CUDA, float32 on a CPU; master weights are float32"
+    )
+    student: Student
+    conversion: Conversion = Conversion()
+    data: dict[str, Annotated[list[Source], Field(min_length=1)]]
+    stages: dict[str, Stage] = Field(min_length=1)
+    evaluation: Evaluation
+
+    @model_validator(mode="after")
+    def check(self):
+        uses = {"conversion": self.conversion.data} | {f"stages.{name}": stage.data for name, stage in self.stages.items()}
+        for user, mixture in uses.items():
+            if mixture not in self.data:
+                raise ValueError(f"{user} asks for data '{mixture}'; the data section has: {', '.join(self.data)}")
+        for name, stage in self.stages.items():
+            if stage.loss_on == "completion" and not all(source.is_chat for source in self.data[stage.data]):
+                raise ValueError(f"stages.{name}: loss_on completion needs conversations (messages, or prompt and completion)")
+        return self
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads, overrides and checks a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: "dotted.key=value" strings, the value in YAML ("student.keep_attention=[0, 4]").
+
+    Raises:
+        UserError: the file is missing or no YAML mapping, a key is unknown (with the nearest known one), or a value is
+            out of bounds.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such recipe. Recipes are YAML files; the project ships some in recipes/.")
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: a recipe is a mapping of settings, this is a {type(settings).__name__}")
+    for override in overrides:
+        _apply(settings, override)
+    return parse_recipe(settings, origin=str(path))
+
+
+def parse_recipe(settings: dict[str, Any], origin: str) -> Recipe:
+    """Checks a mapping of settings; `origin` names it in error messages."""
+    try:
+        return Recipe.model_validate(settings)
+    except ValidationError as error:
+        lines = [f"  {_explain(problem)}" for problem in error.errors()]
+        raise UserError(f"{origin}: {len(lines)} setting(s) to mend\n" + "\n".join(lines)) from None
+
+
+def _apply(settings: dict, override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise UserError(f"override '{override}': write it as dotted.key=value, e.g. stages.qk_alignment.tokens=100000")
+    *parents, last = key.strip().split(".")
+    node = settings
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise UserError(f"override '{override}': '{parent}' is not a section of the recipe")
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"override '{override}': the value is not valid YAML: {error}") from None
+
+
+def _explain(problem: dict) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "recipe"
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+        return f"{where}: unknown setting; {hint}"
+    given = "" if problem["type"] in ("missing", "value_error") else f" (given: {problem['input']!r})"
+    return f"{where}: {problem['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _fields_at(location: tuple) -> list[str]:
+    """Names of the settings allowed at a place like ("stages", "qk_alignment", "schedule")."""
+    sections = {"student": Student, "conversion": Conversion, "evaluation": Evaluation, "schedule": Schedule}
+    containers = {"stages": Stage, "tasks": Task, "data": Source}
+    model: type[BaseModel] = Recipe
+    for part in location:
+        model = sections.get(part) or containers.get(part) or model
+    return list(model.model_fields)
