@@ -168,7 +168,9 @@ class Task(Settings):
         if (self.path is None) == (self.hub is None):
             raise ValueError("give exactly one of 'path' and 'hub'")
         if self.shots and self.path is not None and self.shots_path is None:
-            raise ValueError("shots > 0 with a local path needs shots_path, so that no test item is shown as an example")
+            raise ValueError(
+                "shots > 0 with a local path needs shots_path, so that no test item is shown as an example"
+            )
         return self
 
 
@@ -185,7 +187,8 @@ class Recipe(Settings):
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="precision of the arithmetic: bfloat16 on CUDA, float32 on a CPU; master weights are float32"
+        "auto",
+        description="precision of the arithmetic: bfloat16 on CUDA, float32 on a CPU; master weights are float32",
     )
     student: Student
     conversion: Conversion = Conversion()
@@ -195,13 +198,17 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def check(self):
-        uses = {"conversion": self.conversion.data} | {f"stages.{name}": stage.data for name, stage in self.stages.items()}
+        uses = {"conversion": self.conversion.data} | {
+            f"stages.{name}": stage.data for name, stage in self.stages.items()
+        }
         for user, mixture in uses.items():
             if mixture not in self.data:
                 raise ValueError(f"{user} asks for data '{mixture}'; the data section has: {', '.join(self.data)}")
         for name, stage in self.stages.items():
             if stage.loss_on == "completion" and not all(source.is_chat for source in self.data[stage.data]):
-                raise ValueError(f"stages.{name}: loss_on completion needs conversations (messages, or prompt and completion)")
+                raise ValueError(
+                    f"stages.{name}: loss_on completion needs conversations (messages, or prompt and completion)"
+                )
         return self
 
 

@@ -1,0 +1,29 @@
+"""The command line: one file a verb. Nothing heavy is imported until a command runs."""
+
+import sys
+
+import typer
+
+from gendistill.cli import convert, distill, evaluate, run
+from gendistill.errors import UserError
+
+app = typer.Typer(
+    help="Turn a pretrained Transformer language model into a fast hybrid that still answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for name, verb in {"run": run, "convert": convert, "distill": distill, "evaluate": evaluate}.items():
+    app.command(name)(verb.command)
+
+
+def main() -> None:
+    """Entry point: user errors are printed alone, everything else is a bug and keeps its traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(f"gendistill: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("gendistill: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

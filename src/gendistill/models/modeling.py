@@ -1,6 +1,6 @@
 """The hybrid student: a Qwen3/Qwen2/Llama decoder in which most layers hold a linear-attention mixer.
 
-Read top-down: attention, decoder layer, model, causal language model. Cache, masks and generation are transformers' own.
+Read top-down: attention, decoder layer, model, causal language model. Cache, masks and generation are transformers'.
 """
 
 import torch

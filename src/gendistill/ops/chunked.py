@@ -1,13 +1,13 @@
 """The gated delta rule in chunks: pure PyTorch, exact gradients, no exponent ever above zero.
 
-Inside a chunk the tokens' corrected values u solve a unit lower-triangular system, so a chunk costs a few matrix products
-and one solve, and only the state is carried from chunk to chunk (the WY form of DeltaNet, arXiv 2406.06484, with a decay
-per channel as in Kimi Linear, arXiv 2510.26692).
+Inside a chunk the tokens' corrected values u solve a unit lower-triangular system, so a chunk costs a few matrix
+products and one solve, and only the state is carried from chunk to chunk (the WY form of DeltaNet, arXiv 2406.06484,
+with a decay per channel as in Kimi Linear, arXiv 2510.26692).
 
-Decay between two tokens is exp(G_i - G_j) with G the running sum of log decays. Splitting it into exp(G_i) * exp(-G_j)
-overflows, so it is never split that way: between two tiles of rows both sides decay to the row tile's first token (two
-exponents <= 0), inside a tile the difference is formed before the exponential. G is summed in float64: next to a gate of
--1e4 a float32 sum would round away its neighbours.
+Decay between two tokens is exp(G_i - G_j) with G the running sum of log decays. exp(G_i) * exp(-G_j) would overflow.
+So between two tiles of rows both sides decay to the row tile's first token (two exponents <= 0), and inside a tile the
+difference is formed before the exponential. G is summed in float64: next to a gate of -1e4 a float32 sum would round
+away its neighbours.
 """
 
 import torch
@@ -35,7 +35,9 @@ def chunked_gated_delta_rule(
     chunk = min(CHUNK, -(-length // TILE) * TILE)
     scale = k.shape[-1] ** -0.5
 
-    def chunks(x: torch.Tensor) -> torch.Tensor:  # [B, T, H, D] -> [B, H, N, C, D]; filler tokens neither write nor decay
+    def chunks(
+        x: torch.Tensor,
+    ) -> torch.Tensor:  # [B, T, H, D] -> [B, H, N, C, D]; filler tokens neither write nor decay
         x = F.pad(x, (0, 0, 0, 0, 0, -length % chunk))
         return x.unflatten(1, (-1, chunk)).permute(0, 3, 1, 2, 4)
 

@@ -21,7 +21,7 @@ class Documents:
 
     @classmethod
     def from_position_ids(cls, position_ids: torch.Tensor) -> "Documents | None":
-        """Reads borders off position ids [B, T], as transformers' masks do: a document goes on where they count up by 1.
+        """Reads borders off position ids [B, T] as transformers' masks do: a document goes on while they count up by 1.
 
         Returns None if every row is one document that starts at position 0, so that the plain path can be taken.
         """

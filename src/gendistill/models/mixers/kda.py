@@ -21,7 +21,7 @@ GATE_BIAS = {"silu": 1.278, "sigmoid": 0.0}  # SiLU(1.278) = 1; sigmoid cannot r
 
 
 class KimiDeltaAttention(nn.Module):
-    """[B, T, hidden] -> [B, T, hidden]; state of [heads, head_dim, head_dim] float32 a sequence instead of keys and values."""
+    """[B, T, hidden] -> [B, T, hidden]; the state is [heads, head_dim, head_dim] float32."""
 
     def __init__(self, config: GendistillConfig, layer_idx: int):
         super().__init__()
@@ -115,7 +115,9 @@ class KimiDeltaAttention(nn.Module):
         return -self.A_log.exp()[:, None] * dt.unflatten(-1, (self.num_heads, self.head_dim))
 
     def _has_state(self, cache: Cache) -> bool:
-        return cache.layers[self.layer_idx].is_recurrent_states_initialized[0] and cache.has_previous_state(self.layer_idx)
+        return cache.layers[self.layer_idx].is_recurrent_states_initialized[0] and cache.has_previous_state(
+            self.layer_idx
+        )
 
     def _convolve(self, x: torch.Tensor, cache: Cache | None, documents: Documents | None) -> torch.Tensor:
         """Causal depthwise convolution of q, k and v together, [B, T, C] -> [B, T, C], as a sum of shifted inputs."""

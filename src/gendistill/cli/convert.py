@@ -1,0 +1,16 @@
+"""gendistill convert: teacher -> untouched student with its certificate."""
+
+from gendistill.cli.options import Output, Overrides, RecipeFile, open_run
+
+
+def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = None) -> None:
+    """Convert the teacher and certify the untouched student."""
+    run = open_run(recipe, overrides, output)
+    certificate = run.convert()
+    run.console.print(
+        f"{run.folder.student('conversion')}: {certificate['parameters']:,} parameters; loss "
+        f"{certificate['student_loss']:.3f} (teacher {certificate['teacher_loss']:.3f}, uniform guess "
+        f"{certificate['uniform_loss']:.3f})"
+    )
+    for layer in certificate["layers"]:
+        run.console.print(f"  layer {layer['layer']:>2}: cosine to the teacher's attention {layer['cosine']:.3f}")

@@ -1,0 +1,25 @@
+"""Arguments that every verb takes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file (YAML)")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, e.g. stages.qk_alignment.tokens=1000"),
+]
+Output = Annotated[Path | None, typer.Option(help="run folder; runs/NAME of the recipe if not given")]
+
+
+def open_run(recipe: Path, overrides: list[str] | None, output: Path | None):
+    """The run of a recipe; importing torch and transformers only now keeps --help fast."""
+    from rich.console import Console
+
+    from gendistill.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())
+    from gendistill.pipeline import Run
+
+    return Run(settings, output or Path("runs") / settings.name, Console(highlight=False))

@@ -1,0 +1,33 @@
+"""gendistill run: the whole path, from a checkpoint to a table."""
+
+from gendistill.cli.options import Output, Overrides, RecipeFile, open_run
+
+
+def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = None) -> None:
+    """Convert, distil in stages, evaluate after each, and write a summary; goes on where it stopped."""
+    run = open_run(recipe, overrides, output)
+
+    from gendistill.evaluate.statistics import paired_table
+    from gendistill.evaluate.tables import PAIRED_HEADER, paired_cells, points_cells, to_rich
+    from gendistill.report.summary import write_summary
+
+    run.console.print(
+        f"{run.recipe.name}: {run.recipe.teacher} on {run.device}, {str(run.dtype).removeprefix('torch.')}"
+    )
+    run.check_tasks()
+    run.convert()
+    teacher = run.evaluate_teacher()
+    students = {}
+    for point in run.folder.points:
+        if point != "conversion":
+            run.distil(point)
+        students[run.folder.label(point)] = scores = run.evaluate_student(point)
+        run.console.print(
+            f"{point}: student answers {scores.generation:.1%} by generation, {scores.ranking:.1%} by ranking "
+            f"(teacher {teacher.generation:.1%}, {teacher.ranking:.1%})"
+        )
+    last = list(students)[-1]
+    rows = paired_table(teacher, {last: students[last]})[last]
+    run.console.print(to_rich("the way there: ranking / generation, percent", *points_cells(teacher, students)))
+    run.console.print(to_rich("teacher and student, percent", PAIRED_HEADER, paired_cells(rows)))
+    run.console.print(f"summary: {write_summary(run.folder, teacher, students)}")

@@ -1,0 +1,1 @@
+"""From records to packed, memory-mapped training rows. Knows tokenizers, never models."""

@@ -1,0 +1,103 @@
+"""Lays tokenised documents into rows of fixed length.
+
+Text is poured: a document that reaches a row's end goes on in the next row. Conversations are never split: best-fit
+decreasing finds each the fullest row that still holds it.
+"""
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of tokens of one document that stays together in a row; attention and state never leave it."""
+
+    input_ids: np.ndarray  # int32 [length]
+    loss_mask: np.ndarray  # uint8 [length]; 1 where the token is a loss target, so never at 0: nothing predicts it
+    opens_document: bool  # False for the rest of a document that began in an earlier row
+
+
+def make_piece(input_ids, loss_mask=None, opens_document: bool = True) -> Piece:
+    """A piece from ids [length] and a mask [length] of tokens to learn; None learns all that can be predicted."""
+    input_ids = np.asarray(input_ids, dtype=np.int32)
+    loss_mask = np.ones(len(input_ids), np.uint8) if loss_mask is None else np.array(loss_mask, dtype=np.uint8)
+    loss_mask[:1] = 0
+    return Piece(input_ids, loss_mask, opens_document)
+
+
+class TextPacker:
+    """Pours documents one after another into rows without filler."""
+
+    def __init__(self, sequence_length: int):
+        self.sequence_length = sequence_length
+        self._row: list[Piece] = []
+        self._space = sequence_length
+
+    def add(self, documents: list[np.ndarray]) -> list[list[Piece]]:
+        """Takes documents, token ids [length] each, and returns the rows that are now full."""
+        rows = []
+        for ids in documents:
+            start = 0
+            while start < len(ids):
+                part = ids[start : start + self._space]
+                self._row.append(make_piece(part, opens_document=start == 0))
+                start += len(part)
+                self._space -= len(part)
+                if self._space == 0:
+                    rows.append(self._row)
+                    self._row, self._space = [], self.sequence_length
+        return rows
+
+
+class ConversationPacker:
+    """Packs whole conversations, a window at a time."""
+
+    def __init__(self, sequence_length: int):
+        self.sequence_length = sequence_length
+        self._waiting: list[Piece] = []
+
+    def add(self, pieces: list[Piece]) -> list[list[Piece]]:
+        """Takes pieces of at most `sequence_length` tokens and returns rows; what the emptiest row held waits."""
+        rows = self._best_fit([*self._waiting, *pieces])
+        if not rows:
+            return []
+        emptiest = min(range(len(rows)), key=lambda row: sum(len(piece.input_ids) for piece in rows[row]))
+        self._waiting = rows.pop(emptiest)
+        return rows
+
+    def _best_fit(self, pieces: list[Piece]) -> list[list[Piece]]:
+        rows: list[list[Piece]] = []
+        spaces: list[tuple[int, int]] = []  # (tokens left, row), ascending
+        for piece in sorted(pieces, key=lambda piece: len(piece.input_ids), reverse=True):
+            length = len(piece.input_ids)
+            fullest = bisect_left(spaces, (length, 0))
+            if fullest < len(spaces):
+                space, row = spaces.pop(fullest)
+            else:
+                space, row = self.sequence_length, len(rows)
+                rows.append([])
+            rows[row].append(piece)
+            insort(spaces, (space - length, row))
+        return rows
+
+
+def lay_out_row(pieces: list[Piece], sequence_length: int, pad_id: int) -> dict[str, np.ndarray]:
+    """The arrays of one row, [sequence_length] each.
+
+    Filler at the end is a document of its own, so that nothing of the row's other documents reaches it.
+
+    Returns:
+        input_ids: int32; `pad_id` in the filler.
+        position_ids: int32; restarts at 0 at the first token of each piece and of the filler.
+        loss_mask: uint8; 1 where the token is a loss target; 0 at each piece's first token and in the filler.
+    """
+    filler = sequence_length - sum(len(piece.input_ids) for piece in pieces)
+    padding = Piece(np.full(filler, pad_id, np.int32), np.zeros(filler, np.uint8), False)
+    pieces = [*pieces, padding]
+    return {
+        "input_ids": np.concatenate([piece.input_ids for piece in pieces]),
+        "position_ids": np.concatenate([np.arange(len(piece.input_ids), dtype=np.int32) for piece in pieces]),
+        "loss_mask": np.concatenate([piece.loss_mask for piece in pieces]),
+    }

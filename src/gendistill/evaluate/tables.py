@@ -1,0 +1,83 @@
+"""Score tables for the terminal and for Markdown, from the plain data of `statistics`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from gendistill.evaluate.statistics import Scores, retention
+
+PAIRED_HEADER = [
+    "task",
+    "items",
+    "ranking: teacher",
+    "student",
+    "kept",
+    "generation: teacher",
+    "student",
+    "kept",
+    "gap",
+    "unparsed",
+]
+
+
+def paired_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Cells under PAIRED_HEADER for one point of `paired_table`: percent, and points for the gap."""
+    return [
+        [
+            row["task"],
+            str(row["items"]),
+            *(
+                _percent(row[protocol][key])
+                for protocol in ("ranking", "generation")
+                for key in ("teacher", "student", "retention")
+            ),
+            "–" if row["gap"] is None else f"{row['gap']:+.1f}",
+            _percent(row["unparsed"]),
+        ]
+        for row in rows
+    ]
+
+
+def points_cells(teacher: Scores, points: Mapping[str, Scores]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the way from the teacher through the points of a run.
+
+    Each task's cell is "ranking / generation" accuracy in percent; then the means, what is kept of the teacher's mean,
+    and the share of unparsed replies.
+    """
+    header = ["point", *teacher.tasks, "ranking", "kept", "generation", "kept", "unparsed"]
+    cells = []
+    for name, scores in {teacher.label: teacher, **points}.items():
+        tasks = [
+            f"{_percent(scores.tasks[task].ranking)} / {_percent(scores.tasks[task].generation)}"
+            for task in teacher.tasks
+        ]
+        means = [
+            _percent(value)
+            for protocol in ("ranking", "generation")
+            for value in (getattr(scores, protocol), retention(getattr(teacher, protocol), getattr(scores, protocol)))
+        ]
+        cells.append([name, *tasks, *means, _percent(scores.unparsed_rate)])
+    return header, cells
+
+
+def to_rich(title: str, header: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
+    """A table for the terminal: the first column to the left, numbers to the right."""
+    table = Table(title=title, title_justify="left")
+    for column, name in enumerate(header):
+        table.add_column(name, justify="left" if column == 0 else "right")
+    for row in cells:
+        table.add_row(*row)
+    return table
+
+
+def to_markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """The same as a Markdown table, without a line break at its end."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (header, rule, *cells)
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"

@@ -1,0 +1,64 @@
+"""Loading teachers and students, with one clear error for what cannot be loaded."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+import gendistill.models  # noqa: F401  registers the student with transformers
+from gendistill.errors import UserError
+
+transformers_logging.disable_progress_bar()  # gendistill shows its own
+
+
+def resolve(name: str) -> str:
+    """'embedded' -> the folder shipped in the package; folders and hub ids stay as they are."""
+    if name == "embedded":
+        from gendistill.embedded import teacher_folder
+
+        return str(teacher_folder())
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise UserError(f"teacher '{name}': no such folder. Give 'embedded', a Hugging Face folder, or a hub id.")
+    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+
+
+def load_config(name: str):
+    """The configuration of a teacher or student, weights untouched."""
+    return _load(AutoConfig, name)
+
+
+def load_model(name: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """A causal language model in evaluation mode, every weight present."""
+    model, report = _load(AutoModelForCausalLM, name, dtype=dtype, output_loading_info=True)
+    problems = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(problems.values()):
+        found = "; ".join(
+            f"{kind.replace('_keys', '')}: {', '.join(names)}" for kind, names in problems.items() if names
+        )
+        raise UserError(f"{name}: the weights do not fit the model: {found}")
+    return model.to(device).eval()
+
+
+def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
+    """A tokenizer whose ids all exist in an embedding of `vocab_size` rows and that knows how a text ends."""
+    tokenizer = _load(AutoTokenizer, name)
+    if len(tokenizer) > vocab_size:
+        raise UserError(f"{name}: the tokenizer has {len(tokenizer)} entries, the model's embedding {vocab_size}")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{name}: the tokenizer names no end-of-text token (eos_token)")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _load(kind, name: str, **kwargs):
+    try:
+        return kind.from_pretrained(resolve(name), **kwargs)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"'{name}' cannot be loaded ({reason}). Give 'embedded', a Hugging Face folder, or a hub id you can reach."
+        ) from error

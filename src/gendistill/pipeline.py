@@ -1,0 +1,209 @@
+"""The steps of a run: convert, distil stage by stage, evaluate. Each takes up what the one before left."""
+
+import hashlib
+import json
+import shutil
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from gendistill.data.dataset import PackedDataset, prepare
+from gendistill.data.sources import read_documents
+from gendistill.distill.engine import batches, train
+from gendistill.distill.objectives import build_objective
+from gendistill.distill.optimizer import MasterOptimizer
+from gendistill.distill.roles import set_trainable
+from gendistill.errors import UserError
+from gendistill.evaluate.run import evaluate_model
+from gendistill.evaluate.statistics import Scores
+from gendistill.evaluate.tasks import load_items
+from gendistill.models.conversion import certify, convert, weights_sha256
+from gendistill.models.families import student_config
+from gendistill.models.loading import load_config, load_model, load_tokenizer
+from gendistill.recipe import Recipe, Stage
+from gendistill.runfolder import RunFolder, folder_in_one_piece, write_atomically
+
+CERTIFICATE = "certificate.json"
+
+
+class Run:
+    """A recipe and its folder, with the teacher loaded when first needed."""
+
+    def __init__(self, recipe: Recipe, output: Path, console: Console):
+        """Checks everything that can be checked before the first computation.
+
+        Raises:
+            UserError: see `check_recipe`, `RunFolder`; or CUDA is asked for and not there.
+        """
+        self.recipe, self.console = recipe, console
+        self.device = _device(recipe.device)
+        bf16 = recipe.dtype == "bfloat16" or (recipe.dtype == "auto" and self.device == "cuda")
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.config = check_recipe(recipe)
+        self.folder = RunFolder(output, recipe)
+
+    @cached_property
+    def teacher(self):
+        return load_model(self.recipe.teacher, self.dtype, self.device).requires_grad_(False)
+
+    @cached_property
+    def tokenizer(self):
+        return load_tokenizer(self.recipe.teacher, self.config.vocab_size)
+
+    def prepare(self, mixture: str, sequence_length: int, tokens: int, loss_on: str = "all") -> PackedDataset:
+        return prepare(
+            self.recipe.data[mixture],
+            self.tokenizer,
+            sequence_length=sequence_length,
+            tokens=tokens,
+            loss_on=loss_on,
+            seed=self.recipe.seed,
+            cache=self.folder.data,
+        )
+
+    def convert(self) -> dict:
+        """Converts and certifies, unless that is done; returns the certificate."""
+        folder = self.folder.student("conversion")
+        if not folder.is_dir():
+            settings = self.recipe.conversion
+            dataset = self.prepare(settings.data, settings.sequence_length, settings.tokens)
+            student, ledger = convert(self.teacher, self.config, self.recipe.seed)
+            with folder_in_one_piece(folder) as partial:
+                student.save_pretrained(partial)
+                self.tokenizer.save_pretrained(partial)
+                measured = certify(
+                    self.teacher,
+                    load_model(str(partial), self.dtype, self.device),
+                    ledger,
+                    batches(dataset, 0, len(dataset), 4, self.device),
+                    name=self.recipe.teacher,
+                    seed=self.recipe.seed,
+                )
+                certificate = measured.to_dict() | {"weights_sha256": weights_sha256(partial)}
+                write_atomically(partial / CERTIFICATE, json.dumps(certificate, indent=1))
+                measured.check()
+        return json.loads((folder / CERTIFICATE).read_text())
+
+    def distil(self, name: str) -> None:
+        """Runs one stage, unless it is done.
+
+        Raises:
+            UserError: the stage before has not been run, or its weights are not the certified ones.
+        """
+        if self.folder.has_student(name):
+            return
+        stage, before = self.recipe.stages[name], self.folder.before(name)
+        source = self.folder.student(before)
+        if not source.is_dir():
+            raise UserError(
+                f"stage {name} starts from the student of '{before}', which is not there yet: run that first"
+            )
+        certificate = json.loads((source / CERTIFICATE).read_text())
+        weights = weights_sha256(source)
+        if weights != certificate["weights_sha256"]:
+            raise UserError(
+                f"{source}: the weights are not those its certificate was written for. Delete it and run again."
+            )
+        tokens = stage.steps * stage.sequences_per_step * stage.sequence_length
+        dataset = self.prepare(stage.data, stage.sequence_length, tokens, stage.loss_on)
+
+        # Loaded in float32 for the masters; MasterOptimizer rounds the model itself to the precision of the arithmetic.
+        student = load_model(str(source), torch.float32, self.device).train()
+        if stage.gradient_checkpointing:
+            student.gradient_checkpointing_enable()
+        self.console.print(_ledger_table(name, set_trainable(student, stage.train)))
+        optimizer = MasterOptimizer(student, stage, self.dtype)
+        history = train(
+            stage,
+            build_objective(stage.objective, self.teacher, student, certificate),
+            optimizer,
+            dataset,
+            folder=self.folder.point(name),
+            fingerprint=_fingerprint(stage, dataset.key, weights, str(self.dtype)),
+            device=self.device,
+            title=name,
+            console=self.console,
+        )
+        self.console.print(
+            f"{name}: loss {history[0].loss:.4f} -> {history[-1].loss:.4f} over {history[-1].tokens:,} tokens"
+        )
+        with folder_in_one_piece(self.folder.student(name)) as partial:
+            student.save_pretrained(partial, state_dict=optimizer.weights())
+            self.tokenizer.save_pretrained(partial)
+            write_atomically(
+                partial / CERTIFICATE, json.dumps(certificate | {"weights_sha256": weights_sha256(partial)}, indent=1)
+            )
+        shutil.rmtree(self.folder.point(name) / "checkpoints", ignore_errors=True)
+
+    def check_tasks(self) -> None:
+        """Reads every evaluation task, so that a mistake in one shows before hours of training."""
+        for name, task in self.recipe.evaluation.tasks.items():
+            load_items(name, task, self.recipe.seed)
+
+    def evaluate_teacher(self) -> Scores:
+        return self._evaluate(self.teacher, "teacher")
+
+    def evaluate_student(self, point: str) -> Scores:
+        """Scores the student of a point of the run.
+
+        Raises:
+            UserError: that point has not been reached.
+        """
+        folder = self.folder.student(point)
+        if not folder.is_dir():
+            raise UserError(f"there is no student of '{point}' yet: run that first")
+        return self._evaluate(load_model(str(folder), self.dtype, self.device), self.folder.label(point))
+
+    def _evaluate(self, model, label: str) -> Scores:
+        evaluation, folder = self.recipe.evaluation, self.folder.evaluation
+        return evaluate_model(model, self.tokenizer, evaluation, seed=self.recipe.seed, folder=folder, label=label)
+
+
+def check_recipe(recipe: Recipe):
+    """Checks a recipe against its teacher and its files; returns the student's configuration.
+
+    Raises:
+        UserError: unsupported family, layer out of range, sequence longer than the model allows, missing file.
+    """
+    teacher = load_config(recipe.teacher)
+    student = recipe.student
+    config = student_config(
+        teacher, student.keep_attention, gate_activation=student.gate_activation, output_norm=student.output_norm
+    )
+    lengths = {"conversion": recipe.conversion.sequence_length}
+    lengths |= {f"stages.{name}": stage.sequence_length for name, stage in recipe.stages.items()}
+    limit = config.max_position_embeddings
+    for name, length in lengths.items():
+        if length > limit:
+            raise UserError(f"{name}.sequence_length is {length}; the teacher's positions end at {limit}")
+    used = {recipe.conversion.data} | {stage.data for stage in recipe.stages.values()}
+    for mixture in used:
+        for source in recipe.data[mixture]:
+            next(read_documents(source, recipe.seed))
+    return config
+
+
+def _device(asked: str) -> str:
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda is asked for, but torch sees no CUDA device. Use device: cpu or auto.")
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _fingerprint(stage: Stage, data_key: str, weights: str, dtype: str) -> str:
+    """Hash of what decides a stage's trajectory; how it is cut into micro-batches or checkpoints is not part of it."""
+    settings = stage.model_dump(mode="json", exclude={"micro_batch", "checkpoint_every", "gradient_checkpointing"})
+    content = json.dumps([settings, data_key, weights, dtype], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _ledger_table(title: str, ledger: dict[str, tuple[int, bool]]) -> Table:
+    table = Table(title=f"{title}: what trains", title_justify="left")
+    table.add_column("role")
+    table.add_column("parameters", justify="right")
+    table.add_column("")
+    for role, (parameters, trains) in ledger.items():
+        table.add_row(role, f"{parameters:,}", "[green]trains[/green]" if trains else "[dim]frozen[/dim]")
+    return table

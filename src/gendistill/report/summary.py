@@ -1,0 +1,115 @@
+"""The summary of a run: the paired table, the way there, loss curves, and answers side by side."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from gendistill.evaluate.statistics import Scores, paired_table
+from gendistill.evaluate.tables import PAIRED_HEADER, paired_cells, points_cells, to_markdown
+from gendistill.runfolder import RunFolder, write_atomically
+
+EXAMPLES_PER_TASK = 2
+
+
+def write_summary(run: RunFolder, teacher: Scores, students: Mapping[str, Scores]) -> Path:
+    """Writes summary.md, scores.json and loss.svg into the run folder.
+
+    Args:
+        students: scores by label ("0-conversion", ...), in the order of the run; the last one is the result.
+    """
+    paired = paired_table(teacher, students)
+    last = list(students)[-1]
+    certificate = json.loads((run.student("conversion") / "certificate.json").read_text())
+    plotted = plot_losses(run)
+    sections = [
+        f"# {run.recipe.name}: {run.recipe.teacher} -> hybrid, after {last}",
+        _ABOUT.format(
+            kept=len(run.recipe.student.keep_attention),
+            linear=len(certificate["layers"]),
+            teacher_loss=certificate["teacher_loss"],
+            student_loss=certificate["student_loss"],
+            uniform_loss=certificate["uniform_loss"],
+        ),
+        "## Teacher and student on the same items",
+        to_markdown(PAIRED_HEADER, paired_cells(paired[last])),
+        "Accuracy and unparsed replies in percent; kept = student / teacher; gap = kept by ranking minus kept by "
+        "generation, in points.",
+        "## The way there",
+        to_markdown(*points_cells(teacher, students)),
+        "Each task: accuracy by ranking / by generation, percent.",
+        *(["## Losses", "![Loss of each stage](loss.svg)"] if plotted else []),
+        "## Answers, word for word",
+        _answers(run, list(students)),
+    ]
+    write_atomically(run.root / "scores.json", json.dumps({"teacher": teacher.to_dict(), "paired": paired}, indent=1))
+    path = run.root / "summary.md"
+    write_atomically(path, "\n\n".join(sections) + "\n")
+    return path
+
+
+_ABOUT = (
+    "{kept} layers keep softmax attention, {linear} hold Kimi Delta Attention. Next-token loss before any training: "
+    "teacher {teacher_loss:.3f}, untouched student {student_loss:.3f}, uniform guess {uniform_loss:.3f} nats."
+)
+
+
+def _answers(run: RunFolder, labels: list[str]) -> str:
+    """A few items with the replies of the teacher and of the student at the first and the last point."""
+    shown = {"teacher": "teacher", "untouched student": labels[0], "student": labels[-1]}
+    blocks = []
+    for task in run.recipe.evaluation.tasks:
+        records = {who: _records(run.evaluation / label / f"{task}.jsonl") for who, label in shown.items()}
+        for index in range(min(EXAMPLES_PER_TASK, len(records["teacher"]))):
+            lines = [f"**{task}**: {_one_line(records['teacher'][index]['question'])}", ""]
+            for who, rows in records.items():
+                mark = "right" if rows[index]["generation_correct"] else "wrong"
+                lines.append(f"- {who} ({mark}): {_one_line(rows[index]['reply'])}")
+            blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _one_line(text: str, limit: int = 160) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def plot_losses(run: RunFolder) -> bool:
+    """Draws loss.svg, a panel a stage; returns False if no stage has run."""
+    curves = {}
+    for name in run.recipe.stages:
+        path = run.point(name) / "metrics.jsonl"
+        if path.exists() and (rows := _records(path)):
+            curves[name] = ([row["tokens"] for row in rows], [row["loss"] for row in rows])
+    if not curves:
+        return False
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    columns = min(2, len(curves))
+    figure, axes = pyplot.subplots(
+        math.ceil(len(curves) / columns),
+        columns,
+        figsize=(5 * columns, 3 * math.ceil(len(curves) / columns)),
+        squeeze=False,
+    )
+    for axis in axes.flat[len(curves) :]:
+        axis.set_visible(False)
+    for axis, (name, (tokens, losses)) in zip(axes.flat, curves.items(), strict=False):
+        axis.plot(tokens, losses, linewidth=1)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("tokens", fontsize=9)
+        objective = run.recipe.stages[name].objective
+        axis.set_ylabel("KL, nats a token" if objective == "forward_kl" else "relative squared error", fontsize=9)
+        axis.set_yscale("log")
+        axis.grid(True, which="both", alpha=0.25)
+    figure.tight_layout()
+    figure.savefig(run.root / "loss.svg", metadata={"Date": None})
+    pyplot.close(figure)
+    return True

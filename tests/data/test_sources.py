@@ -1,0 +1,122 @@
+import gzip
+import json
+import sys
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from gendistill.data.sources import read_documents, read_records
+from gendistill.errors import UserError
+from gendistill.recipe import Source
+
+RECORDS = [{"text": "één", "n": 1}, {"text": "two\n\nlines", "n": 2}]
+TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ok"}]
+
+
+def write(path, content: str | bytes):
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def lines(records) -> str:
+    return "\n".join(json.dumps(record) for record in records) + "\n"
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """The same records in each format."""
+    write(tmp_path / "a.jsonl", "\ufeff" + lines(RECORDS) + "\n")
+    write(tmp_path / "a.jsonl.gz", gzip.compress(lines(RECORDS).encode()))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), tmp_path / "a.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_formats_hold_the_same_records(stored, name):
+    assert list(read_records(Source(path=str(stored / name)))) == RECORDS
+
+
+def test_text_file_is_one_document(tmp_path):
+    path = write(tmp_path / "book.txt", "one\n\ntwo\n")
+    assert list(read_records(Source(path=str(path), text="body"))) == [{"body": "one\n\ntwo\n"}]
+
+
+def test_conversations_from_messages_and_from_fields(tmp_path):
+    path = write(tmp_path / "a.jsonl", lines([{"m": [TALK[0] | {"name": "x"}, TALK[1]], "q": "hi", "a": "ok"}]))
+    for fields in ({"messages": "m"}, {"prompt": "q", "completion": "a"}):
+        (document,) = read_documents(Source(path=str(path), **fields))
+        assert document.content == TALK
+        assert document.where == f"{path}:1"
+
+
+def test_messages_of_a_parquet_file(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"m": TALK}]), tmp_path / "a.parquet")
+    (document,) = read_documents(Source(path=str(tmp_path / "a.parquet"), messages="m"))
+    assert document.content == TALK
+
+
+def truncated_gzip() -> bytes:
+    whole = gzip.compress(lines([{"text": str(number)} for number in range(1000)]).encode())
+    return whole[: len(whole) // 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text\nx\n", r"a\.csv: unknown kind of file; known: \.txt, \.jsonl, \.jsonl\.gz, \.parquet"),
+        ("a.txt", " \n", r"a\.txt: no records"),
+        ("a.txt", b"\xff\xfe", r"a\.txt: not UTF-8"),
+        ("a.jsonl", "\n\n", r"a\.jsonl: no records"),
+        ("a.jsonl", '{"text": "x"}\n\n{"text": "y"\n', r"a\.jsonl:3: not JSON: .* at column \d+"),
+        ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl:1: not UTF-8"),
+        ("a.jsonl", '["text"]\n', r"a\.jsonl:1: a record is an object .* a list"),
+        (
+            "a.jsonl",
+            '{"text": "x"}\n{"body": "x", "id": 1}\n',
+            r"a\.jsonl:2: no field 'text'; the record has: body, id",
+        ),
+        ("a.jsonl", '{"text": 3}\n', r"a\.jsonl:1: field 'text' should be a string, this is a int"),
+        ("a.jsonl", '{"text": null}\n', r"a\.jsonl:1: field 'text' should be a string, this is null"),
+        ("a.jsonl", '{"text": "ab\\ud83d"}\n', r"a\.jsonl:1: field 'text': half a surrogate pair at character 2"),
+        ("a.jsonl.gz", truncated_gzip(), r"a\.jsonl\.gz: damaged gzip file after line \d+"),
+        ("a.jsonl.gz", "plain", r"a\.jsonl\.gz: damaged gzip file after line 0"),
+        ("a.parquet", "PAR1 not really", r"a\.parquet: damaged or not a Parquet file"),
+    ],
+)
+def test_bad_files(tmp_path, name, content, message):
+    path = write(tmp_path / name, content)
+    with pytest.raises(UserError, match=message):
+        list(read_documents(Source(path=str(path))))
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ("hi", "'m' should be a list, this is a str"),
+        ([], "there are no messages"),
+        (["hi"], "message 1: should be an object"),
+        ([TALK[0], {"role": "assistant"}], "message 2: no field 'content'; the record has: role"),
+        ([{"role": "user", "content": ["hi"]}, TALK[1]], "message 1: field 'content' should be a string"),
+        ([{"role": "human", "content": "hi"}, TALK[1]], "unknown role 'human'; roles are system, user, assistant"),
+        ([TALK[1]], "the assistant speaks before the user"),
+        ([*TALK, TALK[0]], "the last turn is the user's"),
+    ],
+)
+def test_bad_conversations(tmp_path, messages, message):
+    path = write(tmp_path / "a.jsonl", lines([{"m": messages}]))
+    with pytest.raises(UserError, match=rf"a\.jsonl:1.*{message}"):
+        list(read_documents(Source(path=str(path), messages="m")))
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.jsonl: no such file"):
+        list(read_records(Source(path=str(tmp_path / "nowhere.jsonl"))))
+    with pytest.raises(UserError, match="this is a folder, not a file"):
+        list(read_records(Source(path=str(tmp_path))))
+
+
+def test_hub_without_the_datasets_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if not installed, wherever the test runs
+    with pytest.raises(UserError, match=r'hub:some/set.*pip install "gendistill\[hub\]"'):
+        list(read_records(Source(hub="some/set")))

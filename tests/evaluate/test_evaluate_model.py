@@ -1,0 +1,158 @@
+import json
+
+import pytest
+import torch
+
+from gendistill.errors import UserError
+from gendistill.evaluate import run
+from gendistill.evaluate.run import evaluate_model
+from gendistill.evaluate.statistics import TaskScore
+from gendistill.recipe import Evaluation
+
+
+@pytest.fixture
+def settings(files):
+    return {
+        "choice": {"kind": "multiple_choice", "path": files["choice_test"], "max_new_tokens": 3},
+        "short": {"kind": "short_answer", "path": files["short_test"], "items": 6, "max_new_tokens": 8},
+        "number": {
+            "kind": "last_number",
+            "path": files["number_test"],
+            "shots": 2,
+            "shots_path": files["number_train"],
+            "max_new_tokens": 10,
+        },
+    }
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Names of the tasks that were really put to the model."""
+    names = []
+
+    def spy(model, tokenizer, questions, *rest, ask=run._ask):
+        names.append(questions.name)
+        return ask(model, tokenizer, questions, *rest)
+
+    monkeypatch.setattr(run, "_ask", spy)
+    return names
+
+
+def evaluate(model, tokenizer, settings, folder, batch_size=8, **changes):
+    arguments = {"seed": 0, "folder": folder, "label": "student", "progress": False} | changes
+    return evaluate_model(model, tokenizer, Evaluation(tasks=settings, batch_size=batch_size), **arguments)
+
+
+def records(folder, task):
+    return [json.loads(line) for line in (folder / "student" / f"{task}.jsonl").read_text().splitlines()]
+
+
+def test_records_do_not_move_with_the_batch_size(model, tokenizer, settings, tmp_path):
+    scores = {size: evaluate(model, tokenizer, settings, tmp_path / str(size), size) for size in (1, 7, 1000)}
+    assert scores[1] == scores[7] == scores[1000]
+    for task in settings:
+        alone = records(tmp_path / "1", task)
+        for size in ("7", "1000"):
+            for one, other in zip(alone, records(tmp_path / size, task), strict=True):
+                assert one["scores"] == pytest.approx(other["scores"], abs=1e-4)
+                assert one | {"scores": None} == other | {"scores": None}
+
+
+def test_scores_count_the_records(model, tokenizer, settings, tmp_path):
+    scores = evaluate(model, tokenizer, settings, tmp_path)
+    assert {name: task.items for name, task in scores.tasks.items()} == {"choice": 11, "short": 6, "number": 11}
+    for name, score in scores.tasks.items():
+        assert score == TaskScore.from_records(records(tmp_path, name))
+        for record in records(tmp_path, name):
+            best = max(record["scores"])
+            assert record["ranked"] == record["candidates"][record["scores"].index(best)]
+            assert record["ranking_correct"] == (record["ranked"] == record["candidates"][record["gold"]])
+
+
+def test_a_killed_evaluation_goes_on(model, tokenizer, settings, tmp_path, asked, monkeypatch):
+    whole = evaluate(model, tokenizer, settings, tmp_path / "whole")
+    asked.clear()
+
+    class Killed(Exception):
+        pass
+
+    store = run._store
+
+    def die_in_the_second(folder, questions, *rest):
+        if questions.name == "short":
+            raise Killed
+        store(folder, questions, *rest)
+
+    monkeypatch.setattr(run, "_store", die_in_the_second)
+    with pytest.raises(Killed):
+        evaluate(model, tokenizer, settings, tmp_path / "killed")
+    monkeypatch.setattr(run, "_store", store)
+    first = tmp_path / "killed" / "student" / "choice.jsonl"
+    written = first.stat().st_mtime_ns
+    asked.clear()
+    assert evaluate(model, tokenizer, settings, tmp_path / "killed") == whole
+    assert asked == ["short", "number"]
+    assert first.stat().st_mtime_ns == written
+    for task in settings:
+        assert records(tmp_path / "killed", task) == records(tmp_path / "whole", task)
+
+
+def test_what_changes_the_answers_asks_again(model, other_model, tokenizer, settings, tmp_path, asked):
+    def asked_again(**changes):
+        asked.clear()
+        arguments = {"model": model, "tokenizer": tokenizer, "settings": settings, "folder": tmp_path} | changes
+        evaluate(**arguments)
+        return asked
+
+    assert asked_again() == ["choice", "short", "number"]
+    assert asked_again(batch_size=3) == []
+    assert asked_again(settings=settings | {"choice": settings["choice"] | {"max_new_tokens": 4}}) == ["choice"]
+    assert asked_again() == ["choice"]
+    assert asked_again(seed=1) == ["choice", "short", "number"]
+    assert asked_again(model=other_model, seed=1) == ["choice", "short", "number"]
+    (tmp_path / "student" / "short.jsonl").write_text('{"id": 0}\n')
+    assert asked_again(model=other_model, seed=1) == ["short"]
+    (tmp_path / "student" / "short.meta.json").write_text("[]")
+    assert asked_again(model=other_model, seed=1) == ["short"]
+
+
+def test_one_step_of_training_is_noticed(model, tokenizer, settings, tmp_path, asked):
+    evaluate(model, tokenizer, settings, tmp_path)
+    norm = model.model.layers[0].input_layernorm.weight
+    with torch.no_grad():
+        norm += 1e-4
+    asked.clear()
+    evaluate(model, tokenizer, settings, tmp_path)
+    assert asked == ["choice", "short", "number"]
+
+
+def test_modes_are_restored(model, tokenizer, settings, tmp_path):
+    model.train()
+    model.model.norm.eval()
+    evaluate(model, tokenizer, settings, tmp_path, progress=True)
+    assert model.training and model.model.layers.training and not model.model.norm.training
+    # Training still works: nothing that the evaluation made inside inference mode is left in the model.
+    model(torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
+
+
+def test_modes_are_restored_after_a_failure(model, tokenizer, settings, tmp_path, monkeypatch):
+    model.train()
+    monkeypatch.setattr(run, "_ask", lambda *rest: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(model, tokenizer, settings, tmp_path)
+    assert model.training
+
+
+def test_too_long_a_prompt_is_refused_before_anything_is_asked(model, tokenizer, settings, tmp_path, asked):
+    model.config.max_position_embeddings = 150
+    with pytest.raises(UserError, match=r"task 'number' needs \d+ tokens .* has 150 positions"):
+        evaluate(model, tokenizer, settings, tmp_path)
+    assert asked == []
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ""])
+def test_names_that_cannot_be_files(model, tokenizer, settings, tmp_path, name):
+    with pytest.raises(UserError, match="names files"):
+        evaluate(model, tokenizer, {name: settings["choice"]}, tmp_path)
+    with pytest.raises(UserError, match="names files"):
+        evaluate(model, tokenizer, settings, tmp_path, label=name)

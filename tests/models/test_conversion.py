@@ -1,0 +1,136 @@
+"""Conversion accounts for every tensor and fails loudly; its certificate says what the untouched student is."""
+
+import math
+
+import pytest
+import torch
+from conftest import FAMILIES, make_teacher
+from transformers import GPT2Config, Qwen2Config
+
+from gendistill.errors import UserError
+from gendistill.models.conversion import Certificate, LayerReport, Ledger, certify, convert, weights_sha256
+from gendistill.models.families import student_config
+
+
+def batch(rows=3, length=60, seed=0):
+    ids = torch.randint(2, 97, (rows, length), generator=torch.Generator().manual_seed(seed))
+    positions = torch.cat([torch.arange(25), torch.arange(length - 25)]).repeat(rows, 1)
+    mask = (positions > 0).long()
+    return {"input_ids": ids, "position_ids": positions, "loss_mask": mask}
+
+
+def test_every_tensor_is_accounted_for(family):
+    teacher = make_teacher(family)
+    student, ledger = convert(teacher, student_config(teacher.config, [1, 3]), seed=0)
+    names = {name for name, _ in student.named_parameters()}
+    assert names == set(ledger.copied) | set(ledger.new)
+    assert not set(ledger.copied) & set(ledger.new)
+    taken = {name.replace("linear_attn", "self_attn") for name in ledger.copied}
+    assert taken | set(ledger.dropped) == {name for name, _ in teacher.named_parameters()}
+    assert bool(ledger.dropped) == (family == "qwen3")
+    weights, original = dict(student.named_parameters()), dict(teacher.named_parameters())
+    for name in ledger.copied:
+        assert torch.equal(weights[name], original[name.replace("linear_attn", "self_attn")]), name
+
+
+def test_start_values_follow_the_seed():
+    teacher = make_teacher("qwen3")
+    config = student_config(teacher.config, [1])
+    first, second, other = (convert(teacher, config, seed=seed)[0].state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not torch.equal(first["model.layers.0.linear_attn.A_log"], other["model.layers.0.linear_attn.A_log"])
+
+
+@torch.no_grad()
+def test_new_parts_start_as_the_identity():
+    teacher = make_teacher("qwen3")
+    student, _ = convert(teacher, student_config(teacher.config, [1]), seed=0)
+    mixer = student.model.layers[0].linear_attn
+    x = torch.randn(2, 9, mixer.queries + 2 * mixer.keys)
+    torch.testing.assert_close(mixer._convolve(x, None, None), x)
+    gate = mixer.gate_activation(mixer.g_b_proj(mixer.g_a_proj(torch.randn(2, 9, 48))))
+    torch.testing.assert_close(gate, torch.ones_like(gate), atol=1e-3, rtol=0)
+    half_life = math.log(2) / -mixer._log_decay(torch.zeros(1, 1, 48))
+    assert 0.3 < half_life.min() and half_life.max() < 1000
+
+
+def test_lost_tensor_is_an_error():
+    teacher = make_teacher("qwen2")
+    teacher.model.layers[0].self_attn.sinks = torch.nn.Parameter(torch.zeros(4))
+    with pytest.raises(UserError, match="no place for the teacher's model.layers.0.self_attn.sinks"):
+        convert(teacher, student_config(teacher.config, [1]), seed=0)
+
+
+def test_missing_tensor_is_an_error():
+    teacher = make_teacher("qwen3")
+    config = student_config(teacher.config, [1])
+    config.attention_bias = True
+    with pytest.raises(UserError, match="bias has no counterpart"):
+        convert(teacher, config, seed=0)
+
+
+def test_shape_mismatch_is_an_error():
+    teacher = make_teacher("qwen3")
+    config = student_config(teacher.config, [1])
+    config.num_key_value_heads = 4
+    with pytest.raises(UserError, match=r"k_proj.weight is \(64, 48\) in the student, \(32, 48\)"):
+        convert(teacher, config, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [([4], "layer.*4.*counted 0 to 3"), ([-1], "counted 0 to 3"), ([1, 1], "more than once"), ([], "at least one")],
+)
+def test_wrong_layers_are_errors(keep, message):
+    with pytest.raises(UserError, match=message):
+        student_config(FAMILIES["qwen3"], keep)
+
+
+def test_unsupported_teachers_are_errors():
+    with pytest.raises(UserError, match="model type 'gpt2': supported are qwen3, qwen2, llama"):
+        student_config(GPT2Config(), [0])
+    sliding = Qwen2Config(num_hidden_layers=4, use_sliding_window=True, sliding_window=8, max_window_layers=2)
+    with pytest.raises(UserError, match="sliding-window"):
+        student_config(sliding, [0])
+
+
+def test_certificate_measures_losses_and_cosines():
+    teacher = make_teacher("qwen3")
+    student, ledger = convert(teacher, student_config(teacher.config, [1]), seed=0)
+    data = [batch(seed=0), batch(seed=1)]
+    certificate = certify(teacher, student, ledger, data, name="test", seed=0)
+    assert certificate.tokens == 2 * 3 * (60 - 2)
+    assert certificate.uniform_loss == math.log(97)
+    assert [report.layer for report in certificate.layers] == [0, 2, 3]
+    expected = 0.0
+    with torch.no_grad():
+        for piece in data:
+            logits = teacher(piece["input_ids"], position_ids=piece["position_ids"], use_cache=False).logits[:, :-1]
+            losses = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), piece["input_ids"][:, 1:].flatten(), reduction="none"
+            )
+            expected += (losses * piece["loss_mask"][:, 1:].flatten()).sum().item()
+    assert certificate.teacher_loss == pytest.approx(expected / certificate.tokens, rel=1e-5)
+
+
+def test_certificate_refuses_a_bad_student():
+    fine = dict(teacher="t", seed=0, tokens=1, teacher_loss=1.0, uniform_loss=3.0, parameters=1, ledger=Ledger([], [], []))
+    good, bad = LayerReport(0, 0.4, 1.0, 1.0), LayerReport(5, -0.1, 1.0, 1.0)
+    Certificate(student_loss=2.0, layers=[good], **fine).check()
+    with pytest.raises(UserError, match=r"layer\(s\) 5 \(cosine -0.100\)"):
+        Certificate(student_loss=2.0, layers=[good, bad], **fine).check()
+    with pytest.raises(UserError, match="cosine nan"):
+        Certificate(student_loss=2.0, layers=[LayerReport(5, math.nan, 1.0, 1.0)], **fine).check()
+    with pytest.raises(UserError, match="not below a uniform guess"):
+        Certificate(student_loss=3.1, layers=[good], **fine).check()
+
+
+def test_weights_hash_sees_a_changed_weight(tmp_path):
+    teacher = make_teacher("qwen3")
+    student, _ = convert(teacher, student_config(teacher.config, [1]), seed=0)
+    student.save_pretrained(tmp_path)
+    before = weights_sha256(tmp_path)
+    with torch.no_grad():
+        student.model.norm.weight[0] += 1e-3
+    student.save_pretrained(tmp_path)
+    assert weights_sha256(tmp_path) != before
