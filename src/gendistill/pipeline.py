@@ -20,7 +20,7 @@ from gendistill.errors import UserError
 from gendistill.evaluate.run import evaluate_model
 from gendistill.evaluate.statistics import Scores
 from gendistill.evaluate.tasks import load_items
-from gendistill.models.conversion import certify, convert, weights_sha256
+from gendistill.models.conversion import certify, convert, match_scale, weights_sha256
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_config, load_model, load_tokenizer
 from gendistill.recipe import Recipe, Stage
@@ -71,16 +71,14 @@ class Run:
             settings = self.recipe.conversion
             dataset = self.prepare(settings.data, settings.sequence_length, settings.tokens)
             student, ledger = convert(self.teacher, self.config, self.recipe.seed)
+            student.to(self.device)
+            rows = list(batches(dataset, 0, len(dataset), 4, self.device))
+            match_scale(self.teacher, student, rows)
             with folder_in_one_piece(folder) as partial:
                 student.save_pretrained(partial)
                 self.tokenizer.save_pretrained(partial)
                 measured = certify(
-                    self.teacher,
-                    load_model(str(partial), self.dtype, self.device),
-                    ledger,
-                    batches(dataset, 0, len(dataset), 4, self.device),
-                    name=self.recipe.teacher,
-                    seed=self.recipe.seed,
+                    self.teacher, student, ledger, rows, name=self.recipe.teacher, seed=self.recipe.seed
                 )
                 certificate = measured.to_dict() | {"weights_sha256": weights_sha256(partial)}
                 write_atomically(partial / CERTIFICATE, json.dumps(certificate, indent=1))

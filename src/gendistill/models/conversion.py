@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from gendistill.errors import UserError
-from gendistill.models.capture import record_layers
+from gendistill.models.capture import LayerRecord, record_layers
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.families import teacher_name
 from gendistill.models.mixers import KimiDeltaAttention
@@ -71,6 +71,47 @@ def convert(teacher: PreTrainedModel, config: GendistillConfig, seed: int) -> tu
         raise UserError(f"conversion: the student has no place for the teacher's {', '.join(sorted(lost))}")
     student.generation_config = teacher.generation_config
     return student.eval(), Ledger(copied, new, sorted(source))
+
+
+@torch.inference_mode()
+def match_scale(
+    teacher: PreTrainedModel, student: GendistillForCausalLM, batches: Iterable[dict[str, torch.Tensor]]
+) -> dict[int, float]:
+    """Scales each mixer's output to the teacher's attention output, by least squares on the teacher's own inputs.
+
+    A start value only: at its standard start the output norm gives every layer an output of the same power, whatever the
+    teacher's is. The factor goes into the output norm's weight, or without one into the convolution of the values, both
+    new tensors. (Scaling values by least squares is Taylor-Calibrate's, arXiv 2606.16429; here one factor a layer.)
+
+    Returns:
+        The factor of each layer. A mixer that points away from its teacher keeps its scale, for the certificate to see.
+    """
+    layers = student.config.layers_of_type("linear_attention")
+    products = {i: torch.zeros(2, dtype=torch.float64) for i in layers}  # <mixer, teacher>, <mixer, mixer>
+    for batch, records in _recorded(teacher, batches, layers):
+        for i, record in records.items():
+            mixed, target = _mixer_output(student, i, record, batch).float(), record.attention_output.float()
+            products[i] += torch.stack([(mixed * target).sum(), mixed.square().sum()]).double().cpu()
+    factors = {i: (both / own).item() for i, (both, own) in products.items()}
+    for i, factor in factors.items():
+        if factor > 0:
+            mixer = student.model.layers[i].linear_attn
+            scaled = mixer.v_conv1d if mixer.o_norm is None else mixer.o_norm
+            scaled.weight.mul_(factor)
+    return factors
+
+
+def _recorded(teacher: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]], layers: list[int]):
+    """Runs the teacher over the batches; yields each batch with the records of its layers."""
+    for batch in batches:
+        with record_layers(teacher, layers) as records:
+            teacher.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        yield batch, records
+
+
+def _mixer_output(student: GendistillForCausalLM, layer: int, record: LayerRecord, batch: dict) -> torch.Tensor:
+    documents = Documents.from_position_ids(batch["position_ids"])
+    return student.model.layers[layer].linear_attn(record.attention_input, documents=documents)[0]
 
 
 @dataclass(frozen=True)
@@ -135,20 +176,16 @@ def certify(
     sums = {i: torch.zeros(4, dtype=torch.float64) for i in layers}  # cosine, power, update power, tokens
     losses = torch.zeros(2, dtype=torch.float64)
     tokens = 0
-    for batch in batches:
-        positions = batch["position_ids"]
-        documents = Documents.from_position_ids(positions)
-        with record_layers(teacher, layers) as records:
-            losses[0] += _loss_sum(teacher, batch)
-        losses[1] += _loss_sum(student, batch)
+    for batch, records in _recorded(teacher, batches, layers):
+        losses += torch.tensor([_loss_sum(teacher, batch), _loss_sum(student, batch)])
         tokens += int(batch["loss_mask"][:, 1:].sum())
         for i, record in records.items():
-            mixed, _ = student.model.layers[i].linear_attn(record.attention_input, documents=documents)
-            target = record.attention_output.float()
-            cosine = F.cosine_similarity(mixed.float(), target, dim=-1).sum()
-            update = (record.block_output - record.block_input).float().square().mean(-1).sum()
-            power = target.square().mean(-1).sum()
-            sums[i] += torch.stack([cosine, power, update, torch.tensor(positions.numel()).to(cosine)]).double().cpu()
+            mixed, target = _mixer_output(student, i, record, batch), record.attention_output.float()
+            cosine = F.cosine_similarity(mixed.float(), target, dim=-1)
+            power = target.square().mean(-1)
+            update = (record.block_output - record.block_input).float().square().mean(-1)
+            measured = torch.stack([cosine, power, update, torch.ones_like(cosine)])
+            sums[i] += measured.sum(dim=(1, 2)).double().cpu()
     reports = [LayerReport(i, *(total[:3] / total[3]).tolist()) for i, total in sums.items()]
     teacher_loss, student_loss = (losses / tokens).tolist()
     return Certificate(
