@@ -177,6 +177,7 @@ class Task(Settings):
 class Evaluation(Settings):
     tasks: dict[str, Task] = Field(min_length=1)
     batch_size: PositiveInt = 32
+    points: list[str] | None = Field(None, description="'conversion' and stages after which to ask; all if absent")
 
 
 class Recipe(Settings):
@@ -204,6 +205,9 @@ class Recipe(Settings):
         for user, mixture in uses.items():
             if mixture not in self.data:
                 raise ValueError(f"{user} asks for data '{mixture}'; the data section has: {', '.join(self.data)}")
+        points = ["conversion", *self.stages]
+        if unknown := [point for point in self.evaluation.points or [] if point not in points]:
+            raise ValueError(f"evaluation.points: {', '.join(unknown)} unknown; this recipe has {', '.join(points)}")
         for name, stage in self.stages.items():
             if stage.loss_on == "completion" and not all(source.is_chat for source in self.data[stage.data]):
                 raise ValueError(

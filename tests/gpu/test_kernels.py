@@ -5,6 +5,7 @@ import torch
 
 from gendistill.ops import Documents, gated_delta_rule
 from gendistill.ops.reference import recurrent_gated_delta_rule
+from small_models import make_student
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,7 +24,9 @@ def make_inputs(length, head_size, dtype, batch=2, heads=3):
 
 
 def run(form, inputs, dtype, **options):
-    inputs = {name: (x.double() if dtype == torch.float64 else x).clone().requires_grad_() for name, x in inputs.items()}
+    inputs = {
+        name: (x.double() if dtype == torch.float64 else x).clone().requires_grad_() for name, x in inputs.items()
+    }
     o, state = form(**inputs, **options)
     readout = torch.randn(o.shape, device="cuda", generator=torch.Generator("cuda").manual_seed(1))
     (o * readout.to(o.dtype)).sum().backward()
@@ -67,12 +70,6 @@ def test_steps_equal_one_pass(head_size):
 
 
 def test_student_on_cuda_equals_cpu_padded_packed_and_cached():
-    import sys
-    from pathlib import Path
-
-    sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-    from conftest import make_student
-
     student = make_student("qwen3")
     ids = torch.randint(2, 97, (2, 90))
     mask = torch.ones_like(ids)

@@ -1,62 +1,6 @@
-"""Small random teachers of every family, with the traits that have broken converters."""
-
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from gendistill.models.conversion import convert
-from gendistill.models.families import student_config
-
-SHAPE = dict(
-    vocab_size=97,
-    hidden_size=48,
-    intermediate_size=64,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=512,
-    pad_token_id=0,
-    eos_token_id=1,
-    bos_token_id=None,
-)
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-FAMILIES = {
-    "qwen3": Qwen3Config(**SHAPE, head_dim=16, tie_word_embeddings=True),  # head_dim is not hidden / heads
-    "qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=True),
-    "llama": LlamaConfig(**SHAPE, tie_word_embeddings=False, rope_parameters=LLAMA3_ROPE, mlp_bias=True),
-}
-
-
-def make_teacher(family: str, seed: int = 0):
-    """A random teacher whose norms and biases are not at their trivial start values."""
-    torch.manual_seed(seed)
-    teacher = AutoModelForCausalLM.from_config(FAMILIES[family]).eval()
-    with torch.no_grad():
-        for name, parameter in teacher.named_parameters():
-            if name.endswith("bias") or "norm" in name:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-            else:
-                parameter.mul_(4)  # the usual 0.02 leaves every layer too weak to be seen
-    return teacher
-
-
-def make_student(family: str, keep=(1,), **options):
-    """A converted student whose new tensors are moved off their start values, so that every path matters."""
-    teacher = make_teacher(family)
-    student, _ = convert(teacher, student_config(teacher.config, list(keep), **options), seed=0)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in student.named_parameters():
-            if any(part in name for part in ("conv1d", "g_b_proj", "f_b_proj", "o_norm")):
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return student
+from small_models import FAMILIES, make_student
 
 
 @pytest.fixture(params=list(FAMILIES))

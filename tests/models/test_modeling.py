@@ -1,13 +1,13 @@
-"""The student as a Hugging Face model: padding, packing, caching, saving and generation change nothing they should not."""
+"""The student as a Hugging Face model: padding, packing, caching and saving change nothing they should not."""
 
 import pytest
 import torch
-from conftest import FAMILIES, make_student, make_teacher
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
 from gendistill.models import GendistillConfig, GendistillForCausalLM
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
+from small_models import FAMILIES, make_student, make_teacher
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 

@@ -21,6 +21,8 @@ def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = No
     for point in run.folder.points:
         if point != "conversion":
             run.distil(point)
+        if point not in (run.recipe.evaluation.points or run.folder.points):
+            continue
         students[run.folder.label(point)] = scores = run.evaluate_student(point)
         run.console.print(
             f"{point}: student answers {scores.generation:.1%} by generation, {scores.ranking:.1%} by ranking "

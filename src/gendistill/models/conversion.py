@@ -79,9 +79,9 @@ def match_scale(
 ) -> dict[int, float]:
     """Scales each mixer's output to the teacher's attention output, by least squares on the teacher's own inputs.
 
-    A start value only: at its standard start the output norm gives every layer an output of the same power, whatever the
-    teacher's is. The factor goes into the output norm's weight, or without one into the convolution of the values, both
-    new tensors. (Scaling values by least squares is Taylor-Calibrate's, arXiv 2606.16429; here one factor a layer.)
+    A start value only: at its standard start the output norm gives every layer an output of the same power, whatever
+    the teacher's is. The factor goes into a new tensor: the output norm's weight, or the values' convolution where there
+    is no norm. (Scaling by least squares is Taylor-Calibrate's, arXiv 2606.16429; here with one factor a layer.)
 
     Returns:
         The factor of each layer. A mixer that points away from its teacher keeps its scale, for the certificate to see.

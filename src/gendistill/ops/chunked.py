@@ -4,10 +4,9 @@ Inside a chunk the tokens' corrected values u solve a unit lower-triangular syst
 products and one solve, and only the state is carried from chunk to chunk (the WY form of DeltaNet, arXiv 2406.06484,
 with a decay per channel as in Kimi Linear, arXiv 2510.26692).
 
-Decay between two tokens is exp(G_i - G_j) with G the running sum of log decays. exp(G_i) * exp(-G_j) would overflow.
-So between two tiles of rows both sides decay to the row tile's first token (two exponents <= 0), and inside a tile the
-difference is formed before the exponential. G is summed in float64: next to a gate of -1e4 a float32 sum would round
-away its neighbours.
+Decay between two tokens is exp(G_i - G_j) with G the running sum of log decays. exp(G_i) * exp(-G_j) would overflow, so
+both sides decay to a token between them: two exponents <= 0. G is summed in float64: next to a gate of -1e4 a float32 sum
+would round away its neighbours.
 """
 
 import torch
@@ -16,8 +15,7 @@ import torch.nn.functional as F
 from gendistill.ops.documents import Documents
 from gendistill.ops.reference import l2_normalize
 
-CHUNK = 64
-TILE = 8
+CHUNK = 64  # a power of two
 
 
 def chunked_gated_delta_rule(
@@ -32,7 +30,7 @@ def chunked_gated_delta_rule(
     """Same arguments and results as `recurrent_gated_delta_rule`."""
     dtype = torch.promote_types(v.dtype, torch.float32)
     length = q.shape[1]
-    chunk = min(CHUNK, -(-length // TILE) * TILE)
+    chunk = min(CHUNK, 1 << (length - 1).bit_length())
     scale = k.shape[-1] ** -0.5
 
     def chunks(
@@ -81,27 +79,25 @@ def _document_in_chunk(starts: torch.Tensor, chunk: int) -> torch.Tensor:
 
 
 def _decayed_products(q: torch.Tensor, k: torch.Tensor, log_decay: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[..., C, C] lower-triangular q_i . k_j and k_i . k_j with channel-wise decay exp(G_i - G_j), j <= i."""
-    tiles, dtype = q.shape[-2] // TILE, q.dtype
+    """[..., C, C] lower-triangular q_i . k_j and k_i . k_j with channel-wise decay exp(G_i - G_j), j <= i.
+
+    Built from single tokens up: two neighbouring blocks of finished products become one of twice the size, once the
+    later block's rows have met the earlier block's keys, both decayed to the later block's first token.
+    """
     rows = torch.stack([q, k], dim=-3)  # [..., 2, C, K]
-
-    # Inside the tiles: all pairs, the future masked before the exponential so that no gradient meets an infinity.
-    tiled = log_decay.unflatten(-2, (tiles, TILE))
-    difference = (tiled.unsqueeze(-2) - tiled.unsqueeze(-3)).to(dtype)  # [..., tiles, i, j, K]
-    future = torch.ones(TILE, TILE, dtype=torch.bool, device=q.device).triu(1)
-    decayed_k = difference.masked_fill(future[..., None], -torch.inf).exp() * k.unflatten(-2, (tiles, 1, TILE))
-    pairs = rows.unflatten(-2, (tiles, TILE)).movedim(-4, -1)  # [..., tiles, i, K, 2]
-    inside = (decayed_k @ pairs).movedim(-1, -4)  # [..., 2, tiles, i, j]
-
-    products = []
-    for tile in range(tiles):
-        start, stop = tile * TILE, (tile + 1) * TILE
-        block = inside[..., tile, :, :]
-        if start:
-            first = log_decay[..., start : start + 1, :]
-            near = (log_decay[..., start:stop, :] - first).to(dtype).exp().unsqueeze(-3) * rows[..., start:stop, :]
-            far = (first - log_decay[..., :start, :]).to(dtype).exp() * k[..., :start, :]
-            block = torch.cat([near @ far.transpose(-1, -2).unsqueeze(-3), block], dim=-1)
-        products.append(F.pad(block, (0, q.shape[-2] - stop)))
-    qk, kk = torch.cat(products, dim=-2).unbind(-3)
+    products = (rows * k.unsqueeze(-3)).sum(-1).movedim(-1, -2)[..., None, None]  # [..., C, 2, 1, 1]
+    size = 1
+    while size < q.shape[-2]:
+        earlier, later = log_decay.unflatten(-2, (-1, 2, size)).unbind(-3)  # [..., pairs, size, K]
+        first = later[..., :1, :]
+        near = (later - first).to(q.dtype).exp().unsqueeze(-3)
+        far = (first - earlier).to(q.dtype).exp()
+        late_rows = near * rows.unflatten(-2, (-1, 2, size))[..., 1, :, :].movedim(-4, -3)  # [..., pairs, 2, size, K]
+        early_keys = far * k.unflatten(-2, (-1, 2, size))[..., 0, :, :]
+        met = (late_rows.flatten(-3, -2) @ early_keys.transpose(-1, -2)).unflatten(-2, (2, size))
+        left, right = products.unflatten(-4, (-1, 2)).unbind(-4)
+        top, bottom = torch.cat([left, torch.zeros_like(met)], dim=-1), torch.cat([met, right], dim=-1)
+        products = torch.cat([top, bottom], dim=-2)
+        size *= 2
+    qk, kk = products.squeeze(-4).unbind(-3)
     return qk, kk

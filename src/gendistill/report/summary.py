@@ -56,7 +56,7 @@ _ABOUT = (
 
 def _answers(run: RunFolder, labels: list[str]) -> str:
     """A few items with the replies of the teacher and of the student at the first and the last point."""
-    shown = {"teacher": "teacher", "untouched student": labels[0], "student": labels[-1]}
+    shown = {"teacher": "teacher", f"student {labels[0]}": labels[0], f"student {labels[-1]}": labels[-1]}
     blocks = []
     for task in run.recipe.evaluation.tasks:
         records = {who: _records(run.evaluation / label / f"{task}.jsonl") for who, label in shown.items()}

@@ -1,0 +1,100 @@
+"""Makes the training text, the conversations and the question files of the real-teacher run from local data sets.
+
+    python benchmarks/real_teacher/prepare.py --data DATA --out FOLDER
+
+DATA holds gzip'd JSON lines, one folder a set: arc_easy, arc_challenge, openbookqa and gsm8k with train and test splits
+(fields question, choices, answer; GSM8K: question, answer), and more_text/*/ with plain text in the field text.
+Conversations come from train splits only, worded as the evaluator asks, one to six questions each. A record whose
+question stands in a test split is left out, and counted.
+"""
+
+import argparse
+import gzip
+import json
+import random
+import shutil
+from pathlib import Path
+
+from gendistill.evaluate.tasks import LETTERS, user_turn, worked_answer
+
+CHOICE_SETS = ("arc_easy", "arc_challenge", "openbookqa")
+TEXT_SETS = ("wikipedia", "factbook", "siyavula", "biology_text")
+TEXT_CHARACTERS = 12_000_000
+
+
+def read(path: Path) -> list[dict]:
+    with gzip.open(path, "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+def write(path: Path, records: list[dict]) -> None:
+    with gzip.open(path, "wt", compresslevel=6) as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def exchanges(data: Path) -> list[list[tuple[str, str]]]:
+    """Question and answer pairs of the train splits, one list for letters and one for worked sums."""
+    tested = {r["question"] for name in (*CHOICE_SETS, "gsm8k") for r in read(data / name / "test.jsonl.gz")}
+    left_out = 0
+    letters, sums = [], []
+    for name in CHOICE_SETS:
+        for record in read(data / name / "train.jsonl.gz"):
+            if record["question"] in tested:
+                left_out += 1
+            else:
+                letters.append((user_turn(record["question"], record["choices"]), LETTERS[record["answer"]]))
+    for record in read(data / "gsm8k" / "train.jsonl.gz"):
+        if record["question"] in tested:
+            left_out += 1
+        else:
+            sums.append((record["question"], worked_answer(record["answer"])))
+    print(f"{len(letters)} questions with letters, {len(sums)} worked sums; {left_out} left out, being test questions")
+    return [letters, sums]
+
+
+def conversations(pairs: list[tuple[str, str]], longest: int, rng: random.Random) -> list[dict]:
+    rng.shuffle(pairs)
+    made = []
+    while pairs:
+        turns = [pairs.pop() for _ in range(min(len(pairs), rng.randint(1, longest)))]
+        roles = ("user", "assistant")
+        made.append({"messages": [dict(role=r, content=c) for turn in turns for r, c in zip(roles, turn, strict=True)]})
+    return made
+
+
+def texts(data: Path, rng: random.Random) -> list[dict]:
+    records = [
+        {"text": record["text"]}
+        for name in TEXT_SETS
+        for path in sorted((data / "more_text" / name).glob("*.jsonl.gz"))
+        for record in read(path)
+    ]
+    rng.shuffle(records)
+    kept, characters = [], 0
+    for record in records:
+        if characters < TEXT_CHARACTERS:
+            kept.append(record)
+            characters += len(record["text"])
+    print(f"{len(kept)} documents, {characters:,} characters")
+    return kept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(0)
+    letters, sums = exchanges(arguments.data)
+    chat = conversations(letters, 6, rng) + conversations(sums, 4, rng)
+    rng.shuffle(chat)
+    write(arguments.out / "chat.jsonl.gz", chat)
+    write(arguments.out / "text.jsonl.gz", texts(arguments.data, rng))
+    for name in ("arc_easy", "openbookqa", "gsm8k"):
+        for split in ("train", "test"):
+            shutil.copyfile(arguments.data / name / f"{split}.jsonl.gz", arguments.out / f"{name}.{split}.jsonl.gz")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Bad input gets one clear error: what was given, what is allowed, what to do; no traceback, and nothing is lost."""
+
+import json
+
+import pytest
+import yaml
+
+
+def check(result, *needles):
+    code, output = result
+    assert code == 2, output
+    assert "Traceback" not in output, output
+    assert output.count("gendistill: ") == 1, output
+    for needle in needles:
+        assert needle in " ".join(output.split()), output
+
+
+@pytest.mark.parametrize(
+    ("override", "needles"),
+    [
+        ("stages.qk_alignment.lerning_rate=1", ["lerning_rate", "did you mean 'learning_rate'"]),
+        ("studnt.mixer=kda", ["studnt", "did you mean 'student'"]),
+        ("student.keep_attention=[2, 8]", ["layer(s) [8]", "has 8, counted 0 to 7"]),
+        ("stages.block_alignment.sequence_length=4096", ["stages.block_alignment.sequence_length is 4096", "1024"]),
+        ("data.text=[{path: nowhere.jsonl}]", ["nowhere.jsonl: no such file"]),
+        ("teacher=./nowhere", ["./nowhere", "no such folder"]),
+        ("stages.qk_alignment.train=[mixers]", ["stages.qk_alignment.train.0", "'mixer'", "mixers"]),
+        ("stages.qk_alignment.train=[mlp]", ["trains mixers only", "mlp"]),
+        ("stages.qk_alignment.data=txt", ["asks for data 'txt'", "text, instructions"]),
+        ("stages.logit_distillation.loss_on=completion", ["completion needs conversations"]),
+        ("nonsense", ["dotted.key=value"]),
+    ],
+)
+def test_recipe_mistakes(recipe, gendistill, tmp_path, override, needles):
+    check(gendistill("run", recipe, override, "--output", tmp_path / "run"), *needles)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_recipe(gendistill):
+    check(gendistill("run", "nowhere.yaml"), "nowhere.yaml: no such recipe")
+
+
+def test_unsupported_family(recipe, gendistill, tmp_path):
+    from transformers import GPT2Config
+
+    GPT2Config(n_layer=2).save_pretrained(tmp_path / "gpt2")
+    check(
+        gendistill("convert", recipe, f"teacher={tmp_path / 'gpt2'}", "--output", tmp_path / "run"),
+        "'gpt2'",
+        "qwen3, qwen2, llama",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "needles"),
+    [
+        ("", ["no records"]),
+        ('{"text": "a"}\n{"text": \n', ["text.jsonl:2"]),
+        ('{"txt": "a"}\n', ["text.jsonl:1", "'text'", "txt"]),
+    ],
+)
+def test_bad_data_files(recipe, gendistill, tmp_path, content, needles):
+    path = tmp_path / "text.jsonl"
+    path.write_text(content)
+    override = f"data.text=[{{path: {path}}}]"
+    check(gendistill("convert", recipe, override, "--output", tmp_path / "run"), *needles)
+
+
+def test_empty_completion_mask(recipe, gendistill, tmp_path):
+    """Replies that lie beyond the sequence length leave nothing to learn."""
+    record = {"messages": [{"role": "user", "content": "word " * 300}, {"role": "assistant", "content": "yes"}]}
+    (tmp_path / "chat.jsonl").write_text((json.dumps(record) + "\n") * 50)
+    run = tmp_path / "run"
+    overrides = [f"data.instructions=[{{path: {tmp_path / 'chat.jsonl'}, messages: messages}}]"]
+    settings = yaml.safe_load(recipe.read_text())
+    settings["stages"] = {"instruction_distillation": settings["stages"]["instruction_distillation"]}
+    recipe.write_text(yaml.safe_dump(settings))
+    assert gendistill("convert", recipe, *overrides, "--output", run)[0] == 0
+    check(gendistill("distill", recipe, *overrides, "--output", run), "50")
+    assert (run / "0-conversion/student/model.safetensors").exists()
+
+
+def test_output_of_another_recipe(recipe, gendistill, tmp_path):
+    run = tmp_path / "run"
+    assert gendistill("convert", recipe, "--output", run)[0] == 0
+    before = (run / "recipe.yaml").read_text()
+    check(
+        gendistill("convert", recipe, "seed=1", "stages.qk_alignment.tokens=999", "--output", run),
+        "another recipe; different: seed, stages.qk_alignment.tokens",
+    )
+    assert (run / "recipe.yaml").read_text() == before
+    # What changes memory or speed only may change.
+    assert gendistill("convert", recipe, "stages.qk_alignment.micro_batch=1", "--output", run)[0] == 0
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").touch()
+    check(gendistill("convert", recipe, "--output", tmp_path / "other"), "holds no run")
+
+
+def test_changed_weights_are_refused(recipe, gendistill, tmp_path):
+    run = tmp_path / "run"
+    assert gendistill("convert", recipe, "--output", run)[0] == 0
+    weights = run / "0-conversion/student/model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-100] ^= 1
+    weights.write_bytes(data)
+    check(gendistill("distill", recipe, "--output", run), "not those its certificate was written for")
+
+
+def test_stage_out_of_order(recipe, gendistill, tmp_path):
+    check(
+        gendistill("distill", recipe, "--stage", "block_alignment", "--output", tmp_path / "run"),
+        "starts from the student of 'qk_alignment'",
+    )
+    check(gendistill("distill", recipe, "--stage", "nonsense", "--output", tmp_path / "run"), "the recipe's stages are")

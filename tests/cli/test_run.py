@@ -1,0 +1,108 @@
+"""The whole path from the command line: it ends with the pair, goes on where it stopped, and survives kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from cli_tools import command, environment
+from gendistill.models.conversion import weights_sha256
+
+STAGES = ["qk_alignment", "block_alignment", "logit_distillation", "instruction_distillation"]
+
+
+def metrics(run, number, stage):
+    rows = [json.loads(line) for line in (run / f"{number}-{stage}" / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    import yaml
+
+    from cli_tools import RECIPE
+
+    folder = tmp_path_factory.mktemp("unbroken")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    done = subprocess.run(
+        command("run", folder / "tiny.yaml", "--output", folder / "run"),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "run", done.stdout
+
+
+def test_run_writes_everything(unbroken):
+    run, output = unbroken
+    assert "teacher and student, percent" in output
+    summary = (run / "summary.md").read_text()
+    assert (
+        "| mean |" in summary
+        and "4-instruction_distillation" in summary
+        and "![Loss of each stage](loss.svg)" in summary
+    )
+    assert (run / "loss.svg").stat().st_size > 1000
+    certificate = json.loads((run / "0-conversion/student/certificate.json").read_text())
+    assert certificate["student_loss"] < certificate["uniform_loss"]
+    assert all(layer["cosine"] > 0 for layer in certificate["layers"])
+    for number, point in enumerate(["conversion", *STAGES]):
+        label = f"{number}-{point}"
+        assert len((run / "evaluation" / label / "facts.jsonl").read_text().splitlines()) == 8
+        stored = json.loads((run / label / "student/certificate.json").read_text())
+        assert stored["weights_sha256"] == weights_sha256(run / label / "student")
+        assert not (run / label / "checkpoints").exists()
+    assert len(metrics(run, 4, STAGES[3])) == 12
+    # Completion-only: fewer loss tokens than the row has; on plain text nearly all of them.
+    assert metrics(run, 4, STAGES[3])[0]["loss_tokens"] < 64 < metrics(run, 3, STAGES[2])[0]["loss_tokens"]
+
+
+def test_a_finished_run_does_nothing_again(unbroken, gendistill):
+    run, _ = unbroken
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    code, output = gendistill("run", run.parent / "tiny.yaml", "--output", run)
+    assert code == 0, output
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == before
+
+
+def test_evaluate_prints_the_pair(unbroken, gendistill):
+    run, _ = unbroken
+    code, output = gendistill("evaluate", run.parent / "tiny.yaml", "--output", run, "--point", "block_alignment")
+    assert code == 0, output
+    assert "teacher and student after block_alignment" in output
+
+
+def test_killed_in_the_middle_of_each_stage_ends_the_same(unbroken, recipe, tmp_path):
+    """kill -9 in every stage, twice: before its first checkpoint and after one."""
+    expected, _ = unbroken
+    run = tmp_path / "run"
+    call = command("distill", recipe, "--output", run)
+    subprocess.run(command("convert", recipe, "--output", run), check=True, capture_output=True, env=environment())
+    for number, stage in enumerate(STAGES, 1):
+        log = run / f"{number}-{stage}" / "metrics.jsonl"
+        for lines in (2, 6):
+            process = subprocess.Popen(
+                [*call, "--stage", stage], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+            )
+            wait_for_lines(log, lines, process)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            assert not (run / f"{number}-{stage}" / "student").exists(), "killed too late to show anything"
+        subprocess.run([*call, "--stage", stage], check=True, capture_output=True, env=environment())
+        assert metrics(run, number, stage) == metrics(expected, number, stage)
+        student = f"{number}-{stage}/student"
+        assert weights_sha256(run / student) == weights_sha256(expected / student)
+
+
+def wait_for_lines(path, lines, process, seconds=120):
+    deadline = time.time() + seconds
+    while not path.exists() or len(path.read_text().splitlines()) < lines:
+        assert process.poll() is None, "the process ended by itself"
+        assert time.time() < deadline, "no progress"
+        time.sleep(0.005)

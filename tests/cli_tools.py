@@ -1,0 +1,54 @@
+"""A recipe on the embedded teacher, small enough for tests, and the command line as a user calls it."""
+
+import os
+import sys
+
+STAGE = dict(
+    data="text",
+    sequence_length=64,
+    sequences_per_step=2,
+    micro_batch=2,
+    tokens=64 * 2 * 12,
+    learning_rate=1e-3,
+    checkpoint_every=4,
+)
+RECIPE = dict(
+    name="tiny",
+    teacher="embedded",
+    device="cpu",
+    student=dict(keep_attention=[2, 5]),
+    conversion=dict(tokens=512, sequence_length=128),
+    data=dict(
+        text=[dict(path="embedded:text")],
+        instructions=[dict(path="embedded:chat", messages="messages")],
+    ),
+    stages=dict(
+        qk_alignment=STAGE | dict(objective="mixer_l2", train=["mixer_qk", "mixer_conv", "mixer_gate"]),
+        block_alignment=STAGE | dict(objective="block_l2", train=["mixer"]),
+        logit_distillation=STAGE | dict(objective="forward_kl", train=["mixer", "mlp", "norm"]),
+        instruction_distillation=STAGE
+        | dict(
+            objective="forward_kl",
+            loss_on="completion",
+            train=["mixer", "mlp", "norm"],
+            data="instructions",
+            micro_batch=1,
+        ),
+    ),
+    evaluation=dict(
+        batch_size=8,
+        tasks=dict(
+            facts=dict(kind="short_answer", path="embedded:facts", items=8, max_new_tokens=8),
+            choice=dict(kind="multiple_choice", path="embedded:choice", items=8, max_new_tokens=4),
+            arithmetic=dict(kind="last_number", path="embedded:arithmetic", items=4, max_new_tokens=16),
+        ),
+    ),
+)
+
+
+def command(*arguments):
+    return [sys.executable, "-c", "from gendistill.cli import main; main()", *map(str, arguments)]
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
