@@ -20,7 +20,7 @@ from gendistill.errors import UserError
 from gendistill.evaluate.run import evaluate_model
 from gendistill.evaluate.statistics import Scores
 from gendistill.evaluate.tasks import load_items
-from gendistill.models.conversion import certify, convert, match_scale, weights_sha256
+from gendistill.models.conversion import certify, convert, match_scale, orient_heads, weights_sha256
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_config, load_model, load_tokenizer
 from gendistill.recipe import Recipe, Stage
@@ -73,6 +73,7 @@ class Run:
             student, ledger = convert(self.teacher, self.config, self.recipe.seed)
             student.to(self.device)
             rows = list(batches(dataset, 0, len(dataset), 4, self.device))
+            orient_heads(self.teacher, student, rows)
             match_scale(self.teacher, student, rows)
             with folder_in_one_piece(folder) as partial:
                 student.save_pretrained(partial)

@@ -60,7 +60,7 @@ def test_chunked_equals_reference(length, gate_spread, similar_keys, seed):
     inputs = make_inputs(length, gate_spread=gate_spread, similar_keys=similar_keys, seed=seed)
     exact = run(recurrent_gated_delta_rule, inputs, torch.float64)
     # Nearly equal keys cancel in the outputs and gradients, in any method: the bounds are what float arithmetic allows.
-    assert_equal(run(chunked_gated_delta_rule, inputs, torch.float64), exact, 1e-9 if similar_keys else 1e-12)
+    assert_equal(run(chunked_gated_delta_rule, inputs, torch.float64), exact, 1e-9 if similar_keys else 1e-11)
     assert_equal(run(chunked_gated_delta_rule, inputs, torch.float32), exact, 1e-3 if similar_keys else 1e-5)
 
 

@@ -74,6 +74,39 @@ def convert(teacher: PreTrainedModel, config: GendistillConfig, seed: int) -> tu
 
 
 @torch.inference_mode()
+def orient_heads(
+    teacher: PreTrainedModel, student: GendistillForCausalLM, batches: Iterable[dict[str, torch.Tensor]]
+) -> dict[int, list[int]]:
+    """Turns round the heads of each mixer that point away from the teacher's attention output.
+
+    Softmax does not see what all keys have in common; a linear state reads it, with the sign of q . k. Where a bias makes
+    the keys alike (Qwen2's does) a whole head can come out negated. The last tap of its query convolution, a new tensor,
+    becomes -1 instead of 1.
+
+    Returns:
+        The turned heads of each layer.
+    """
+    layers = student.config.layers_of_type("linear_attention")
+    heads = student.config.num_attention_heads
+    agreement = {i: torch.zeros(heads, dtype=torch.float64) for i in layers}
+    for batch, records in _recorded(teacher, batches, layers):
+        for i, record in records.items():
+            inputs = []
+            output = student.model.layers[i].linear_attn.o_proj
+            hook = output.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0]))
+            _mixer_output(student, i, record, batch)
+            hook.remove()
+            target = record.attention_output.float()
+            wanted = target @ output.weight.float() / target.square().sum(-1, keepdim=True)  # each token weighs the same
+            agreement[i] += (inputs[0].float() * wanted).unflatten(-1, (heads, -1)).sum((0, 1, 3)).double().cpu()
+    turned = {i: (sums < 0).nonzero().flatten().tolist() for i, sums in agreement.items()}
+    for i, negative in turned.items():
+        taps = student.model.layers[i].linear_attn.q_conv1d.weight.unflatten(0, (heads, -1))
+        taps[negative] = -taps[negative]
+    return turned
+
+
+@torch.inference_mode()
 def match_scale(
     teacher: PreTrainedModel, student: GendistillForCausalLM, batches: Iterable[dict[str, torch.Tensor]]
 ) -> dict[int, float]:
