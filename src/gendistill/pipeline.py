@@ -78,9 +78,7 @@ class Run:
             with folder_in_one_piece(folder) as partial:
                 student.save_pretrained(partial)
                 self.tokenizer.save_pretrained(partial)
-                measured = certify(
-                    self.teacher, student, ledger, rows, name=self.recipe.teacher, seed=self.recipe.seed
-                )
+                measured = certify(self.teacher, student, ledger, rows, name=self.recipe.teacher, seed=self.recipe.seed)
                 certificate = measured.to_dict() | {"weights_sha256": weights_sha256(partial)}
                 write_atomically(partial / CERTIFICATE, json.dumps(certificate, indent=1))
                 measured.check()

@@ -97,7 +97,9 @@ def orient_heads(
             _mixer_output(student, i, record, batch)
             hook.remove()
             target = record.attention_output.float()
-            wanted = target @ output.weight.float() / target.square().sum(-1, keepdim=True)  # each token weighs the same
+            wanted = (
+                target @ output.weight.float() / target.square().sum(-1, keepdim=True)
+            )  # each token weighs the same
             agreement[i] += (inputs[0].float() * wanted).unflatten(-1, (heads, -1)).sum((0, 1, 3)).double().cpu()
     turned = {i: (sums < 0).nonzero().flatten().tolist() for i, sums in agreement.items()}
     for i, negative in turned.items():

@@ -1,0 +1,73 @@
+"""The ledger results/figures.json: how each value follows from the raw output committed under results/."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LEDGER = ROOT / "results/figures.json"
+
+
+def demo_figures(results: Path) -> dict[str, dict]:
+    """Value, unit and source of every figure of the demo, from the files of one benchmark run."""
+    scores = json.loads((results / "scores.json").read_text())
+    mean = list(scores["paired"].values())[-1][-1]["generation"]
+    source = "results/demo/scores.json"
+    return {
+        "demo_seconds": {
+            "value": json.loads((results / "timing.json").read_text())["seconds"],
+            "unit": "s",
+            "source": "results/demo/timing.json",
+        },
+        "demo_retention_generation": {"value": round(mean["retention"], 4), "unit": "ratio", "source": source},
+        "demo_teacher_generation_accuracy": {"value": round(mean["teacher"], 4), "unit": "ratio", "source": source},
+        "qwen3_0_6b_student_parameters": {
+            "value": json.loads((results / "qwen3-0.6b-size.json").read_text())["parameters"],
+            "unit": "parameters",
+            "source": "results/demo/qwen3-0.6b-size.json",
+        },
+    }
+
+
+def student_parameters() -> dict[str, int]:
+    """Counts the Qwen3-0.6B student of recipes/qwen3-0.6b.yaml on the meta device."""
+    import torch
+    from transformers import Qwen3Config
+
+    from gendistill.models import GendistillForCausalLM
+    from gendistill.models.families import student_config
+    from gendistill.recipe import load_recipe
+
+    teacher = Qwen3Config(
+        vocab_size=151936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40960,
+        tie_word_embeddings=True,
+    )
+    keep = load_recipe(ROOT / "recipes/qwen3-0.6b.yaml").student.keep_attention
+    with torch.device("meta"):
+        student = GendistillForCausalLM(student_config(teacher, keep))
+    return {"parameters": sum(p.numel() for p in student.parameters())}
+
+
+def record(figures: dict[str, dict], command: str) -> None:
+    """Puts figures measured just now, on this machine's CPU, into the ledger."""
+    ledger = json.loads(LEDGER.read_text()) if LEDGER.exists() else {}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    shared = {
+        "command": command,
+        "hardware": f"CPU, {platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "versions": {"gendistill": commit.strip(), **{name: version(name) for name in ("torch", "transformers")}},
+        "measured": datetime.date.today().isoformat(),
+    }
+    ledger |= {name: figure | shared for name, figure in figures.items()}
+    LEDGER.write_text(json.dumps(ledger, indent=2, sort_keys=True) + "\n")

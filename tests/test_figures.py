@@ -1,0 +1,21 @@
+"""Every figure in the ledger follows from the raw output committed beside it."""
+
+import json
+
+from figures import LEDGER, ROOT, demo_figures, student_parameters
+
+
+def test_ledger_follows_from_its_sources():
+    ledger = json.loads(LEDGER.read_text())
+    expected = demo_figures(ROOT / "results/demo")
+    assert {name: ledger[name]["value"] for name in expected} == {name: f["value"] for name, f in expected.items()}
+    assert set(ledger) == set(expected)
+    for entry in ledger.values():
+        assert (ROOT / entry["source"]).is_file()
+        assert {"unit", "command", "hardware", "versions", "measured"} <= set(entry)
+
+
+def test_parameters_are_counted():
+    assert (
+        json.loads(LEDGER.read_text())["qwen3_0_6b_student_parameters"]["value"] == student_parameters()["parameters"]
+    )
