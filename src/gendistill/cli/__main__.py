@@ -2,6 +2,5 @@
 
 from gendistill.cli import main
 
-
 if __name__ == "__main__":
     main()

@@ -79,9 +79,9 @@ def orient_heads(
 ) -> dict[int, list[int]]:
     """Turns round the heads of each mixer that point away from the teacher's attention output.
 
-    Softmax does not see what all keys have in common; a linear state reads it, with the sign of q . k. Where a bias makes
-    the keys alike (Qwen2's does) a whole head can come out negated. The last tap of its query convolution, a new tensor,
-    becomes -1 instead of 1.
+    Softmax does not see what all keys have in common; a linear state reads it, with the sign of q . k. Where a bias
+    makes the keys alike (Qwen2's does) a whole head can come out negated. The last tap of its query convolution, a new
+    tensor, becomes -1 instead of 1.
 
     Returns:
         The turned heads of each layer.
@@ -115,8 +115,8 @@ def match_scale(
     """Scales each mixer's output to the teacher's attention output, by least squares on the teacher's own inputs.
 
     A start value only: at its standard start the output norm gives every layer an output of the same power, whatever
-    the teacher's is. The factor goes into a new tensor: the output norm's weight, or the values' convolution where there
-    is no norm. (Scaling by least squares is Taylor-Calibrate's, arXiv 2606.16429; here with one factor a layer.)
+    the teacher's is. The factor goes into a new tensor: the output norm's weight, or the values' convolution where
+    there is no norm. (Scaling by least squares is Taylor-Calibrate's, arXiv 2606.16429; here one factor a layer.)
 
     Returns:
         The factor of each layer. A mixer that points away from its teacher keeps its scale, for the certificate to see.

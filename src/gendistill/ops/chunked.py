@@ -4,9 +4,9 @@ Inside a chunk the tokens' corrected values u solve a unit lower-triangular syst
 products and one solve, and only the state is carried from chunk to chunk (the WY form of DeltaNet, arXiv 2406.06484,
 with a decay per channel as in Kimi Linear, arXiv 2510.26692).
 
-Decay between two tokens is exp(G_i - G_j) with G the running sum of log decays. exp(G_i) * exp(-G_j) would overflow, so
-both sides decay to a token between them: two exponents <= 0. G is summed in float64: next to a gate of -1e4 a float32 sum
-would round away its neighbours.
+Decay between two tokens is exp(G_i - G_j) with G the running sum of log decays. exp(G_i) * exp(-G_j) would overflow,
+so both sides decay to a token between them: two exponents <= 0. G is summed in float64: next to a gate of -1e4 a
+float32 sum would round away its neighbours.
 """
 
 import torch

@@ -39,7 +39,7 @@ def kernel_gated_delta_rule(
 
 @cache
 def _kernels():
-    """fla's chunk and step kernels. On Hopper they start with the launch settings shipped here.
+    """fla's chunk and step kernels. On Hopper they start with the launch settings shipped here, tested but not tuned.
 
     Autotuning tries every setting of every kernel and compiles each, over eight minutes on a cold H100.
     FLA_CACHE_MODE=disabled in the environment brings it back.
