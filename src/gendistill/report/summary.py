@@ -91,6 +91,7 @@ def plot_losses(run: RunFolder) -> bool:
 
     matplotlib.use("svg")
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter
 
     columns = min(2, len(curves))
     figure, axes = pyplot.subplots(
@@ -108,6 +109,8 @@ def plot_losses(run: RunFolder) -> bool:
         objective = run.recipe.stages[name].objective
         axis.set_ylabel("KL, nats a token" if objective == "forward_kl" else "relative squared error", fontsize=9)
         axis.set_yscale("log")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_major_locator(pyplot.MaxNLocator(6))
         axis.grid(True, which="both", alpha=0.25)
     figure.tight_layout()
     figure.savefig(run.root / "loss.svg", metadata={"Date": None})
