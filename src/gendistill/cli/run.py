@@ -30,6 +30,6 @@ def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = No
         )
     last = list(students)[-1]
     rows = paired_table(teacher, {last: students[last]})[last]
-    run.console.print(to_rich("the way there: ranking / generation, percent", *points_cells(teacher, students)))
+    run.console.print(to_rich("the way there: ranking/generation, percent", *points_cells(teacher, students)))
     run.console.print(to_rich("teacher and student, percent", PAIRED_HEADER, paired_cells(rows)))
     run.console.print(f"summary: {write_summary(run.folder, teacher, students)}")

@@ -3,17 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gendistill.evaluate.statistics import Scores, retention
 
+WRAPPED_NAME = 12  # characters of a name that stay on one line in the terminal
 PAIRED_HEADER = [
     "task",
     "items",
-    "ranking: teacher",
+    "rank: teacher",
     "student",
     "kept",
-    "generation: teacher",
+    "gen: teacher",
     "student",
     "kept",
     "gap",
@@ -42,14 +44,14 @@ def paired_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def points_cells(teacher: Scores, points: Mapping[str, Scores]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the way from the teacher through the points of a run.
 
-    Each task's cell is "ranking / generation" accuracy in percent; then the means, what is kept of the teacher's mean,
+    Each task's cell is "ranking/generation" accuracy in percent; then the means, what is kept of the teacher's mean,
     and the share of unparsed replies.
     """
-    header = ["point", *teacher.tasks, "ranking", "kept", "generation", "kept", "unparsed"]
+    header = ["point", *teacher.tasks, "rank", "kept", "gen", "kept", "unparsed"]
     cells = []
     for name, scores in {teacher.label: teacher, **points}.items():
         tasks = [
-            f"{_percent(scores.tasks[task].ranking)} / {_percent(scores.tasks[task].generation)}"
+            f"{_percent(scores.tasks[task].ranking)}/{_percent(scores.tasks[task].generation)}"
             for task in teacher.tasks
         ]
         means = [
@@ -63,11 +65,12 @@ def points_cells(teacher: Scores, points: Mapping[str, Scores]) -> tuple[list[st
 
 def to_rich(title: str, header: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
     """A table for the terminal: the first column to the left, numbers to the right."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
     for column, name in enumerate(header):
-        table.add_column(name, justify="left" if column == 0 else "right")
-    for row in cells:
-        table.add_row(*row)
+        table.add_column(name.replace(": ", ":\n"), justify="left" if column == 0 else "right")
+    for first, *others in cells:
+        # A long name, such as a stage's, may wrap between its words: the numbers have to fit 80 columns.
+        table.add_row(first.replace("_", " ") if len(first) > WRAPPED_NAME else first, *others)
     return table
 
 

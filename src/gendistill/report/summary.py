@@ -37,7 +37,7 @@ def write_summary(run: RunFolder, teacher: Scores, students: Mapping[str, Scores
         "generation, in points.",
         "## The way there",
         to_markdown(*points_cells(teacher, students)),
-        "Each task: accuracy by ranking / by generation, percent.",
+        "Each task: accuracy by ranking/by generation, percent.",
         *(["## Losses", "![Loss of each stage](loss.svg)"] if plotted else []),
         "## Answers, word for word",
         _answers(run, list(students)),
