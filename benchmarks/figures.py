@@ -56,7 +56,11 @@ def student_parameters() -> dict[str, int]:
     keep = load_recipe(ROOT / "recipes/qwen3-0.6b.yaml").student.keep_attention
     with torch.device("meta"):
         student = GendistillForCausalLM(student_config(teacher, keep))
-    return {"parameters": sum(p.numel() for p in student.parameters())}
+    return {
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "layers_without_keys_and_values": len(student.config.layers_of_type("linear_attention")),
+        "layers": student.config.num_hidden_layers,
+    }
 
 
 def record(figures: dict[str, dict], command: str) -> None:

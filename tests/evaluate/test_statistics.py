@@ -29,7 +29,7 @@ def test_counts_from_records():
     names = ("ranking_correct", "generation_correct", "parsed", "truncated")
     score = TaskScore.from_records([dict(zip(names, row, strict=True)) for row in rows])
     assert score == TaskScore(items=3, ranking_correct=2, generation_correct=1, unparsed=1, truncated=2)
-    assert score.ranking == pytest.approx(2/3)
+    assert score.ranking == pytest.approx(2 / 3)
 
 
 def test_paired_table_by_hand():
@@ -46,8 +46,8 @@ def test_paired_table_by_hand():
     # Means over tasks: ranking 0.6 and 0.48, generation 0.3 and 0.2
     assert mean["task"] == "mean" and mean["items"] == 150
     assert mean["ranking"]["retention"] == pytest.approx(0.8)
-    assert mean["generation"]["retention"] == pytest.approx(2/3)
-    assert mean["gap"] == pytest.approx(100 * (0.8 - 2/3))
+    assert mean["generation"]["retention"] == pytest.approx(2 / 3)
+    assert mean["gap"] == pytest.approx(100 * (0.8 - 2 / 3))
     assert mean["unparsed"] == pytest.approx(0.2)
     json.dumps([a, b, mean])
 
