@@ -20,11 +20,12 @@ from gendistill.errors import UserError
 from gendistill.evaluate.run import evaluate_model
 from gendistill.evaluate.statistics import Scores
 from gendistill.evaluate.tasks import load_items
+from gendistill.files import folder_in_one_piece, write_atomically
 from gendistill.models.conversion import certify, convert, match_scale, orient_heads, weights_sha256
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_config, load_model, load_tokenizer
 from gendistill.recipe import Recipe, Stage
-from gendistill.runfolder import RunFolder, folder_in_one_piece, write_atomically
+from gendistill.runfolder import RunFolder
 
 CERTIFICATE = "certificate.json"
 

@@ -8,15 +8,13 @@ evaluation/teacher/, evaluation/1-qk_alignment/, ...   records per item
 summary.md, loss.svg
 """
 
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 
 from gendistill.errors import UserError
+from gendistill.files import write_atomically
 from gendistill.recipe import Recipe
 
 # Settings that change memory, speed or safety but no number, so a rerun may change them.
@@ -70,28 +68,6 @@ class RunFolder:
     @property
     def evaluation(self) -> Path:
         return self.root / "evaluation"
-
-
-@contextmanager
-def folder_in_one_piece(final: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its final name only when the block ends well."""
-    partial = final.with_name(final.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        os.replace(partial, final)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(
-            f"{final} could not be written ({error}). Free some space and run the same command again."
-        ) from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _differences(old, new, prefix: str = "") -> Iterator[str]:

@@ -18,6 +18,7 @@ from gendistill.distill.objectives import Batch, Objective
 from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.distill.schedule import learning_rate_share
 from gendistill.errors import UserError
+from gendistill.files import write_atomically
 from gendistill.recipe import Stage
 
 
@@ -139,9 +140,7 @@ def _resume(folder: Path, fingerprint: str, optimizer: MasterOptimizer, console:
             )
         optimizer.load_state_dict(state["optimizer"])
         console.print(f"going on from step {done}")
-    partial = log.with_name("metrics.partial")
-    partial.write_text("".join(line + "\n" for line in lines[:done]))
-    os.replace(partial, log)
+    write_atomically(log, "".join(line + "\n" for line in lines[:done]))
     return [StepMetrics(**json.loads(line)) for line in lines[:done]]
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from gendistill.errors import UserError
 from gendistill.evaluate.protocols import Advance, end_ids, generate, rank, render_prompts
 from gendistill.evaluate.statistics import Scores, TaskScore
 from gendistill.evaluate.tasks import Item, load_items
+from gendistill.files import write_atomically
 from gendistill.recipe import Evaluation, Task
 
 FORMAT = 1  # of the records; raise it when their content or the reading of answers changes
@@ -189,14 +189,8 @@ def _store(folder: Path, questions: _Questions, records: Sequence[dict[str, Any]
     path, meta = _paths(folder, questions.name)
     # A hash must never stand beside records it does not belong to, whenever the process is killed.
     meta.unlink(missing_ok=True)
-    _write(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    _write(meta, json.dumps(_stamp(questions, digest)) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_atomically(meta, json.dumps(_stamp(questions, digest)) + "\n")
 
 
 @contextmanager

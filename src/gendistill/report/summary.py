@@ -7,7 +7,8 @@ from pathlib import Path
 
 from gendistill.evaluate.statistics import Scores, paired_table
 from gendistill.evaluate.tables import PAIRED_HEADER, paired_cells, points_cells, to_markdown
-from gendistill.runfolder import RunFolder, write_atomically
+from gendistill.files import write_atomically
+from gendistill.runfolder import RunFolder
 
 EXAMPLES_PER_TASK = 2
 

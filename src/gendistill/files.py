@@ -1,0 +1,32 @@
+"""Files and folders that are whole or not there."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gendistill.errors import UserError
+
+
+@contextmanager
+def folder_in_one_piece(final: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its final name only when the block ends well."""
+    partial = final.with_name(final.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        os.replace(partial, final)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"{final} could not be written ({error}). Free some space and run the same command again."
+        ) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes UTF-8 text under another name first, so that a killed write leaves the old file."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
