@@ -24,6 +24,7 @@ from gendistill.files import folder_in_one_piece, write_atomically
 from gendistill.models.conversion import certify, convert, match_scale, orient_heads, weights_sha256
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_config, load_model, load_tokenizer
+from gendistill.ops import set_backend
 from gendistill.recipe import Recipe, Stage
 from gendistill.runfolder import RunFolder
 
@@ -37,10 +38,11 @@ class Run:
         """Checks everything that can be checked before the first computation.
 
         Raises:
-            UserError: see `check_recipe`, `RunFolder`; or CUDA is asked for and not there.
+            UserError: see `check_recipe`, `RunFolder`; or CUDA or a back end is asked for and not there.
         """
         self.recipe, self.console = recipe, console
         self.device = _device(recipe.device)
+        set_backend(recipe.backend)
         bf16 = recipe.dtype == "bfloat16" or (recipe.dtype == "auto" and self.device == "cuda")
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         self.config = check_recipe(recipe)
@@ -168,9 +170,7 @@ def check_recipe(recipe: Recipe):
     """
     teacher = load_config(recipe.teacher)
     student = recipe.student
-    config = student_config(
-        teacher, student.keep_attention, gate_activation=student.gate_activation, output_norm=student.output_norm
-    )
+    config = student_config(teacher, **student.model_dump())
     lengths = {"conversion": recipe.conversion.sequence_length}
     lengths |= {f"stages.{name}": stage.sequence_length for name, stage in recipe.stages.items()}
     limit = config.max_position_embeddings

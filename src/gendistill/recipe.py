@@ -26,6 +26,7 @@ Role = Literal[
     "embedding",
     "head",
 ]
+MixerName = Literal["kda", "gated_deltanet", "gla", "mamba2", "lightning"]  # what each does: gendistill.models.mixers
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -71,17 +72,25 @@ class Source(Settings):
 
 
 class Student(Settings):
-    """What the student looks like."""
+    """What the student looks like; the options of the linear layers are explained in `GendistillConfig`."""
 
-    keep_attention: list[int] = Field(description="0-based layers that keep softmax attention")
-    mixer: Literal["kda"] = "kda"
+    keep_attention: list[int] = Field(description="0-based layers that keep softmax attention; none for a pure student")
+    mixer: MixerName = Field("kda", description="what all other layers get")
+    mixer_in_layer: dict[int, MixerName] = Field({}, description="exceptions, by 0-based layer")
     gate_activation: Literal["silu", "sigmoid"] = "silu"
     output_norm: bool = True
+    conv_activation: Literal["none", "silu"] = "none"
+    log_decay_bound: Annotated[float, Field(lt=0)] | None = None
+    expand_kv: bool = False
 
 
 class Conversion(Settings):
-    """How the untouched student is measured for its certificate."""
+    """How the untouched student starts and is measured for its certificate."""
 
+    start: Literal["standard", "teacher"] = Field(
+        "standard",
+        description="half-lives as published, or from the teacher's look-back, with heads scaled by least squares",
+    )
     data: str = Field("text", description="mixture to measure on")
     tokens: PositiveInt = 8192
     sequence_length: PositiveInt = 512
@@ -190,6 +199,9 @@ class Recipe(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="precision of the arithmetic: bfloat16 on CUDA, float32 on a CPU; master weights are float32",
+    )
+    backend: Literal["auto", "reference", "chunked", "kernels"] = Field(
+        "auto", description="form of the recurrence: auto takes kernels on CUDA and chunks elsewhere"
     )
     student: Student
     conversion: Conversion = Conversion()

@@ -79,7 +79,12 @@ def test_shape_mismatch_is_an_error():
 
 @pytest.mark.parametrize(
     ("keep", "message"),
-    [([4], "layer.*4.*counted 0 to 3"), ([-1], "counted 0 to 3"), ([1, 1], "more than once"), ([], "at least one")],
+    [
+        ([4], "layer.*4.*counted 0 to 3"),
+        ([-1], "counted 0 to 3"),
+        ([1, 1], "more than once"),
+        ([0, 0], "more than once"),
+    ],
 )
 def test_wrong_layers_are_errors(keep, message):
     with pytest.raises(UserError, match=message):
@@ -126,7 +131,7 @@ def test_matched_scale_is_the_least_squares_one(output_norm):
 
 def test_certificate_refuses_a_bad_student():
     fine = dict(
-        teacher="t", seed=0, tokens=1, teacher_loss=1.0, uniform_loss=3.0, parameters=1, ledger=Ledger([], [], [])
+        teacher="t", seed=0, tokens=1, teacher_loss=1.0, uniform_loss=3.0, parameters=1, ledger=Ledger([], [], [], [])
     )
     good, bad = LayerReport(0, 0.4, 1.0, 1.0), LayerReport(5, -0.1, 1.0, 1.0)
     Certificate(student_loss=2.0, layers=[good], **fine).check()

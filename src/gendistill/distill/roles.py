@@ -11,7 +11,7 @@ MIXER_ROLES: dict[Role, tuple[str, ...]] = {
     "mixer_qk": ("q_proj", "k_proj"),
     "mixer_value": ("v_proj", "o_proj"),
     "mixer_conv": ("q_conv1d", "k_conv1d", "v_conv1d"),
-    "mixer_gate": ("f_a_proj", "f_b_proj", "A_log", "dt_bias", "b_proj", "g_a_proj", "g_b_proj", "o_norm"),
+    "mixer_gate": ("f_a_proj", "f_b_proj", "a_proj", "A_log", "dt_bias", "b_proj", "g_a_proj", "g_b_proj", "o_norm"),
 }
 
 

@@ -8,7 +8,17 @@ from transformers import PreTrainedConfig
 class GendistillConfig(PreTrainedConfig):
     """A decoder whose layers hold softmax attention or a linear-attention mixer.
 
-    `layer_types[i]` is "full_attention" or "linear_attention". Families differ by `attention_bias` (q, k, v),
+    `layer_types[i]` is "full_attention" or "linear_attention", and `mixers[i]` names the mixer of the latter (None in
+    the former). The options of the linear layers:
+
+    - `gate_activation`: "silu" starts the output gate at 1, an identity; "sigmoid" keeps it in (0, 1), from 0.5 on.
+    - `output_norm`: RMSNorm per head before the output gate. It keeps the outputs' size whatever the state holds, and
+      forgets the size softmax attention had; without it small states stay small.
+    - `conv_activation`: "none" starts the convolutions as the identity; "silu" is what models trained from scratch use.
+    - `log_decay_bound`: None, or the lowest log decay of a token, e.g. -5. From -5 up, a faster GPU kernel serves.
+    - `expand_kv`: grouped keys and values get weights of their own for every query head. More parameters, more freedom.
+
+    Families differ by `attention_bias` (q, k, v),
     `attention_output_bias`, `mlp_bias`, `qk_norm`, `rope_parameters` and `tie_word_embeddings`; defaults follow Qwen3.
     """
 
@@ -35,10 +45,13 @@ class GendistillConfig(PreTrainedConfig):
     mlp_bias: bool = False
     qk_norm: bool = True
     layer_types: list[str] | None = None
-    mixer: str = "kda"
+    mixers: list[str | None] | None = None
     conv_kernel_size: int = 4
+    conv_activation: str = "none"
     gate_activation: str = "silu"
     output_norm: bool = True
+    log_decay_bound: float | None = None
+    expand_kv: bool = False
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -46,8 +59,15 @@ class GendistillConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.layer_types is None:
             self.layer_types = ["full_attention"] * self.num_hidden_layers
+        if self.mixers is None:
+            self.mixers = ["kda" if kind == "linear_attention" else None for kind in self.layer_types]
         super().__post_init__(**kwargs)
 
     def layers_of_type(self, layer_type: str) -> list[int]:
         """0-based indices of the layers of a type."""
         return [i for i, kind in enumerate(self.layer_types) if kind == layer_type]
+
+    @property
+    def is_pure(self) -> bool:
+        """True if no layer keeps softmax attention: no keys and values, and no positions."""
+        return "full_attention" not in self.layer_types

@@ -15,13 +15,14 @@ from gendistill.errors import UserError
 from gendistill.models.capture import LayerRecord, record_layers
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.families import teacher_name
-from gendistill.models.mixers import KimiDeltaAttention
+from gendistill.models.mixers.layer import LinearAttention
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.ops import Documents
 
 NEW_IN_MIXER = (
     "q_conv1d.weight q_conv1d.bias k_conv1d.weight k_conv1d.bias v_conv1d.weight v_conv1d.bias f_a_proj.weight "
-    "f_b_proj.weight A_log dt_bias b_proj.weight g_a_proj.weight g_b_proj.weight g_b_proj.bias o_norm.weight"
+    "f_b_proj.weight a_proj.weight A_log dt_bias b_proj.weight g_a_proj.weight g_b_proj.weight g_b_proj.bias "
+    "o_norm.weight"
 ).split()
 DROPPED_FROM_ATTENTION = ("q_norm.weight", "k_norm.weight")  # a mixer L2-normalises instead
 
@@ -31,6 +32,7 @@ class Ledger:
     """Every tensor of teacher and student, by student name (dropped ones by teacher name)."""
 
     copied: list[str]
+    repeated: list[str]  # grouped keys and values, copied once for every query head of their group
     new: list[str]
     dropped: list[str]
 
@@ -47,30 +49,38 @@ def convert(teacher: PreTrainedModel, config: GendistillConfig, seed: int) -> tu
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in student.modules():
-            if isinstance(module, KimiDeltaAttention):
+            if isinstance(module, LinearAttention):
                 module.set_start_values()
 
     source = dict(teacher.named_parameters())
-    copied, new = [], []
+    copied, repeated, new = [], [], []
     for name, parameter in student.named_parameters():
-        original = source.pop(teacher_name(name), None)
+        original = unchanged = source.pop(teacher_name(name), None)
         if original is None:
             if ".linear_attn." not in name or not name.endswith(tuple(f".{tail}" for tail in NEW_IN_MIXER)):
                 raise UserError(f"conversion: the student's {name} has no counterpart in the teacher")
             new.append(name)
             continue
+        if config.expand_kv and any(part in name for part in (".linear_attn.k_proj.", ".linear_attn.v_proj.")):
+            original = _repeat_heads(original, config)
         if original.shape != parameter.shape:
             raise UserError(
                 f"conversion: {name} is {tuple(parameter.shape)} in the student, {tuple(original.shape)} in the teacher"
             )
         with torch.no_grad():
             parameter.copy_(original)
-        copied.append(name)
+        (copied if original is unchanged else repeated).append(name)
     replaced = tuple(f"model.layers.{i}.self_attn." for i in config.layers_of_type("linear_attention"))
     if lost := [n for n in source if not (n.startswith(replaced) and n.endswith(DROPPED_FROM_ATTENTION))]:
         raise UserError(f"conversion: the student has no place for the teacher's {', '.join(sorted(lost))}")
     student.generation_config = teacher.generation_config
-    return student.eval(), Ledger(copied, new, sorted(source))
+    return student.eval(), Ledger(copied, repeated, new, sorted(source))
+
+
+def _repeat_heads(projection: torch.Tensor, config: GendistillConfig) -> torch.Tensor:
+    """[kv_heads * head_dim, ...] -> [heads * head_dim, ...]: each head once for every query head of its group."""
+    groups = config.num_attention_heads // config.num_key_value_heads
+    return projection.unflatten(0, (-1, config.head_dim)).repeat_interleave(groups, dim=0).flatten(0, 1)
 
 
 @torch.inference_mode()

@@ -1,11 +1,12 @@
 """How Qwen3, Qwen2 and Llama configurations and tensor names map onto the student."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedConfig
 
 from gendistill.errors import UserError
 from gendistill.models.configuration import GendistillConfig
+from gendistill.recipe import MixerName
 
 SUPPORTED = ("qwen3", "qwen2", "llama")
 SAME_IN_ALL = (
@@ -19,10 +20,16 @@ def student_config(
     teacher: PreTrainedConfig,
     keep_attention: Sequence[int],
     *,
-    gate_activation: str = "silu",
-    output_norm: bool = True,
+    mixer: MixerName = "kda",
+    mixer_in_layer: Mapping[int, MixerName] | None = None,
+    **options,
 ) -> GendistillConfig:
-    """Configuration of the student that keeps softmax attention in the given 0-based layers.
+    """Configuration of the student that keeps softmax attention in the given 0-based layers (none: a pure student).
+
+    Args:
+        mixer: what the other layers get.
+        mixer_in_layer: exceptions by 0-based layer.
+        options: of the linear layers, see `GendistillConfig`.
 
     Raises:
         UserError: the teacher's family is not supported, it uses sliding-window attention, or a layer index is wrong.
@@ -37,8 +44,12 @@ def student_config(
         raise UserError(f"keep_attention names layer(s) {wrong}; the teacher has {layers}, counted 0 to {layers - 1}")
     if repeated := sorted({i for i in keep_attention if list(keep_attention).count(i) > 1}):
         raise UserError(f"keep_attention names layer(s) {repeated} more than once")
-    if not keep_attention:
-        raise UserError("keep_attention is empty: keep at least one layer of softmax attention")
+    mixer_in_layer = mixer_in_layer or {}
+    if wrong := sorted(set(mixer_in_layer) - set(range(layers)) | set(mixer_in_layer) & set(keep_attention)):
+        raise UserError(
+            f"mixer_in_layer names layer(s) {wrong}; layers are counted 0 to {layers - 1}, and those in keep_attention "
+            "hold no mixer"
+        )
     bias = getattr(teacher, "attention_bias", False)
     return GendistillConfig(
         **{name: getattr(teacher, name) for name in SAME_IN_ALL},
@@ -48,8 +59,8 @@ def student_config(
         mlp_bias=getattr(teacher, "mlp_bias", False),
         qk_norm=family == "qwen3",
         layer_types=["full_attention" if i in keep_attention else "linear_attention" for i in range(layers)],
-        gate_activation=gate_activation,
-        output_norm=output_norm,
+        mixers=[None if i in keep_attention else mixer_in_layer.get(i, mixer) for i in range(layers)],
+        **options,
     )
 
 

@@ -23,8 +23,35 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from gendistill.models.configuration import GendistillConfig
-from gendistill.models.mixers import KimiDeltaAttention
+from gendistill.models.mixers.layer import LinearAttention
 from gendistill.ops import Documents
+
+
+class PureCache(DynamicCache):
+    """The cache of a student without any attention layer: it counts its tokens, since no layer keeps keys to count."""
+
+    is_compileable = False  # generate() would compile the whole model by itself
+
+    def __init__(self, config: GendistillConfig):
+        super().__init__(config=config)
+        self.seen = 0
+
+    def update_conv_state(self, conv_states: torch.Tensor, layer_idx: int, *args, **kwargs) -> torch.Tensor:
+        if layer_idx == 0:
+            self.seen += conv_states.shape[-1]
+        return super().update_conv_state(conv_states, layer_idx, *args, **kwargs)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen
+
+    def reset(self) -> None:
+        super().reset()
+        self.seen = 0
+
+
+def new_cache(config: GendistillConfig) -> DynamicCache:
+    """transformers' cache, which must be told the layers' types; one that counts by itself for pure students."""
+    return PureCache(config) if config.is_pure else DynamicCache(config=config)
 
 
 class GendistillAttention(nn.Module):
@@ -74,7 +101,7 @@ class GendistillDecoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.is_linear = config.layer_types[layer_idx] == "linear_attention"
         if self.is_linear:
-            self.linear_attn = KimiDeltaAttention(config, layer_idx)
+            self.linear_attn = LinearAttention(config, layer_idx)
         else:
             self.self_attn = GendistillAttention(config, layer_idx)
         self.mlp = LlamaMLP(config)
@@ -109,7 +136,7 @@ class GendistillPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, KimiDeltaAttention):
+        if isinstance(module, LinearAttention):
             module.set_start_values()
 
 
@@ -157,8 +184,8 @@ class GendistillModel(GendistillPreTrainedModel):
         if position_ids is not None and attention_mask is None and past_key_values is None:
             documents = Documents.from_position_ids(position_ids.expand(batch, -1))
         if use_cache and past_key_values is None and documents is None:
-            past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
+            past_key_values = new_cache(self.config)
+        if position_ids is None and not self.config.is_pure:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(seen, seen + length, device=inputs_embeds.device).unsqueeze(0)
         masks = attention_mask
@@ -169,13 +196,12 @@ class GendistillModel(GendistillPreTrainedModel):
                 "attention_mask": attention_mask,
                 "past_key_values": past_key_values,
             }
-            masks = {
-                "full_attention": create_causal_mask(**arguments, position_ids=position_ids),
-                "linear_attention": create_recurrent_attention_mask(**arguments),
-            }
+            masks = {"linear_attention": create_recurrent_attention_mask(**arguments)}
+            if not self.config.is_pure:
+                masks["full_attention"] = create_causal_mask(**arguments, position_ids=position_ids)
 
         hidden_states = inputs_embeds
-        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        position_embeddings = None if self.config.is_pure else self.rotary_emb(hidden_states, position_ids)
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
             hidden_states = layer(
                 hidden_states,
@@ -201,6 +227,12 @@ class GendistillForCausalLM(GendistillPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def generate(self, *args, **kwargs):
+        """transformers' `generate`; a pure student brings the cache, whose length transformers could not tell."""
+        if self.config.is_pure and kwargs.get("use_cache", True):
+            kwargs.setdefault("past_key_values", PureCache(self.config))
+        return super().generate(*args, **kwargs)
 
     @can_return_tuple
     def forward(

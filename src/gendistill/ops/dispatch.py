@@ -1,27 +1,64 @@
 """Chooses the form of the recurrence by where the tensors live, never by what can be imported."""
 
+from collections.abc import Callable
+from typing import Literal, get_args
+
 import torch
 
-from gendistill.ops.chunked import chunked_gated_delta_rule
+from gendistill.errors import UserError
+from gendistill.ops.chunked import chunked_linear_attention
 from gendistill.ops.documents import Documents
-from gendistill.ops.kernels import kernel_gated_delta_rule
-from gendistill.ops.reference import recurrent_gated_delta_rule
+from gendistill.ops.kernels import kernel_linear_attention, load_kernels
+from gendistill.ops.reference import recurrent_linear_attention
+
+Backend = Literal["auto", "reference", "chunked", "kernels"]
+_FORMS = {"reference": recurrent_linear_attention, "chunked": chunked_linear_attention}
+_chosen: Backend = "auto"
 
 
-def gated_delta_rule(
+def set_backend(backend: Backend) -> None:
+    """Chooses the form that `linear_attention` takes from now on in this process.
+
+    auto: fla's kernels for CUDA tensors; elsewhere the recurrence for one token and chunks for more.
+
+    Raises:
+        UserError: there is no such back end, or kernels are asked for and there is no CUDA device or no fla-core.
+    """
+    global _chosen
+    if backend not in get_args(Backend):
+        raise UserError(f"backend '{backend}': choose one of {', '.join(get_args(Backend))}")
+    if backend == "kernels":
+        if not torch.cuda.is_available():
+            raise UserError(
+                "backend 'kernels' needs a CUDA device, and torch sees none. Use auto, chunked or reference."
+            )
+        load_kernels()
+    _chosen = backend
+
+
+def linear_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     g: torch.Tensor,
-    beta: torch.Tensor,
+    beta: torch.Tensor | None = None,
     initial_state: torch.Tensor | None = None,
     documents: Documents | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`recurrent_gated_delta_rule` by the fastest form for the tensors' device: kernels on CUDA, chunks elsewhere."""
+    bounded: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`recurrent_linear_attention` by the chosen back end; `bounded` promises g >= -5, which a faster kernel needs.
+
+    Raises:
+        UserError: kernels are asked for by name and the tensors are not on a CUDA device, or fla-core is missing.
+    """
+    arguments = (q, k, v, g, beta, initial_state, documents)
+    if _chosen in _FORMS:
+        return _FORMS[_chosen](*arguments)
     if q.is_cuda:
-        form = kernel_gated_delta_rule
-    elif q.shape[1] == 1:
-        form = recurrent_gated_delta_rule
-    else:
-        form = chunked_gated_delta_rule
-    return form(q, k, v, g, beta, initial_state, documents)
+        return kernel_linear_attention(*arguments, bounded=bounded)
+    if _chosen == "kernels":
+        raise UserError(
+            f"backend 'kernels' needs CUDA tensors, these are on {q.device}. Use auto, chunked or reference."
+        )
+    form: Callable = recurrent_linear_attention if q.shape[1] == 1 else chunked_linear_attention
+    return form(*arguments)

@@ -10,24 +10,28 @@ def l2_normalize(x: torch.Tensor) -> torch.Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
-def recurrent_gated_delta_rule(
+def recurrent_linear_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     g: torch.Tensor,
-    beta: torch.Tensor,
+    beta: torch.Tensor | None = None,
     initial_state: torch.Tensor | None = None,
     documents: Documents | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """S_t = (I - beta_t k_t k_t^T) Diag(exp g_t) S_{t-1} + beta_t k_t v_t^T;  o_t = S_t^T q_t / sqrt(K).
 
-    Kimi Delta Attention's state update (Kimi Linear, arXiv 2510.26692), with q and k L2-normalised per head.
+    The one state update behind all mixers; q and k are L2-normalised per head. With beta it is the delta rule, which
+    replaces what the state holds under a key: Kimi Delta Attention (arXiv 2510.26692) with a decay per channel, Gated
+    DeltaNet (arXiv 2412.06464) with one per head. Without beta it only adds, S_t = Diag(exp g_t) S_{t-1} + k_t v_t^T:
+    Gated Linear Attention (arXiv 2312.06635) with a decay per channel, Mamba-2 in discrete form (arXiv 2405.21060,
+    2408.10189) and Lightning Attention (arXiv 2405.17381) with one per head.
 
     Args:
         q, k: [B, T, H, K], any scale.
         v: [B, T, H, V].
-        g: [B, T, H, K], log decay, <= 0.
-        beta: [B, T, H], write strength in [0, 1].
+        g: log decay, <= 0: [B, T, H, K] per channel or [B, T, H] per head.
+        beta: [B, T, H], write strength in [0, 1] of the delta rule; None adds without it.
         initial_state: [B, H, K, V].
         documents: borders at which the state is cleared.
 
@@ -36,15 +40,16 @@ def recurrent_gated_delta_rule(
     """
     dtype = torch.promote_types(v.dtype, torch.float32)
     q, k = l2_normalize(q.to(dtype)) * k.shape[-1] ** -0.5, l2_normalize(k.to(dtype))
-    values, decay, beta = v.to(dtype), g.to(dtype).exp(), beta.to(dtype)
+    values, decay = v.to(dtype), g.to(dtype).exp().reshape(*k.shape[:3], -1)
     state = k.new_zeros(*k.shape[:1], *k.shape[2:], v.shape[-1]) if initial_state is None else initial_state.to(dtype)
     outputs = []
     for t in range(q.shape[1]):
         if documents is not None:
             state = state.masked_fill(documents.starts[:, t, None, None, None], 0.0)
         state = state * decay[:, t, ..., None]
-        k_t = k[:, t, ..., None]
-        error = values[:, t] - (k_t * state).sum(-2)
-        state = state + k_t * (beta[:, t, ..., None] * error).unsqueeze(-2)
+        k_t, write = k[:, t, ..., None], values[:, t]
+        if beta is not None:
+            write = beta[:, t, ..., None].to(dtype) * (write - (k_t * state).sum(-2))
+        state = state + k_t * write.unsqueeze(-2)
         outputs.append((q[:, t, ..., None] * state).sum(-2))
     return torch.stack(outputs, dim=1).to(v.dtype), state

@@ -1,4 +1,4 @@
-"""Kimi Delta Attention as a drop-in for a pretrained attention layer (Kimi Linear, arXiv 2510.26692).
+"""Linear attention as a drop-in for a pretrained attention layer; the mixer's name picks the state update.
 
 Everything the teacher had is kept: q, k, v and o projections with their biases and grouped heads. What is new starts as
 the identity where it can: short convolutions that pass their input through, an output gate of 1.
@@ -14,21 +14,25 @@ from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from gendistill.models.configuration import GendistillConfig
-from gendistill.ops import Documents, gated_delta_rule
+from gendistill.models.mixers import MIXERS
+from gendistill.ops import Documents, linear_attention
 
 GATE_ACTIVATIONS = {"silu": F.silu, "sigmoid": torch.sigmoid}
 GATE_BIAS = {"silu": 1.278, "sigmoid": 0.0}  # SiLU(1.278) = 1; sigmoid cannot reach 1 and starts at 0.5
+CONV_ACTIVATIONS = {"none": nn.Identity(), "silu": nn.SiLU()}
+KERNEL_BOUND = -5.0  # log decays not below this let fla's kernel use the tensor cores inside a chunk
 
 
-class KimiDeltaAttention(nn.Module):
+class LinearAttention(nn.Module):
     """[B, T, hidden] -> [B, T, hidden]; the state is [heads, head_dim, head_dim] float32."""
 
     def __init__(self, config: GendistillConfig, layer_idx: int):
         super().__init__()
         self.config, self.layer_idx = config, layer_idx
+        self.mixer = MIXERS[config.mixers[layer_idx]]
         self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
         self.queries = self.num_heads * self.head_dim
-        self.keys = config.num_key_value_heads * self.head_dim
+        self.keys = self.queries if config.expand_kv else config.num_key_value_heads * self.head_dim
         hidden, kernel = config.hidden_size, config.conv_kernel_size
 
         self.q_proj = nn.Linear(hidden, self.queries, bias=config.attention_bias)
@@ -38,35 +42,64 @@ class KimiDeltaAttention(nn.Module):
         self.q_conv1d = nn.Conv1d(self.queries, self.queries, kernel, groups=self.queries)
         self.k_conv1d = nn.Conv1d(self.keys, self.keys, kernel, groups=self.keys)
         self.v_conv1d = nn.Conv1d(self.keys, self.keys, kernel, groups=self.keys)
-        self.f_a_proj = nn.Linear(hidden, self.head_dim, bias=False)
-        self.f_b_proj = nn.Linear(self.head_dim, self.queries, bias=False)
-        self.A_log = nn.Parameter(torch.empty(self.num_heads, dtype=torch.float32))
-        self.dt_bias = nn.Parameter(torch.empty(self.queries, dtype=torch.float32))
-        self.b_proj = nn.Linear(hidden, self.num_heads, bias=False)
+        if self.mixer.decay == "channel":
+            self.f_a_proj = nn.Linear(hidden, self.head_dim, bias=False)
+            self.f_b_proj = nn.Linear(self.head_dim, self.queries, bias=False)
+        elif self.mixer.decay == "head":
+            self.a_proj = nn.Linear(hidden, self.num_heads, bias=False)
+        if self.mixer.decay != "fixed":
+            decays = self.queries if self.mixer.decay == "channel" else self.num_heads
+            self.A_log = nn.Parameter(torch.empty(self.num_heads, dtype=torch.float32))
+            self.dt_bias = nn.Parameter(torch.empty(decays, dtype=torch.float32))
+        if self.mixer.delta_rule:
+            self.b_proj = nn.Linear(hidden, self.num_heads, bias=False)
         self.g_a_proj = nn.Linear(hidden, self.head_dim, bias=False)
         self.g_b_proj = nn.Linear(self.head_dim, self.queries, bias=True)
         self.o_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.output_norm else None
         self.gate_activation = GATE_ACTIVATIONS[config.gate_activation]
+        self.conv_activation = CONV_ACTIVATIONS[config.conv_activation]
 
     def set_start_values(self) -> None:
         """Start values of every tensor the teacher does not have.
 
-        Decay: dt log-uniform in [1e-3, 0.1] and A uniform in [1, 16], half-lives of about 1 to 100 tokens.
+        Decay: a rate of A * dt a token with dt log-uniform in [1e-3, 0.1] and A uniform in [1, 16], half-lives of about
+        1 to 100 tokens.
         """
         for conv in (self.q_conv1d, self.k_conv1d, self.v_conv1d):
             identity = torch.zeros_like(conv.weight)
             identity[..., -1] = 1.0
             init.copy_(conv.weight, identity)
             init.zeros_(conv.bias)
-        for linear in (self.f_a_proj, self.f_b_proj, self.b_proj, self.g_a_proj):
-            init.normal_(linear.weight, std=0.02)
+        for name in ("f_a_proj", "f_b_proj", "a_proj", "b_proj", "g_a_proj"):
+            if hasattr(self, name):
+                init.normal_(getattr(self, name).weight, std=0.02)
         init.zeros_(self.g_b_proj.weight)
         init.constant_(self.g_b_proj.bias, GATE_BIAS[self.config.gate_activation])
-        init.copy_(self.A_log, torch.empty_like(self.A_log).uniform_(1, 16).log())
-        dt = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(0.1)).exp()
-        init.copy_(self.dt_bias, dt + torch.log(-torch.expm1(-dt)))  # inverse softplus
+        if self.mixer.decay != "fixed":
+            A = torch.empty_like(self.A_log).uniform_(1, 16)
+            rate = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(0.1)).exp()
+            if self.config.log_decay_bound is not None:  # A is the slope of a sigmoid there, no factor of the rate
+                rate, A = rate * A.repeat_interleave(rate.numel() // A.numel()), torch.ones_like(A)
+            init.copy_(self.A_log, A.log())
+            init.copy_(self.dt_bias, self._bias_of_rate(rate))
         if self.o_norm is not None:
             init.ones_(self.o_norm.weight)
+
+    @torch.no_grad()
+    def set_half_lives(self, half_lives: torch.Tensor) -> None:
+        """Starts each head at a half-life, in tokens [heads], in all its channels; a fixed decay stays as it is."""
+        if self.mixer.decay != "fixed":
+            rates = math.log(2) / half_lives.to(self.dt_bias)
+            rates = rates.repeat_interleave(self.dt_bias.numel() // self.num_heads)
+            self.A_log.zero_()
+            self.dt_bias.copy_(self._bias_of_rate(rates))
+
+    def _bias_of_rate(self, rate: torch.Tensor) -> torch.Tensor:
+        """The dt_bias at which a token decays by `rate` when A is 1 and the projection says 0."""
+        bound = self.config.log_decay_bound
+        if bound is None:
+            return rate + torch.log(-torch.expm1(-rate))  # inverse softplus
+        return torch.logit((rate / -bound).clamp(max=0.95))
 
     def forward(
         self,
@@ -89,19 +122,26 @@ class KimiDeltaAttention(nn.Module):
         if attention_mask is not None:  # after the projections, whose biases would bring padding back
             attention_mask = attention_mask[..., None].to(mixed.dtype)
             mixed = mixed * attention_mask
-        mixed = self._convolve(mixed, past_key_values, documents)
+        mixed = self.conv_activation(self._convolve(mixed, past_key_values, documents))
         q, k, v = mixed.split([self.queries, self.keys, self.keys], dim=-1)
         q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in (q, k, v))
         groups = self.num_heads // k.shape[2]
         k, v = k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
 
-        g, beta = self._log_decay(hidden_states), self.b_proj(hidden_states).float().sigmoid()
+        g = self._log_decay(hidden_states)
+        beta = self.b_proj(hidden_states).float().sigmoid() if self.mixer.delta_rule else None
         if attention_mask is not None:  # padding neither decays nor writes the state
-            g, beta = g * attention_mask[..., None], beta * attention_mask
+            g = g * (attention_mask if g.dim() == 3 else attention_mask[..., None])
+            if beta is None:
+                v = v * attention_mask[..., None]
+            else:
+                beta = beta * attention_mask
         state = None
         if past_key_values is not None and self._has_state(past_key_values):
             state = past_key_values.layers[self.layer_idx].recurrent_states[0]
-        o, state = gated_delta_rule(q, k, v, g, beta, state, documents)
+        bound = self.config.log_decay_bound
+        bounded = bound is not None and bound >= KERNEL_BOUND
+        o, state = linear_attention(q, k, v, g, beta, state, documents, bounded)
         if past_key_values is not None:
             past_key_values.update_recurrent_state(state, self.layer_idx)
 
@@ -110,9 +150,18 @@ class KimiDeltaAttention(nn.Module):
         return self.o_proj(o.flatten(-2) * gate), None
 
     def _log_decay(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, T, H, K] float32: in bf16 a decay close to 1 would round to 1 and the state would never forget."""
-        dt = F.softplus(self.f_b_proj(self.f_a_proj(hidden_states)).float() + self.dt_bias)
-        return -self.A_log.exp()[:, None] * dt.unflatten(-1, (self.num_heads, self.head_dim))
+        """[B, T, H, K] or [B, T, H], float32: bf16 would round a decay close to 1 to 1, and the state never forget."""
+        if self.mixer.decay == "fixed":
+            # The slopes of MiniMax-01's lightning attention (arXiv 2501.08313), half-lives of about 1 to 180 tokens.
+            # Its factor that falls with depth is left out: the last layers would forget nothing.
+            head = torch.arange(1, self.num_heads + 1, device=hidden_states.device, dtype=torch.float32)
+            return -torch.exp2(-8 * head / self.num_heads).expand(*hidden_states.shape[:2], -1)
+        per_channel = self.mixer.decay == "channel"
+        raw = self.f_b_proj(self.f_a_proj(hidden_states)) if per_channel else self.a_proj(hidden_states)
+        raw = (raw.float() + self.dt_bias).unflatten(-1, (self.num_heads, -1))
+        A, bound = self.A_log.exp()[:, None], self.config.log_decay_bound
+        log_decay = -A * F.softplus(raw) if bound is None else bound * torch.sigmoid(A * raw)
+        return log_decay if per_channel else log_decay.squeeze(-1)
 
     def _has_state(self, cache: Cache) -> bool:
         return cache.layers[self.layer_idx].is_recurrent_states_initialized[0] and cache.has_previous_state(
