@@ -7,6 +7,7 @@ import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
 LEDGER = ROOT / "results/figures.json"
@@ -31,6 +32,37 @@ def demo_figures(results: Path) -> dict[str, dict]:
             "source": "results/demo/qwen3-0.6b-size.json",
         },
     }
+
+
+def kda_cpu_figures(results: Path) -> dict[str, dict]:
+    """How many times faster the chunked form is, from benchmarks/kda_cpu.py: medians of the rounds' ratios."""
+    seconds = json.loads((results / "kda.json").read_text())["seconds"]["kda"]
+    compared = {
+        "kda_cpu_train_speedup_vs_recurrence": ("train", "recurrence"),
+        "kda_cpu_forward_speedup_vs_recurrence": ("forward", "recurrence"),
+        "kda_cpu_train_speedup_vs_transformers": ("train", "transformers"),
+    }
+    figures = {}
+    for name, (what, side) in compared.items():
+        ours, theirs = seconds["chunked"][what], seconds[side][what]
+        rounds = [b / a for a, b in zip(ours, theirs, strict=True)]
+        figures[name] = {
+            "value": round(median(rounds), 2),
+            "spread": [round(min(rounds), 2), round(max(rounds), 2)],
+            "unit": "x",
+            "source": "results/cpu/kda.json",
+        }
+    return figures
+
+
+def kda_cpu_times(raw: dict) -> str:
+    """A line for each kind of state update and form: median milliseconds of a forward pass and of a training step."""
+    lines = [f"{'ms':<18}{'form':<14}{'forward':>9}{'train':>9}"]
+    for kind, sides in raw["seconds"].items():
+        for side, seconds in sides.items():
+            forward, train = (1000 * median(seconds[what]) for what in ("forward", "train"))
+            lines.append(f"{kind:<18}{side:<14}{forward:>9.0f}{train:>9.0f}")
+    return "\n".join(lines)
 
 
 def student_parameters() -> dict[str, int]:

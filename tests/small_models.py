@@ -1,10 +1,13 @@
-"""Small random teachers of every family, with the traits that have broken converters."""
+"""Small random teachers of every family, with the traits that have broken converters; their students; inputs."""
+
+from typing import get_args
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
+from gendistill.recipe import MixerName
 
 SHAPE = dict(
     vocab_size=97,
@@ -53,6 +56,42 @@ def make_student(family: str, keep=(1,), **options):
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in student.named_parameters():
-            if any(part in name for part in ("conv1d", "g_b_proj", "f_b_proj", "o_norm")):
+            if any(part in name for part in ("conv1d", "g_b_proj", "f_b_proj", "o_norm", ".a_proj", ".b_proj")):
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return student
+
+
+MIXERS = get_args(MixerName)
+
+
+def _variants() -> dict[str, dict]:
+    """Every mixer in every placement in the family with biases, and the other families in turn."""
+    placements = {}
+    for i, mixer in enumerate(MIXERS):
+        after = {layer: MIXERS[(i + layer) % len(MIXERS)] for layer in (2, 3)}
+        placements[mixer, "hybrid"] = dict(keep=(1,), mixer=mixer)
+        placements[mixer, "pure"] = dict(keep=(), mixer=mixer)
+        placements[mixer, "mixed"] = dict(keep=(1,), mixer=mixer, mixer_in_layer=after)
+        placements[mixer, "pure-mixed"] = dict(keep=(), mixer=mixer, mixer_in_layer=after)
+    names = [("qwen2", *place) for place in placements if place[1] != "pure-mixed"]
+    names += [("qwen3", "kda", "hybrid"), ("qwen3", "mamba2", "pure"), ("qwen3", "gla", "mixed")]
+    names += [("llama", "gated_deltanet", "hybrid"), ("llama", "lightning", "pure"), ("llama", "kda", "pure-mixed")]
+    return {"-".join(name): dict(family=name[0], **placements[name[1:]]) for name in names}
+
+
+VARIANTS = _variants()
+
+# For logits in float64, of a size of about 0.6: layers round some numbers to float32 on the way, and an output norm
+# over small outputs enlarges that. In float32 nothing below 1e-3 could be told from rounding.
+CLOSE = dict(rtol=0, atol=1e-4)
+
+
+def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(2, 97, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def pad_left(ids: torch.Tensor, amount: int, seed: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, mask and positions with random tokens as padding: their content must not matter."""
+    batch = ids.shape[0]
+    mask = torch.cat([torch.zeros(batch, amount), torch.ones_like(ids)], dim=1).long()
+    return torch.cat([tokens(batch, amount, seed), ids], dim=1), mask, (mask.cumsum(1) - 1).clamp(min=0)

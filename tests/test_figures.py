@@ -2,13 +2,14 @@
 
 import json
 
-from figures import LEDGER, ROOT, demo_figures, student_parameters
+from figures import LEDGER, ROOT, demo_figures, kda_cpu_figures, student_parameters
 
 
 def test_ledger_follows_from_its_sources():
     ledger = json.loads(LEDGER.read_text())
-    expected = demo_figures(ROOT / "results/demo")
-    assert {name: ledger[name]["value"] for name in expected} == {name: f["value"] for name, f in expected.items()}
+    expected = demo_figures(ROOT / "results/demo") | kda_cpu_figures(ROOT / "results/cpu")
+    for key in ("value", "spread"):
+        assert {name: ledger[name].get(key) for name in expected} == {name: f.get(key) for name, f in expected.items()}
     assert set(ledger) == set(expected)
     for entry in ledger.values():
         assert (ROOT / entry["source"]).is_file()

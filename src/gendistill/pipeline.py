@@ -21,7 +21,8 @@ from gendistill.evaluate.run import evaluate_model
 from gendistill.evaluate.statistics import Scores
 from gendistill.evaluate.tasks import load_items
 from gendistill.files import folder_in_one_piece, write_atomically
-from gendistill.models.conversion import certify, convert, match_scale, orient_heads, weights_sha256
+from gendistill.models.calibration import STARTS, calibrate
+from gendistill.models.conversion import certify, convert, mean_loss, weights_sha256
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_config, load_model, load_tokenizer
 from gendistill.ops import set_backend
@@ -73,15 +74,24 @@ class Run:
         if not folder.is_dir():
             settings = self.recipe.conversion
             dataset = self.prepare(settings.data, settings.sequence_length, settings.tokens)
-            student, ledger = convert(self.teacher, self.config, self.recipe.seed)
-            student.to(self.device)
             rows = list(batches(dataset, 0, len(dataset), 4, self.device))
-            orient_heads(self.teacher, student, rows)
-            match_scale(self.teacher, student, rows)
+            losses = {}
+            for start in sorted(STARTS, key=lambda start: start == settings.start):  # the chosen one last, to be kept
+                student, ledger = convert(self.teacher, self.config, self.recipe.seed)
+                calibrate(self.teacher, student.to(self.device), rows, start)
+                losses[start] = mean_loss(student, rows)
             with folder_in_one_piece(folder) as partial:
                 student.save_pretrained(partial)
                 self.tokenizer.save_pretrained(partial)
-                measured = certify(self.teacher, student, ledger, rows, name=self.recipe.teacher, seed=self.recipe.seed)
+                measured = certify(
+                    self.teacher,
+                    student,
+                    ledger,
+                    rows,
+                    name=self.recipe.teacher,
+                    seed=self.recipe.seed,
+                    losses_by_start=losses,
+                )
                 certificate = measured.to_dict() | {"weights_sha256": weights_sha256(partial)}
                 write_atomically(partial / CERTIFICATE, json.dumps(certificate, indent=1))
                 measured.check()

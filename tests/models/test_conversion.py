@@ -7,7 +7,8 @@ import torch
 from transformers import GPT2Config, Qwen2Config
 
 from gendistill.errors import UserError
-from gendistill.models.conversion import Certificate, LayerReport, Ledger, certify, convert, match_scale, weights_sha256
+from gendistill.models.calibration import match_scale
+from gendistill.models.conversion import Certificate, LayerReport, Ledger, certify, convert, mean_loss, weights_sha256
 from gendistill.models.families import student_config
 from small_models import FAMILIES, make_teacher
 
@@ -103,7 +104,9 @@ def test_certificate_measures_losses_and_cosines():
     teacher = make_teacher("qwen3")
     student, ledger = convert(teacher, student_config(teacher.config, [1]), seed=0)
     data = [batch(seed=0), batch(seed=1)]
-    certificate = certify(teacher, student, ledger, data, name="test", seed=0)
+    certificate = certify(
+        teacher, student, ledger, data, name="test", seed=0, losses_by_start={"standard": mean_loss(student, data)}
+    )
     assert certificate.tokens == 2 * 3 * (60 - 2)
     assert certificate.uniform_loss == math.log(97)
     assert [report.layer for report in certificate.layers] == [0, 2, 3]
@@ -131,7 +134,14 @@ def test_matched_scale_is_the_least_squares_one(output_norm):
 
 def test_certificate_refuses_a_bad_student():
     fine = dict(
-        teacher="t", seed=0, tokens=1, teacher_loss=1.0, uniform_loss=3.0, parameters=1, ledger=Ledger([], [], [], [])
+        teacher="t",
+        seed=0,
+        tokens=1,
+        teacher_loss=1.0,
+        losses_by_start={},
+        uniform_loss=3.0,
+        parameters=1,
+        ledger=Ledger([], [], [], []),
     )
     good, bad = LayerReport(0, 0.4, 1.0, 1.0), LayerReport(5, -0.1, 1.0, 1.0)
     Certificate(student_loss=2.0, layers=[good], **fine).check()

@@ -80,8 +80,8 @@ def assert_equal(got, expected, bound):
 def test_chunked_equals_reference(kind, length, gate_spread, similar_keys, seed):
     inputs = make_inputs(length, kind, gate_spread=gate_spread, similar_keys=similar_keys, seed=seed)
     exact = run(recurrent_linear_attention, inputs, torch.float64)
-    # Nearly equal keys cancel in the outputs and gradients, in any method; gates that add up to -1e6 leave ten digits of
-    # the difference of two such sums: the bounds are what the arithmetic allows.
+    # Nearly equal keys cancel in the outputs and gradients, in any method; the bounds are what the
+    # arithmetic allows.
     assert_equal(run(chunked_linear_attention, inputs, torch.float64), exact, 1e-9)
     assert_equal(run(chunked_linear_attention, inputs, torch.float32), exact, 1e-3 if similar_keys else 1e-5)
 

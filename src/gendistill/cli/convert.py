@@ -12,5 +12,7 @@ def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = No
         f"{certificate['student_loss']:.3f} (teacher {certificate['teacher_loss']:.3f}, uniform guess "
         f"{certificate['uniform_loss']:.3f})"
     )
+    for start, loss in certificate["losses_by_start"].items():
+        run.console.print(f"  start values '{start}': untouched loss {loss:.3f}")
     for layer in certificate["layers"]:
         run.console.print(f"  layer {layer['layer']:>2}: cosine to the teacher's attention {layer['cosine']:.3f}")

@@ -1,4 +1,4 @@
-"""What a teacher's layers see and say, recorded while it runs."""
+"""What a teacher's layers see and say, recorded while it runs, and what a student's mixers say to the same."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -7,12 +7,16 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from gendistill.models.modeling import GendistillForCausalLM
+from gendistill.ops import Documents
+
 
 @dataclass
 class LayerRecord:
     """Tensors [B, T, hidden] of one teacher layer in its last forward pass."""
 
     attention_input: torch.Tensor | None = None
+    attention_heads: torch.Tensor | None = None  # [B, T, heads * head_dim], before the output projection
     attention_output: torch.Tensor | None = None
     block_input: torch.Tensor | None = None
     block_output: torch.Tensor | None = None
@@ -32,8 +36,14 @@ def record_layers(teacher: PreTrainedModel, layers: Iterable[int]) -> Iterator[d
             record.block_input = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
             record.block_output = output
 
-        attention = block.self_attn.register_forward_hook(on_attention, with_kwargs=True)
-        return [attention, block.register_forward_hook(on_block, with_kwargs=True)]
+        def on_projection(_module, args):
+            record.attention_heads = args[0]
+
+        return [
+            block.self_attn.register_forward_hook(on_attention, with_kwargs=True),
+            block.self_attn.o_proj.register_forward_pre_hook(on_projection),
+            block.register_forward_hook(on_block, with_kwargs=True),
+        ]
 
     hooks = [hook for i, record in records.items() for hook in watch(record, teacher.model.layers[i])]
     try:
@@ -41,3 +51,30 @@ def record_layers(teacher: PreTrainedModel, layers: Iterable[int]) -> Iterator[d
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A mixer beside the attention it replaces, both fed the teacher's input to that layer."""
+
+    layer: int
+    teacher: LayerRecord
+    mixer_heads: torch.Tensor  # [B, T, heads * head_dim], before the output projection
+    mixer_output: torch.Tensor  # [B, T, hidden]
+
+
+def side_by_side(
+    teacher: PreTrainedModel, student: GendistillForCausalLM, batches: Iterable[dict[str, torch.Tensor]]
+) -> Iterator[Pair]:
+    """Runs the teacher over batches of input_ids and position_ids [B, T], and every mixer of the student beside it."""
+    layers = student.config.layers_of_type("linear_attention")
+    for batch in batches:
+        documents = Documents.from_position_ids(batch["position_ids"])
+        with record_layers(teacher, layers) as records:
+            teacher.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        for i, record in records.items():
+            mixer, heads = student.model.layers[i].linear_attn, []
+            hook = mixer.o_proj.register_forward_pre_hook(lambda _, args, heads=heads: heads.append(args[0]))
+            output, _ = mixer(record.attention_input, documents=documents)
+            hook.remove()
+            yield Pair(i, record, heads[0], output)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask, create_recurrent_attention_mask
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -190,15 +190,18 @@ class GendistillModel(GendistillPreTrainedModel):
             position_ids = torch.arange(seen, seen + length, device=inputs_embeds.device).unsqueeze(0)
         masks = attention_mask
         if not isinstance(masks, dict):
-            arguments = {
-                "config": self.config,
-                "inputs_embeds": inputs_embeds,
-                "attention_mask": attention_mask,
-                "past_key_values": past_key_values,
-            }
-            masks = {"linear_attention": create_recurrent_attention_mask(**arguments)}
+            # Not by transformers' create_recurrent_attention_mask, which has none for a single token: a padded prompt
+            # that comes in one token at a time would leak its padding into the states.
+            padded = attention_mask is not None and attention_mask.dim() == 2
+            masks = {"linear_attention": attention_mask[:, -length:] if padded else None}
             if not self.config.is_pure:
-                masks["full_attention"] = create_causal_mask(**arguments, position_ids=position_ids)
+                masks["full_attention"] = create_causal_mask(
+                    config=self.config,
+                    inputs_embeds=inputs_embeds,
+                    attention_mask=attention_mask,
+                    past_key_values=past_key_values,
+                    position_ids=position_ids,
+                )
 
         hidden_states = inputs_embeds
         position_embeddings = None if self.config.is_pure else self.rotary_emb(hidden_states, position_ids)
@@ -228,11 +231,12 @@ class GendistillForCausalLM(GendistillPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def generate(self, *args, **kwargs):
-        """transformers' `generate`; a pure student brings the cache, whose length transformers could not tell."""
-        if self.config.is_pure and kwargs.get("use_cache", True):
-            kwargs.setdefault("past_key_values", PureCache(self.config))
-        return super().generate(*args, **kwargs)
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
+        """Where `generate` makes a cache for a pure student, the one that counts: it asks its cache for its length."""
+        given = model_kwargs.get("past_key_values") is not None
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if self.config.is_pure and not given and model_kwargs.get("past_key_values") is not None:
+            model_kwargs["past_key_values"] = PureCache(self.config)
 
     @can_return_tuple
     def forward(

@@ -4,9 +4,9 @@ Inside a chunk every token meets every earlier one in a few matrix products, and
 to chunk. With the delta rule the values that are written solve a unit lower-triangular system (the WY form of DeltaNet,
 arXiv 2406.06484, with a decay per channel as in Kimi Linear, arXiv 2510.26692).
 
-Decay between two tokens is exp(G_i - G_j) with G the running sum of log decays. exp(G_i) * exp(-G_j) would overflow,
-so both sides decay to a token between them: two exponents <= 0. G is summed in float64: next to a gate of -1e4 a
-float32 sum would round away its neighbours.
+Decays, numbers in [0, 1], are only ever multiplied. The decay between two tokens as a quotient of decays since the
+chunk's start would overflow, and a difference of summed log decays would lose every neighbour of a gate of -1e4. So a
+document's first token can simply have decay 0.
 """
 
 import torch
@@ -34,77 +34,85 @@ def chunked_linear_attention(
 
     def chunks(x: torch.Tensor) -> torch.Tensor:
         """[B, T, H, D] -> [B, H, N, C, D]; filler tokens neither write nor decay."""
-        x = F.pad(x, (0, 0, 0, 0, 0, -length % chunk))
-        return x.unflatten(1, (-1, chunk)).permute(0, 3, 1, 2, 4)
+        x = x.to(dtype).transpose(1, 2)
+        if length % chunk:
+            x = F.pad(x, (0, 0, 0, -length % chunk))
+        return x.contiguous().unflatten(2, (-1, chunk))
 
-    q_, k_ = chunks(l2_normalize(q.to(dtype)) * k.shape[-1] ** -0.5), chunks(l2_normalize(k.to(dtype)))
-    values = chunks(v.to(dtype))
+    q, k = chunks(l2_normalize(q.to(dtype)) * k.shape[-1] ** -0.5), chunks(l2_normalize(k.to(dtype)))
+    values = chunks(v)
     per_channel = g.dim() == 4
-    log_decay = chunks(g.double() if per_channel else g.double()[..., None]).cumsum(-2)
-    rows = q_.unsqueeze(-3) if beta is None else torch.stack([q_, k_], dim=-3)
-    products = (_channel_decayed_products if per_channel else _head_decayed_products)(rows, k_, log_decay)
-
-    from_state = log_decay.to(dtype).exp()  # decay from the chunk's incoming state to each token
-    to_end = (log_decay[..., -1:, :] - log_decay).to(dtype).exp()  # and from each token to the chunk's end
-    keep_state = from_state[..., -1, :, None]
+    g = g if per_channel else g[..., None]
     if documents is not None:
-        document = _document_in_chunk(documents.starts, chunk)
-        products = products * (document[..., :, None] == document[..., None, :]).unsqueeze(-3)
-        keep_state = keep_state * (document[..., -1, None, None] == 0)
-        from_state = from_state * (document == 0)[..., None]
-        to_end = to_end * (document == document[..., -1:])[..., None]
-    q_state, k_end, qk = q_ * from_state, (k_ * to_end).transpose(-1, -2), products[..., 0, :, :]
+        g = g.masked_fill(documents.starts[..., None, None], -torch.inf)
+    g = chunks(g)
+    keep_state = g.sum(-2).exp().unsqueeze(-1)  # the rounding of a product would add up from chunk to chunk
+    rows = torch.stack([q] if beta is None else [q, k], dim=-2)
+    products, from_state, k_end = (_channel_decayed if per_channel else _head_decayed)(rows, k, g.exp())
+    qk, *kk = products.unbind(-2)
+    q_state, *k_state = from_state.unbind(-2)
 
-    reads = None
     if beta is not None:
-        beta_ = chunks(beta.to(dtype)[..., None])
-        system = torch.eye(chunk, dtype=dtype, device=q.device) + beta_ * products[..., 1, :, :].tril(-1)
-        right = beta_ * torch.cat([values, k_ * from_state], dim=-1)
-        solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
+        beta = chunks(beta[..., None])
+        system = beta * kk[0]  # the solver takes its diagonal as 1, whatever it holds
+        right = beta * torch.cat([values, k_state[0]], dim=-1)
+        # Solved as X^T S^T = R^T: LAPACK counts columns first, so the transposed operands need no copies.
+        solved = torch.linalg.solve_triangular(system.mT, right.mT, upper=True, left=False, unitriangular=True).mT
         values, reads = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
+        reads = reads.unbind(2)
 
-    state = k_.new_zeros(*k_.shape[:2], k.shape[-1], v.shape[-1]) if initial_state is None else initial_state.to(dtype)
-    outputs = []
-    for n in range(q_.shape[2]):
-        written = values[:, :, n] if reads is None else values[:, :, n] - reads[:, :, n] @ state
-        outputs.append(q_state[:, :, n] @ state + qk[:, :, n] @ written)
-        state = state * keep_state[:, :, n] + k_end[:, :, n] @ written
-    o = torch.stack(outputs, dim=2).flatten(2, 3)[:, :, :length]
-    return o.transpose(1, 2).to(v.dtype), state
-
-
-def _document_in_chunk(starts: torch.Tensor, chunk: int) -> torch.Tensor:
-    """[B, T] starts -> [B, 1, N, C]: how many documents began in the chunk up to each token (0: the incoming one)."""
-    starts = F.pad(starts, (0, -starts.shape[1] % chunk))
-    return starts.unflatten(1, (-1, chunk)).cumsum(-1).unsqueeze(1)
+    state = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]) if initial_state is None else initial_state.to(dtype)
+    states, writes = [], []
+    # Unbound once: the gradient of indexing would fill a tensor of all chunks for each of them.
+    for n, (write, key, keep) in enumerate(zip(*(x.unbind(2) for x in (values, k_end.mT, keep_state)), strict=True)):
+        if beta is not None:
+            write = write - reads[n] @ state
+        states.append(state)
+        writes.append(write)
+        state = state * keep + key @ write
+    o = q_state @ torch.stack(states, dim=2) + qk @ torch.stack(writes, dim=2)
+    return o.flatten(2, 3)[:, :, :length].transpose(1, 2).to(v.dtype), state
 
 
-def _head_decayed_products(rows: torch.Tensor, k: torch.Tensor, log_decay: torch.Tensor) -> torch.Tensor:
-    """The same products as `_channel_decayed_products` with one decay a head, log_decay [..., C, 1]."""
-    difference = log_decay - log_decay.transpose(-1, -2)
-    later = torch.ones_like(difference, dtype=torch.bool).tril()
-    decay = difference.masked_fill(~later, -torch.inf).to(k.dtype).exp()  # masked before exp: no exponent above zero
-    return rows @ k.unsqueeze(-3).transpose(-1, -2) * decay.unsqueeze(-3)
+def _head_decayed(
+    rows: torch.Tensor, keys: torch.Tensor, decay: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`_channel_decayed` for one decay a head, [..., C, 1]: the decays alone, times the plain products."""
+    one = torch.ones_like(decay)
+    between, since_start, until_end = _channel_decayed(one.unsqueeze(-2), one, decay)
+    plain = (rows.flatten(-3, -2) @ keys.mT).unflatten(-2, rows.shape[-3:-1])
+    return between * plain, since_start * rows, until_end * keys
 
 
-def _channel_decayed_products(rows: torch.Tensor, k: torch.Tensor, log_decay: torch.Tensor) -> torch.Tensor:
-    """[..., R, C, C] lower-triangular row_i . k_j with channel-wise decay exp(G_i - G_j), j <= i; rows [..., R, C, K].
+def _channel_decayed(
+    rows: torch.Tensor, keys: torch.Tensor, decay: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Meets every row of a chunk with every key up to it, decayed by the tokens after the key up to the row's own.
 
-    Built from single tokens up: two neighbouring blocks of finished products become one of twice the size, once the
-    later block's rows have met the earlier block's keys, both decayed to the later block's first token.
+    Built from single tokens up. A block holds its rows decayed since before its first token, its keys decayed until
+    after its last, and its finished products. Of two neighbours the later one's rows meet the earlier one's keys in a
+    matrix product; then each side decays through the other block, and the two are one block of twice the size.
+
+    Args:
+        rows: [..., C, R, K], R rows a token.
+        keys: [..., C, K].
+        decay: [..., C, K].
+
+    Returns:
+        Products [..., C, R, C], 0 for later keys; rows decayed since the chunk's start; keys decayed until its end.
     """
-    products = (rows * k.unsqueeze(-3)).sum(-1).movedim(-1, -2)[..., None, None]  # [..., C, R, 1, 1]
-    size = 1
-    while size < k.shape[-2]:
-        earlier, later = log_decay.unflatten(-2, (-1, 2, size)).unbind(-3)  # [..., pairs, size, K]
-        first = later[..., :1, :]
-        near = (later - first).to(k.dtype).exp().unsqueeze(-3)
-        far = (first - earlier).to(k.dtype).exp()
-        late_rows = near * rows.unflatten(-2, (-1, 2, size))[..., 1, :, :].movedim(-4, -3)  # [..., pairs, R, size, K]
-        early_keys = far * k.unflatten(-2, (-1, 2, size))[..., 0, :, :]
-        met = (late_rows.flatten(-3, -2) @ early_keys.transpose(-1, -2)).unflatten(-2, (-1, size))
-        left, right = products.unflatten(-4, (-1, 2)).unbind(-4)
-        top, bottom = torch.cat([left, torch.zeros_like(met)], dim=-1), torch.cat([met, right], dim=-1)
-        products = torch.cat([top, bottom], dim=-2)
-        size *= 2
-    return products.squeeze(-4)
+    keys, decay = keys.unsqueeze(-2), decay.unsqueeze(-2)
+    blocks = rows @ keys.mT, rows * decay, keys, decay  # each [..., blocks, rows or keys of a block, :]
+    while blocks[0].shape[-3] > 1:
+        halves = [x.unflatten(-3, (-1, 2)).unbind(-3) for x in blocks]
+        (early, late), (early_rows, late_rows), (early_keys, late_keys), (early_decay, late_decay) = halves
+        late = torch.cat([late_rows @ early_keys.mT, late], dim=-1)
+        blocks = (
+            torch.cat([F.pad(early, (0, early.shape[-1])), late], dim=-2),
+            torch.cat([early_rows, late_rows * early_decay], dim=-2),
+            torch.cat([early_keys * late_decay, late_keys], dim=-2),
+            early_decay * late_decay,
+        )
+    products, decayed_rows, decayed_keys, _ = (x.squeeze(-3) for x in blocks)
+    per_token = (-1, rows.shape[-2])
+    return products.unflatten(-2, per_token), decayed_rows.unflatten(-2, per_token), decayed_keys

@@ -1,5 +1,6 @@
 """The recurrence on CUDA tensors by flash-linear-attention's kernels (fla-core)."""
 
+import json
 import os
 from collections.abc import Callable
 from functools import cache
@@ -7,17 +8,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from packaging.version import Version
 
 from gendistill.errors import UserError
 from gendistill.ops.documents import Documents
 from gendistill.ops.reference import l2_normalize
 
+LAUNCH_SETTINGS = Path(__file__).with_name("launch_settings")
+
 
 class Kernels(NamedTuple):
-    """fla's functions for one kind of state update: many tokens with gradients, and one token without."""
+    """fla's functions for one kind of state update: many tokens, and one token without gradients."""
 
     chunk: Callable
     step: Callable
+
+
+class Library(NamedTuple):
+    kernels: dict[tuple[bool, bool], Kernels]  # by (delta rule, decay per channel)
+    trains_per_head: bool  # whether the backward pass of the kernels with a decay per head can be used here
 
 
 def kernel_linear_attention(
@@ -40,32 +49,37 @@ def kernel_linear_attention(
     Raises:
         UserError: fla-core is not installed.
     """
+    library = load_kernels()
+    tensors = (q, k, v, g, beta, initial_state)
+    needs_gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    if g.dim() == 3 and needs_gradients and not library.trains_per_head:
+        g = g.unsqueeze(-1).expand_as(k)
     per_channel = g.dim() == 4
-    kernels = load_kernels()[beta is not None, per_channel]
+    kernels = library.kernels[beta is not None, per_channel]
     inputs = {"q": q, "k": k, "v": v, "g": g.float()}
-    options = {}
+    options, chunk_options = {}, {}
     if beta is None:  # these kernels do not normalise
         inputs |= {"q": l2_normalize(q.float()).to(q.dtype), "k": l2_normalize(k.float()).to(k.dtype)}
     else:
         inputs["beta"] = beta.float()
         options["use_qk_l2norm_in_kernel"] = True
         if bounded and per_channel:
-            options["safe_gate"] = True
+            chunk_options["safe_gate"] = True
     if documents is not None:
         packed = {name: x.flatten(0, 1).unsqueeze(0) for name, x in inputs.items()}
-        o, _ = kernels.chunk(**packed, **options, cu_seqlens=documents.cu_seqlens)
+        o, _ = kernels.chunk(**packed, **options, **chunk_options, cu_seqlens=documents.cu_seqlens)
         return o.view_as(v), None
-    if q.shape[1] > 1 or torch.is_grad_enabled():
-        return kernels.chunk(**inputs, **options, initial_state=initial_state, output_final_state=True)
+    states = {"initial_state": initial_state, "output_final_state": True}
+    if q.shape[1] > 1 or needs_gradients:
+        return kernels.chunk(**inputs, **options, **chunk_options, **states)
     if beta is None and per_channel:
         inputs["gk"] = inputs.pop("g")
-    options.pop("safe_gate", None)
-    return kernels.step(**inputs, **options, initial_state=initial_state, output_final_state=True)
+    return kernels.step(**inputs, **options, **states)
 
 
 @cache
-def load_kernels() -> dict[tuple[bool, bool], Kernels]:
-    """fla's kernels by (delta rule, decay per channel). On Hopper they start with the launch settings shipped here.
+def load_kernels() -> Library:
+    """fla's kernels. On Hopper they start with the launch settings shipped here, measured by scripts/tune_kernels.py.
 
     Autotuning would compile hundreds of candidates first: many minutes on a cold machine (results/gpu/cold_start.json).
     FLA_CACHE_MODE=disabled in the environment brings it back.
@@ -73,10 +87,13 @@ def load_kernels() -> dict[tuple[bool, bool], Kernels]:
     Raises:
         UserError: fla-core is not installed.
     """
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0):
-        os.environ.setdefault("FLA_CONFIG_DIR", str(Path(__file__).with_name("launch_settings")))
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+    if hopper:
+        os.environ.setdefault("FLA_CONFIG_DIR", str(LAUNCH_SETTINGS))
         os.environ.setdefault("FLA_CACHE_MODE", "full")
     try:
+        import triton
+        from fla.ops.common import chunk_h, fused_recurrent
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
         from fla.ops.gla import chunk_gla, fused_recurrent_gla
         from fla.ops.kda import chunk_kda, fused_recurrent_kda
@@ -86,9 +103,29 @@ def load_kernels() -> dict[tuple[bool, bool], Kernels]:
             f"CUDA tensors need the kernels of fla-core, which cannot be imported ({error}). "
             'Install them with: pip install "gendistill[gpu]"'
         ) from None
-    return {
-        (True, True): Kernels(chunk_kda, fused_recurrent_kda),
-        (True, False): Kernels(chunk_gated_delta_rule, fused_recurrent_gated_delta_rule),
-        (False, True): Kernels(chunk_gla, fused_recurrent_gla),
-        (False, False): Kernels(chunk_simple_gla, fused_recurrent_simple_gla),
-    }
+    if hopper and os.environ["FLA_CACHE_MODE"] != "disabled":
+        for kernel in (
+            chunk_h.chunk_fwd_kernel_h,
+            chunk_h.chunk_bwd_kernel_dh,
+            fused_recurrent.fused_recurrent_fwd_kernel,
+        ):
+            _pin(kernel.fn)
+    return Library(
+        kernels={
+            (True, True): Kernels(chunk_kda, fused_recurrent_kda),
+            (True, False): Kernels(chunk_gated_delta_rule, fused_recurrent_gated_delta_rule),
+            (False, True): Kernels(chunk_gla, fused_recurrent_gla),
+            (False, False): Kernels(chunk_simple_gla, fused_recurrent_simple_gla),
+        },
+        # Triton 3.4.0 to 3.7.0 miscompiles the backward kernel of decays per head on Hopper, and fla refuses to run it
+        # (flash-linear-attention#640). The kernels with a decay per channel compute the same.
+        trains_per_head=not (hopper and Version("3.4.0") <= Version(triton.__version__) < Version("3.7.1")),
+    )
+
+
+def _pin(tuner) -> None:
+    """Gives a kernel the one shipped setting; these few are tuned by triton itself, which reads no file of settings."""
+    path = LAUNCH_SETTINGS / f"{tuner.base_fn.__name__}.json"
+    setting = json.loads(path.read_text())["default_config"]
+    (like, *_) = tuner.configs
+    tuner.configs = [type(like)(**{name: setting[name] for name in ("kwargs", "num_warps", "num_stages", "num_ctas")})]

@@ -1,0 +1,165 @@
+"""Start values read off the teacher on a little text: which way a head points, how large it is, how long it remembers.
+
+Only tensors the teacher does not have are touched; copied weights stay copied. Batches hold input_ids and position_ids,
+each [B, T], on the models' device.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from transformers import PreTrainedModel
+
+from gendistill.models.capture import side_by_side
+from gendistill.models.mixers.layer import GATE_ACTIVATIONS, LinearAttention
+from gendistill.models.modeling import GendistillForCausalLM
+
+Batch = dict[str, torch.Tensor]
+Start = Literal["standard", "teacher"]
+STARTS: tuple[Start, ...] = get_args(Start)
+SHORTEST_HALF_LIFE = 1.0  # tokens: a head that looks at its own token only would start with no memory at all
+
+
+def calibrate(teacher: PreTrainedModel, student: GendistillForCausalLM, batches: list[Batch], start: Start) -> None:
+    """Sets the start values that need the teacher.
+
+    standard: heads that point away are turned round, layers are scaled; half-lives stay as published.
+    teacher: also each head's half-life from the teacher's mean look-back, and each head's size by least squares
+        (Taylor-Calibrate, arXiv 2606.16429).
+    """
+    if start == "teacher":
+        for i, distance in mean_look_back(teacher, batches, student.config.layers_of_type("linear_attention")).items():
+            student.model.layers[i].linear_attn.set_half_lives(distance.clamp(min=SHORTEST_HALF_LIFE))
+    orient_heads(teacher, student, batches)
+    match_scale(teacher, student, batches)
+    if start == "teacher":
+        match_heads(teacher, student, batches)
+
+
+@torch.inference_mode()
+def mean_look_back(
+    teacher: PreTrainedModel, batches: Iterable[Batch], layers: Iterable[int]
+) -> dict[int, torch.Tensor]:
+    """How far back each head of a layer looks, in tokens [heads]: the mean over tokens t of sum_s a_ts (t - s)."""
+    sums: dict[int, torch.Tensor] = {}
+    tokens = 0
+
+    def watch(layer: int, weights: torch.Tensor) -> None:  # [B, heads, T, T]
+        index = torch.arange(weights.shape[-1], device=weights.device, dtype=torch.float32)
+        distance = index[:, None] - index
+        sums[layer] = sums.get(layer, 0.0) + (weights.float() * distance).sum((0, 2, 3)).double().cpu()
+
+    hooks = [
+        teacher.model.layers[i].self_attn.register_forward_hook(lambda _, __, output, i=i: watch(i, output[1]))
+        for i in layers
+    ]
+    try:
+        with _eager_attention(teacher):
+            for batch in batches:
+                teacher.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+                tokens += batch["input_ids"].numel()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {layer: total / tokens for layer, total in sums.items()}
+
+
+@contextmanager
+def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """The one implementation of softmax attention that has its weights to show."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@torch.inference_mode()
+def match_heads(teacher: PreTrainedModel, student: GendistillForCausalLM, batches: Iterable[Batch]) -> None:
+    """Scales each head's output to the teacher's head by least squares, through the start of its output gate.
+
+    The gate is where a head has a size of its own: values are shared by a group of heads, the norm's weight by all. A
+    head that points away from its teacher's is made small, not negative.
+    """
+    heads = student.config.num_attention_heads
+    products: dict[int, torch.Tensor] = {}  # <mixer, teacher> and <mixer, mixer>, each by head
+    for pair in side_by_side(teacher, student, batches):
+        mixed, target = pair.mixer_heads.float(), pair.teacher.attention_heads.float()
+        by_head = [(mixed * x).unflatten(-1, (heads, -1)).sum((0, 1, 3)) for x in (target, mixed)]
+        products[pair.layer] = products.get(pair.layer, 0) + torch.stack(by_head).double().cpu()
+    for i, (both, own) in products.items():
+        mixer = student.model.layers[i].linear_attn
+        bias = mixer.g_b_proj.bias.unflatten(0, (heads, -1))
+        gate = GATE_ACTIVATIONS[student.config.gate_activation](bias.float()) * (both / own).to(bias.device)[:, None]
+        if student.config.gate_activation == "sigmoid" and (over := gate.max() / 0.9) > 1:  # a sigmoid ends at 1
+            _scale_tensor(mixer).mul_(over)
+            gate = gate / over
+        bias.copy_(_gate_bias(gate.clamp(min=0.02), student.config.gate_activation))
+
+
+def _gate_bias(gate: torch.Tensor, activation: str) -> torch.Tensor:
+    """The input at which the gate's activation takes a value > 0."""
+    if activation == "sigmoid":
+        return torch.logit(gate)
+    bias = gate.clamp(min=1.0)
+    for _ in range(30):  # Newton on SiLU(bias) = gate, which is convex and rising there
+        sigmoid = torch.sigmoid(bias)
+        bias = bias - (bias * sigmoid - gate) / (sigmoid * (1 + bias * (1 - sigmoid)))
+    return bias
+
+
+@torch.inference_mode()
+def orient_heads(
+    teacher: PreTrainedModel, student: GendistillForCausalLM, batches: Iterable[Batch]
+) -> dict[int, list[int]]:
+    """Turns round the heads of each mixer that point away from the teacher's attention output.
+
+    Softmax does not see what all keys have in common; a linear state reads it, with the sign of q . k. Where a bias
+    makes the keys alike (Qwen2's does) a whole head can come out negated. The last tap of its query convolution, a new
+    tensor, becomes -1 instead of 1.
+
+    Returns:
+        The turned heads of each layer.
+    """
+    heads = student.config.num_attention_heads
+    agreement: dict[int, torch.Tensor] = {}
+    for pair in side_by_side(teacher, student, batches):
+        target = pair.teacher.attention_output.float()
+        wanted = target @ student.model.layers[pair.layer].linear_attn.o_proj.weight.float()
+        wanted = wanted / target.square().sum(-1, keepdim=True)  # each token weighs the same
+        sums = (pair.mixer_heads.float() * wanted).unflatten(-1, (heads, -1)).sum((0, 1, 3)).double().cpu()
+        agreement[pair.layer] = agreement.get(pair.layer, 0) + sums
+    turned = {i: (sums < 0).nonzero().flatten().tolist() for i, sums in agreement.items()}
+    for i, negative in turned.items():
+        taps = student.model.layers[i].linear_attn.q_conv1d.weight.unflatten(0, (heads, -1))
+        taps[negative] = -taps[negative]
+    return turned
+
+
+@torch.inference_mode()
+def match_scale(teacher: PreTrainedModel, student: GendistillForCausalLM, batches: Iterable[Batch]) -> dict[int, float]:
+    """Scales each mixer's output to the teacher's attention output, by least squares on the teacher's own inputs.
+
+    A start value only: at its standard start the output norm gives every layer an output of the same power, whatever
+    the teacher's is.
+
+    Returns:
+        The factor of each layer. A mixer that points away from its teacher keeps its scale, for the certificate to see.
+    """
+    products: dict[int, torch.Tensor] = {}  # <mixer, teacher>, <mixer, mixer>
+    for pair in side_by_side(teacher, student, batches):
+        mixed, target = pair.mixer_output.float(), pair.teacher.attention_output.float()
+        both = torch.stack([(mixed * target).sum(), mixed.square().sum()]).double().cpu()
+        products[pair.layer] = products.get(pair.layer, 0) + both
+    factors = {i: (both / own).item() for i, (both, own) in products.items()}
+    for i, factor in factors.items():
+        if factor > 0:
+            _scale_tensor(student.model.layers[i].linear_attn).mul_(factor)
+    return factors
+
+
+def _scale_tensor(mixer: LinearAttention) -> torch.Tensor:
+    """The new tensor that scales a layer: the output norm's weight, or the values' convolution if there is no norm."""
+    return (mixer.v_conv1d if mixer.o_norm is None else mixer.o_norm).weight
