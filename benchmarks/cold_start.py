@@ -1,6 +1,7 @@
 """How long the first optimisation step takes on a machine that has never compiled a kernel; needs a CUDA device.
 
     python benchmarks/cold_start.py --out results/gpu/cold_start.json [--autotuning-limit 300]
+    python benchmarks/cold_start.py --out results/gpu/cold_start.json --record    # into results/figures.json, anywhere
 
 Every start is a process of its own with an empty Triton cache. Its time runs from the process's start to the end of one
 step of logit distillation (bfloat16, 2 packed rows of 2,048 tokens) of a student with random weights: imports, models,
@@ -103,11 +104,15 @@ def main() -> None:
         "--autotuning-limit", type=float, help="seconds; without it only the shipped settings are tried"
     )
     parser.add_argument("--only-autotuned", action="store_true", help="leave the shipped settings out")
+    parser.add_argument("--record", action="store_true", help="put the results in --out into results/figures.json")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         shape, started = arguments.child
         return first_step(shape, float(started))
+
+    if arguments.record:
+        return record_figures(arguments.out)
 
     import torch
 
@@ -120,6 +125,19 @@ def main() -> None:
             print(shape, name, results[shape][name], flush=True)
             results["machine"] = machine(torch)
             arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def record_figures(path: Path) -> None:
+    from figures import cold_start_figures, commit, record
+
+    machine = json.loads(path.read_text())["machine"]
+    record(
+        cold_start_figures(path.parent),
+        "python benchmarks/cold_start.py",
+        hardware=f"1x {machine['gpu']}",
+        versions={"gendistill": commit()} | machine["versions"],
+        measured=machine["measured"],
+    )
 
 
 def machine(torch) -> dict:

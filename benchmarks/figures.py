@@ -55,6 +55,19 @@ def kda_cpu_figures(results: Path) -> dict[str, dict]:
     return figures
 
 
+def cold_start_figures(results: Path) -> dict[str, dict]:
+    """Seconds to the first optimisation step on a GPU without compiled kernels, from benchmarks/cold_start.py."""
+    raw = json.loads((results / "cold_start.json").read_text())
+    return {
+        f"cold_h100_first_step_seconds_{shape}": {
+            "value": raw[shape]["shipped"]["seconds"],
+            "unit": "s",
+            "source": "results/gpu/cold_start.json",
+        }
+        for shape in ("d64", "d128")
+    }
+
+
 def kda_cpu_times(raw: dict) -> str:
     """A line for each kind of state update and form: median milliseconds of a forward pass and of a training step."""
     lines = [f"{'ms':<18}{'form':<14}{'forward':>9}{'train':>9}"]
@@ -95,15 +108,19 @@ def student_parameters() -> dict[str, int]:
     }
 
 
-def record(figures: dict[str, dict], command: str) -> None:
-    """Puts figures measured just now, on this machine's CPU, into the ledger."""
+def commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def record(figures: dict[str, dict], command: str, **elsewhere) -> None:
+    """Puts figures measured just now into the ledger: on this machine's CPU, or `elsewhere` (hardware, versions, ...)."""
     ledger = json.loads(LEDGER.read_text()) if LEDGER.exists() else {}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     shared = {
         "command": command,
         "hardware": f"CPU, {platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "versions": {"gendistill": commit.strip(), **{name: version(name) for name in ("torch", "transformers")}},
+        "versions": {"gendistill": commit(), **{name: version(name) for name in ("torch", "transformers")}},
         "measured": datetime.date.today().isoformat(),
-    }
+    } | elsewhere
     ledger |= {name: figure | shared for name, figure in figures.items()}
     LEDGER.write_text(json.dumps(ledger, indent=2, sort_keys=True) + "\n")
