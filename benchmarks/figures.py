@@ -114,7 +114,7 @@ def commit() -> str:
 
 
 def record(figures: dict[str, dict], command: str, **elsewhere) -> None:
-    """Puts figures measured just now into the ledger: on this machine's CPU, or `elsewhere` (hardware, versions, ...)."""
+    """Puts figures measured just now into the ledger; `elsewhere` says on what, if not on this CPU."""
     ledger = json.loads(LEDGER.read_text()) if LEDGER.exists() else {}
     shared = {
         "command": command,

@@ -1,0 +1,80 @@
+"""Start values read off the teacher are what they claim to be, and touch only tensors the teacher does not have."""
+
+import math
+
+import pytest
+import torch
+
+from gendistill.models.calibration import STARTS, _gate_bias, calibrate, match_heads, mean_look_back
+from gendistill.models.capture import side_by_side
+from gendistill.models.conversion import convert
+from gendistill.models.families import student_config
+from small_models import MIXERS, make_teacher, tokens
+
+LENGTHS = [25, 1, 34]
+
+
+def batches():
+    positions = torch.cat([torch.arange(n) for n in LENGTHS]).repeat(2, 1)
+    return [{"input_ids": tokens(2, sum(LENGTHS), seed), "position_ids": positions} for seed in (0, 1)]
+
+
+@torch.no_grad()
+def test_look_back_is_that_of_each_document(family):
+    """Against weights computed document by document, apart; the softmax implementation is put back."""
+    teacher = make_teacher(family)
+    before = teacher.config._attn_implementation
+    measured = mean_look_back(teacher, batches(), [0, 3])
+    assert teacher.config._attn_implementation == before
+    teacher.set_attn_implementation("eager")
+    sums, seen = {0: 0.0, 3: 0.0}, 0
+    for batch in batches():
+        for row in batch["input_ids"]:
+            for document in row.split(LENGTHS):
+                attentions = teacher(document[None], output_attentions=True).attentions
+                index = torch.arange(len(document))
+                for layer in sums:
+                    sums[layer] += (attentions[layer][0] * (index[:, None] - index)).sum((1, 2)).double()
+                seen += len(document)
+    for layer, total in sums.items():
+        torch.testing.assert_close(measured[layer], total / seen, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, dict(gate_activation="sigmoid"), dict(output_norm=False)])
+def test_matched_heads_are_the_least_squares_ones(options):
+    teacher = make_teacher("qwen3")
+    student, _ = convert(teacher, student_config(teacher.config, [1], **options), seed=0)
+    calibrate(teacher, student, batches(), "standard")
+    match_heads(teacher, student, batches())
+    for i in student.config.layers_of_type("linear_attention"):
+        pairs = [pair for pair in side_by_side(teacher, student, batches()) if pair.layer == i]
+        mixed = torch.cat([pair.mixer_heads for pair in pairs]).unflatten(-1, (4, -1))
+        target = torch.cat([pair.teacher.attention_heads for pair in pairs]).unflatten(-1, (4, -1))
+        factors = (mixed * target).sum((0, 1, 3)) / mixed.square().sum((0, 1, 3))
+        smallest = student.model.layers[i].linear_attn.g_b_proj.bias.unflatten(0, (4, -1))[:, 0]
+        away = smallest <= _gate_bias(torch.tensor(0.02), student.config.gate_activation) + 1e-4
+        torch.testing.assert_close(factors[~away], torch.ones_like(factors[~away]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("activation", "function"), [("silu", torch.nn.functional.silu), ("sigmoid", torch.sigmoid)])
+def test_a_gate_can_start_at_any_size(activation, function):
+    gate = torch.tensor([0.02, 0.3, 0.9]) if activation == "sigmoid" else torch.tensor([0.02, 0.3, 1.0, 40.0])
+    torch.testing.assert_close(function(_gate_bias(gate, activation)), gate)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("start", STARTS)
+def test_calibration_touches_new_tensors_only(mixer, start):
+    teacher = make_teacher("qwen2")
+    student, ledger = convert(teacher, student_config(teacher.config, [1], mixer=mixer), seed=0)
+    before = {name: x.clone() for name, x in student.state_dict().items()}
+    calibrate(teacher, student, batches(), start)
+    changed = {name for name, x in student.state_dict().items() if not torch.equal(x, before[name])}
+    assert changed and changed <= set(ledger.new)
+    if start == "teacher" and mixer != "lightning":
+        layer = student.model.layers[0].linear_attn
+        half_life = math.log(2) / torch.nn.functional.softplus(layer.dt_bias).unflatten(0, (4, -1)).mean(1)
+        expected = mean_look_back(teacher, batches(), [0])[0].clamp(min=1.0)
+        torch.testing.assert_close(half_life.double(), expected, rtol=1e-3, atol=1e-3)
