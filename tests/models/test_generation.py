@@ -53,6 +53,9 @@ def test_greedy_generation_in_pieces_or_without_a_cache_is_the_same(student):
     for size in (None, 1, 6):
         padded = student.generate(ids, attention_mask=mask, prefill_chunk_size=size, **how)
         assert torch.equal(padded[:, 19:], expected), size
+        static = dict(cache_implementation="static", disable_compile=True)  # generate() makes the masks of this cache
+        padded = student.generate(ids, attention_mask=mask, prefill_chunk_size=size, **static, **how)
+        assert torch.equal(padded[:, 19:], expected), size
 
 
 @pytest.mark.parametrize("how", [dict(num_beams=3, do_sample=False), dict(do_sample=True)], ids=["beams", "sampling"])

@@ -54,6 +54,32 @@ def new_cache(config: GendistillConfig) -> DynamicCache:
     return PureCache(config) if config.is_pure else DynamicCache(config=config)
 
 
+def create_masks(
+    config: GendistillConfig,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    position_ids: torch.Tensor | None,
+    **_,
+) -> dict[str, torch.Tensor | None]:
+    """The masks of a forward pass over [B, T] tokens, by layer type.
+
+    The linear layers' is not transformers' own, which is None for a single token: a padded prompt that comes in one
+    token at a time would leak its padding into the states.
+    """
+    padded = attention_mask is not None and attention_mask.dim() == 2
+    masks = {"linear_attention": attention_mask[:, -inputs_embeds.shape[1] :] if padded else None}
+    if not config.is_pure:
+        masks["full_attention"] = create_causal_mask(
+            config=config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+    return masks
+
+
 class GendistillAttention(nn.Module):
     """The teacher's softmax attention, unmodified: grouped-query, RoPE, optional q/k norm and biases."""
 
@@ -190,18 +216,7 @@ class GendistillModel(GendistillPreTrainedModel):
             position_ids = torch.arange(seen, seen + length, device=inputs_embeds.device).unsqueeze(0)
         masks = attention_mask
         if not isinstance(masks, dict):
-            # Not by transformers' create_recurrent_attention_mask, which has none for a single token: a padded prompt
-            # that comes in one token at a time would leak its padding into the states.
-            padded = attention_mask is not None and attention_mask.dim() == 2
-            masks = {"linear_attention": attention_mask[:, -length:] if padded else None}
-            if not self.config.is_pure:
-                masks["full_attention"] = create_causal_mask(
-                    config=self.config,
-                    inputs_embeds=inputs_embeds,
-                    attention_mask=attention_mask,
-                    past_key_values=past_key_values,
-                    position_ids=position_ids,
-                )
+            masks = create_masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
 
         hidden_states = inputs_embeds
         position_embeddings = None if self.config.is_pure else self.rotary_emb(hidden_states, position_ids)
@@ -230,6 +245,8 @@ class GendistillForCausalLM(GendistillPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    create_masks_for_generate = staticmethod(create_masks)  # generate() makes the masks itself for a static cache
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
         """Where `generate` makes a cache for a pure student, the one that counts: it asks its cache for its length."""
