@@ -1,5 +1,6 @@
 """Small random teachers of every family, with the traits that have broken converters; their students; inputs."""
 
+from copy import deepcopy
 from typing import get_args
 
 import torch
@@ -39,7 +40,7 @@ FAMILIES = {
 def make_teacher(family: str, seed: int = 0):
     """A random teacher whose norms and biases are not at their trivial start values."""
     torch.manual_seed(seed)
-    teacher = AutoModelForCausalLM.from_config(FAMILIES[family]).eval()
+    teacher = AutoModelForCausalLM.from_config(deepcopy(FAMILIES[family])).eval()
     with torch.no_grad():
         for name, parameter in teacher.named_parameters():
             if name.endswith("bias") or "norm" in name:
