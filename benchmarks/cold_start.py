@@ -17,27 +17,21 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-SHAPES = {  # the published configurations of Qwen2.5-0.5B and Qwen3-0.6B
-    "d64": dict(
+from figures import QWEN3_0_6B, ROOT, cold_start_figures, commit, record
+
+SHAPES = {
+    "d64": dict(  # Qwen2.5-0.5B's published configuration
         model_type="qwen2",
+        vocab_size=151936,
         hidden_size=896,
         intermediate_size=4864,
         num_hidden_layers=24,
         num_attention_heads=14,
         num_key_value_heads=2,
         max_position_embeddings=32768,
+        tie_word_embeddings=True,
     ),
-    "d128": dict(
-        model_type="qwen3",
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=40960,
-    ),
+    "d128": dict(model_type="qwen3", **QWEN3_0_6B),
 }
 KEEP = {"d64": [1, 5, 9, 13, 17, 21], "d128": [0, 2, 6, 11, 13, 18, 21]}
 DOCUMENTS = [700, 37, 1, 900, 410]  # 2048 tokens a row
@@ -56,7 +50,7 @@ def first_step(shape: str, started: float) -> None:
     from gendistill.recipe import load_recipe
 
     stage = load_recipe(ROOT / "recipes/qwen3-0.6b.yaml").stages["logit_distillation"]
-    config = AutoConfig.for_model(**SHAPES[shape], vocab_size=151936, tie_word_embeddings=True)
+    config = AutoConfig.for_model(**SHAPES[shape])
     torch.manual_seed(0)
     with torch.device("cuda"):
         teacher = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
@@ -65,7 +59,7 @@ def first_step(shape: str, started: float) -> None:
     set_trainable(student, stage.train)
     optimizer = MasterOptimizer(student, stage, torch.bfloat16)
     positions = torch.cat([torch.arange(n) for n in DOCUMENTS]).repeat(2, 1)
-    ids = torch.randint(0, 151936, positions.shape)
+    ids = torch.randint(0, config.vocab_size, positions.shape)
     batch = {"input_ids": ids, "position_ids": positions, "loss_mask": (positions > 0).long()}
     batch = {name: x.cuda() for name, x in batch.items()}
     objective = ForwardKL(teacher, student)
@@ -128,8 +122,6 @@ def main() -> None:
 
 
 def record_figures(path: Path) -> None:
-    from figures import cold_start_figures, commit, record
-
     machine = json.loads(path.read_text())["machine"]
     record(
         cold_start_figures(path.parent),

@@ -11,6 +11,17 @@ from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
 LEDGER = ROOT / "results/figures.json"
+QWEN3_0_6B = dict(  # its published configuration
+    vocab_size=151936,
+    hidden_size=1024,
+    intermediate_size=3072,
+    num_hidden_layers=28,
+    num_attention_heads=16,
+    num_key_value_heads=8,
+    head_dim=128,
+    max_position_embeddings=40960,
+    tie_word_embeddings=True,
+)
 
 
 def demo_figures(results: Path) -> dict[str, dict]:
@@ -87,17 +98,7 @@ def student_parameters() -> dict[str, int]:
     from gendistill.models.families import student_config
     from gendistill.recipe import load_recipe
 
-    teacher = Qwen3Config(
-        vocab_size=151936,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=40960,
-        tie_word_embeddings=True,
-    )
+    teacher = Qwen3Config(**QWEN3_0_6B)
     keep = load_recipe(ROOT / "recipes/qwen3-0.6b.yaml").student.keep_attention
     with torch.device("meta"):
         student = GendistillForCausalLM(student_config(teacher, keep))

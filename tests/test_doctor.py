@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from cli_tools import command, environment
 from gendistill import doctor
+from gendistill import machine as machines
 from gendistill.cli import app
 from gendistill.errors import UserError
 from gendistill.models.mixers.layer import LinearAttention
@@ -23,7 +24,7 @@ from gendistill.ops.reference import recurrent_linear_attention
 
 SMALL = dict(sizes=doctor.Sizes(length=80, steps=3), head_sizes=(16,))
 RECURRENCE, STUDENT = "recurrence in float32", "student of all five mixers"
-HOPPER = doctor.Machine(
+HOPPER = machines.Machine(
     device="cuda",
     backend="auto",
     python="3.12.3",
@@ -43,7 +44,7 @@ HOPPER = doctor.Machine(
 
 @pytest.fixture
 def machine():
-    return doctor.examine("cpu")
+    return machines.examine("cpu")
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_a_failure_names_the_quantity_and_what_to_do(run_doctor, monkeypatch, tm
 
 
 def test_a_requirement_that_is_not_met_fails_too(run_doctor, monkeypatch):
-    monkeypatch.setattr(doctor, "examine", lambda *_: replace(HOPPER, device="cpu", transformers="5.9.0"))
+    monkeypatch.setattr(machines, "examine", lambda *_: replace(HOPPER, device="cpu", transformers="5.9.0"))
     result = run_doctor("--device", "cpu")
     assert result.exit_code == 1
     output = " ".join(result.stdout.split())
@@ -222,7 +223,7 @@ def test_wrong_arguments(run_doctor, arguments, message):
     ids=str,
 )
 def test_known_problems(changes, expected, fatal):
-    problems = doctor.known_problems(replace(HOPPER, **changes))
+    problems = machines.known_problems(replace(HOPPER, **changes))
     assert len(problems) == len(expected)
     assert all(text in problem.what for text, problem in zip(expected, problems, strict=True))
     assert any(problem.fatal for problem in problems) == fatal
@@ -232,7 +233,7 @@ def test_known_problems(changes, expected, fatal):
 def test_versions_are_those_the_package_asks_for():
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     asked = {*project["dependencies"], *project["optional-dependencies"]["gpu"]}
-    named = {f"torch{doctor.TORCH}", f"transformers{doctor.TRANSFORMERS}", f"fla-core{doctor.FLA_CORE}"}
+    named = {f"torch{machines.TORCH}", f"transformers{machines.TRANSFORMERS}", f"fla-core{machines.FLA_CORE}"}
     assert named <= asked
 
 
@@ -260,4 +261,4 @@ def test_launch_settings(monkeypatch, capability, environment, said):
         monkeypatch.delitem(os.environ, name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert doctor._launch_settings(capability).startswith(said)
+    assert machines._launch_settings(capability).startswith(said)

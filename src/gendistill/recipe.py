@@ -27,6 +27,8 @@ Role = Literal[
     "head",
 ]
 MixerName = Literal["kda", "gated_deltanet", "gla", "mamba2", "lightning"]  # what each does: gendistill.models.mixers
+Backend = Literal["auto", "reference", "chunked", "kernels"]  # forms of the recurrence: gendistill.ops.set_backend
+Start = Literal["standard", "teacher"]  # start values: gendistill.models.calibration
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -87,7 +89,7 @@ class Student(Settings):
 class Conversion(Settings):
     """How the untouched student starts and is measured for its certificate."""
 
-    start: Literal["standard", "teacher"] = Field(
+    start: Start = Field(
         "standard",
         description="half-lives as published, or from the teacher's look-back, with heads scaled by least squares",
     )
@@ -200,7 +202,7 @@ class Recipe(Settings):
         "auto",
         description="precision of the arithmetic: bfloat16 on CUDA, float32 on a CPU; master weights are float32",
     )
-    backend: Literal["auto", "reference", "chunked", "kernels"] = Field(
+    backend: Backend = Field(
         "auto", description="form of the recurrence: auto takes kernels on CUDA and chunks elsewhere"
     )
     student: Student

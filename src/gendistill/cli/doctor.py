@@ -28,7 +28,7 @@ def command(
     import torch
     from rich.console import Console
 
-    from gendistill import doctor
+    from gendistill import doctor, machine
     from gendistill.ops import set_backend
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -40,11 +40,11 @@ def command(
     set_backend(backend)
 
     console = Console(highlight=False)
-    machine = doctor.examine(device, backend)
-    known = doctor.known_problems(machine)
-    print_machine(console, machine, known)
+    this = machine.examine(device, backend)
+    known = machine.known_problems(this)
+    print_machine(console, this, known)
     outcomes = []
-    for title, checks in groupby(doctor.plan(machine), lambda check: check.table):
+    for title, checks in groupby(doctor.plan(this), lambda check: check.table):
         measured = measure(list(checks))
         print_table(console, title, measured)
         outcomes += measured
@@ -56,7 +56,7 @@ def command(
     verdict += f" and {unfit} requirement(s)" if unfit else ""
     console.print(f"\n{verdict}, {sum(outcome.seconds for outcome in outcomes):.0f} s")
     if json_file is not None:
-        write_json(json_file, machine, known, outcomes, passed)
+        write_json(json_file, this, known, outcomes, passed)
     if not passed:
         raise typer.Exit(1)
 

@@ -6,7 +6,7 @@ each [B, T], on the models' device.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from transformers import PreTrainedModel
@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from gendistill.models.capture import side_by_side
 from gendistill.models.mixers.layer import GATE_ACTIVATIONS, LinearAttention
 from gendistill.models.modeling import GendistillForCausalLM
+from gendistill.recipe import Start
 
 Batch = dict[str, torch.Tensor]
-Start = Literal["standard", "teacher"]
 STARTS: tuple[Start, ...] = get_args(Start)
 SHORTEST_HALF_LIFE = 1.0  # tokens: a head that looks at its own token only would start with no memory at all
 

@@ -1,6 +1,7 @@
 """The one recurrence behind all mixers: a slow reference, a chunked PyTorch form, and kernels for CUDA tensors."""
 
-from gendistill.ops.dispatch import Backend, linear_attention, set_backend
+from gendistill.ops.dispatch import linear_attention, set_backend
 from gendistill.ops.documents import Documents
+from gendistill.ops.kernels import KERNEL_BOUND
 
-__all__ = ["Backend", "Documents", "linear_attention", "set_backend"]
+__all__ = ["KERNEL_BOUND", "Documents", "linear_attention", "set_backend"]

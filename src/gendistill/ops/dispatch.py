@@ -1,7 +1,7 @@
 """Chooses the form of the recurrence by where the tensors live, never by what can be imported."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
@@ -10,8 +10,8 @@ from gendistill.ops.chunked import chunked_linear_attention
 from gendistill.ops.documents import Documents
 from gendistill.ops.kernels import kernel_linear_attention, load_kernels
 from gendistill.ops.reference import recurrent_linear_attention
+from gendistill.recipe import Backend
 
-Backend = Literal["auto", "reference", "chunked", "kernels"]
 _FORMS = {"reference": recurrent_linear_attention, "chunked": chunked_linear_attention}
 _chosen: Backend = "auto"
 
@@ -46,7 +46,10 @@ def linear_attention(
     documents: Documents | None = None,
     bounded: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`recurrent_linear_attention` by the chosen back end; `bounded` promises g >= -5, which a faster kernel needs.
+    """`recurrent_linear_attention` by the chosen back end.
+
+    Args:
+        bounded: a promise that g >= KERNEL_BOUND, which a faster kernel needs.
 
     Raises:
         UserError: kernels are asked for by name and the tensors are not on a CUDA device, or fla-core is missing.

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from packaging.version import Version
+from packaging.specifiers import SpecifierSet
 
 from gendistill.errors import UserError
 from gendistill.ops.documents import Documents
 from gendistill.ops.reference import l2_normalize
 
 LAUNCH_SETTINGS = Path(__file__).with_name("launch_settings")
+SETTINGS_FOR = (9, 0)  # the compute capability they were measured on: Hopper
+MISCOMPILES_PER_HEAD = ">=3.4,<3.7.1"  # versions of Triton, on Hopper
+KERNEL_BOUND = -5.0  # log decays not below this let the kernel use the tensor cores inside a chunk
 
 
 class Kernels(NamedTuple):
@@ -44,7 +47,7 @@ def kernel_linear_attention(
     The final state of packed documents is not kept (it would be one a document) and comes back as None.
 
     Args:
-        bounded: g >= -5 everywhere, so that Kimi Delta Attention's products inside a chunk can use the tensor cores.
+        bounded: g >= KERNEL_BOUND everywhere: Kimi Delta Attention's products inside a chunk can use the tensor cores.
 
     Raises:
         UserError: fla-core is not installed.
@@ -87,7 +90,7 @@ def load_kernels() -> Library:
     Raises:
         UserError: fla-core is not installed.
     """
-    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == SETTINGS_FOR
     if hopper:
         os.environ.setdefault("FLA_CONFIG_DIR", str(LAUNCH_SETTINGS))
         os.environ.setdefault("FLA_CACHE_MODE", "full")
@@ -110,6 +113,7 @@ def load_kernels() -> Library:
             fused_recurrent.fused_recurrent_fwd_kernel,
         ):
             _pin(kernel.fn)
+    release = triton.__version__.split("+")[0]
     return Library(
         kernels={
             (True, True): Kernels(chunk_kda, fused_recurrent_kda),
@@ -117,9 +121,9 @@ def load_kernels() -> Library:
             (False, True): Kernels(chunk_gla, fused_recurrent_gla),
             (False, False): Kernels(chunk_simple_gla, fused_recurrent_simple_gla),
         },
-        # Triton 3.4.0 to 3.7.0 miscompiles the backward kernel of decays per head on Hopper, and fla refuses to run it
-        # (flash-linear-attention#640). The kernels with a decay per channel compute the same.
-        trains_per_head=not (hopper and Version("3.4.0") <= Version(triton.__version__) < Version("3.7.1")),
+        # fla refuses to run its backward kernel of decays per head there (flash-linear-attention#640). The kernels with
+        # a decay per channel compute the same.
+        trains_per_head=not (hopper and SpecifierSet(MISCOMPILES_PER_HEAD).contains(release, prereleases=True)),
     )
 
 

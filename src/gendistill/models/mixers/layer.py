@@ -15,12 +15,20 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.mixers import MIXERS
-from gendistill.ops import Documents, linear_attention
+from gendistill.ops import KERNEL_BOUND, Documents, linear_attention
 
 GATE_ACTIVATIONS = {"silu": F.silu, "sigmoid": torch.sigmoid}
 GATE_BIAS = {"silu": 1.278, "sigmoid": 0.0}  # SiLU(1.278) = 1; sigmoid cannot reach 1 and starts at 0.5
 CONV_ACTIVATIONS = {"none": nn.Identity(), "silu": nn.SiLU()}
-KERNEL_BOUND = -5.0  # log decays not below this let fla's kernel use the tensor cores inside a chunk
+
+
+def fixed_log_decay(heads: int, device: torch.device | str) -> torch.Tensor:
+    """[heads]: the slopes of MiniMax-01's lightning attention (arXiv 2501.08313), half-lives of about 1 to 180 tokens.
+
+    Its factor that falls with depth is left out: the last layers would forget nothing.
+    """
+    head = torch.arange(1, heads + 1, device=device, dtype=torch.float32)
+    return -torch.exp2(-8 * head / heads)
 
 
 class LinearAttention(nn.Module):
@@ -152,10 +160,7 @@ class LinearAttention(nn.Module):
     def _log_decay(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[B, T, H, K] or [B, T, H], float32: bf16 would round a decay close to 1 to 1, and the state never forget."""
         if self.mixer.decay == "fixed":
-            # The slopes of MiniMax-01's lightning attention (arXiv 2501.08313), half-lives of about 1 to 180 tokens.
-            # Its factor that falls with depth is left out: the last layers would forget nothing.
-            head = torch.arange(1, self.num_heads + 1, device=hidden_states.device, dtype=torch.float32)
-            return -torch.exp2(-8 * head / self.num_heads).expand(*hidden_states.shape[:2], -1)
+            return fixed_log_decay(self.num_heads, hidden_states.device).expand(*hidden_states.shape[:2], -1)
         per_channel = self.mixer.decay == "channel"
         raw = self.f_b_proj(self.f_a_proj(hidden_states)) if per_channel else self.a_proj(hidden_states)
         raw = (raw.float() + self.dt_bias).unflatten(-1, (self.num_heads, -1))
