@@ -1,8 +1,8 @@
 """The steps of a run: convert, distil stage by stage, evaluate. Each takes up what the one before left."""
 
-import hashlib
 import json
 import shutil
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,11 @@ from rich.table import Table
 
 from gendistill.data.dataset import PackedDataset, prepare
 from gendistill.data.sources import read_documents
-from gendistill.distill.engine import batches, train
+from gendistill.distill import distributed
+from gendistill.distill.acceleration import can_capture, compiled_layers
+from gendistill.distill.batches import Loader, rows_as_tensors
+from gendistill.distill.distributed import first_alone
+from gendistill.distill.engine import StepMetrics, Trainer
 from gendistill.distill.objectives import build_objective
 from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.distill.roles import set_trainable
@@ -25,9 +29,10 @@ from gendistill.models.calibration import STARTS, calibrate
 from gendistill.models.conversion import certify, convert, mean_loss, weights_sha256
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_config, load_model, load_tokenizer
+from gendistill.models.packed_attention import packed_attention_in
 from gendistill.ops import set_backend
-from gendistill.recipe import Recipe, Stage
-from gendistill.runfolder import RunFolder
+from gendistill.recipe import Recipe, Role, Stage
+from gendistill.runfolder import FREE, RunFolder
 
 CERTIFICATE = "certificate.json"
 
@@ -41,12 +46,17 @@ class Run:
         Raises:
             UserError: see `check_recipe`, `RunFolder`; or CUDA or a back end is asked for and not there.
         """
-        self.recipe, self.console = recipe, console
+        self.recipe = recipe
         self.device = _device(recipe.device)
+        distributed.start(self.device)
+        self.console = console if distributed.is_first() else Console(quiet=True)
         set_backend(recipe.backend)
         bf16 = recipe.dtype == "bfloat16" or (recipe.dtype == "auto" and self.device == "cuda")
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         self.config = check_recipe(recipe)
+        for name, stage in recipe.stages.items():
+            distributed.check_divisible(name, stage)
+        first_alone(lambda: RunFolder(output, recipe))
         self.folder = RunFolder(output, recipe)
 
     @cached_property
@@ -58,44 +68,51 @@ class Run:
         return load_tokenizer(self.recipe.teacher, self.config.vocab_size)
 
     def prepare(self, mixture: str, sequence_length: int, tokens: int, loss_on: str = "all") -> PackedDataset:
-        return prepare(
-            self.recipe.data[mixture],
-            self.tokenizer,
-            sequence_length=sequence_length,
-            tokens=tokens,
-            loss_on=loss_on,
-            seed=self.recipe.seed,
-            cache=self.folder.data,
-        )
+        def make() -> PackedDataset:
+            return prepare(
+                self.recipe.data[mixture],
+                self.tokenizer,
+                sequence_length=sequence_length,
+                tokens=tokens,
+                loss_on=loss_on,
+                seed=self.recipe.seed,
+                cache=self.folder.data,
+            )
+
+        prepared = first_alone(make)
+        return make() if prepared is None else prepared
 
     def convert(self) -> dict:
         """Converts and certifies, unless that is done; returns the certificate."""
-        folder = self.folder.student("conversion")
-        if not folder.is_dir():
+        if not self.folder.has_student("conversion"):
             settings = self.recipe.conversion
             dataset = self.prepare(settings.data, settings.sequence_length, settings.tokens)
-            rows = list(batches(dataset, 0, len(dataset), 4, self.device))
-            losses = {}
-            for start in sorted(STARTS, key=lambda start: start == settings.start):  # the chosen one last, to be kept
-                student, ledger = convert(self.teacher, self.config, self.recipe.seed)
-                calibrate(self.teacher, student.to(self.device), rows, start)
-                losses[start] = mean_loss(student, rows)
-            with folder_in_one_piece(folder) as partial:
-                student.save_pretrained(partial)
-                self.tokenizer.save_pretrained(partial)
-                measured = certify(
-                    self.teacher,
-                    student,
-                    ledger,
-                    rows,
-                    name=self.recipe.teacher,
-                    seed=self.recipe.seed,
-                    losses_by_start=losses,
-                )
-                certificate = measured.to_dict() | {"weights_sha256": weights_sha256(partial)}
-                write_atomically(partial / CERTIFICATE, json.dumps(certificate, indent=1))
-                measured.check()
-        return json.loads((folder / CERTIFICATE).read_text())
+            first_alone(lambda: self._convert(dataset))
+        return json.loads((self.folder.student("conversion") / CERTIFICATE).read_text())
+
+    def _convert(self, dataset: PackedDataset) -> None:
+        chosen = self.recipe.conversion.start
+        rows = rows_as_tensors(dataset, 4, self.device)
+        losses = {}
+        for start in sorted(STARTS, key=lambda start: start == chosen):  # the chosen one last, to be kept
+            student, ledger = convert(self.teacher, self.config, self.recipe.seed)
+            calibrate(self.teacher, student.to(self.device), rows, start)
+            losses[start] = mean_loss(student, rows)
+        with folder_in_one_piece(self.folder.student("conversion")) as partial:
+            student.save_pretrained(partial)
+            self.tokenizer.save_pretrained(partial)
+            measured = certify(
+                self.teacher,
+                student,
+                ledger,
+                rows,
+                name=self.recipe.teacher,
+                seed=self.recipe.seed,
+                losses_by_start=losses,
+            )
+            certificate = measured.to_dict() | {"weights_sha256": weights_sha256(partial)}
+            write_atomically(partial / CERTIFICATE, json.dumps(certificate, indent=1))
+            measured.check()
 
     def distil(self, name: str) -> None:
         """Runs one stage, unless it is done.
@@ -120,28 +137,75 @@ class Run:
         tokens = stage.steps * stage.sequences_per_step * stage.sequence_length
         dataset = self.prepare(stage.data, stage.sequence_length, tokens, stage.loss_on)
 
-        # Loaded in float32 for the masters; MasterOptimizer rounds the model itself to the precision of the arithmetic.
-        student = load_model(str(source), torch.float32, self.device).train()
-        if stage.gradient_checkpointing:
-            student.gradient_checkpointing_enable()
-        self.console.print(_ledger_table(name, set_trainable(student, stage.train)))
-        optimizer = MasterOptimizer(student, stage, self.dtype)
-        history = train(
-            stage,
-            build_objective(stage.objective, self.teacher, student, certificate),
-            optimizer,
-            dataset,
-            folder=self.folder.point(name),
-            fingerprint=_fingerprint(stage, dataset.key, weights, str(self.dtype)),
-            device=self.device,
-            title=name,
-            console=self.console,
-        )
+        history = self._train(name, stage, source, dataset, certificate | {"weights_sha256": weights})
         self.console.print(
             f"{name}: loss {history[0].loss:.4f} -> {history[-1].loss:.4f} over {history[-1].tokens:,} tokens"
         )
+
+    def _train(
+        self, name: str, stage: Stage, source: Path, dataset: PackedDataset, certificate: dict
+    ) -> list[StepMetrics]:
+        """Trains the student in `source` and saves it as the student of the stage."""
+        # Loaded in float32 for the masters; MasterOptimizer rounds the model itself to the precision of the arithmetic.
+        student = load_model(str(source), torch.float32, self.device).train()
+        if stage.gradient_checkpointing:
+            # Reading the state of random numbers would make the host wait, and without dropout there are none.
+            keep_random_state = student.config.attention_dropout > 0
+            student.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": keep_random_state})
+        self.console.print(_ledger_table(name, stage, set_trainable(student, stage.train)))
+        teacher = self._teacher_for(stage)
+        if distributed.processes() > 1:
+            distributed.shard(student, compares=stage.compares, dtype=self.dtype, device=self.device)
+        optimizer = MasterOptimizer(student, stage, self.dtype)
+        on_cuda, fast = self.device == "cuda", self._fast()
+        graphs = on_cuda and fast and can_capture(student)
+        models = [model for model in (teacher, student) if model is not None]
+        with ExitStack() as stack:
+            if on_cuda:
+                stack.enter_context(packed_attention_in(*models))
+            if fast:
+                stack.enter_context(compiled_layers(*models, compares=stage.compares))
+            history = Trainer(
+                stage,
+                build_objective(stage, teacher, student, certificate, len(self.tokenizer), fuse=on_cuda and fast),
+                optimizer,
+                Loader(
+                    dataset,
+                    stage,
+                    rank=distributed.rank(),
+                    processes=distributed.processes(),
+                    fixed_shape=graphs,
+                ),
+                folder=self.folder.point(name),
+                fingerprint=_fingerprint(stage, dataset.key, certificate["weights_sha256"], str(self.dtype)),
+                device=self.device,
+                title=name,
+                console=self.console,
+                graphs=graphs,
+            ).train()
+        trained = optimizer.weights()
+        first_alone(lambda: self._save(name, student, trained, certificate))
+        return history
+
+    def _teacher_for(self, stage: Stage):
+        """The teacher; with many processes one of its own, sharded, and none where the objective needs none."""
+        if not stage.needs_teacher:
+            return None
+        if distributed.processes() == 1:
+            return self.teacher
+        self.__dict__.pop("teacher", None)  # whole, for evaluation; there is no room for both
+        teacher = load_model(self.recipe.teacher, self.dtype, self.device).requires_grad_(False)
+        distributed.shard(teacher, compares="end_to_end", dtype=self.dtype, device=self.device)
+        return teacher
+
+    def _fast(self) -> bool:
+        """Whether to compile: one process only, since nothing here was tried with FSDP."""
+        asked = self.device == "cuda" if self.recipe.compile == "auto" else self.recipe.compile
+        return asked and distributed.processes() == 1
+
+    def _save(self, name: str, student, weights: dict[str, torch.Tensor], certificate: dict) -> None:
         with folder_in_one_piece(self.folder.student(name)) as partial:
-            student.save_pretrained(partial, state_dict=optimizer.weights())
+            student.save_pretrained(partial, state_dict=weights)
             self.tokenizer.save_pretrained(partial)
             write_atomically(
                 partial / CERTIFICATE, json.dumps(certificate | {"weights_sha256": weights_sha256(partial)}, indent=1)
@@ -153,11 +217,12 @@ class Run:
         for name, task in self.recipe.evaluation.tasks.items():
             load_items(name, task, self.recipe.seed)
 
-    def evaluate_teacher(self) -> Scores:
-        return self._evaluate(self.teacher, "teacher")
+    def evaluate_teacher(self) -> Scores | None:
+        """Scores the teacher; on the first process, the others wait and get None."""
+        return first_alone(lambda: self._evaluate(self.teacher, "teacher"))
 
-    def evaluate_student(self, point: str) -> Scores:
-        """Scores the student of a point of the run.
+    def evaluate_student(self, point: str) -> Scores | None:
+        """Scores the student of a point of the run; on the first process, the others wait and get None.
 
         Raises:
             UserError: that point has not been reached.
@@ -165,7 +230,9 @@ class Run:
         folder = self.folder.student(point)
         if not folder.is_dir():
             raise UserError(f"there is no student of '{point}' yet: run that first")
-        return self._evaluate(load_model(str(folder), self.dtype, self.device), self.folder.label(point))
+        return first_alone(
+            lambda: self._evaluate(load_model(str(folder), self.dtype, self.device), self.folder.label(point))
+        )
 
     def _evaluate(self, model, label: str) -> Scores:
         evaluation, folder = self.recipe.evaluation, self.folder.evaluation
@@ -200,18 +267,21 @@ def _device(asked: str) -> str:
     return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _fingerprint(stage: Stage, data_key: str, weights: str, dtype: str) -> str:
-    """Hash of what decides a stage's trajectory; how it is cut into micro-batches or checkpoints is not part of it."""
-    settings = stage.model_dump(mode="json", exclude={"micro_batch", "checkpoint_every", "gradient_checkpointing"})
-    content = json.dumps([settings, data_key, weights, dtype], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+def _fingerprint(stage: Stage, data_key: str, weights: str, dtype: str) -> dict[str, str]:
+    """What decides a stage's trajectory, by name; how it is cut into micro-batches or checkpoints is not part of it."""
+    settings = stage.model_dump(mode="json", exclude=FREE)
+    settings |= {"data": data_key, "initial weights": weights, "dtype": dtype}
+    return {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}
 
 
-def _ledger_table(title: str, ledger: dict[str, tuple[int, bool]]) -> Table:
+def _ledger_table(title: str, stage: Stage, ledger: dict[Role, tuple[int, bool]]) -> Table:
     table = Table(title=f"{title}: what trains", title_justify="left")
-    table.add_column("role")
-    table.add_column("parameters", justify="right")
-    table.add_column("")
+    for column in ("role", "parameters", "", "peak learning rate"):
+        table.add_column(column, justify="right" if column in ("parameters", "peak learning rate") else "left")
     for role, (parameters, trains) in ledger.items():
-        table.add_row(role, f"{parameters:,}", "[green]trains[/green]" if trains else "[dim]frozen[/dim]")
+        rate = f"{stage.peak_learning_rate(role):g}" if trains else ""
+        table.add_row(role, f"{parameters:,}", "[green]trains[/green]" if trains else "[dim]frozen[/dim]", rate)
+    total = sum(parameters for parameters, trains in ledger.values() if trains)
+    table.add_section()
+    table.add_row("trains", f"{total:,}")
     return table

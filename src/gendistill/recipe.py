@@ -7,7 +7,7 @@ returns a frozen, fully checked object; nothing else in the project reads settin
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -29,6 +29,22 @@ Role = Literal[
 MixerName = Literal["kda", "gated_deltanet", "gla", "mamba2", "lightning"]  # what each does: gendistill.models.mixers
 Backend = Literal["auto", "reference", "chunked", "kernels"]  # forms of the recurrence: gendistill.ops.set_backend
 Start = Literal["standard", "teacher"]  # start values: gendistill.models.calibration
+# What a stage can minimise, by the pass over the data that it needs; gendistill.distill.objectives says what each is.
+Objective = Literal[
+    "mixer_l2",
+    "mixer_cosine",
+    "block_l2",
+    "block_cosine",
+    "forward_kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "cross_entropy",
+    "hidden_l2",
+    "hidden_cosine",
+]
+Pass = Literal["mixer", "block", "end_to_end"]
+DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon")  # those that know a temperature
+Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -120,7 +136,10 @@ class Schedule(Settings):
 class Stage(Settings):
     """One stage of the distillation: an objective, what trains, on which data, for how long."""
 
-    objective: Literal["mixer_l2", "block_l2", "forward_kl"]
+    objective: Objective | Annotated[dict[Objective, Positive], Field(min_length=1)] = Field(
+        description="what is minimised; several with their weights as {forward_kl: 1, cross_entropy: 0.01}"
+    )
+    temperature: Positive = Field(1.0, description="divides the logits of the divergences, which grow by its square")
     loss_on: Literal["all", "completion"] = "all"
     train: list[Role] = Field(min_length=1)
     data: str = Field(description="name of a mixture in the recipe's data section")
@@ -128,27 +147,79 @@ class Stage(Settings):
     sequence_length: Annotated[int, Field(ge=2)]
     sequences_per_step: PositiveInt
     micro_batch: PositiveInt = Field(description="sequences in memory at once; changes nothing but memory and speed")
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Positive | dict[Role, Positive] = Field(description="peak; for all roles or role by role")
     schedule: Schedule = Schedule()
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    gradient_clip: Positive = 1.0
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="adamw_8bit keeps its state in 8 bits, by torchao; master weights stay float32"
+    )
     gradient_checkpointing: bool = False
     checkpoint_every: PositiveInt = Field(100, description="steps between checkpoints")
+    expected_loss: tuple[float, float] | None = Field(
+        None, description="a step whose loss lies outside this range stops the run"
+    )
+
+    @property
+    def terms(self) -> dict[Objective, float]:
+        """The objective's terms and their weights."""
+        return self.objective if isinstance(self.objective, dict) else {self.objective: 1.0}
+
+    @property
+    def compares(self) -> Pass:
+        """The pass over the data that the objective needs."""
+        place = next(iter(self.terms)).split("_")[0]
+        return place if place in ("mixer", "block") else "end_to_end"
+
+    @property
+    def needs_teacher(self) -> bool:
+        return set(self.terms) != {"cross_entropy"}
 
     @property
     def steps(self) -> int:
         return -(-self.tokens // (self.sequence_length * self.sequences_per_step))
 
+    def peak_learning_rate(self, role: Role) -> float:
+        """The peak learning rate of a role that trains; `mixer` stands for all four mixer roles."""
+        if not isinstance(self.learning_rate, dict):
+            return self.learning_rate
+        return self.learning_rate.get(role) or self.learning_rate["mixer"]
+
     @model_validator(mode="after")
     def check(self):
-        if self.objective != "forward_kl":
+        passes = {place if (place := term.split("_")[0]) in ("mixer", "block") else "end_to_end" for term in self.terms}
+        if len(passes) > 1:
+            raise ValueError(
+                f"objective mixes {', '.join(self.terms)}: mixer_*, block_* and end-to-end terms need different "
+                "passes; make them stages of their own"
+            )
+        if self.temperature != 1 and not set(self.terms) & set(DIVERGENCES):
+            raise ValueError(f"temperature changes {', '.join(DIVERGENCES)} only, and the objective has none of them")
+        if self.compares != "end_to_end":
             if self.loss_on != "all":
                 raise ValueError(f"objective {self.objective} compares layers, so loss_on must be 'all'")
             if outside := [role for role in self.train if not role.startswith("mixer")]:
                 raise ValueError(f"objective {self.objective} trains mixers only, not {', '.join(outside)}")
         if self.micro_batch > self.sequences_per_step:
             raise ValueError(f"micro_batch {self.micro_batch} exceeds sequences_per_step {self.sequences_per_step}")
+        if isinstance(self.learning_rate, dict):
+            self._check_learning_rates(self.learning_rate)
+        if self.expected_loss is not None and not self.expected_loss[0] < self.expected_loss[1]:
+            raise ValueError("expected_loss is [lowest, highest]")
         return self
+
+    def _check_learning_rates(self, rates: dict[Role, float]) -> None:
+        def covers(role: Role, roles) -> bool:
+            return role in roles or (role.startswith("mixer_") and "mixer" in roles)
+
+        mixer_roles = [role for role in get_args(Role) if role.startswith("mixer_")]
+        trained = {part for role in self.train for part in (mixer_roles if role == "mixer" else [role])}
+        if missing := sorted(role for role in trained if not covers(role, rates)):
+            raise ValueError(f"learning_rate says nothing of {', '.join(missing)}, which train; give each role a rate")
+        if idle := sorted(
+            role for role in rates if role not in trained and not (role == "mixer" and trained & set(mixer_roles))
+        ):
+            raise ValueError(f"learning_rate names {', '.join(idle)}, which do not train")
 
 
 class Task(Settings):
@@ -204,6 +275,9 @@ class Recipe(Settings):
     )
     backend: Backend = Field(
         "auto", description="form of the recurrence: auto takes kernels on CUDA and chunks elsewhere"
+    )
+    compile: Literal["auto"] | bool = Field(
+        "auto", description="torch.compile and CUDA graphs in training; auto: on a CUDA device"
     )
     student: Student
     conversion: Conversion = Conversion()

@@ -18,7 +18,15 @@ from gendistill.files import write_atomically
 from gendistill.recipe import Recipe
 
 # Settings that change memory, speed or safety but no number, so a rerun may change them.
-FREE = {"device", "micro_batch", "checkpoint_every", "gradient_checkpointing", "batch_size"}
+FREE = {
+    "device",
+    "compile",
+    "micro_batch",
+    "checkpoint_every",
+    "gradient_checkpointing",
+    "expected_loss",
+    "batch_size",
+}
 
 
 class RunFolder:

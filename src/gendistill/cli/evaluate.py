@@ -29,5 +29,7 @@ def command(
     from gendistill.evaluate.tables import PAIRED_HEADER, paired_cells, to_rich
 
     teacher, student = run.evaluate_teacher(), run.evaluate_student(point)
+    if teacher is None or student is None:  # the first process does the talking
+        return
     rows = paired_table(teacher, {point: student})[point]
     run.console.print(to_rich(f"teacher and student after {point}", PAIRED_HEADER, paired_cells(rows)))

@@ -23,11 +23,16 @@ def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = No
             run.distil(point)
         if point not in (run.recipe.evaluation.points or run.folder.points):
             continue
-        students[run.folder.label(point)] = scores = run.evaluate_student(point)
+        scores = run.evaluate_student(point)
+        if scores is None:  # the first process does the talking
+            continue
+        students[run.folder.label(point)] = scores
         run.console.print(
             f"{point}: student answers {scores.generation:.1%} by generation, {scores.ranking:.1%} by ranking "
             f"(teacher {teacher.generation:.1%}, {teacher.ranking:.1%})"
         )
+    if not students:
+        return
     last = list(students)[-1]
     rows = paired_table(teacher, {last: students[last]})[last]
     run.console.print(to_rich("the way there: ranking/generation, percent", *points_cells(teacher, students)))

@@ -1,61 +1,94 @@
-"""Checkpoints that are whole or not there."""
+"""Checkpoints that are whole or not there, in torch's distributed format: any number of processes can read them."""
 
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
-import torch
+import torch.distributed.checkpoint as dcp
 
+from gendistill.distill.distributed import first_alone, is_first, processes
+from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.errors import UserError
 
 KEEP = 2
+MANIFEST = "manifest.json"
 
 
-def save_checkpoint(folder: Path, step: int, state: dict) -> None:
+def save_checkpoint(folder: Path, step: int, optimizer: MasterOptimizer, fingerprint: dict) -> None:
     """Writes folder/step-N through a temporary name; the one before is kept until the next is whole.
 
+    Args:
+        fingerprint: what decides the trajectory; compared when the checkpoint is loaded.
+
     Raises:
-        UserError: the disk is full or the file cannot be written; earlier checkpoints are untouched.
+        UserError: the disk is full or a file cannot be written; earlier checkpoints are untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final, partial = folder / f"step-{step:08d}", folder / f"partial-{step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    first_alone(lambda: _empty(partial))
     try:
-        with open(partial / "state.pt", "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        size = (partial / "state.pt").stat().st_size
-        (partial / "manifest.json").write_text(json.dumps({"step": step, "bytes": size}))
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is one process only is no mistake
+            dcp.save(optimizer.state_dict(), checkpoint_id=partial, no_dist=processes() == 1)
+        if is_first():
+            sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+            manifest = {"step": step, "fingerprint": fingerprint, "bytes": sizes}
+            (partial / MANIFEST).write_text(json.dumps(manifest))
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+    except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
-            f"{final}: the checkpoint could not be written ({error}). Free some space and run the same command again: "
-            f"it goes on from the last whole checkpoint in {folder}."
+            f"{final}: the checkpoint could not be written ({_reason(error)}). Free some space and run the same "
+            f"command again: it goes on from the last whole checkpoint in {folder}."
         ) from error
-    for old in checkpoints(folder)[:-KEEP]:
-        shutil.rmtree(old)
+    first_alone(lambda: [shutil.rmtree(old) for old in checkpoints(folder)[:-KEEP]])
 
 
-def load_checkpoint(folder: Path) -> tuple[dict | None, list[str]]:
-    """The newest whole checkpoint, or None, and a note on each that was passed over because it is damaged."""
+def load_checkpoint(folder: Path, optimizer: MasterOptimizer, fingerprint: dict) -> tuple[int, list[str]]:
+    """Loads the newest whole checkpoint.
+
+    Returns:
+        Its step, 0 if there is none; and a note on each that was passed over because it is damaged.
+
+    Raises:
+        UserError: the checkpoint was written with another fingerprint.
+    """
     notes = []
     for path in reversed(checkpoints(folder)):
         try:
-            manifest = json.loads((path / "manifest.json").read_text())
-            size = (path / "state.pt").stat().st_size
-            if size != manifest["bytes"]:
-                raise ValueError(f"{size} bytes instead of {manifest['bytes']}")
-            return torch.load(path / "state.pt", map_location="cpu", weights_only=True), notes
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            manifest = json.loads((path / MANIFEST).read_text())
+            for name, size in manifest["bytes"].items():
+                if (found := (path / name).stat().st_size) != size:
+                    raise ValueError(f"{name} has {found} bytes instead of {size}")
+        except (OSError, ValueError, KeyError) as error:
             notes.append(f"{path} is damaged ({error}); going back to the one before")
-    return None, notes
+            continue
+        if changed := sorted(key for key in fingerprint if fingerprint[key] != manifest["fingerprint"].get(key)):
+            raise UserError(
+                f"{path}: written with other settings, data or weights than this run has; different: "
+                f"{', '.join(changed)}. Undo the change, delete {folder} to start the stage anew, or use another "
+                "output folder."
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer.load(lambda state, path=path: dcp.load(state, checkpoint_id=path, no_dist=processes() == 1))
+        return manifest["step"], notes
+    return 0, notes
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     return sorted(folder.glob("step-*"))
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _reason(error: Exception) -> str:
+    """One line of an error that may hold the tracebacks of all processes."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

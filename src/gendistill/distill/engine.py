@@ -1,22 +1,29 @@
-"""The one training loop. A stage is data; what differs between stages lives in the objective and in what trains."""
+"""The one training loop. A stage is data; what differs between stages lives in the objective and in what trains.
+
+The loop never waits for the device: what a step measured is read while the next one runs.
+"""
 
 import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gendistill.data.dataset import PackedDataset
+from gendistill.distill.acceleration import GraphedMicroBatch
+from gendistill.distill.batches import Batch, Loader, Step
 from gendistill.distill.checkpoint import load_checkpoint, save_checkpoint
-from gendistill.distill.objectives import Batch, Objective
+from gendistill.distill.distributed import is_first, processes, rank
+from gendistill.distill.objectives import TrainingObjective, part_of_step
 from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.distill.schedule import learning_rate_share
+from gendistill.distill.tracking import Curves
 from gendistill.errors import UserError
 from gendistill.files import write_atomically
 from gendistill.recipe import Stage
@@ -24,134 +31,218 @@ from gendistill.recipe import Stage
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One line of metrics.jsonl; all but the last two are the same in a resumed and in an unbroken run."""
+    """One line of metrics.jsonl; all but the last three are the same in a resumed and in an unbroken run."""
 
     step: int  # optimizer steps done
     tokens: int  # tokens seen by then, filler included
-    loss: float  # mean over the step's loss tokens: nats for forward_kl, relative squared error for alignment
+    loss: float  # mean over the step's loss tokens of the mixture of terms: nats for divergences, else relative
+    terms: dict[str, float]  # each term by itself, unweighted
     loss_tokens: int
     gradient_norm: float  # before clipping
-    learning_rate: float
-    seconds: float
+    update_ratio: dict[str, float]  # ||change|| / ||weights|| of each role that trains
+    learning_rate: float  # the highest of all roles
+    seconds: float  # since the step before was done
     tokens_per_second: float
+    share_of_peak: float | None  # of the GPU's arithmetic at bfloat16; None where it is not known
 
 
-def batches(dataset: PackedDataset, start: int, stop: int, size: int, device: str) -> Iterator[Batch]:
-    """Rows start to stop as micro-batches of at most `size` rows: int64 tensors [B, T] on the device."""
-    for row in range(start, stop, size):
-        arrays = dataset[row : min(row + size, stop)]
-        yield {name: torch.from_numpy(array).long().to(device) for name, array in arrays.items()}
+@dataclass(frozen=True)
+class Pace:
+    """What speed is measured against.
+
+    Attributes:
+        flops_per_token: of teacher and student, forward and backward.
+        peak_flops: of all GPUs together; None if not known.
+    """
+
+    flops_per_token: float = 0.0
+    peak_flops: float | None = None
+
+    def share(self, tokens_per_second: float) -> float | None:
+        return self.peak_flops and round(tokens_per_second * self.flops_per_token / self.peak_flops, 4)
 
 
-def train(
-    stage: Stage,
-    objective: Objective,
-    optimizer: MasterOptimizer,
-    dataset: PackedDataset,
-    *,
-    folder: Path,
-    fingerprint: str,
-    device: str,
-    title: str,
-    console: Console,
-) -> list[StepMetrics]:
+@dataclass(frozen=True)
+class _Running:
+    """A step whose work is given to the device, and whose results are on their way to the host."""
+
+    step: Step
+    share: float  # of the peak learning rate
+    measured: torch.Tensor  # sums of the terms, gradient norm, update ratios
+    arrived: Callable[[], None]  # waits for `measured`
+
+
+class Trainer:
     """Runs a stage to its end, from its newest checkpoint if there is one.
 
     Args:
         folder: holds metrics.jsonl (a line a step) and checkpoints/.
-        fingerprint: hash of everything that decides the trajectory; a checkpoint with another one is refused.
-
-    Returns:
-        The metrics of all steps, those before a resume included.
-
-    Raises:
-        UserError: the loss or gradient is no longer finite, a step has no loss tokens, the checkpoint belongs to other
-            settings, or the disk is full.
+        fingerprint: everything that decides the trajectory, by name; a checkpoint with another one is refused.
+        graphs: replay micro-batches as CUDA graphs.
     """
-    history = _resume(folder, fingerprint, optimizer, console)
-    with open(folder / "metrics.jsonl", "a") as log, _progress(console) as progress:
-        bar = progress.add_task(title, total=stage.steps, completed=len(history), loss=math.nan, speed=0.0)
-        for step in range(len(history), stage.steps):
-            metrics = _step(step, stage, objective, optimizer, dataset, device)
-            history.append(metrics)
-            log.write(json.dumps(asdict(metrics)) + "\n")
-            log.flush()
-            progress.update(bar, completed=step + 1, loss=metrics.loss, speed=metrics.tokens_per_second)
-            if (step + 1) % stage.checkpoint_every == 0:
-                os.fsync(log.fileno())
-                state = {"step": step + 1, "fingerprint": fingerprint, "optimizer": optimizer.state_dict()}
-                save_checkpoint(folder / "checkpoints", step + 1, state)
-    return history
 
+    def __init__(
+        self,
+        stage: Stage,
+        objective: TrainingObjective,
+        optimizer: MasterOptimizer,
+        loader: Loader,
+        *,
+        folder: Path,
+        fingerprint: dict,
+        device: str,
+        title: str,
+        console: Console,
+        pace: Pace | None = None,
+        graphs: bool = False,
+    ):
+        self.stage, self.objective, self.optimizer, self.loader = stage, objective, optimizer, loader
+        self.folder, self.fingerprint, self.device = folder, fingerprint, device
+        self.title, self.console, self.pace = title, console, pace or Pace()
+        self.run_micro_batch = GraphedMicroBatch(self._micro_batch, device) if graphs else self._micro_batch
 
-def _step(
-    step: int, stage: Stage, objective: Objective, optimizer: MasterOptimizer, dataset: PackedDataset, device: str
-) -> StepMetrics:
-    began = time.perf_counter()
-    first = step * stage.sequences_per_step
-    rows = range(first, first + stage.sequences_per_step)
-    micro_batches = list(batches(dataset, rows.start, rows.stop, stage.micro_batch, device))
-    loss_tokens = sum(objective.loss_tokens(batch) for batch in micro_batches)
-    if not loss_tokens:
-        raise UserError(f"step {step + 1}: none of its tokens counts for the loss; check the data and loss_on")
-    loss = torch.zeros((), device=device)
-    for batch in micro_batches:
-        loss += objective.backward(batch, loss_tokens)
-        optimizer.collect_gradients()
-    mean = loss.item() / loss_tokens
-    share = learning_rate_share(stage.schedule, step, stage.steps)
-    if not math.isfinite(mean):
-        raise UserError(f"step {step + 1}: the loss is {mean}. Lower the learning rate; earlier checkpoints are kept.")
-    norm = optimizer.step(share)
-    if not math.isfinite(norm):
-        raise UserError(f"step {step + 1}: the gradient norm is {norm}. Lower the learning rate; checkpoints are kept.")
-    seconds = time.perf_counter() - began
-    tokens = stage.sequences_per_step * stage.sequence_length
-    return StepMetrics(
-        step=step + 1,
-        tokens=(step + 1) * tokens,
-        loss=mean,
-        loss_tokens=loss_tokens,
-        gradient_norm=norm,
-        learning_rate=stage.learning_rate * share,
-        seconds=round(seconds, 4),
-        tokens_per_second=round(tokens / seconds, 1),
-    )
+    def train(self) -> list[StepMetrics]:
+        """The metrics of all steps, those before a resume included.
 
-
-def _resume(folder: Path, fingerprint: str, optimizer: MasterOptimizer, console: Console) -> list[StepMetrics]:
-    """Loads the newest whole checkpoint and cuts metrics.jsonl back to it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state, notes = load_checkpoint(folder / "checkpoints")
-    for note in notes:
-        console.print(f"[yellow]{note}[/yellow]")
-    log = folder / "metrics.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    done = state["step"] if state else 0
-    if state:
-        if state["fingerprint"] != fingerprint:
-            raise UserError(
-                f"{folder / 'checkpoints'}: written with other settings, data or weights than this run has. "
-                "Delete that folder to start the stage anew, or use another output folder."
+        Raises:
+            UserError: the loss or gradient is not finite or the loss is not as expected, a step has no loss tokens, the
+                checkpoint belongs to other settings, the disk is full, or memory runs out.
+        """
+        history = self._resume()
+        log_path = self.folder / "metrics.jsonl" if is_first() else os.devnull
+        with open(log_path, "a") as log, self._progress() as progress, Curves(self.folder, len(history)) as curves:
+            bar = progress.add_task(
+                self.title, total=self.stage.steps, completed=len(history), loss=math.nan, speed=0.0
             )
+            clock = time.perf_counter()
+            for running in self._one_behind(self.loader.steps(len(history))):
+                running.arrived()
+                now = time.perf_counter()
+                metrics = self._metrics(running, now - clock)
+                clock = now
+                self._check(metrics)
+                history.append(metrics)
+                log.write(json.dumps(asdict(metrics)) + "\n")
+                log.flush()
+                curves.add(metrics)
+                progress.update(bar, completed=metrics.step, loss=metrics.loss, speed=metrics.tokens_per_second)
+                if self._saves_after(metrics.step):
+                    os.fsync(log.fileno())
+                    save_checkpoint(self.folder / "checkpoints", metrics.step, self.optimizer, self.fingerprint)
+                    clock = time.perf_counter()
+        return history
+
+    def _saves_after(self, step: int) -> bool:
+        return step % self.stage.checkpoint_every == 0
+
+    def _one_behind(self, steps: Iterable[Step]) -> Iterable[_Running]:
+        """Starts each step before the one before is looked at; but a checkpoint must hold its own step and no later."""
+        before = None
+        for step in steps:
+            if before is not None and not self._saves_after(before.step.index + 1):
+                running = self._start(step)
+                yield before
+            else:
+                if before is not None:
+                    yield before
+                running = self._start(step)
+            before = running
+        if before is not None:
+            yield before
+
+    def _start(self, step: Step) -> _Running:
+        if not step.loss_tokens:
+            raise UserError(
+                f"step {step.index + 1}: none of its tokens counts for the loss; check the data and loss_on"
+            )
+        torch.manual_seed(
+            step.index * processes() + rank()
+        )  # of dropout, where a model has any: the same after a resume
+        scale = torch.full((), processes() / step.loss_tokens, device=self.device)  # FSDP takes the mean over processes
+        sums = torch.zeros(len(self.stage.terms), dtype=torch.float64, device=self.device)
+        for batch in step.batches:
+            sums += self.run_micro_batch(batch, scale)
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        share = learning_rate_share(self.stage.schedule, step.index, self.stage.steps)
+        with part_of_step("the optimizer's step"):
+            measured = torch.cat([sums, self.optimizer.step(share)])
+        if measured.is_cuda:
+            measured = measured.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            return _Running(step, share, measured, event.synchronize)
+        return _Running(step, share, measured, lambda: None)
+
+    def _micro_batch(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
+        batch = batch.map(lambda tensor: tensor.to(self.device, non_blocking=True))
+        sums = self.objective.backward(batch, scale)
+        self.optimizer.collect_gradients()
+        return sums
+
+    def _metrics(self, running: _Running, seconds: float) -> StepMetrics:
+        stage, values = self.stage, running.measured.tolist()
+        terms = {name: values[i] / running.step.loss_tokens for i, name in enumerate(stage.terms)}
+        norm, *ratios = values[len(terms) :]
+        tokens = stage.sequences_per_step * stage.sequence_length
+        speed = tokens / seconds
+        return StepMetrics(
+            step=running.step.index + 1,
+            tokens=(running.step.index + 1) * tokens,
+            loss=sum(weight * terms[name] for name, weight in stage.terms.items()),
+            terms=terms,
+            loss_tokens=running.step.loss_tokens,
+            gradient_norm=norm,
+            update_ratio=dict(zip(self.optimizer.roles, ratios, strict=True)),
+            learning_rate=max(self.optimizer.peaks) * running.share,
+            seconds=round(seconds, 4),
+            tokens_per_second=round(speed, 1),
+            share_of_peak=self.pace.share(speed),
+        )
+
+    def _check(self, metrics: StepMetrics) -> None:
+        """Stops a run that has gone wrong; checkpoints of before stay."""
+        seen = f"{self.title}, step {metrics.step}: the loss is {metrics.loss:.6g} ("
+        seen += ", ".join(f"{name} {value:.6g}" for name, value in metrics.terms.items())
+        seen += f"), the gradient norm {metrics.gradient_norm:.6g}"
+        kept = f"The last good checkpoint is kept in {self.folder / 'checkpoints'}."
+        if not (math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)):
+            raise UserError(f"{seen}. Lower the learning rate, or look at the data of that step. {kept}")
+        if self.stage.expected_loss is not None:
+            low, high = self.stage.expected_loss
+            if not low <= metrics.loss <= high:
+                raise UserError(
+                    f"{seen}; expected_loss of this stage is {low:g} to {high:g}. Lower the learning rate or check the "
+                    f"data and the stage before; if this loss is right, change expected_loss. {kept}"
+                )
+
+    def _resume(self) -> list[StepMetrics]:
+        """Loads the newest whole checkpoint and cuts metrics.jsonl back to it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        done, notes = load_checkpoint(self.folder / "checkpoints", self.optimizer, self.fingerprint)
+        for note in notes:
+            self.console.print(f"[yellow]{note}[/yellow]")
+        log = self.folder / "metrics.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
         if len(lines) < done:
             raise UserError(
-                f"{log}: has {len(lines)} lines, the checkpoint is at step {done}. Delete {folder} to start anew."
+                f"{log}: has {len(lines)} lines, the checkpoint is at step {done}. Delete {self.folder} to start anew."
             )
-        optimizer.load_state_dict(state["optimizer"])
-        console.print(f"going on from step {done}")
-    write_atomically(log, "".join(line + "\n" for line in lines[:done]))
-    return [StepMetrics(**json.loads(line)) for line in lines[:done]]
+        if done:
+            self.console.print(f"{self.title}: going on from step {done}")
+        if is_first():
+            write_atomically(log, "".join(line + "\n" for line in lines[:done]))
+        return [StepMetrics(**json.loads(line)) for line in lines[:done]]
 
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TextColumn("{task.fields[speed]:,.0f} tok/s"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}"),
+            TextColumn("{task.fields[speed]:,.0f} tok/s"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not is_first(),
+        )

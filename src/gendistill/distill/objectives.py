@@ -1,127 +1,205 @@
-"""What a stage minimises. Each objective runs one micro-batch, goes backward and returns its summed loss.
+"""What a stage minimises. Each objective runs one micro-batch, goes backward and returns the sums of its terms.
 
-Losses are sums over loss tokens, divided by the loss tokens of the whole step before the backward pass, so a step's
-gradient does not depend on how it is cut into micro-batches.
+Sums are over loss tokens; `scale` is one over the loss tokens of the whole step, so a step's gradient does not depend
+on how it is cut into micro-batches or over processes. Nothing here makes the host wait for the device.
+
+| term                         | compares                                                | with                     |
+| ---------------------------- | ------------------------------------------------------- | ------------------------ |
+| mixer_l2, mixer_cosine       | each mixer's output, fed the teacher's input            | the teacher's attention  |
+| block_l2, block_cosine       | each whole block's output, fed the teacher's input      | the teacher's block      |
+| hidden_l2, hidden_cosine     | hidden states of the student's own pass, after each mixer's block | the teacher's  |
+| forward_kl, reverse_kl, jensen_shannon, cross_entropy | next-token distributions       | see `divergences`        |
+
+L2 terms are squared errors divided by the teacher's power in that layer, as the certificate measured it, so that 1 is
+no better than silence; cosine terms are 1 - cosine. Both are means over layers.
 """
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import PreTrainedModel
 
-from gendistill.models.capture import record_layers
+from gendistill.distill.batches import Batch
+from gendistill.distill.divergences import VocabularyLoss
+from gendistill.errors import UserError
 from gendistill.models.modeling import GendistillForCausalLM
-from gendistill.ops import Documents
+from gendistill.models.packed_attention import NAME as PACKED
+from gendistill.recipe import Stage
 
-Batch = dict[str, torch.Tensor]  # input_ids, position_ids, loss_mask: each [B, T]
-KL_CHUNK = 2048  # tokens whose logits are in memory at once
-
-
-class ForwardKL:
-    """KL(teacher || student) over next-token distributions, end to end."""
-
-    def __init__(self, teacher: PreTrainedModel, student: GendistillForCausalLM):
-        self.teacher, self.student = teacher, student
-
-    @staticmethod
-    def loss_tokens(batch: Batch) -> int:
-        return int(batch["loss_mask"][:, 1:].sum())
-
-    def backward(self, batch: Batch, step_tokens: int) -> torch.Tensor:
-        """Summed loss in nats; gradients of loss / step_tokens are added to the student's parameters."""
-        inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
-        predicts = batch["loss_mask"][:, 1:].bool()  # hidden state t predicts token t + 1
-        with torch.no_grad():
-            teacher_hidden = self.teacher.model(**inputs).last_hidden_state[:, :-1][predicts]
-        hidden = self.student.model(**inputs).last_hidden_state[:, :-1][predicts]
-        loss = ChunkedKL.apply(hidden, self.student.lm_head.weight, teacher_hidden, self.teacher.lm_head.weight)
-        (loss / step_tokens).backward()
-        return loss.detach()
+POWER = {"mixer": "attention_power", "block": "update_power", "hidden": "hidden_power"}  # names in the certificate
 
 
-class ChunkedKL(torch.autograd.Function):
-    """Vocabulary projections and forward KL together, a chunk of tokens at a time, gradients ready in the forward pass.
+@contextmanager
+def part_of_step(name: str) -> Iterator[None]:
+    """Turns running out of memory inside the block into a UserError that says in which part of the step it was."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory in {name} ({str(error).splitlines()[0]}) Lower micro_batch, set gradient_checkpointing: "
+            "true, or take optimizer: adamw_8bit; `gendistill plan RECIPE` shows what needs how much."
+        ) from error
 
-    d KL / d student logits = softmax(student) - softmax(teacher), so the logits need not be kept.
-    """
 
-    @staticmethod
-    def forward(ctx, hidden, weight, teacher_hidden, teacher_weight):
-        """hidden [N, D], weight [V, D], the teacher's alike -> sum of KL over the N tokens, float32 (float64 stays)."""
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        total = torch.zeros((), dtype=dtype, device=hidden.device)
-        hidden_grad = torch.empty_like(hidden)
-        weight_grad = torch.zeros_like(weight, dtype=dtype) if weight.requires_grad else None
-        for start in range(0, hidden.shape[0], KL_CHUNK):
-            part = slice(start, start + KL_CHUNK)
-            log_student = F.log_softmax((hidden[part] @ weight.T).to(dtype), dim=-1)
-            log_teacher = F.log_softmax((teacher_hidden[part] @ teacher_weight.T).to(dtype), dim=-1)
-            teacher = log_teacher.exp()
-            total += (teacher * (log_teacher - log_student)).sum()
-            logits_grad = (log_student.exp() - teacher).to(hidden.dtype)
-            hidden_grad[part] = logits_grad @ weight
-            if weight_grad is not None:
-                weight_grad += logits_grad.T @ hidden[part]
-        ctx.save_for_backward(hidden_grad, weight_grad if weight_grad is None else weight_grad.to(weight.dtype))
-        return total
+class EndToEnd:
+    """Terms over the student's own pass: its next-token distributions and its hidden states."""
 
-    @staticmethod
-    def backward(ctx, grad):
-        hidden_grad, weight_grad = ctx.saved_tensors
-        return (
-            hidden_grad * grad.to(hidden_grad.dtype),
-            None if weight_grad is None else weight_grad * grad.to(weight_grad.dtype),
-            None,
-            None,
-        )
+    def __init__(
+        self,
+        teacher: PreTrainedModel | None,
+        student: GendistillForCausalLM,
+        stage: Stage,
+        certificate: dict,
+        vocabulary: int,
+        fuse: bool = False,
+    ):
+        """The teacher may be None if the objective does not need it."""
+        self.teacher, self.student, self.fuse = teacher, student, fuse
+        self.terms = stage.terms
+        on_words = {name: weight for name, weight in stage.terms.items() if not name.startswith("hidden")}
+        self.settings = {"terms": on_words, "vocabulary": vocabulary, "temperature": stage.temperature}
+        self.hidden_terms = {name: weight for name, weight in stage.terms.items() if name.startswith("hidden")}
+        self.power = _power(certificate, "hidden") if self.hidden_terms else {}
+
+    def backward(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
+        """Sums of the terms [terms]; gradients of their mixture times `scale` are added to the student's parameters."""
+        teacher_hidden, teacher_states = None, None
+        if self.teacher is not None:
+            with torch.no_grad(), part_of_step("the teacher's forward pass"):
+                teacher_hidden, teacher_states = self._run(self.teacher, batch)
+        with part_of_step("the student's forward pass"):
+            hidden, states = self._run(self.student, batch)
+        with part_of_step("the loss"):
+            loss, sums = torch.zeros((), device=hidden.device), {}
+            if self.settings["terms"]:
+                loss, on_words = VocabularyLoss.apply(
+                    hidden,
+                    self.student.lm_head.weight,
+                    teacher_hidden,
+                    None if self.teacher is None else self.teacher.lm_head.weight,
+                    batch.targets,
+                    batch.weights,
+                    self.settings,
+                    self.fuse,
+                )
+                sums |= dict(zip(self.settings["terms"], on_words, strict=True))
+            for name, weight in self.hidden_terms.items():
+                distances = (
+                    distance(name, states[i], teacher_states[i], power) @ batch.weights
+                    for i, power in self.power.items()
+                )
+                value = sum(distances) / len(self.power)
+                loss, sums[name] = loss + weight * value, value.detach()
+        with part_of_step("the student's backward pass"):
+            (loss * scale).backward()
+        return torch.stack([sums[name] for name in self.terms])
+
+    def _run(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """Hidden states [P, D] of the predicting positions: the last ones, and those after the layers in `power`."""
+        out = model.model(**_inputs(model, batch), output_hidden_states=bool(self.hidden_terms))
+        states = {i: out.hidden_states[i + 1].flatten(0, 1)[batch.predictors] for i in self.power}
+        return out.last_hidden_state.flatten(0, 1)[batch.predictors], states
 
 
 class Alignment:
-    """Squared distance between each mixer (or its whole block) and the teacher's, both fed the teacher's own input.
+    """Terms over single layers, each fed the teacher's own input.
 
-    A layer's error is divided by the teacher's power there, as the certificate measured it, and averaged over layers: 1
-    means no better than silence, 0 a perfect copy. Layers go backward one by one, so memory is that of one layer.
+    The teacher runs once; as each of its layers ends, the student's goes forward and backward on what the teacher's
+    saw. So there is never more than one layer's worth of activations.
     """
 
-    def __init__(
-        self, teacher: PreTrainedModel, student: GendistillForCausalLM, power: dict[int, float], whole_block: bool
-    ):
-        self.teacher, self.student, self.power, self.whole_block = teacher, student, power, whole_block
+    def __init__(self, teacher: PreTrainedModel, student: GendistillForCausalLM, stage: Stage, certificate: dict):
+        self.teacher, self.student = teacher, student
+        self.place, self.terms = stage.compares, stage.terms
+        self.power = _power(certificate, self.place)
 
-    @staticmethod
-    def loss_tokens(batch: Batch) -> int:
-        return batch["input_ids"].numel()
+    def backward(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
+        """Sums of the terms [terms]; gradients of their mixture times `scale` are added to the mixers' parameters."""
+        sums = {name: torch.zeros((), device=batch.input_ids.device) for name in self.terms}
+        documents = batch.documents
 
-    def backward(self, batch: Batch, step_tokens: int) -> torch.Tensor:
-        """Loss summed over tokens; gradients of loss / step_tokens are added to the mixers' parameters."""
-        documents = Documents.from_position_ids(batch["position_ids"])
-        with torch.no_grad(), record_layers(self.teacher, self.power) as records:
-            self.teacher.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
-        total = torch.zeros((), device=batch["input_ids"].device)
-        for i, record in records.items():
+        def align(i: int, inputs: torch.Tensor, target: torch.Tensor) -> None:
             block = self.student.model.layers[i]
-            if self.whole_block:
-                output, target = block(record.block_input, documents=documents), record.block_output
-            else:
-                output, target = (
-                    block.linear_attn(record.attention_input, documents=documents)[0],
-                    record.attention_output,
-                )
-            error = (output.float() - target.float()).square().mean(-1).sum()
-            loss = error / (self.power[i] * len(self.power))
-            (loss / step_tokens).backward()
-            total += loss.detach()
-        return total
+            with torch.enable_grad(), part_of_step(f"the student's layer {i}"):
+                if self.place == "mixer":
+                    output, _ = block.linear_attn(inputs, documents=documents)
+                else:
+                    output = block(inputs, documents=documents)
+                loss = torch.zeros((), device=output.device)
+                for name, weight in self.terms.items():
+                    value = (distance(name, output, target, self.power[i]) * batch.counted).sum() / len(self.power)
+                    loss = loss + weight * value
+                    sums[name] = sums[name] + value.detach()
+                (loss * scale).backward()
+
+        hooked = _as_layers_end(self.teacher, self.place, self.power, align)
+        with torch.no_grad(), hooked, part_of_step("the teacher's forward pass"):
+            self.teacher.model(**_inputs(self.teacher, batch))
+        return torch.stack(list(sums.values()))
 
 
-Objective = ForwardKL | Alignment
+TrainingObjective = EndToEnd | Alignment
+
+
+def distance(name: str, output: torch.Tensor, target: torch.Tensor, power: float) -> torch.Tensor:
+    """[..., D] and [..., D] -> [...]: the L2 or cosine distance of a term's name, in float32 or better."""
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    output, target = output.to(dtype), target.to(dtype)
+    if name.endswith("_l2"):
+        return (output - target).square().mean(-1) / power
+    return 1 - F.cosine_similarity(output, target, dim=-1)
+
+
+def _inputs(model: PreTrainedModel, batch: Batch) -> dict:
+    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    if isinstance(model, GendistillForCausalLM) or model.config._attn_implementation == PACKED:
+        inputs["documents"] = batch.documents
+    return inputs
+
+
+def _power(certificate: dict, place: str) -> dict[int, float]:
+    return {layer["layer"]: layer[POWER[place]] for layer in certificate["layers"]}
+
+
+@contextmanager
+def _as_layers_end(teacher: PreTrainedModel, place: str, layers: Mapping[int, float], do) -> Iterator[None]:
+    """Calls do(layer, input, output) whenever one of the teacher's attentions or blocks ends inside the block."""
+
+    def watch(i: int, module: nn.Module):
+        def hook(_module, args, kwargs, output):
+            inputs = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            do(i, inputs, output[0] if place == "mixer" else output)
+
+        return module.register_forward_hook(hook, with_kwargs=True)
+
+    blocks = teacher.model.layers
+    hooks = [watch(i, blocks[i].self_attn if place == "mixer" else blocks[i]) for i in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def build_objective(
-    name: str, teacher: PreTrainedModel, student: GendistillForCausalLM, certificate: dict
-) -> Objective:
-    """The objective of a recipe's stage; alignment reads the teacher's power per layer off the certificate."""
-    if name == "forward_kl":
-        return ForwardKL(teacher, student)
-    key = {"mixer_l2": "attention_power", "block_l2": "update_power"}[name]
-    power = {layer["layer"]: layer[key] for layer in certificate["layers"]}
-    return Alignment(teacher, student, power, whole_block=name == "block_l2")
+    stage: Stage,
+    teacher: PreTrainedModel,
+    student: GendistillForCausalLM,
+    certificate: dict,
+    vocabulary: int,
+    fuse: bool = False,
+) -> TrainingObjective:
+    """The objective of a recipe's stage.
+
+    Args:
+        certificate: of the conversion; holds the teacher's power in each replaced layer.
+        vocabulary: words that the tokenizer has; rows of the embedding beyond it are padding.
+        fuse: compile the arithmetic of the vocabulary losses (CUDA).
+    """
+    if stage.compares == "end_to_end":
+        teacher = teacher if stage.needs_teacher else None
+        return EndToEnd(teacher, student, stage, certificate, vocabulary, fuse)
+    return Alignment(teacher, student, stage, certificate)

@@ -1,73 +1,149 @@
-"""AdamW on float32 master weights.
+"""AdamW on float32 master weights, with a learning rate per role.
 
 bf16 has 8 bits of precision: an update of 1e-5 to a weight of 1.0 is lost, every time. So the optimizer works on
 float32 copies, gradients are summed over micro-batches in float32, and the model's own weights are rounded from them.
 """
 
-import torch
-from torch import nn
+from collections.abc import Iterator
+from itertools import groupby
 
-from gendistill.recipe import Stage
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from gendistill.distill.roles import role_of
+from gendistill.errors import UserError
+from gendistill.recipe import Role, Stage
 
 DECAY_GATE = ("A_log", "dt_bias")  # float32 always, and never decayed
+BETAS = (0.9, 0.95)
 
 
 class MasterOptimizer:
     """AdamW over the trainable parameters of a float32 model, which is rounded to `dtype` here for the arithmetic.
 
-    Where nothing is rounded (dtype float32; A_log and dt_bias always) a parameter is its own master.
+    Where nothing is rounded (dtype float32; A_log and dt_bias always) a parameter is its own master. So is a parameter
+    that FSDP shards: FSDP rounds what it gathers. Gradients of what it leaves whole on every process are summed here.
+
+    Attributes:
+        masters: the float32 weights by name.
+        roles: those that train, in the order of `step`'s ratios.
     """
 
     def __init__(self, model: nn.Module, stage: Stage, dtype: torch.dtype):
-        self.model = model
+        self.model, self.clip = model, stage.gradient_clip
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        rounded = {name: p for name, p in model.named_parameters() if not name.endswith(DECAY_GATE)}
-        if dtype == torch.float32:
-            rounded = {}
+        if not self.parameters:
+            raise UserError("nothing trains in this stage; name at least one role that the student has under train")
+        rounded = {
+            name: p
+            for name, p in model.named_parameters()
+            if dtype != torch.float32 and not name.endswith(DECAY_GATE) and not isinstance(p, DTensor)
+        }
         self.masters = {
             name: p.detach().clone().requires_grad_() if name in rounded else p for name, p in self.parameters.items()
         }
         for parameter in rounded.values():
             parameter.data = parameter.data.to(dtype)
-        decay = [m for name, m in self.masters.items() if _decays(name, m)]
-        no_decay = [m for name, m in self.masters.items() if not _decays(name, m)]
-        groups = [{"params": decay, "weight_decay": stage.weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
-        self.peak, self.clip = stage.learning_rate, stage.gradient_clip
-        cuda = next(iter(self.masters.values())).is_cuda
-        self.adamw = torch.optim.AdamW(groups, lr=self.peak, betas=(0.9, 0.95), fused=cuda)
+        self.roles: list[Role] = sorted({role_of(name) for name in self.masters})
+        self.whole = [m for m in self.masters.values() if not isinstance(m, DTensor)]
+        # Where each master's squares are summed: roles of sharded ones first, then roles of whole ones.
+        slots = [
+            self.roles.index(role_of(name)) + (0 if isinstance(m, DTensor) else len(self.roles))
+            for name, m in self.masters.items()
+        ]
+        self._slots = torch.tensor(slots, device=next(iter(self.masters.values())).device)
+        self.peaks, groups = zip(*self._groups(stage), strict=True)
+        self.adamw = _adamw(stage.optimizer, list(groups), self.peaks[0])
+        self.zero_gradients()
+
+    def _groups(self, stage: Stage) -> Iterator[tuple[float, dict]]:
+        """Peak learning rate and parameters of each group: alike in rate, in decay, and in being sharded."""
+
+        def key(item: tuple[str, torch.Tensor]) -> tuple[float, bool, bool]:
+            name, master = item
+            return stage.peak_learning_rate(role_of(name)), _decays(name, master), isinstance(master, DTensor)
+
+        for (peak, decays, _), members in groupby(sorted(self.masters.items(), key=key), key=key):
+            weight_decay = stage.weight_decay if decays else 0.0
+            yield peak, {"params": [master for _, master in members], "weight_decay": weight_decay}
+
+    def zero_gradients(self) -> None:
+        """In place: CUDA graphs add to the same tensors at every replay."""
+        for master in self.masters.values():
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        torch._foreach_zero_([_local(master.grad) for master in self.masters.values()])
 
     def collect_gradients(self) -> None:
         """After each micro-batch: adds the model's gradients to the masters' and frees them."""
-        for name, master in self.masters.items():
-            parameter = self.parameters[name]
-            if master is parameter or parameter.grad is None:
-                continue
-            gradient = parameter.grad.float()
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-            parameter.grad = None
-
-    def step(self, learning_rate_share: float) -> float:
-        """Clips, updates the masters and rounds them into the model; returns the gradient norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), self.clip).item()
-        for group in self.adamw.param_groups:
-            group["lr"] = self.peak * learning_rate_share
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
-        self._publish()
-        return norm
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The model's weights by name, the trained ones in float32."""
-        return {name: self.masters.get(name, p).detach() for name, p in self.model.named_parameters()}
-
-    def state_dict(self) -> dict:
-        return {"masters": {n: m.detach() for n, m in self.masters.items()}, "adamw": self.adamw.state_dict()}
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                parameter = self.parameters[name]
+                if master is not parameter and parameter.grad is not None:
+                    master.grad.add_(parameter.grad)
+                    parameter.grad = None
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict) -> None:
+    def step(self, learning_rate_share: float) -> torch.Tensor:
+        """Clips, updates the masters and rounds them into the model.
+
+        Returns:
+            [1 + roles], without waiting for the device: the gradient norm before clipping, and each role's
+            update-to-weight ratio, ||change|| / ||weights||.
+        """
+        if dist.is_initialized():
+            for master in self.whole:  # the loss is scaled for FSDP, which takes the mean over processes
+                dist.all_reduce(master.grad)
+                master.grad /= dist.get_world_size()
+        masters = [_local(master) for master in self.masters.values()]
+        gradients = [_local(master.grad) for master in self.masters.values()]
+        norm = self._squares(gradients).sum().sqrt()
+        torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].dtype))
+        self._set_learning_rate(learning_rate_share)
+        before = [master.clone() for master in masters]
+        self.adamw.step()
+        change = self._squares(torch._foreach_sub(masters, before))
+        ratios = (change / self._squares(before)).sqrt()
+        self.zero_gradients()
+        self._publish()
+        return torch.cat([norm[None], ratios])
+
+    def _squares(self, tensors: list[torch.Tensor]) -> torch.Tensor:
+        """[roles], float64: sums of squares of tensors that go with the masters, over all processes."""
+        squares = torch.stack(torch._foreach_norm(tensors)).double().square()
+        totals = squares.new_zeros(2 * len(self.roles)).index_add_(0, self._slots, squares)
+        sharded, whole = totals.chunk(2)
+        if dist.is_initialized():
+            dist.all_reduce(sharded)
+        return sharded + whole
+
+    def _set_learning_rate(self, share: float) -> None:
+        for group, peak in zip(self.adamw.param_groups, self.peaks, strict=True):
+            if isinstance(group["lr"], torch.Tensor):  # torchao's
+                group["lr"].fill_(peak * share)
+            else:
+                group["lr"] = peak * share
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The model's weights by name, the trained ones in float32, put together from all processes."""
+        named = {name: self.masters.get(name, p).detach() for name, p in self.model.named_parameters()}
+        return {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in named.items()}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Masters and AdamW's state by name, none of them copied."""
+        state = {f"master.{name}": master.detach() for name, master in self.masters.items()}
         for name, master in self.masters.items():
-            master.copy_(state["masters"][name])
-        self.adamw.load_state_dict(state["adamw"])
+            for key, value in self.adamw.state[master].items():
+                state |= {f"{key}.{name}{part}": tensor for part, tensor in _plain(value)}
+        return state
+
+    def load(self, read) -> None:
+        """Calls read(state_dict), which is to overwrite the tensors in place, and takes over what it wrote."""
+        self._set_learning_rate(0.0)
+        self.adamw.step()  # with gradients of zero: makes the state and changes nothing
+        read(self.state_dict())
         self._publish()
 
     @torch.no_grad()
@@ -75,6 +151,32 @@ class MasterOptimizer:
         for name, master in self.masters.items():
             if master is not self.parameters[name]:
                 self.parameters[name].copy_(master)
+
+
+def _adamw(kind: str, groups: list[dict], learning_rate: float) -> torch.optim.Optimizer:
+    if kind == "adamw":
+        cuda = _local(groups[0]["params"][0]).is_cuda
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=cuda)
+    if dist.is_initialized():
+        raise UserError("optimizer: adamw_8bit runs in one process only; take adamw, whose state is sharded")
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError(
+            f'optimizer: adamw_8bit needs torchao, which cannot be imported ({error}): pip install "gendistill[lowmem]"'
+        ) from None
+    return AdamW8bit(groups, lr=learning_rate, betas=BETAS)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _plain(tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    """The tensors behind one that is quantised, with their names; an ordinary one is its own."""
+    if hasattr(tensor, "__tensor_flatten__") and not isinstance(tensor, DTensor):
+        return [(f".{name}", getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0]]
+    return [("", tensor)]
 
 
 def _decays(name: str, parameter: torch.Tensor) -> bool:

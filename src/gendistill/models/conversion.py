@@ -90,6 +90,7 @@ class LayerReport:
     cosine: float  # mean over tokens between mixer output and attention output
     attention_power: float  # mean square of an element of the teacher's attention output
     update_power: float  # mean square of an element of what the teacher's block adds to its input
+    hidden_power: float  # mean square of an element of the teacher's hidden state after the block
 
 
 @dataclass(frozen=True)
@@ -143,15 +144,16 @@ def certify(
         name: the teacher's name as in the recipe.
         losses_by_start: `mean_loss` of students that differ in their start values only, this one last.
     """
-    sums: dict[int, torch.Tensor] = {}  # cosine, power, update power, tokens
+    sums: dict[int, torch.Tensor] = {}  # the four measures of a LayerReport, tokens
     for pair in side_by_side(teacher, student, batches):
         target, record = pair.teacher.attention_output.float(), pair.teacher
         cosine = F.cosine_similarity(pair.mixer_output.float(), target, dim=-1)
         power = target.square().mean(-1)
         update = (record.block_output - record.block_input).float().square().mean(-1)
-        measured = torch.stack([cosine, power, update, torch.ones_like(cosine)])
+        hidden = record.block_output.float().square().mean(-1)
+        measured = torch.stack([cosine, power, update, hidden, torch.ones_like(cosine)])
         sums[pair.layer] = sums.get(pair.layer, 0) + measured.sum(dim=(1, 2)).double().cpu()
-    reports = [LayerReport(i, *(total[:3] / total[3]).tolist()) for i, total in sums.items()]
+    reports = [LayerReport(i, *(total[:-1] / total[-1]).tolist()) for i, total in sums.items()]
     return Certificate(
         teacher=name,
         seed=seed,

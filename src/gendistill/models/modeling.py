@@ -139,7 +139,7 @@ class GendistillDecoderLayer(GradientCheckpointingLayer):
         if self.is_linear:
             mixed, _ = self.linear_attn(normed, documents=documents, **kwargs)
         else:
-            mixed, _ = self.self_attn(normed, **kwargs)
+            mixed, _ = self.self_attn(normed, documents=documents, **kwargs)
         hidden_states = hidden_states + mixed
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
@@ -188,6 +188,7 @@ class GendistillModel(GendistillPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        documents: Documents | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Hidden states of a batch.
@@ -199,6 +200,8 @@ class GendistillModel(GendistillPreTrainedModel):
             input_ids: [B, T]; or inputs_embeds: [B, T, hidden].
             attention_mask: [B, T_past + T], 0 for padding; or the masks ready-made, one for each layer type.
             position_ids: [B, T].
+            documents: what `position_ids` say of borders, where it is known beforehand: reading it off a CUDA tensor
+                makes the host wait.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -206,8 +209,8 @@ class GendistillModel(GendistillPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         batch, length = inputs_embeds.shape[:2]
 
-        documents = None
-        if position_ids is not None and attention_mask is None and past_key_values is None:
+        unpadded = attention_mask is None and past_key_values is None
+        if documents is None and position_ids is not None and unpadded:
             documents = Documents.from_position_ids(position_ids.expand(batch, -1))
         if use_cache and past_key_values is None and documents is None:
             past_key_values = new_cache(self.config)

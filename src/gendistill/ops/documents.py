@@ -13,11 +13,14 @@ class Documents:
         starts: [B, T] bool, True at each document's first token.
         positions: [B, T] int64, position of each token in its document.
         cu_seqlens: [N + 1] int64, borders of the N documents in the flattened batch.
+        fixed_shape: cu_seqlens ends in empty documents, so that its length says nothing about the batch: the kernels of
+            Kimi Delta Attention then read nothing on the host, and CUDA graphs can capture them.
     """
 
     starts: torch.Tensor
     positions: torch.Tensor
     cu_seqlens: torch.Tensor
+    fixed_shape: bool = False
 
     @classmethod
     def from_position_ids(cls, position_ids: torch.Tensor) -> "Documents | None":

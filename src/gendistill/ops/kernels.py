@@ -59,27 +59,29 @@ def kernel_linear_attention(
         g = g.unsqueeze(-1).expand_as(k)
     per_channel = g.dim() == 4
     kernels = library.kernels[beta is not None, per_channel]
+    # Half of the kernels do not normalise, and for the others torch.compile makes it part of the convolution before.
+    q, k = l2_normalize(q.float()).to(q.dtype), l2_normalize(k.float()).to(k.dtype)
     inputs = {"q": q, "k": k, "v": v, "g": g.float()}
-    options, chunk_options = {}, {}
-    if beta is None:  # these kernels do not normalise
-        inputs |= {"q": l2_normalize(q.float()).to(q.dtype), "k": l2_normalize(k.float()).to(k.dtype)}
-    else:
+    chunk_options = {}
+    if beta is not None:
         inputs["beta"] = beta.float()
-        options["use_qk_l2norm_in_kernel"] = True
         if bounded and per_channel:
             chunk_options["safe_gate"] = True
     if documents is not None:
+        if documents.fixed_shape and per_channel and beta is not None:
+            chunk_options |= {"use_graph": True, "max_num_seqs": documents.cu_seqlens.shape[0] - 1}
         packed = {name: x.flatten(0, 1).unsqueeze(0) for name, x in inputs.items()}
-        o, _ = kernels.chunk(**packed, **options, **chunk_options, cu_seqlens=documents.cu_seqlens)
+        o, _ = kernels.chunk(**packed, **chunk_options, cu_seqlens=documents.cu_seqlens)
         return o.view_as(v), None
     states = {"initial_state": initial_state, "output_final_state": True}
     if q.shape[1] > 1 or needs_gradients:
-        return kernels.chunk(**inputs, **options, **chunk_options, **states)
+        return kernels.chunk(**inputs, **chunk_options, **states)
     if beta is None and per_channel:
         inputs["gk"] = inputs.pop("g")
-    return kernels.step(**inputs, **options, **states)
+    return kernels.step(**inputs, **states)
 
 
+@torch.compiler.assume_constant_result
 @cache
 def load_kernels() -> Library:
     """fla's kernels. On Hopper they start with the launch settings shipped here, measured by scripts/tune_kernels.py.

@@ -1,0 +1,85 @@
+"""What makes training fast on one CUDA device: compiled layers, and micro-batches replayed as CUDA graphs.
+
+A micro-batch is thousands of small launches; without graphs the host cannot give them out as fast as an H100 works.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from gendistill.distill.batches import Batch
+from gendistill.models.modeling import GendistillForCausalLM
+from gendistill.recipe import Pass
+
+WARM_UPS = 2  # runs before a capture, in which kernels are compiled and chosen
+
+
+@contextmanager
+def compiled_layers(*models: PreTrainedModel, compares: Pass) -> Iterator[None]:
+    """Inside the block the models' layers run through torch.compile, in the pieces that the stage's pass calls."""
+    pieces = [piece for model in models for layer in model.model.layers for piece in _pieces(layer, compares)]
+    try:
+        for piece in pieces:
+            piece.forward = torch.compile(piece.forward, dynamic=False)
+        yield
+    finally:
+        for piece in pieces:
+            del piece.forward
+
+
+def _pieces(layer: nn.Module, compares: Pass) -> list[nn.Module]:
+    """Hooks of the alignment must run between pieces, not inside one."""
+    if compares != "mixer":
+        return [layer]
+    mixer = layer.linear_attn if hasattr(layer, "linear_attn") else layer.self_attn
+    return [layer.input_layernorm, mixer, layer.post_attention_layernorm, layer.mlp]
+
+
+def can_capture(student: GendistillForCausalLM) -> bool:
+    """Whether a micro-batch of packed documents runs without reading the device: fla's other kernels do read it."""
+    return set(student.config.mixers) <= {"kda", None}
+
+
+class GraphedMicroBatch:
+    """Runs micro-batches by replaying a CUDA graph, captured the first time a batch of its shapes comes.
+
+    `run(batch, scale)` must keep all its state in tensors that stay where they are: gradients are added to, not made.
+    """
+
+    def __init__(self, run: Callable[[Batch, torch.Tensor], torch.Tensor], device: str):
+        self.run, self.device = run, device
+        self.pool = torch.cuda.graph_pool_handle()
+        self.captured: dict[tuple, Callable[[Batch, torch.Tensor], torch.Tensor]] = {}
+
+    def __call__(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
+        shapes = tuple((name, tensor.shape) for name, tensor in batch.tensors().items())
+        if shapes not in self.captured:
+            self.captured[shapes] = self._capture(batch, scale)
+        return self.captured[shapes](batch, scale)
+
+    def _capture(self, batch: Batch, scale: torch.Tensor) -> Callable[[Batch, torch.Tensor], torch.Tensor]:
+        """Gradients collected on the way are taken back: scaled by zero, the warm-ups and the capture add nothing."""
+        inputs = batch.map(lambda tensor: tensor.to(self.device))
+        factor = torch.zeros_like(scale)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                self.run(inputs, factor)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads prepare batches meanwhile; they may call what a capturing thread may not.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            sums = self.run(inputs, factor)
+
+        def replay(batch: Batch, scale: torch.Tensor) -> torch.Tensor:
+            for name, tensor in batch.tensors().items():
+                getattr(inputs, name).copy_(tensor, non_blocking=True)
+            factor.copy_(scale)
+            graph.replay()
+            return sums.clone()
+
+        return replay
