@@ -5,6 +5,7 @@ Embedding, head, final norm and the decay gates' float32 parameters stay whole o
 and FSDP would round the gates.
 """
 
+import atexit
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -29,6 +30,7 @@ def start(device: str) -> None:
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+        atexit.register(dist.destroy_process_group)  # left to the interpreter's end, its threads can abort the process
 
 
 def processes() -> int:

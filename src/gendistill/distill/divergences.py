@@ -11,7 +11,8 @@ T is the temperature; the factor T^2 keeps the gradient's size (Hinton et al., a
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -73,8 +74,13 @@ def vocabulary_losses(
     return torch.stack(sums)
 
 
-# Rows are long: unsplit, a row's maximum, sum and gradient are one kernel that reads it twice, and not four.
-_fused_losses = torch.compile(vocabulary_losses, dynamic=False, options={"split_reductions": False})
+@cache
+def fused_losses() -> Callable[..., torch.Tensor]:
+    """`vocabulary_losses`, compiled.
+
+    Rows are long: unsplit, a row's maximum, sum and gradient are one kernel that reads it twice and not four times.
+    """
+    return torch.compile(vocabulary_losses, dynamic=False, options={"split_reductions": False})
 
 
 class VocabularyLoss(torch.autograd.Function):
@@ -91,7 +97,7 @@ class VocabularyLoss(torch.autograd.Function):
             settings: keyword arguments of `vocabulary_losses`.
             fuse: compile the arithmetic between the projections (CUDA).
         """
-        losses = _fused_losses if fuse else vocabulary_losses
+        losses = fused_losses() if fuse else vocabulary_losses
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         sums = torch.zeros(len(settings["terms"]), dtype=dtype, device=hidden.device)
         hidden_grad = torch.zeros_like(hidden)

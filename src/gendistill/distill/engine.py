@@ -127,7 +127,8 @@ class Trainer:
                 curves.add(metrics)
                 progress.update(bar, completed=metrics.step, loss=metrics.loss, speed=metrics.tokens_per_second)
                 if self._saves_after(metrics.step):
-                    os.fsync(log.fileno())
+                    if is_first():
+                        os.fsync(log.fileno())
                     save_checkpoint(self.folder / "checkpoints", metrics.step, self.optimizer, self.fingerprint)
                     clock = time.perf_counter()
         return history
