@@ -3,7 +3,7 @@
     python benchmarks/cold_start.py --out results/gpu/cold_start.json [--autotuning-limit 300]
     python benchmarks/cold_start.py --out results/gpu/cold_start.json --record    # into results/figures.json, anywhere
 
-Every start is a process of its own with an empty Triton cache. Its time runs from the process's start to the end of one
+Every start is a process of its own with empty caches of compiled code. Its time runs from its start to the end of one
 step of logit distillation (bfloat16, 2 packed rows of 2,048 tokens) of a student with random weights: imports, models,
 compilation and all. With a limit the same is tried without the shipped launch settings, and cut off there.
 """
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from figures import QWEN3_0_6B, ROOT, cold_start_figures, commit, record
+from figures import QWEN3_0_6B, ROOT, cold_start_figures, commit, gpu_machine, record
 
 SHAPES = {
     "d64": dict(  # Qwen2.5-0.5B's published configuration
@@ -34,22 +34,23 @@ SHAPES = {
     "d128": dict(model_type="qwen3", **QWEN3_0_6B),
 }
 KEEP = {"d64": [1, 5, 9, 13, 17, 21], "d128": [0, 2, 6, 11, 13, 18, 21]}
-DOCUMENTS = [700, 37, 1, 900, 410]  # 2048 tokens a row
 
 
 def first_step(shape: str, started: float) -> None:
-    """Takes one step and prints the seconds since `started` and the step's loss."""
+    """Takes one step as a run does and prints the seconds since `started` and the step's loss."""
     import torch
+    from rich.console import Console
+    from training_speed import RandomRows, certificate
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from gendistill.distill.objectives import ForwardKL
-    from gendistill.distill.optimizer import MasterOptimizer
     from gendistill.distill.roles import set_trainable
+    from gendistill.distill.stage import train_stage
     from gendistill.models.conversion import convert
     from gendistill.models.families import student_config
     from gendistill.recipe import load_recipe
 
     stage = load_recipe(ROOT / "recipes/qwen3-0.6b.yaml").stages["logit_distillation"]
+    stage = stage.model_copy(update={"micro_batch": 2, "sequences_per_step": 2, "tokens": 2 * stage.sequence_length})
     config = AutoConfig.for_model(**SHAPES[shape])
     torch.manual_seed(0)
     with torch.device("cuda"):
@@ -57,25 +58,32 @@ def first_step(shape: str, started: float) -> None:
     student, _ = convert(teacher, student_config(config, KEEP[shape]), seed=0)
     student = student.to("cuda", torch.float32).train()
     set_trainable(student, stage.train)
-    optimizer = MasterOptimizer(student, stage, torch.bfloat16)
-    positions = torch.cat([torch.arange(n) for n in DOCUMENTS]).repeat(2, 1)
-    ids = torch.randint(0, config.vocab_size, positions.shape)
-    batch = {"input_ids": ids, "position_ids": positions, "loss_mask": (positions > 0).long()}
-    batch = {name: x.cuda() for name, x in batch.items()}
-    objective = ForwardKL(teacher, student)
-    tokens = objective.loss_tokens(batch)
-    loss = objective.backward(batch, tokens)
-    optimizer.collect_gradients()
-    norm = optimizer.step(1.0)
-    torch.cuda.synchronize()
-    print(json.dumps({"seconds": round(time.time() - started, 1), "loss": loss.item() / tokens, "gradient_norm": norm}))
+    with tempfile.TemporaryDirectory() as folder:
+        (metrics,), _ = train_stage(
+            stage,
+            teacher,
+            student,
+            RandomRows(2, config.vocab_size, packed=True),
+            certificate=certificate(student),
+            vocabulary=config.vocab_size,
+            dtype=torch.bfloat16,
+            device="cuda",
+            fast=True,
+            folder=Path(folder),
+            fingerprint={},
+            title="first step",
+            console=Console(quiet=True),
+        )
+    seconds = round(time.time() - started, 1)
+    print(json.dumps({"seconds": seconds, "loss": metrics.loss, "gradient_norm": metrics.gradient_norm}))
 
 
 def cold_start(shape: str, settings: str, limit: float) -> dict:
     """One start in a fresh process; `settings` is "shipped" or "autotuned"."""
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {
-            "TRITON_CACHE_DIR": cache,
+            "TRITON_CACHE_DIR": f"{cache}/triton",
+            "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
             "PYTHONPATH": f"{ROOT / 'src'}:{os.getenv('PYTHONPATH', '')}",
         }
         if settings == "autotuned":
@@ -108,8 +116,6 @@ def main() -> None:
     if arguments.record:
         return record_figures(arguments.out)
 
-    import torch
-
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     settings = {} if arguments.only_autotuned else {"shipped": 300}
     settings |= {"autotuned": arguments.autotuning_limit} if arguments.autotuning_limit else {}
@@ -117,7 +123,7 @@ def main() -> None:
         for shape in arguments.shapes:
             results.setdefault(shape, {})[name] = cold_start(shape, name, limit)
             print(shape, name, results[shape][name], flush=True)
-            results["machine"] = machine(torch)
+            results["machine"] = gpu_machine()
             arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
@@ -130,16 +136,6 @@ def record_figures(path: Path) -> None:
         versions={"gendistill": commit()} | machine["versions"],
         measured=machine["measured"],
     )
-
-
-def machine(torch) -> dict:
-    from importlib.metadata import version
-
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "measured": time.strftime("%Y-%m-%d"),
-        "versions": {name: version(name) for name in ("torch", "triton", "fla-core", "transformers")},
-    }
 
 
 if __name__ == "__main__":

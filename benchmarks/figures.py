@@ -79,6 +79,31 @@ def cold_start_figures(results: Path) -> dict[str, dict]:
     }
 
 
+def training_speed_figures(results: Path) -> dict[str, dict]:
+    """From benchmarks/training_speed.py: medians over the steady steps of all turns, and the highest peaks."""
+    raw = json.loads((results / "training_speed.json").read_text())
+    source = "results/gpu/training_speed.json"
+
+    def speed(*names: str) -> dict:
+        speeds = [speed for name in names for speed in raw[name]["tokens_per_second"]]
+        spread = [round(min(speeds)), round(max(speeds))]
+        return {"value": round(median(speeds)), "spread": spread, "unit": "tokens/s", "source": source}
+
+    def gib(value: float) -> dict:
+        return {"value": round(value, 2), "unit": "GiB", "source": source}
+
+    kd = ("kd ours 0", "kd ours 1")
+    return {
+        "h100_kd_tokens_per_second": speed(*kd),
+        "h100_kd_tokens_per_second_plain": speed("kd plain 0", "kd plain 1"),
+        "h100_kd_peak_gib": gib(max(raw[name]["peak_gib"] for name in kd)),
+        "h100_align_tokens_per_second": min(
+            (speed(name) for name in ("qk_alignment", "block_alignment")), key=lambda figure: figure["value"]
+        ),
+        "kl_loss_peak_gib_16k": gib(max(raw["loss"]["peak_gib"].values())),
+    }
+
+
 def kda_cpu_times(raw: dict) -> str:
     """A line for each kind of state update and form: median milliseconds of a forward pass and of a training step."""
     lines = [f"{'ms':<18}{'form':<14}{'forward':>9}{'train':>9}"]
@@ -106,6 +131,17 @@ def student_parameters() -> dict[str, int]:
         "parameters": sum(p.numel() for p in student.parameters()),
         "layers_without_keys_and_values": len(student.config.layers_of_type("linear_attention")),
         "layers": student.config.num_hidden_layers,
+    }
+
+
+def gpu_machine() -> dict:
+    """The GPU, the versions of what runs on it, and today's date."""
+    import torch
+
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "measured": datetime.date.today().isoformat(),
+        "versions": {name: version(name) for name in ("torch", "triton", "fla-core", "transformers")},
     }
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 
@@ -13,13 +12,11 @@ from rich.table import Table
 from gendistill.data.dataset import PackedDataset, prepare
 from gendistill.data.sources import read_documents
 from gendistill.distill import distributed
-from gendistill.distill.acceleration import can_capture, compiled_layers
-from gendistill.distill.batches import Loader, rows_as_tensors
+from gendistill.distill.batches import rows_as_tensors
 from gendistill.distill.distributed import first_alone
-from gendistill.distill.engine import StepMetrics, Trainer
-from gendistill.distill.objectives import build_objective
-from gendistill.distill.optimizer import MasterOptimizer
+from gendistill.distill.engine import StepMetrics
 from gendistill.distill.roles import set_trainable
+from gendistill.distill.stage import train_stage
 from gendistill.errors import UserError
 from gendistill.evaluate.run import evaluate_model
 from gendistill.evaluate.statistics import Scores
@@ -29,7 +26,6 @@ from gendistill.models.calibration import STARTS, calibrate
 from gendistill.models.conversion import certify, convert, mean_loss, weights_sha256
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_config, load_model, load_tokenizer
-from gendistill.models.packed_attention import packed_attention_in
 from gendistill.ops import set_backend
 from gendistill.recipe import Recipe, Role, Stage
 from gendistill.runfolder import FREE, RunFolder
@@ -146,43 +142,24 @@ class Run:
         self, name: str, stage: Stage, source: Path, dataset: PackedDataset, certificate: dict
     ) -> list[StepMetrics]:
         """Trains the student in `source` and saves it as the student of the stage."""
-        # Loaded in float32 for the masters; MasterOptimizer rounds the model itself to the precision of the arithmetic.
+        # Loaded in float32 for the masters; `train_stage` rounds the model to the precision of the arithmetic.
         student = load_model(str(source), torch.float32, self.device).train()
-        if stage.gradient_checkpointing:
-            # Reading the state of random numbers would make the host wait, and without dropout there are none.
-            keep_random_state = student.config.attention_dropout > 0
-            student.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": keep_random_state})
         self.console.print(_ledger_table(name, stage, set_trainable(student, stage.train)))
-        teacher = self._teacher_for(stage)
-        if distributed.processes() > 1:
-            distributed.shard(student, compares=stage.compares, dtype=self.dtype, device=self.device)
-        optimizer = MasterOptimizer(student, stage, self.dtype)
-        on_cuda, fast = self.device == "cuda", self._fast()
-        graphs = on_cuda and fast and can_capture(student)
-        models = [model for model in (teacher, student) if model is not None]
-        with ExitStack() as stack:
-            if on_cuda:
-                stack.enter_context(packed_attention_in(*models))
-            if fast:
-                stack.enter_context(compiled_layers(*models, compares=stage.compares))
-            history = Trainer(
-                stage,
-                build_objective(stage, teacher, student, certificate, len(self.tokenizer), fuse=on_cuda and fast),
-                optimizer,
-                Loader(
-                    dataset,
-                    stage,
-                    rank=distributed.rank(),
-                    processes=distributed.processes(),
-                    fixed_shape=graphs,
-                ),
-                folder=self.folder.point(name),
-                fingerprint=_fingerprint(stage, dataset.key, certificate["weights_sha256"], str(self.dtype)),
-                device=self.device,
-                title=name,
-                console=self.console,
-                graphs=graphs,
-            ).train()
+        history, optimizer = train_stage(
+            stage,
+            self._teacher_for(stage),
+            student,
+            dataset,
+            certificate=certificate,
+            vocabulary=len(self.tokenizer),
+            dtype=self.dtype,
+            device=self.device,
+            fast=self._fast(),
+            folder=self.folder.point(name),
+            fingerprint=_fingerprint(stage, dataset.key, certificate["weights_sha256"], str(self.dtype)),
+            title=name,
+            console=self.console,
+        )
         trained = optimizer.weights()
         first_alone(lambda: self._save(name, student, trained, certificate))
         return history

@@ -7,35 +7,34 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from gendistill.distill.batches import Batch
 from gendistill.models.modeling import GendistillForCausalLM
-from gendistill.recipe import Pass
 
+VARIANTS = 64  # of one function that torch.compile keeps before it gives up
 WARM_UPS = 2  # runs before a capture, in which kernels are compiled and chosen
 
 
 @contextmanager
-def compiled_layers(*models: PreTrainedModel, compares: Pass) -> Iterator[None]:
-    """Inside the block the models' layers run through torch.compile, in the pieces that the stage's pass calls."""
-    pieces = [piece for model in models for layer in model.model.layers for piece in _pieces(layer, compares)]
+def compiled_layers(*models: PreTrainedModel, in_pieces: bool) -> Iterator[None]:
+    """Inside the block the models' layers run through torch.compile.
+
+    Args:
+        in_pieces: norms, attention or mixer, and MLP each by itself: alignment of mixers has hooks between them, and
+            gradient checkpointing would compile every layer anew.
+    """
+    layers = [layer for model in models for layer in model.model.layers]
+    pieces = [piece for layer in layers for piece in (layer.children() if in_pieces else [layer])]
     try:
         for piece in pieces:
             piece.forward = torch.compile(piece.forward, dynamic=False)
-        yield
+        # Teacher and student, stages with other roles, other shapes: all are variants of a few functions.
+        with torch._dynamo.config.patch(recompile_limit=VARIANTS):
+            yield
     finally:
         for piece in pieces:
             del piece.forward
-
-
-def _pieces(layer: nn.Module, compares: Pass) -> list[nn.Module]:
-    """Hooks of the alignment must run between pieces, not inside one."""
-    if compares != "mixer":
-        return [layer]
-    mixer = layer.linear_attn if hasattr(layer, "linear_attn") else layer.self_attn
-    return [layer.input_layernorm, mixer, layer.post_attention_layernorm, layer.mlp]
 
 
 def can_capture(student: GendistillForCausalLM) -> bool:

@@ -1,0 +1,86 @@
+"""One stage, set up and run: sharding, precision, acceleration, objective, loop."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from gendistill.data.dataset import PackedDataset
+from gendistill.distill import distributed
+from gendistill.distill.acceleration import can_capture, compiled_layers
+from gendistill.distill.batches import Loader
+from gendistill.distill.engine import Pace, StepMetrics, Trainer
+from gendistill.distill.objectives import build_objective
+from gendistill.distill.optimizer import MasterOptimizer
+from gendistill.models.modeling import GendistillForCausalLM
+from gendistill.models.packed_attention import packed_attention_in
+from gendistill.recipe import Stage
+
+
+def train_stage(
+    stage: Stage,
+    teacher: PreTrainedModel | None,
+    student: GendistillForCausalLM,
+    dataset: PackedDataset,
+    *,
+    certificate: dict,
+    vocabulary: int,
+    dtype: torch.dtype,
+    device: str,
+    fast: bool,
+    folder: Path,
+    fingerprint: dict[str, str],
+    title: str,
+    console: Console,
+    pace: Pace | None = None,
+) -> tuple[list[StepMetrics], MasterOptimizer]:
+    """Trains the student in place, from the newest checkpoint in `folder` if there is one.
+
+    Args:
+        teacher: in `dtype`, frozen, sharded if there are many processes; None if the objective needs none.
+        student: float32, with the stage's roles set trainable; it is sharded and rounded here.
+        certificate: of the conversion.
+        vocabulary: words that the tokenizer has.
+        dtype: of the arithmetic.
+        fast: torch.compile, and CUDA graphs on a CUDA device.
+        folder, fingerprint, title, console, pace: see `Trainer`.
+
+    Returns:
+        The metrics of all steps, and the optimizer, which has the float32 weights.
+
+    Raises:
+        UserError: see `Trainer.train`.
+    """
+    if stage.gradient_checkpointing:
+        # Reading the state of random numbers would make the host wait, and without dropout there are none.
+        keep_random_state = student.config.attention_dropout > 0
+        student.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": keep_random_state})
+    if distributed.processes() > 1:
+        distributed.shard(student, compares=stage.compares, dtype=dtype, device=device)
+    optimizer = MasterOptimizer(student, stage, dtype)
+    graphs = device == "cuda" and fast and can_capture(student)
+    in_pieces = stage.compares == "mixer" or stage.gradient_checkpointing
+    models = [model for model in (teacher, student) if model is not None]
+    with ExitStack() as stack:
+        if device == "cuda":
+            stack.enter_context(packed_attention_in(*models))
+        if fast:
+            stack.enter_context(compiled_layers(*models, in_pieces=in_pieces))
+        loader = Loader(dataset, stage, rank=distributed.rank(), processes=distributed.processes(), fixed_shape=graphs)
+        objective = build_objective(stage, teacher, student, certificate, vocabulary, fuse=device == "cuda" and fast)
+        trainer = Trainer(
+            stage,
+            objective,
+            optimizer,
+            loader,
+            folder=folder,
+            fingerprint=fingerprint,
+            device=device,
+            title=title,
+            console=console,
+            pace=pace,
+            graphs=graphs,
+        )
+        return trainer.train(), optimizer
