@@ -26,6 +26,7 @@ KEEP = [0, 2, 6, 11, 13, 18, 21]
 BOUND = -5.0
 MICRO_BATCH = {"logit_distillation": 4, "qk_alignment": 8, "block_alignment": 8}
 PLAIN_ROWS = 8
+PARTS = ["kd", "qk_alignment", "block_alignment", "loss", "packed", "unbounded"]
 
 
 class RandomRows:
@@ -218,17 +219,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="file for the results")
     parser.add_argument("--profile", type=Path, help="file for the kernels of one micro-batch, by time")
-    parser.add_argument("--only", nargs="+", default=["loss", "qk_alignment", "block_alignment", "kd"])
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--record", action="store_true", help="put the results in --out into results/figures.json")
     arguments = parser.parse_args()
     if arguments.record:
-        raw = json.loads(arguments.out.read_text())
-        machine = raw["machine"]
+        machine = json.loads(arguments.out.read_text())["machine"]
         return record(
             training_speed_figures(arguments.out.parent),
             "python benchmarks/training_speed.py",
             hardware=f"1x {machine['gpu']}",
-            versions={"gendistill": raw["commit"]} | machine["versions"],
+            versions={"gendistill": commit()} | machine["versions"],
             measured=machine["measured"],
         )
 
@@ -237,7 +237,7 @@ def main() -> None:
     stages = load_recipe(ROOT / "recipes/qwen3-0.6b.yaml").stages
     stages = {name: stages[name].model_copy(update={"micro_batch": size}) for name, size in MICRO_BATCH.items()}
     teacher = make_teacher()
-    results = {"machine": gpu_machine(), "commit": commit()}
+    results = {"machine": gpu_machine()}
 
     def keep(name: str, result: dict) -> None:
         results[name] = result
@@ -251,15 +251,16 @@ def main() -> None:
             keep(f"kd plain {turn}", plain(teacher, kd, packed=False, steps=6))
             profile = arguments.profile if turn else None
             keep(f"kd ours {turn}", ours(teacher, kd, 6, packed=False, profile=profile))
-        keep("kd plain packed", plain(teacher, kd, packed=True, steps=4))
-        keep("kd ours packed", ours(teacher, kd, 6, packed=True))
-        keep("kd ours unbounded gate", ours(teacher, kd, 5, packed=False, bound=None))
     for name in ("qk_alignment", "block_alignment"):
         if name in arguments.only:
-            keep(name, ours(teacher, stages[name], 12, packed=False))
-            keep(f"{name} packed", ours(teacher, stages[name], 12, packed=True))
+            keep(name, ours(teacher, stages[name], 15, packed=False))
     if "loss" in arguments.only:
         keep("loss", loss_memory(teacher))
+    if "packed" in arguments.only:
+        keep("kd plain packed", plain(teacher, stages["logit_distillation"], packed=True, steps=4))
+        keep("kd ours packed", ours(teacher, stages["logit_distillation"], 5, packed=True))
+    if "unbounded" in arguments.only:
+        keep("kd ours unbounded", ours(teacher, stages["logit_distillation"], 5, packed=False, bound=None))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
 
 from gendistill.errors import UserError
 
@@ -46,6 +46,14 @@ Pass = Literal["mixer", "block", "end_to_end"]
 DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon")  # those that know a temperature
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+# Told apart by hand, so that an error is about the form that is meant and no other.
+ONE, MAPPING = "(one)", "(mapping)"
+one_or_mapping = Discriminator(lambda value: MAPPING if isinstance(value, dict) else ONE)
+Objectives = Annotated[
+    Annotated[Objective, Tag(ONE)] | Annotated[dict[Objective, Positive], Field(min_length=1), Tag(MAPPING)],
+    one_or_mapping,
+]
+LearningRates = Annotated[Annotated[Positive, Tag(ONE)] | Annotated[dict[Role, Positive], Tag(MAPPING)], one_or_mapping]
 
 
 class Settings(BaseModel):
@@ -136,18 +144,18 @@ class Schedule(Settings):
 class Stage(Settings):
     """One stage of the distillation: an objective, what trains, on which data, for how long."""
 
-    objective: Objective | Annotated[dict[Objective, Positive], Field(min_length=1)] = Field(
+    objective: Objectives = Field(
         description="what is minimised; several with their weights as {forward_kl: 1, cross_entropy: 0.01}"
     )
     temperature: Positive = Field(1.0, description="divides the logits of the divergences, which grow by its square")
     loss_on: Literal["all", "completion"] = "all"
-    train: list[Role] = Field(min_length=1)
+    train: list[Role]
     data: str = Field(description="name of a mixture in the recipe's data section")
     tokens: PositiveInt = Field(description="token budget of the stage, rounded up to whole steps")
     sequence_length: Annotated[int, Field(ge=2)]
     sequences_per_step: PositiveInt
     micro_batch: PositiveInt = Field(description="sequences in memory at once; changes nothing but memory and speed")
-    learning_rate: Positive | dict[Role, Positive] = Field(description="peak; for all roles or role by role")
+    learning_rate: LearningRates = Field(description="peak; for all roles or role by role")
     schedule: Schedule = Schedule()
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     gradient_clip: Positive = 1.0
@@ -187,6 +195,8 @@ class Stage(Settings):
 
     @model_validator(mode="after")
     def check(self):
+        if not self.train:
+            raise ValueError(f"train names no role, so nothing would train; name some of {', '.join(get_args(Role))}")
         passes = {place if (place := term.split("_")[0]) in ("mixer", "block") else "end_to_end" for term in self.terms}
         if len(passes) > 1:
             raise ValueError(
@@ -200,12 +210,14 @@ class Stage(Settings):
                 raise ValueError(f"objective {self.objective} compares layers, so loss_on must be 'all'")
             if outside := [role for role in self.train if not role.startswith("mixer")]:
                 raise ValueError(f"objective {self.objective} trains mixers only, not {', '.join(outside)}")
+        if "head" in self.train and all(term.startswith("hidden") for term in self.terms):
+            raise ValueError("objective compares hidden states, which the head has no part in; take head out of train")
         if self.micro_batch > self.sequences_per_step:
             raise ValueError(f"micro_batch {self.micro_batch} exceeds sequences_per_step {self.sequences_per_step}")
         if isinstance(self.learning_rate, dict):
             self._check_learning_rates(self.learning_rate)
         if self.expected_loss is not None and not self.expected_loss[0] < self.expected_loss[1]:
-            raise ValueError("expected_loss is [lowest, highest]")
+            raise ValueError(f"expected_loss is [lowest, highest], not {list(self.expected_loss)}")
         return self
 
     def _check_learning_rates(self, rates: dict[Role, float]) -> None:
@@ -219,7 +231,7 @@ class Stage(Settings):
         if idle := sorted(
             role for role in rates if role not in trained and not (role == "mixer" and trained & set(mixer_roles))
         ):
-            raise ValueError(f"learning_rate names {', '.join(idle)}, which do not train")
+            raise ValueError(f"learning_rate names {', '.join(idle)}, not under train; add them there or take them out")
 
 
 class Task(Settings):
@@ -355,13 +367,15 @@ def _apply(settings: dict, override: str) -> None:
 
 
 def _explain(problem: dict) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "recipe"
+    where = ".".join(str(part) for part in problem["loc"] if part not in (ONE, MAPPING, "[key]")) or "recipe"
     if problem["type"] == "extra_forbidden":
         known = _fields_at(problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
         return f"{where}: unknown setting; {hint}"
-    given = "" if problem["type"] in ("missing", "value_error") else f" (given: {problem['input']!r})"
+    if problem["type"] == "missing":
+        return f"{where}: missing, and it has no default; give it a value"
+    given = "" if problem["type"] == "value_error" else f" (given: {problem['input']!r})"
     return f"{where}: {problem['msg'].removeprefix('Value error, ')}{given}"
 
 

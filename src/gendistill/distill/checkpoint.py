@@ -53,7 +53,8 @@ def load_checkpoint(folder: Path, optimizer: MasterOptimizer, fingerprint: dict)
         Its step, 0 if there is none; and a note on each that was passed over because it is damaged.
 
     Raises:
-        UserError: the checkpoint was written with another fingerprint.
+        UserError: the checkpoint was written with another fingerprint, or its files have the right sizes and cannot be
+            read for all that.
     """
     notes = []
     for path in reversed(checkpoints(folder)):
@@ -71,9 +72,15 @@ def load_checkpoint(folder: Path, optimizer: MasterOptimizer, fingerprint: dict)
                 f"{', '.join(changed)}. Undo the change, delete {folder} to start the stage anew, or use another "
                 "output folder."
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            optimizer.load(lambda state, path=path: dcp.load(state, checkpoint_id=path, no_dist=processes() == 1))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                optimizer.load(lambda state, path=path: dcp.load(state, checkpoint_id=path, no_dist=processes() == 1))
+        except (OSError, RuntimeError, dcp.api.CheckpointException) as error:  # too late to go back: half may be loaded
+            raise UserError(
+                f"{path}: the checkpoint's files cannot be read. Delete it and run the same command again: it goes on "
+                f"from the one before, if there is one in {folder}."
+            ) from error
         return manifest["step"], notes
     return 0, notes
 

@@ -51,7 +51,10 @@ def wait_for_all() -> None:
 
 
 def first_alone(do: Callable[[], T]) -> T | None:
-    """What `do` returns on the first process; the others wait, and get None."""
+    """What `do` returns on the first process; the others wait, and get None.
+
+    If it raises there, the others go on waiting until torchrun ends them.
+    """
     result = do() if is_first() else None
     wait_for_all()
     return result

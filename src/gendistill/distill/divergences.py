@@ -45,8 +45,10 @@ def vocabulary_losses(
     dtype = torch.promote_types(student.dtype, torch.float32)
     logits = student[:, :vocabulary].to(dtype)
     if set(terms) & set(DIVERGENCES):
-        log_q = F.log_softmax(logits / temperature, dim=-1)
-        log_p = F.log_softmax(teacher[:, :vocabulary].to(dtype) / temperature, dim=-1)
+        both = (logits, teacher[:, :vocabulary].to(dtype))
+        if temperature != 1:  # a division by one keeps torch.compile from finding maximum and sum in one pass
+            both = [side / temperature for side in both]
+        log_q, log_p = (F.log_softmax(side, dim=-1) for side in both)
         q, p = log_q.exp(), log_p.exp()
     sums, gradient = [], torch.zeros((), dtype=dtype, device=student.device)
     for name, weight in terms.items():

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gendistill.distill.acceleration import GraphedMicroBatch
 from gendistill.distill.batches import Batch, Loader, Step
-from gendistill.distill.checkpoint import load_checkpoint, save_checkpoint
+from gendistill.distill.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from gendistill.distill.distributed import is_first, processes, rank
 from gendistill.distill.objectives import TrainingObjective, part_of_step
 from gendistill.distill.optimizer import MasterOptimizer
@@ -69,7 +69,26 @@ class _Running:
     step: Step
     share: float  # of the peak learning rate
     measured: torch.Tensor  # sums of the terms, gradient norm, update ratios
-    arrived: Callable[[], None]  # waits for `measured`
+    done: "_Clock"
+
+
+class _Clock:
+    """The moment when the device has done all it was given so far."""
+
+    def __init__(self, device: str):
+        self.time, self.event = time.perf_counter(), None
+        if device == "cuda":
+            self.event = torch.cuda.Event(enable_timing=True)
+            self.event.record()
+
+    def wait(self) -> None:
+        if self.event is not None:
+            self.event.synchronize()
+
+    def seconds_since(self, earlier: "_Clock") -> float:
+        if self.event is not None:
+            return earlier.event.elapsed_time(self.event) / 1000
+        return self.time - earlier.time
 
 
 class Trainer:
@@ -114,12 +133,11 @@ class Trainer:
             bar = progress.add_task(
                 self.title, total=self.stage.steps, completed=len(history), loss=math.nan, speed=0.0
             )
-            clock = time.perf_counter()
+            before = _Clock(self.device)
             for running in self._one_behind(self.loader.steps(len(history))):
-                running.arrived()
-                now = time.perf_counter()
-                metrics = self._metrics(running, now - clock)
-                clock = now
+                running.done.wait()
+                metrics = self._metrics(running, running.done.seconds_since(before))
+                before = running.done
                 self._check(metrics)
                 history.append(metrics)
                 log.write(json.dumps(asdict(metrics)) + "\n")
@@ -130,7 +148,7 @@ class Trainer:
                     if is_first():
                         os.fsync(log.fileno())
                     save_checkpoint(self.folder / "checkpoints", metrics.step, self.optimizer, self.fingerprint)
-                    clock = time.perf_counter()
+                    before = _Clock(self.device)
         return history
 
     def _saves_after(self, step: int) -> bool:
@@ -168,12 +186,7 @@ class Trainer:
         share = learning_rate_share(self.stage.schedule, step.index, self.stage.steps)
         with part_of_step("the optimizer's step"):
             measured = torch.cat([sums, self.optimizer.step(share)])
-        if measured.is_cuda:
-            measured = measured.to("cpu", non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            return _Running(step, share, measured, event.synchronize)
-        return _Running(step, share, measured, lambda: None)
+        return _Running(step, share, measured.to("cpu", non_blocking=True), _Clock(self.device))
 
     def _micro_batch(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
         batch = batch.map(lambda tensor: tensor.to(self.device, non_blocking=True))
@@ -206,7 +219,8 @@ class Trainer:
         seen = f"{self.title}, step {metrics.step}: the loss is {metrics.loss:.6g} ("
         seen += ", ".join(f"{name} {value:.6g}" for name, value in metrics.terms.items())
         seen += f"), the gradient norm {metrics.gradient_norm:.6g}"
-        kept = f"The last good checkpoint is kept in {self.folder / 'checkpoints'}."
+        folder = self.folder / "checkpoints"
+        kept = f"The last good checkpoint is kept in {folder}." if checkpoints(folder) else "No checkpoint was due yet."
         if not (math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)):
             raise UserError(f"{seen}. Lower the learning rate, or look at the data of that step. {kept}")
         if self.stage.expected_loss is not None:

@@ -88,7 +88,7 @@ class EndToEnd:
                 sums |= dict(zip(self.settings["terms"], on_words, strict=True))
             for name, weight in self.hidden_terms.items():
                 distances = (
-                    distance(name, states[i], teacher_states[i], power) @ batch.weights
+                    (distance(name, states[i], teacher_states[i], power) * batch.weights).sum()
                     for i, power in self.power.items()
                 )
                 value = sum(distances) / len(self.power)
@@ -99,9 +99,15 @@ class EndToEnd:
 
     def _run(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """Hidden states [P, D] of the predicting positions: the last ones, and those after the layers in `power`."""
-        out = model.model(**_inputs(model, batch), output_hidden_states=bool(self.hidden_terms))
-        states = {i: out.hidden_states[i + 1].flatten(0, 1)[batch.predictors] for i in self.power}
-        return out.last_hidden_state.flatten(0, 1)[batch.predictors], states
+        states = {}
+
+        def keep(i: int, _, output: torch.Tensor) -> None:  # transformers' own list has the last one normed
+            states[i] = output  # and nothing more: with gradient checkpointing this runs inside a checkpoint
+
+        with _as_layers_end(model, "block", self.power, keep):
+            last = model.model(**_inputs(model, batch)).last_hidden_state
+        last, *others = (state.flatten(0, 1)[batch.predictors] for state in (last, *states.values()))
+        return last, dict(zip(states, others, strict=True))
 
 
 class Alignment:
@@ -165,8 +171,8 @@ def _power(certificate: dict, place: str) -> dict[int, float]:
 
 
 @contextmanager
-def _as_layers_end(teacher: PreTrainedModel, place: str, layers: Mapping[int, float], do) -> Iterator[None]:
-    """Calls do(layer, input, output) whenever one of the teacher's attentions or blocks ends inside the block."""
+def _as_layers_end(model: PreTrainedModel, place: str, layers: Mapping[int, float], do) -> Iterator[None]:
+    """Calls do(layer, input, output) whenever one of the model's attentions or blocks ends inside the block."""
 
     def watch(i: int, module: nn.Module):
         def hook(_module, args, kwargs, output):
@@ -175,7 +181,7 @@ def _as_layers_end(teacher: PreTrainedModel, place: str, layers: Mapping[int, fl
 
         return module.register_forward_hook(hook, with_kwargs=True)
 
-    blocks = teacher.model.layers
+    blocks = model.model.layers
     hooks = [watch(i, blocks[i].self_attn if place == "mixer" else blocks[i]) for i in layers]
     try:
         yield

@@ -125,8 +125,7 @@ class LinearAttention(nn.Module):
             past_key_values: transformers' cache; holds convolution window and state, updated in place.
             documents: borders of packed documents; not together with a cache.
         """
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        mixed = torch.cat([projection(hidden_states) for projection in projections], dim=-1)
+        mixed = self._project(hidden_states)
         if attention_mask is not None:  # after the projections, whose biases would bring padding back
             attention_mask = attention_mask[..., None].to(mixed.dtype)
             mixed = mixed * attention_mask
@@ -157,6 +156,13 @@ class LinearAttention(nn.Module):
         o = o if self.o_norm is None else self.o_norm(o)
         return self.o_proj(o.flatten(-2) * gate), None
 
+    def _project(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """q, k and v together by one product: putting the weights together costs less than putting their outputs."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        weight = torch.cat([projection.weight for projection in projections])
+        bias = None if self.q_proj.bias is None else torch.cat([projection.bias for projection in projections])
+        return F.linear(hidden_states, weight, bias)
+
     def _log_decay(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[B, T, H, K] or [B, T, H], float32: bf16 would round a decay close to 1 to 1, and the state never forget."""
         if self.mixer.decay == "fixed":
@@ -182,10 +188,11 @@ class LinearAttention(nn.Module):
         window = x
         if cache is not None:
             window = cache.update_conv_state(x.transpose(1, 2), self.layer_idx, conv_kernel_size=kernel).transpose(1, 2)
-        window = F.pad(window, (0, 0, kernel - 1, 0))[:, -(length + kernel - 1) :]
+        before = window.shape[1] - length  # tokens of earlier calls that the cache still has
         out = bias + x * weight[:, -1]
         for lag in range(1, kernel):
-            shifted = window[:, kernel - 1 - lag : kernel - 1 - lag + length]
+            # A pad for each lag, negative at the end: torch.compile makes one kernel of them and keeps no padded copy.
+            shifted = F.pad(window, (0, 0, lag, -lag))[:, before:]
             if documents is not None:  # the window starts afresh with each document
                 shifted = shifted * (documents.positions >= lag)[..., None]
             out = out + shifted * weight[:, -1 - lag]
