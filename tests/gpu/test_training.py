@@ -1,0 +1,140 @@
+"""The fast path of training, compiled layers and CUDA graphs, does what the plain one does, and waits for nothing."""
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from gendistill.distill.engine import Trainer
+from gendistill.distill.roles import set_trainable
+from gendistill.distill.stage import train_stage
+from gendistill.errors import UserError
+from gendistill.models.conversion import convert
+from gendistill.models.families import student_config
+from gendistill.recipe import Stage
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+LENGTH, WORDS = 256, 1000
+SHAPE = dict(
+    vocab_size=WORDS,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    tie_word_embeddings=True,
+    initializer_range=0.1,
+)
+STAGES = {
+    "mixers": dict(objective="mixer_l2", train=["mixer_qk", "mixer_conv", "mixer_gate"]),
+    "blocks": dict(objective={"block_l2": 1, "block_cosine": 0.5}, train=["mixer"]),
+    "words": dict(objective={"forward_kl": 1, "cross_entropy": 0.1}, train=["mixer", "mlp", "norm"]),
+    "words and hidden states": dict(objective={"reverse_kl": 1, "hidden_l2": 0.5}, train=["mixer", "embedding"]),
+    "checkpointed": dict(objective="jensen_shannon", train=["mixer", "mlp"], gradient_checkpointing=True),
+}
+every_stage = pytest.mark.parametrize("stage", STAGES)
+
+
+class Rows:
+    """Random words; rows of one document, or packed ones whose number of documents and of loss tokens varies."""
+
+    def __init__(self, rows: int, packed: bool):
+        random = np.random.default_rng(0)
+        self.ids = random.integers(0, WORDS, (rows, LENGTH), dtype=np.int32)
+        cuts = [sorted(random.choice(np.arange(1, LENGTH), random.integers(1, 5), replace=False)) for _ in range(rows)]
+        borders = [[0, *(cut if packed else []), LENGTH] for cut in cuts]
+        self.positions = np.stack(
+            [np.concatenate([np.arange(b - a) for a, b in zip(row, row[1:], strict=False)]) for row in borders]
+        ).astype(np.int32)
+        counts = random.random((rows, LENGTH)) < (random.random((rows, 1)) if packed else 1)
+        self.mask = (counts & (self.positions > 0)).astype(np.uint8)
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, rows):
+        columns = {"input_ids": self.ids, "position_ids": self.positions, "loss_mask": self.mask}
+        return {name: column[rows].copy() for name, column in columns.items()}
+
+
+def train(stage: str, folder, fast: bool, packed: bool = True, mixer: str = "kda"):
+    settings = dict(data="text", sequence_length=LENGTH, sequences_per_step=8, micro_batch=4, learning_rate=1e-4)
+    stage = Stage(**settings, tokens=6 * 8 * LENGTH, **STAGES[stage])
+    torch.manual_seed(0)
+    config = Qwen3Config(**SHAPE)
+    teacher = AutoModelForCausalLM.from_config(config).to("cuda", torch.bfloat16).eval().requires_grad_(False)
+    student, _ = convert(teacher, student_config(config, [1], mixer=mixer), seed=0)
+    student = student.to("cuda", torch.float32).train()
+    set_trainable(student, stage.train)
+    power = dict(attention_power=1.0, update_power=1.0, hidden_power=1.0)
+    history, optimizer = train_stage(
+        stage,
+        teacher,
+        student,
+        Rows(48, packed),
+        certificate={"layers": [{"layer": i} | power for i in (0, 2)]},
+        vocabulary=WORDS,
+        dtype=torch.bfloat16,
+        device="cuda",
+        fast=fast,
+        folder=folder,
+        fingerprint={},
+        title="test",
+        console=Console(quiet=True),
+    )
+    return history, optimizer.weights()
+
+
+@every_stage
+@pytest.mark.parametrize("packed", [False, True], ids=["whole rows", "packed"])
+def test_compiled_and_graphed_equals_plain(tmp_path, stage, packed):
+    plain, weights = train(stage, tmp_path / "plain", fast=False, packed=packed)
+    fast, fast_weights = train(stage, tmp_path / "fast", fast=True, packed=packed)
+    assert [m.loss for m in fast] == pytest.approx([m.loss for m in plain], rel=5e-3)
+    assert [m.gradient_norm for m in fast] == pytest.approx([m.gradient_norm for m in plain], rel=5e-2)
+    assert fast[-1].loss != fast[0].loss
+    changed = 0.0
+    for name, weight in weights.items():
+        torch.testing.assert_close(fast_weights[name].float(), weight.float(), atol=2e-3, rtol=1e-2)
+        changed += (fast_weights[name].float() - weight.float()).abs().sum().item()
+    assert changed > 0  # not the same path twice
+
+
+@pytest.mark.parametrize("mixer", ["gated_deltanet", "lightning"])
+def test_other_mixers_train_compiled_without_graphs(tmp_path, mixer):
+    plain, _ = train("words", tmp_path / "plain", fast=False, mixer=mixer)
+    fast, _ = train("words", tmp_path / "fast", fast=True, mixer=mixer)
+    assert [m.loss for m in fast] == pytest.approx([m.loss for m in plain], rel=5e-3)
+
+
+@pytest.mark.parametrize("stage", ["mixers", "words"])
+def test_the_loop_never_waits_for_the_device(tmp_path, monkeypatch, stage):
+    """After the first step, which compiles and captures."""
+    start = Trainer._start
+
+    def watched(trainer, step):
+        torch.cuda.set_sync_debug_mode("error" if step.index > 1 else "default")
+        try:
+            return start(trainer, step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Trainer, "_start", watched)
+    history, _ = train(stage, tmp_path, fast=True, packed=False)
+    assert len(history) == 6
+
+
+def test_out_of_memory_says_in_which_part(tmp_path):
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 40 * 2**20) / total)
+    try:
+        with pytest.raises(UserError, match="out of memory in the .*Lower micro_batch"):
+            train("words", tmp_path, fast=False)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
