@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m "not gpu"
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m "not gpu" -n 2 --dist loadfile
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
