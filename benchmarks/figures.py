@@ -104,6 +104,27 @@ def training_speed_figures(results: Path) -> dict[str, dict]:
     }
 
 
+def plan_accuracy_figures(results: Path) -> dict[str, dict]:
+    """The worst relative error of `gendistill plan` over the shapes of benchmarks/plan_accuracy.py."""
+    raw = json.loads((results / "plan_accuracy.json").read_text())
+    shapes = [result for name, result in raw.items() if name != "machine"]
+
+    def worst(planned: str, measured: str) -> dict:
+        errors = [abs(shape[planned] / shape[measured] - 1) for shape in shapes]
+        spread = [round(min(errors), 3), round(max(errors), 3)]
+        return {
+            "value": round(max(errors), 3),
+            "spread": spread,
+            "unit": "ratio",
+            "source": "results/gpu/plan_accuracy.json",
+        }
+
+    return {
+        "plan_memory_error": worst("planned_bytes", "measured_bytes"),
+        "plan_hours_error": worst("planned_seconds", "measured_seconds"),
+    }
+
+
 def kda_cpu_times(raw: dict) -> str:
     """A line for each kind of state update and form: median milliseconds of a forward pass and of a training step."""
     lines = [f"{'ms':<18}{'form':<14}{'forward':>9}{'train':>9}"]

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -58,6 +59,33 @@ def examine(device: str, backend: Backend = "auto") -> Machine:
         memory=_memory(),
         launch_settings=_launch_settings(capability),
     )
+
+
+# Dense bfloat16 operations a second by a word of the GPU's name, from NVIDIA's data sheets, without sparsity. The first
+# that fits counts.
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
+
+
+def peak_flops(gpu: str | None) -> float | None:
+    """The most bfloat16 operations a second that a GPU of this name can do; None if it is not known."""
+    known = (flops for name, flops in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", gpu or ""))
+    return next(known, None)
+
+
+def device_memory(device: str) -> tuple[str, int | None]:
+    """Name of the device, and the bytes of memory that it has in all; None if the system does not say."""
+    if device == "cuda":
+        return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
+    memory = _memory()
+    return "this machine", memory and round(memory[1] * 2**30)
 
 
 def _installed(package: str) -> str | None:

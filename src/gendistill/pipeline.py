@@ -1,7 +1,10 @@
 """The steps of a run: convert, distil stage by stage, evaluate. Each takes up what the one before left."""
 
+import gc
 import json
 import shutil
+import time
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -9,12 +12,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from gendistill import machine, plan
 from gendistill.data.dataset import PackedDataset, prepare
 from gendistill.data.sources import read_documents
 from gendistill.distill import distributed
 from gendistill.distill.batches import rows_as_tensors
-from gendistill.distill.distributed import first_alone
-from gendistill.distill.engine import StepMetrics
+from gendistill.distill.distributed import first_alone, first_to_complain
+from gendistill.distill.engine import Pace, StepMetrics
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.stage import train_stage
 from gendistill.errors import UserError
@@ -36,24 +40,51 @@ CERTIFICATE = "certificate.json"
 class Run:
     """A recipe and its folder, with the teacher loaded when first needed."""
 
-    def __init__(self, recipe: Recipe, output: Path, console: Console):
+    @first_to_complain
+    def __init__(self, recipe: Recipe, output: Path, console: Console, trains: Sequence[str] | None = ()):
         """Checks everything that can be checked before the first computation.
 
+        Args:
+            trains: the stages that are to be trained, those that are done among them; None for all.
+
         Raises:
-            UserError: see `check_recipe`, `RunFolder`; or CUDA or a back end is asked for and not there.
+            UserError: see `check_recipe`, `check_memory`, `RunFolder`; or there is no such stage, or CUDA or a back end
+                is asked for and not there.
         """
         self.recipe = recipe
         self.device = _device(recipe.device)
         distributed.start(self.device)
         self.console = console if distributed.is_first() else Console(quiet=True)
         set_backend(recipe.backend)
-        bf16 = recipe.dtype == "bfloat16" or (recipe.dtype == "auto" and self.device == "cuda")
-        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.arithmetic = plan.arithmetic_of(recipe, self.device)
+        self.dtype = self.arithmetic.dtype
         self.config = check_recipe(recipe)
         for name, stage in recipe.stages.items():
             distributed.check_divisible(name, stage)
-        first_alone(lambda: RunFolder(output, recipe))
         self.folder = RunFolder(output, recipe)
+        self.check_memory(list(recipe.stages) if trains is None else trains)
+        distributed.wait_for_all()  # nobody looks at the folder while the first process makes it
+        first_alone(self.folder.create)
+
+    @cached_property
+    def planner(self) -> plan.Planner:
+        return plan.Planner(load_config(self.recipe.teacher), self.config, self.arithmetic)
+
+    def check_memory(self, stages: Sequence[str]) -> None:
+        """Raises UserError if a stage that is not done cannot fit on this device, or is not in the recipe.
+
+        With many processes the models are sharded, and nothing is refused.
+        """
+        if unknown := [name for name in stages if name not in self.recipe.stages]:
+            known = ", ".join(self.recipe.stages)
+            raise UserError(f"there is no stage {', '.join(unknown)}; the recipe's stages are {known}")
+        device, memory = machine.device_memory(self.device)
+        if memory is None or distributed.processes() > 1:
+            return
+        left = [name for name in stages if not self.folder.has_student(name)]
+        refused = (plan.refusal(name, self.recipe.stages[name], self.planner, device, memory) for name in left)
+        if reasons := [reason for reason in refused if reason is not None]:
+            raise UserError("\n".join(reasons))
 
     @cached_property
     def teacher(self):
@@ -110,6 +141,7 @@ class Run:
             write_atomically(partial / CERTIFICATE, json.dumps(certificate, indent=1))
             measured.check()
 
+    @first_to_complain
     def distil(self, name: str) -> None:
         """Runs one stage, unless it is done.
 
@@ -159,6 +191,7 @@ class Run:
             fingerprint=_fingerprint(stage, dataset.key, certificate["weights_sha256"], str(self.dtype)),
             title=name,
             console=self.console,
+            pace=self._pace(stage),
         )
         trained = optimizer.weights()
         first_alone(lambda: self._save(name, student, trained, certificate))
@@ -177,8 +210,49 @@ class Run:
 
     def _fast(self) -> bool:
         """Whether to compile: one process only, since nothing here was tried with FSDP."""
-        asked = self.device == "cuda" if self.recipe.compile == "auto" else self.recipe.compile
-        return asked and distributed.processes() == 1
+        return self.arithmetic.compiled and distributed.processes() == 1
+
+    def _pace(self, stage: Stage) -> Pace:
+        peak = machine.peak_flops(torch.cuda.get_device_name()) if self.device == "cuda" else None
+        return Pace(self.planner.price(stage).flops_per_token, peak and peak * distributed.processes())
+
+    def probe(self, name: str) -> plan.Probe:
+        """Runs the first steps of a stage on an untrained student, with the run's data and teacher, and takes the time.
+
+        Steps are written to the run's folder, and nothing else comes of them: give the run a folder of its own.
+        """
+        stage = plan.probe_stage(self.recipe.stages[name])
+        dataset = self.prepare(stage.data, stage.sequence_length, stage.tokens, stage.loss_on)
+        if self.device == "cuda":
+            gc.collect()  # the stage before leaves cycles of models and graphs
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        student, _ = convert(self.teacher, self.config, self.recipe.seed)
+        student = student.to(self.device, torch.float32).train()
+        set_trainable(student, stage.train)
+        powers = {"attention_power": 1.0, "update_power": 1.0, "hidden_power": 1.0}  # unmeasured
+        layers = [{"layer": i} | powers for i in self.config.layers_of_type("linear_attention")]
+        began = time.perf_counter()
+        history, _ = train_stage(
+            stage,
+            self._teacher_for(stage),
+            student,
+            dataset,
+            certificate={"layers": layers},
+            vocabulary=len(self.tokenizer),
+            dtype=self.dtype,
+            device=self.device,
+            fast=self._fast(),
+            folder=self.folder.point(name),
+            fingerprint={},
+            title=f"probe of {name}",
+            console=self.console,
+        )
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+        peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else None
+        return plan.timing([step.seconds for step in history], seconds, stage.sequences_per_step, peak)
 
     def _save(self, name: str, student, weights: dict[str, torch.Tensor], certificate: dict) -> None:
         with folder_in_one_piece(self.folder.student(name)) as partial:
@@ -189,6 +263,7 @@ class Run:
             )
         shutil.rmtree(self.folder.point(name) / "checkpoints", ignore_errors=True)
 
+    @first_to_complain
     def check_tasks(self) -> None:
         """Reads every evaluation task, so that a mistake in one shows before hours of training."""
         for name, task in self.recipe.evaluation.tasks.items():
@@ -198,6 +273,7 @@ class Run:
         """Scores the teacher; on the first process, the others wait and get None."""
         return first_alone(lambda: self._evaluate(self.teacher, "teacher"))
 
+    @first_to_complain
     def evaluate_student(self, point: str) -> Scores | None:
         """Scores the student of a point of the run; on the first process, the others wait and get None.
 
@@ -220,7 +296,21 @@ def check_recipe(recipe: Recipe):
     """Checks a recipe against its teacher and its files; returns the student's configuration.
 
     Raises:
-        UserError: unsupported family, layer out of range, sequence longer than the model allows, missing file.
+        UserError: see `check_shapes`; or a missing file.
+    """
+    config = check_shapes(recipe)
+    used = {recipe.conversion.data} | {stage.data for stage in recipe.stages.values()}
+    for mixture in used:
+        for source in recipe.data[mixture]:
+            next(read_documents(source, recipe.seed))
+    return config
+
+
+def check_shapes(recipe: Recipe):
+    """Checks a recipe against its teacher's configuration; returns the student's.
+
+    Raises:
+        UserError: unsupported family, layer out of range, sequence longer than the model allows.
     """
     teacher = load_config(recipe.teacher)
     student = recipe.student
@@ -231,10 +321,6 @@ def check_recipe(recipe: Recipe):
     for name, length in lengths.items():
         if length > limit:
             raise UserError(f"{name}.sequence_length is {length}; the teacher's positions end at {limit}")
-    used = {recipe.conversion.data} | {stage.data for stage in recipe.stages.values()}
-    for mixture in used:
-        for source in recipe.data[mixture]:
-            next(read_documents(source, recipe.seed))
     return config
 
 

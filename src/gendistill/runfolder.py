@@ -33,25 +33,32 @@ class RunFolder:
     """Paths of a run, and the check that the folder belongs to this recipe."""
 
     def __init__(self, root: Path, recipe: Recipe):
-        """Creates the folder, or takes up the one that is there.
+        """Looks at the folder that is there, if there is one; writes nothing.
 
         Raises:
             UserError: the folder holds a run of another recipe, or files that are no run.
         """
         self.root, self.recipe = Path(root), recipe
         self.points = ["conversion", *recipe.stages]
-        path, settings = self.root / "recipe.yaml", recipe.model_dump(mode="json")
-        if path.exists():
-            if differences := sorted(_differences(yaml.safe_load(path.read_text()), settings)):
+        if self._recipe.exists():
+            settings = recipe.model_dump(mode="json")
+            if differences := sorted(_differences(yaml.safe_load(self._recipe.read_text()), settings)):
                 raise UserError(
                     f"{self.root} holds a run of another recipe; different: {', '.join(differences)}. "
                     "Give another --output, or delete the folder."
                 )
-            return
-        if self.root.exists() and any(self.root.iterdir()):
+        elif self.root.exists() and any(self.root.iterdir()):
             raise UserError(f"{self.root} is not empty and holds no run (no recipe.yaml). Give another --output.")
-        self.root.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, yaml.safe_dump(settings, sort_keys=False))
+
+    def create(self) -> None:
+        """Creates the folder with its recipe, unless it is there."""
+        if not self._recipe.exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._recipe, yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False))
+
+    @property
+    def _recipe(self) -> Path:
+        return self.root / "recipe.yaml"
 
     def label(self, point: str) -> str:
         """'conversion' -> '0-conversion', in the order of the run."""

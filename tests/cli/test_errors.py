@@ -26,6 +26,10 @@ def check(result, *needles):
         ("teacher=./nowhere", ["./nowhere", "no such folder"]),
         ("stages.qk_alignment.train=[mixers]", ["stages.qk_alignment.train.0", "'mixer'", "mixers"]),
         ("stages.qk_alignment.train=[mlp]", ["trains mixers only", "mlp"]),
+        ("stages.qk_alignment.train=[]", ["train names no role", "name some of mixer"]),
+        ("stages.qk_alignment.learning_rate={mixer_qk: 1}", ["learning_rate says nothing of mixer_conv, mixer_gate"]),
+        ("stages.qk_alignment.objective={mixer_l2: 1, forward_kl: 1}", ["mixer_l2, forward_kl", "stages of their own"]),
+        ("stages.qk_alignment.temperature=2", ["temperature changes forward_kl, reverse_kl, jensen_shannon only"]),
         ("stages.qk_alignment.data=txt", ["asks for data 'txt'", "text, instructions"]),
         ("stages.logit_distillation.loss_on=completion", ["completion needs conversations"]),
         ("nonsense", ["dotted.key=value"]),
@@ -104,6 +108,34 @@ def test_changed_weights_are_refused(recipe, gendistill, tmp_path):
     data[-100] ^= 1
     weights.write_bytes(data)
     check(gendistill("distill", recipe, "--output", run), "not those its certificate was written for")
+
+
+def test_missing_learning_rate(recipe, gendistill, tmp_path):
+    settings = yaml.safe_load(recipe.read_text())
+    del settings["stages"]["qk_alignment"]["learning_rate"]
+    recipe.write_text(yaml.safe_dump(settings))
+    check(gendistill("run", recipe, "--output", tmp_path / "run"), "stages.qk_alignment.learning_rate: missing")
+
+
+@pytest.mark.parametrize(
+    ("override", "needles"),
+    [
+        # The embedded teacher's head is its embedding.
+        ("stages.qk_alignment.train=[mixer, head]", ["train: head: this student has no such parameters; it has"]),
+        (
+            "stages.qk_alignment.expected_loss=[0, 0.001]",
+            ["step 1: the loss is", "expected_loss of this stage is 0 to"],
+        ),
+        ("stages.qk_alignment.learning_rate=1e30", ["Lower the learning rate", "last good checkpoint is kept"]),
+    ],
+)
+def test_stages_that_cannot_go_on(recipe, gendistill, tmp_path, override, needles):
+    run = tmp_path / "run"
+    settings = ["stages.qk_alignment.objective=forward_kl", override, "--output", run]
+    assert gendistill("convert", recipe, *settings)[0] == 0
+    check(gendistill("distill", recipe, *settings, "--stage", "qk_alignment"), *needles)
+    assert (run / "0-conversion/student/model.safetensors").exists()
+    assert not (run / "1-qk_alignment/student").exists()
 
 
 def test_stage_out_of_order(recipe, gendistill, tmp_path):

@@ -1,9 +1,30 @@
-"""A small teacher and its student, with packed batches of random tokens."""
+"""A small teacher and its student, packed rows of random tokens, and a stage run through the real loop."""
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+from transformers import PreTrainedModel, Qwen3Config
 
+import small_models
+from gendistill.distill.optimizer import MasterOptimizer
+from gendistill.distill.roles import set_trainable
+from gendistill.distill.stage import train_stage
 from gendistill.recipe import Stage
+from small_models import SHAPE, make_student, make_teacher
+
+LENGTH = 12
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """On a shared machine, threads that wait for each other make tensors this small a hundred times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -13,23 +34,24 @@ def make_stage():
             objective="forward_kl",
             train=["mixer", "mlp", "norm"],
             data="text",
-            tokens=24 * 8 * 4,
-            sequence_length=24,
+            sequence_length=LENGTH,
             sequences_per_step=8,
             micro_batch=8,
             learning_rate=1e-3,
         )
-        return Stage(**(defaults | settings))
+        chosen = defaults | settings
+        steps = chosen.pop("steps", 4)
+        return Stage(**({"tokens": steps * chosen["sequence_length"] * chosen["sequences_per_step"]} | chosen))
 
     return make
 
 
 class Rows:
-    """A data set in memory: packed random documents, some of whose tokens do not count."""
+    """A data set in memory: packed random documents, some of whose tokens do not count, from `words` words."""
 
-    def __init__(self, rows, length=24, seed=0):
+    def __init__(self, rows, length=LENGTH, seed=0, words=97):
         generator = torch.Generator().manual_seed(seed)
-        self.ids = torch.randint(2, 97, (rows, length), generator=generator)
+        self.ids = torch.randint(2, words, (rows, length), generator=generator)
         cut = torch.randint(1, length, (rows,), generator=generator)
         index = torch.arange(length)[None]
         self.positions = torch.where(index < cut[:, None], index, index - cut[:, None])
@@ -47,3 +69,76 @@ class Rows:
 @pytest.fixture
 def rows():
     return Rows
+
+
+@pytest.fixture
+def shrink(monkeypatch):
+    """Makes the Qwen3 of `small_models` still smaller, or whatever shape is asked for."""
+
+    def change(**shape):
+        config = Qwen3Config(**(SHAPE | shape), head_dim=16, tie_word_embeddings=True)
+        monkeypatch.setitem(small_models.FAMILIES, "qwen3", config)
+
+    return change
+
+
+@pytest.fixture
+def certificate():
+    """Powers of each replaced layer, none of them 1 and none like another."""
+
+    def measure(student):
+        layers = student.config.layers_of_type("linear_attention")
+        powers = dict(attention_power=0.5, update_power=2.0, hidden_power=3.0)
+        return {"layers": [{"layer": i} | {name: x * (i + 1) for name, x in powers.items()} for i in layers]}
+
+    return measure
+
+
+@dataclass
+class Outcome:
+    history: list
+    before: dict  # the student's weights
+    after: dict
+    optimizer: MasterOptimizer
+    teacher: PreTrainedModel
+    folder: Path
+
+    @property
+    def losses(self):
+        return [metrics.loss for metrics in self.history]
+
+    @property
+    def numbers(self):
+        """All that a resume must give again to the last bit."""
+        timed = ("seconds", "tokens_per_second", "share_of_peak")
+        return [{name: x for name, x in vars(m).items() if name not in timed} for m in self.history]
+
+
+@pytest.fixture
+def run(rows, certificate, tmp_path):
+    """Runs a stage as the pipeline does, from a fresh student of the family."""
+
+    def call(stage, *, folder="run", family="qwen3", keep=(1,), dtype=torch.float32, dataset=None, change=None):
+        teacher, student = make_teacher(family).requires_grad_(False), make_student(family, keep=keep).train()
+        if change is not None:
+            change(student)
+        before = {name: p.detach().clone() for name, p in student.named_parameters()}
+        set_trainable(student, stage.train)
+        history, optimizer = train_stage(
+            stage,
+            teacher.to(dtype),
+            student,
+            dataset if dataset is not None else rows(stage.steps * stage.sequences_per_step, stage.sequence_length),
+            certificate=certificate(student),
+            vocabulary=97,
+            dtype=dtype,
+            device="cpu",
+            fast=False,
+            folder=tmp_path / folder,
+            fingerprint=stage.model_dump(mode="json", include={"train", "learning_rate", "temperature"}),
+            title="test",
+            console=Console(quiet=True),
+        )
+        return Outcome(history, before, optimizer.weights(), optimizer, teacher, tmp_path / folder)
+
+    return call

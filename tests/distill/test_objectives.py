@@ -1,91 +1,272 @@
-"""Losses against plain formulas in float64."""
+"""Objectives on whole models against plain formulas with autograd; the losses over the vocabulary have a file to
+themselves."""
+
+from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from gendistill.distill import objectives
-from gendistill.distill.engine import batches
-from gendistill.distill.objectives import Alignment, ChunkedKL, ForwardKL
+from gendistill.distill.batches import Loader
+from gendistill.distill.objectives import Alignment, build_objective
 from gendistill.distill.roles import set_trainable
+from gendistill.ops import Documents
 from small_models import make_student, make_teacher
 
-
-@pytest.mark.parametrize("tokens", [1, 7, 16, 33])
-def test_chunked_kl_equals_the_plain_formula(tokens, monkeypatch):
-    monkeypatch.setattr(objectives, "KL_CHUNK", 16)  # lengths below, at and beyond a chunk, and no multiple of it
-    torch.manual_seed(0)
-    hidden, weight, teacher_hidden, teacher_weight = (
-        torch.randn(n, 12, dtype=torch.float64, requires_grad=True) for n in (tokens, 50, tokens, 50)
-    )
-    got = ChunkedKL.apply(hidden, weight, teacher_hidden.detach(), teacher_weight.detach())
-    got_gradients = torch.autograd.grad(got, (hidden, weight))
-    log_student = F.log_softmax(hidden @ weight.T, dim=-1)
-    log_teacher = F.log_softmax(teacher_hidden @ teacher_weight.T, dim=-1).detach()
-    expected = (log_teacher.exp() * (log_teacher - log_student)).sum()
-    for a, b in zip(got_gradients, torch.autograd.grad(expected, (hidden, weight)), strict=True):
-        torch.testing.assert_close(a, b)
-    torch.testing.assert_close(got, expected)
+ROWS, WORDS, SCALE = 3, 90, 0.25  # the embedding has 97 rows
+END_TO_END = [
+    *({name: 1.0} for name in ("forward_kl", "reverse_kl", "jensen_shannon", "cross_entropy")),
+    {"hidden_l2": 1.0},
+    {"hidden_cosine": 1.0},
+    {"hidden_l2": 0.3, "forward_kl": 1.0, "cross_entropy": 0.02, "hidden_cosine": 0.6},
+]
+ALIGNMENT = [
+    {f"{place}_{kind}": weight for kind, weight in kinds.items()}
+    for place in ("mixer", "block")
+    for kinds in ({"l2": 1.0}, {"cosine": 1.0}, {"cosine": 0.3, "l2": 2.0})
+]
+named = dict(ids=lambda value: "+".join(value) if isinstance(value, dict) else str(value))
 
 
-def test_kl_counts_the_tokens_of_the_mask_and_no_others(rows):
-    """The first answer token is predicted by the position before it: an unshifted mask would drop it."""
-    teacher, student = make_teacher("qwen3"), make_student("qwen3")
-    batch = next(batches(rows(4), 0, 4, 4, "cpu"))
-    set_trainable(student, ["mixer"])
-    got = ForwardKL(teacher, student).backward(batch, 1)
-    inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
-    with torch.no_grad():
-        log_teacher = F.log_softmax(teacher(**inputs).logits.double(), dim=-1)
-        log_student = F.log_softmax(student(**inputs).logits.double(), dim=-1)
-    divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
-    expected = sum(divergence[row, t - 1] for row, t in batch["loss_mask"].nonzero().tolist())
-    assert got.item() == pytest.approx(expected.item(), rel=1e-4)
-    assert ForwardKL.loss_tokens(batch) == int(batch["loss_mask"].sum())
+@pytest.fixture
+def models():
+    """In float64; two mixers below and above the attention layer, one of them last."""
+    return make_teacher("qwen3").double().requires_grad_(False), make_student("qwen3").double().train()
 
 
-@pytest.mark.parametrize("whole_block", [False, True])
-def test_alignment_is_the_mean_relative_error_of_the_layers(rows, whole_block):
-    teacher, student = make_teacher("qwen3"), make_student("qwen3", keep=(1,))
-    batch = next(batches(rows(3), 0, 3, 3, "cpu"))
-    power = {0: 0.5, 2: 2.0, 3: 1.0}
-    set_trainable(student, ["mixer"])
-    got = Alignment(teacher, student, power, whole_block).backward(batch, 1)
-    with torch.no_grad():
-        hidden = teacher.model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, output_hidden_states=True
-        ).hidden_states
-        expected = 0.0
-        for i, scale in power.items():
-            block, original = student.model.layers[i], teacher.model.layers[i]
-            documents = objectives.Documents.from_position_ids(batch["position_ids"])
-            embeddings = teacher.model.rotary_emb(hidden[i], batch["position_ids"])
-            positions = batch["position_ids"]
-            same = (positions == 0).cumsum(1)
-            allowed = (same[:, :, None] == same[:, None, :]).tril()[:, None]
-            x = original.input_layernorm(hidden[i])
-            attention, _ = original.self_attn(x, position_embeddings=embeddings, attention_mask=allowed)
-            if whole_block:
-                target = original(hidden[i], position_embeddings=embeddings, attention_mask=allowed)
-                output = block(hidden[i], documents=documents)
+@pytest.fixture
+def batch_of(rows):
+    def make(stage, dataset=None):
+        (batch,) = Loader(dataset or rows(ROWS, words=WORDS), stage).step(0).batches
+        return batch
+
+    return make
+
+
+@contextmanager
+def block_outputs(model):
+    """The outputs of the model's layers, one after another."""
+    seen = []
+    hooks = [layer.register_forward_hook(lambda *call: seen.append(call[-1])) for layer in model.model.layers]
+    yield seen
+    for hook in hooks:
+        hook.remove()
+
+
+def distances(name, got, wanted, power):
+    """Of each token, by definition."""
+    if name.endswith("l2"):
+        return ((got - wanted) ** 2).mean(-1) / power
+    return 1 - (got * wanted).sum(-1) / (got.norm(dim=-1) * wanted.norm(dim=-1))
+
+
+def words(name, student, teacher, target, temperature):
+    """Loss of one token: logits [V], without padding."""
+    if name == "cross_entropy":
+        return -student.log_softmax(-1)[target]
+    p, q = (teacher / temperature).softmax(-1), (student / temperature).softmax(-1)
+    m = (p + q) / 2
+    parts = {
+        "forward_kl": [(1, p, q)],
+        "reverse_kl": [(1, q, p)],
+        "jensen_shannon": [(0.5, p, m), (0.5, q, m)],
+    }
+    return temperature**2 * sum(share * (a * (a / b).log()).sum() for share, a, b in parts[name])
+
+
+def end_to_end_by_definition(terms, temperature, data, teacher, student, powers):
+    """[terms]: sums over loss tokens, each predicted by the position before it."""
+    inputs = dict(input_ids=data.ids, position_ids=data.positions, use_cache=False)
+    with block_outputs(teacher) as teacher_states, block_outputs(student) as states:
+        wanted, got = (model(**inputs).logits[..., :WORDS] for model in (teacher, student))
+    sums = dict.fromkeys(terms, 0.0)
+    for row, t in data.mask.nonzero().tolist():
+        before = (row, t - 1)
+        for name in terms:
+            if name.startswith("hidden"):
+                layers = (
+                    distances(name, states[i][before], teacher_states[i][before], x["hidden_power"])
+                    for i, x in powers.items()
+                )
+                sums[name] = sums[name] + sum(layers) / len(powers)
             else:
-                target, output = attention, block.linear_attn(x, documents=documents)[0]
-            expected += (output - target).square().mean(-1).sum().item() / scale / len(power)
-    assert got.item() == pytest.approx(expected, rel=1e-4)
+                sums[name] = sums[name] + words(name, got[before], wanted[before], data.ids[row, t], temperature)
+    return torch.stack(list(sums.values()))
 
 
-def test_alignment_layers_are_independent(rows):
-    """Each layer sees the teacher's input, so its gradient is the same whatever the layers below it do."""
-    teacher = make_teacher("qwen3")
-    batch = next(batches(rows(3), 0, 3, 3, "cpu"))
+def alignment_by_definition(terms, data, teacher, student, powers):
+    """[terms]: sums over tokens that are learnt or predict one that is, of the means over layers."""
+    documents, positions = Documents.from_position_ids(data.positions), data.positions
+    document = (positions == 0).cumsum(1)
+    mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]
+    counted = data.mask.clone()
+    counted[:, :-1] |= data.mask[:, 1:]
+    inputs = teacher.model(
+        input_ids=data.ids, position_ids=positions, use_cache=False, output_hidden_states=True
+    ).hidden_states
+    sums = dict.fromkeys(terms, 0.0)
+    for i, power in powers.items():
+        block, original, x = student.model.layers[i], teacher.model.layers[i], inputs[i]
+        given = dict(position_embeddings=teacher.model.rotary_emb(x, positions), attention_mask=mask)
+        for name in terms:
+            if name.startswith("mixer"):
+                normed = original.input_layernorm(x)
+                got, wanted = block.linear_attn(normed, documents=documents)[0], original.self_attn(normed, **given)[0]
+                size = power["attention_power"]
+            else:
+                got, wanted, size = block(x, documents=documents), original(x, **given), power["update_power"]
+            sums[name] = sums[name] + distances(name, got, wanted, size)[counted].sum() / len(powers)
+    return torch.stack(list(sums.values()))
+
+
+def check(objective, batch, expected, terms, student):
+    """Sums of terms, and the gradient of their mixture times the scale, of every parameter that trains."""
+    trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    mixture = sum(weight * value for weight, value in zip(terms.values(), expected, strict=True))
+    wanted = torch.autograd.grad(SCALE * mixture, list(trained.values()), allow_unused=True)
+    got = objective.backward(batch, torch.tensor(SCALE))
+    # Layers round some numbers to float32 on the way, so the two ways here differ by that.
+    torch.testing.assert_close(got.double(), expected.detach(), rtol=1e-5, atol=0)
+    reached = 0
+    for (name, parameter), gradient in zip(trained.items(), wanted, strict=True):
+        if gradient is None:
+            assert parameter.grad is None or not parameter.grad.any(), name
+            continue
+        reached += 1
+        assert (parameter.grad - gradient).norm() <= 1e-4 * gradient.norm() + 1e-12, name
+    return reached
+
+
+@pytest.mark.parametrize(
+    ("terms", "temperature"),
+    [(terms, 1.0) for terms in END_TO_END] + [(terms, 2.0) for terms in END_TO_END if any("kl" in t for t in terms)],
+    **named,
+)
+def test_end_to_end_objectives_are_their_formulas(make_stage, rows, models, batch_of, certificate, terms, temperature):
+    teacher, student = models
+    set_trainable(student, ["mixer", "mlp", "norm", "attention", "embedding"])
+    measured = certificate(student)
+    stage = make_stage(objective=terms, temperature=temperature, sequences_per_step=ROWS, micro_batch=ROWS)
+    data = rows(ROWS, words=WORDS)
+    powers = {layer["layer"]: layer for layer in measured["layers"]}
+    expected = end_to_end_by_definition(terms, temperature, data, teacher, student, powers)
+    objective = build_objective(stage, teacher, student, measured, vocabulary=WORDS)
+    reached = check(objective, batch_of(stage, data), expected, terms, student)
+    everything = sum(p.requires_grad for p in student.parameters())
+    assert reached == everything - (not objective.settings["terms"])  # hidden states say nothing of the final norm
+    if set(terms) == {"cross_entropy", "forward_kl", "reverse_kl", "jensen_shannon"} & set(terms):
+        assert not student.lm_head.weight.grad[WORDS:].any(), "padding of the vocabulary must not move"
+
+
+@pytest.mark.parametrize("terms", ALIGNMENT, **named)
+def test_alignment_objectives_are_their_formulas(make_stage, rows, models, batch_of, certificate, terms):
+    teacher, student = models
+    set_trainable(student, ["mixer"])
+    measured = certificate(student)
+    stage = make_stage(objective=terms, train=["mixer"], sequences_per_step=ROWS, micro_batch=ROWS)
+    data = rows(ROWS)
+    powers = {layer["layer"]: layer for layer in measured["layers"]}
+    expected = alignment_by_definition(terms, data, teacher, student, powers)
+    objective = build_objective(stage, teacher, student, measured, vocabulary=WORDS)
+    assert check(objective, batch_of(stage, data), expected, terms, student) > 50
+
+
+def test_the_first_answer_token_is_predicted_by_the_position_before_it(make_stage, rows, models, batch_of, certificate):
+    """And the first token of a row by nothing, even if the data say that it counts."""
+    teacher, student = models
+    data = rows(2, words=WORDS)
+    data.positions[:] = torch.arange(data.positions.shape[1])
+    data.mask[:] = False
+    data.mask[1, 0] = data.mask[0, 5] = True
+    stage = make_stage(objective="cross_entropy", sequences_per_step=2, micro_batch=2)
+    set_trainable(student, stage.train)
+    got = build_objective(stage, teacher, student, certificate(student), WORDS).backward(
+        batch_of(stage, data), torch.tensor(1.0)
+    )
+    logits = student(input_ids=data.ids, use_cache=False).logits[0, :, :WORDS]
+    by_position = F.cross_entropy(logits, data.ids[0, 5].expand(len(logits)), reduction="none")
+    assert got.item() == pytest.approx(by_position[4].item(), rel=1e-5)
+    assert by_position[4].item() != pytest.approx(by_position[5].item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("terms", [*END_TO_END[-1:], {"block_l2": 1.0}], **named)
+def test_a_micro_batch_without_loss_tokens_adds_nothing(make_stage, rows, models, batch_of, certificate, terms):
+    teacher, student = models
+    stage = make_stage(objective=terms, train=["mixer"], sequences_per_step=2, micro_batch=2)
+    set_trainable(student, stage.train)
+    data = rows(2, words=WORDS)
+    data.mask[:] = False
+    sums = build_objective(stage, teacher, student, certificate(student), WORDS).backward(
+        batch_of(stage, data), torch.tensor(1.0)
+    )
+    assert sums.tolist() == [0.0] * len(terms)
+    assert not any(p.grad.any() for p in student.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("terms", [*END_TO_END[-1:], {"block_l2": 1.0}], **named)
+def test_batches_of_fixed_shape_give_the_same(make_stage, rows, certificate, terms):
+    """Entries that only fill up count for nothing."""
+    stage = make_stage(objective=terms, train=["mixer"], sequences_per_step=ROWS, micro_batch=ROWS)
+    teacher, outcomes = make_teacher("qwen3").double(), []
+    for fixed_shape in (False, True):
+        student = make_student("qwen3").double()
+        set_trainable(student, stage.train)
+        (batch,) = Loader(rows(ROWS, words=WORDS), stage, fixed_shape=fixed_shape).step(0).batches
+        assert fixed_shape == (batch.weights == 0).any()
+        objective = build_objective(stage, teacher, student, certificate(student), WORDS)
+        sums = objective.backward(batch, torch.tensor(SCALE))
+        outcomes.append([sums, *(p.grad for p in student.parameters() if p.requires_grad)])
+    torch.testing.assert_close(*outcomes, rtol=1e-5, atol=1e-8)
+
+
+def test_cross_entropy_runs_no_teacher(make_stage, models, batch_of, certificate):
+    teacher, student = models
+    stage = make_stage(objective="cross_entropy", sequences_per_step=ROWS, micro_batch=ROWS)
+    set_trainable(student, stage.train)
+    teacher.model.forward = None
+    objective = build_objective(stage, teacher, student, certificate(student), WORDS)
+    assert objective.teacher is None and objective.backward(batch_of(stage), torch.tensor(1.0)) > 0
+
+
+def test_layers_are_aligned_one_by_one(make_stage, batch_of, certificate):
+    """Each sees the teacher's input, so its gradient is the same to the bit whatever the layers below it do."""
+    teacher = make_teacher("qwen3").requires_grad_(False)
+    stage = make_stage(objective="mixer_l2", train=["mixer"], sequences_per_step=ROWS, micro_batch=ROWS)
     gradients = []
     for spoil in (False, True):
         student = make_student("qwen3")
         if spoil:
             with torch.no_grad():
                 student.model.layers[0].linear_attn.o_proj.weight.mul_(-3)
-        set_trainable(student, ["mixer"])
-        Alignment(teacher, student, {0: 1.0, 2: 1.0, 3: 1.0}, False).backward(batch, 1)
-        gradients.append(student.model.layers[3].linear_attn.q_proj.weight.grad)
-    assert gradients[0].abs().sum() > 0
-    assert torch.equal(*gradients)
+        set_trainable(student, stage.train)
+        Alignment(teacher, student, stage, certificate(student)).backward(batch_of(stage), torch.tensor(1.0))
+        gradients.append([student.model.layers[i].linear_attn.q_proj.weight.grad for i in (0, 3)])
+    assert not torch.equal(gradients[0][0], gradients[1][0])
+    assert gradients[0][1].any() and torch.equal(gradients[0][1], gradients[1][1])
+
+
+def test_alignment_keeps_the_activations_of_one_layer_only(make_stage, models, batch_of, certificate):
+    """Tensors saved for a backward pass, alive at once: no more with three layers than with one."""
+    teacher, student = models
+    stage = make_stage(objective="block_l2", train=["mixer"], sequences_per_step=ROWS, micro_batch=ROWS)
+    set_trainable(student, stage.train)
+
+    class Saved:
+        alive = most = 0
+
+        def __init__(self, tensor):
+            self.tensor, self.size = tensor, tensor.numel()
+            Saved.alive += self.size
+            Saved.most = max(Saved.most, Saved.alive)
+
+        def __del__(self):
+            Saved.alive -= self.size
+
+    most = []
+    for layers in ([0], [0, 2, 3]):
+        measured = {"layers": [layer for layer in certificate(student)["layers"] if layer["layer"] in layers]}
+        objective, Saved.alive, Saved.most = Alignment(teacher, student, stage, measured), 0, 0
+        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+            objective.backward(batch_of(stage), torch.tensor(1.0))
+        most.append(Saved.most)
+    assert most[0] == pytest.approx(most[1], rel=0.01)

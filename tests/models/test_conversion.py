@@ -121,6 +121,23 @@ def test_certificate_measures_losses_and_cosines():
     assert certificate.teacher_loss == pytest.approx(expected / certificate.tokens, rel=1e-5)
 
 
+@torch.no_grad()
+def test_powers_are_mean_squares_of_what_the_teachers_layers_say():
+    """The last layer's hidden state is the one before the final norm, as in every other layer."""
+    teacher = make_teacher("qwen3")
+    student, ledger = convert(teacher, student_config(teacher.config, [1]), seed=0)
+    reports = certify(teacher, student, ledger, [batch()], name="t", seed=0, losses_by_start={"": 0.0}).layers
+    seen = {}
+    for i, layer in enumerate(teacher.model.layers):
+        layer.register_forward_hook(lambda _, args, out, i=i: seen.update({i: (args[0], out)}))
+        layer.self_attn.register_forward_hook(lambda _, __, out, i=i: seen.update({f"attention {i}": out[0]}))
+    teacher(batch()["input_ids"], position_ids=batch()["position_ids"], use_cache=False)
+    for report in reports:
+        before, after = seen[report.layer]
+        powers = [x.square().mean().item() for x in (seen[f"attention {report.layer}"], after - before, after)]
+        assert [report.attention_power, report.update_power, report.hidden_power] == pytest.approx(powers, rel=1e-4)
+
+
 @pytest.mark.parametrize("output_norm", [True, False])
 def test_matched_scale_is_the_least_squares_one(output_norm):
     teacher = make_teacher("qwen3")
@@ -143,12 +160,12 @@ def test_certificate_refuses_a_bad_student():
         parameters=1,
         ledger=Ledger([], [], [], []),
     )
-    good, bad = LayerReport(0, 0.4, 1.0, 1.0), LayerReport(5, -0.1, 1.0, 1.0)
+    good, bad = LayerReport(0, 0.4, 1.0, 1.0, 1.0), LayerReport(5, -0.1, 1.0, 1.0, 1.0)
     Certificate(student_loss=2.0, layers=[good], **fine).check()
     with pytest.raises(UserError, match=r"layer\(s\) 5 \(cosine -0.100\)"):
         Certificate(student_loss=2.0, layers=[good, bad], **fine).check()
     with pytest.raises(UserError, match="cosine nan"):
-        Certificate(student_loss=2.0, layers=[LayerReport(5, math.nan, 1.0, 1.0)], **fine).check()
+        Certificate(student_loss=2.0, layers=[LayerReport(5, math.nan, 1.0, 1.0, 1.0)], **fine).check()
     with pytest.raises(UserError, match="not below a uniform guess"):
         Certificate(student_loss=3.1, layers=[good], **fine).check()
 

@@ -13,8 +13,12 @@ Overrides = Annotated[
 Output = Annotated[Path | None, typer.Option(help="run folder; runs/NAME of the recipe if not given")]
 
 
-def open_run(recipe: Path, overrides: list[str] | None, output: Path | None):
-    """The run of a recipe; importing torch and transformers only now keeps --help fast."""
+def open_run(recipe: Path, overrides: list[str] | None, output: Path | None, trains: list[str] | None = ()):
+    """The run of a recipe; importing torch and transformers only now keeps --help fast.
+
+    Args:
+        trains: the stages that are to be trained, which must fit into memory; None for all.
+    """
     from rich.console import Console
 
     from gendistill.recipe import load_recipe
@@ -22,4 +26,4 @@ def open_run(recipe: Path, overrides: list[str] | None, output: Path | None):
     settings = load_recipe(recipe, overrides or ())
     from gendistill.pipeline import Run
 
-    return Run(settings, output or Path("runs") / settings.name, Console(highlight=False))
+    return Run(settings, output or Path("runs") / settings.name, Console(highlight=False), trains)

@@ -5,7 +5,7 @@ from gendistill.cli.options import Output, Overrides, RecipeFile, open_run
 
 def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = None) -> None:
     """Convert, distil in stages, evaluate after each, and write a summary; goes on where it stopped."""
-    run = open_run(recipe, overrides, output)
+    run = open_run(recipe, overrides, output, trains=None)
 
     from gendistill.evaluate.statistics import paired_table
     from gendistill.evaluate.tables import PAIRED_HEADER, paired_cells, points_cells, to_rich

@@ -26,8 +26,8 @@ def save_checkpoint(folder: Path, step: int, optimizer: MasterOptimizer, fingerp
         UserError: the disk is full or a file cannot be written; earlier checkpoints are untouched.
     """
     final, partial = folder / f"step-{step:08d}", folder / f"partial-{step:08d}"
-    first_alone(lambda: _empty(partial))
     try:
+        first_alone(lambda: _empty(partial))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is one process only is no mistake
             dcp.save(optimizer.state_dict(), checkpoint_id=partial, no_dist=processes() == 1)
@@ -37,7 +37,7 @@ def save_checkpoint(folder: Path, step: int, optimizer: MasterOptimizer, fingerp
             (partial / MANIFEST).write_text(json.dumps(manifest))
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
-    except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+    except (OSError, dcp.api.CheckpointException) as error:  # RuntimeError would be the death of another process
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"{final}: the checkpoint could not be written ({_reason(error)}). Free some space and run the same "

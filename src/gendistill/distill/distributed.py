@@ -7,21 +7,26 @@ and FSDP would round the gates.
 
 import atexit
 import os
+import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
 
 from gendistill.distill.optimizer import DECAY_GATE
 from gendistill.errors import UserError
 from gendistill.recipe import Stage
 
 T = TypeVar("T")
+P = ParamSpec("P")
 PATIENCE = timedelta(days=7)  # of processes that wait while the first one converts or evaluates; torchrun sees deaths
+FIRST_WORD = 5  # seconds in which torchrun ends the others once the first process has ended
 
 
 def start(device: str) -> None:
@@ -29,7 +34,11 @@ def start(device: str) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+        store, own_rank, together = next(rendezvous("env://"))
+        # torchrun keeps one store over its restarts (pytorch#135712): addresses of the dead are not to be found in it.
+        store = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=own_rank, world_size=together, timeout=PATIENCE)
         atexit.register(dist.destroy_process_group)  # left to the interpreter's end, its threads can abort the process
 
 
@@ -58,6 +67,24 @@ def first_alone(do: Callable[[], T]) -> T | None:
     result = do() if is_first() else None
     wait_for_all()
     return result
+
+
+def first_to_complain(do: Callable[P, T]) -> Callable[P, T]:
+    """Where all processes come to the same UserError, it is printed once: the others hold it back until they are ended.
+
+    One that is alone with its error does get to say it.
+    """
+
+    @wraps(do)
+    def patient(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return do(*args, **kwargs)
+        except UserError:
+            if not is_first():
+                time.sleep(FIRST_WORD)
+            raise
+
+    return patient
 
 
 def check_divisible(name: str, stage: Stage) -> None:

@@ -3,11 +3,13 @@
 The loop never waits for the device: what a step measured is read while the next one runs.
 """
 
+import errno
 import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -127,7 +129,10 @@ class Trainer:
             UserError: the loss or gradient is not finite or the loss is not as expected, a step has no loss tokens, the
                 checkpoint belongs to other settings, the disk is full, or memory runs out.
         """
-        history = self._resume()
+        with self._room_on_disk():
+            return self._train(self._resume())
+
+    def _train(self, history: list[StepMetrics]) -> list[StepMetrics]:
         log_path = self.folder / "metrics.jsonl" if is_first() else os.devnull
         with open(log_path, "a") as log, self._progress() as progress, Curves(self.folder, len(history)) as curves:
             bar = progress.add_task(
@@ -248,6 +253,19 @@ class Trainer:
         if is_first():
             write_atomically(log, "".join(line + "\n" for line in lines[:done]))
         return [StepMetrics(**json.loads(line)) for line in lines[:done]]
+
+    @contextmanager
+    def _room_on_disk(self) -> Iterator[None]:
+        """Turns a disk that is full for metrics.jsonl or the curves into a UserError; checkpoints have their own."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise UserError(
+                f"{self.folder}: metrics.jsonl or the curves could not be written ({error}). Free some space and run "
+                "the same command again: it goes on from the last whole checkpoint."
+            ) from error
 
     def _progress(self) -> Progress:
         return Progress(

@@ -157,7 +157,7 @@ def _adamw(kind: str, groups: list[dict], learning_rate: float) -> torch.optim.O
     if kind == "adamw":
         cuda = _local(groups[0]["params"][0]).is_cuda
         return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=cuda)
-    if dist.is_initialized():
+    if dist.is_initialized() and dist.get_world_size() > 1:
         raise UserError("optimizer: adamw_8bit runs in one process only; take adamw, whose state is sharded")
     try:
         from torchao.optim import AdamW8bit

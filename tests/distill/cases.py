@@ -1,0 +1,240 @@
+"""What two processes do for test_distributed.py: small stages that one process runs alike, then a whole recipe.
+
+Started by torchrun: cases.py FOLDER. FOLDER/CASE gets metrics.jsonl and, from the first process, weights.pt, a saved
+student and seen.json.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from cli_tools import RECIPE
+from gendistill import cli
+from gendistill.data.dataset import PackedDataset
+from gendistill.distill import distributed, engine
+from gendistill.distill.roles import set_trainable
+from gendistill.distill.stage import train_stage
+from gendistill.errors import UserError
+from gendistill.recipe import Stage
+from small_models import make_student, make_teacher, tokens
+
+LENGTH, STEPS = 16, 50
+POWER = {"attention_power": 0.3, "update_power": 0.5, "hidden_power": 2.0}
+LOGITS = dict(objective="forward_kl", train=["mixer", "mlp", "norm"])
+IN_FOUR = dict(sequences_per_step=4, micro_batch=1)  # several micro-batches on each of two processes
+
+
+@dataclass(frozen=True)
+class Case:
+    stage: dict
+    family: str = "qwen3"
+    student: dict = field(default_factory=dict)  # options of `make_student`
+    dtype: torch.dtype = torch.float32
+    steps: int = STEPS
+
+
+CASES = {
+    "mixers": Case(dict(objective="mixer_l2", train=["mixer_qk", "mixer_conv", "mixer_gate"])),
+    "blocks": Case(dict(objective={"block_l2": 1, "block_cosine": 0.5}, train=["mixer"]), "qwen2"),
+    "logits": Case(LOGITS | IN_FOUR),
+    "hidden states, tied embedding": Case(
+        dict(
+            objective={"hidden_l2": 1, "forward_kl": 0.5},
+            train=["mixer", "attention", "embedding"],
+            # Most rows of the embedding have next to no gradient, and Adam divides it by its own size.
+            learning_rate=dict(mixer=1e-4, attention=1e-4, embedding=1e-5),
+        )
+    ),
+    "data only, head of its own": Case(
+        dict(objective="cross_entropy", train=["mixer", "mlp", "norm", "head"], gradient_checkpointing=True),
+        "llama",
+        dict(keep=(), mixer="gated_deltanet", mixer_in_layer={1: "mamba2"}),
+    ),
+    "bfloat16": Case(LOGITS | dict(learning_rate=2e-5), dtype=torch.bfloat16, steps=20),
+    "short": Case(dict(objective="forward_kl", train=["mixer", "embedding"], checkpoint_every=3) | IN_FOUR, steps=12),
+}
+RUN = ["evaluation.points=[instruction_distillation]"]  # and as little as possible of everything
+RUN += [f"evaluation.tasks.{name}={task | {'items': 2}}" for name, task in RECIPE["evaluation"]["tasks"].items()]
+RUN += [f"stages.{name}.tokens=256" for name in RECIPE["stages"]]
+
+
+def write_rows(folder: Path) -> None:
+    """A data set for every case. Each row holds two documents; every fourth row counts for no loss at all."""
+    rows = 4 * STEPS
+    positions = np.tile(np.concatenate([np.arange(7), np.arange(LENGTH - 7)]), (rows, 1))
+    mask = (positions > 0) & (np.random.default_rng(0).random((rows, LENGTH)) < 0.5)
+    mask[::4] = False
+    columns = {"input_ids": tokens(rows, LENGTH).numpy(), "position_ids": positions, "loss_mask": mask}
+    for name, column in columns.items():
+        np.save(folder / f"{name}.npy", column)
+    (folder / "stats.json").write_text(json.dumps({"key": "rows", "stats": {}}))
+
+
+def run_case(name: str, root: Path, folder: str | None = None, **changes) -> None:
+    """Runs a case, or goes on with it, in root/folder; root holds the data set, `changes` are of the stage."""
+    case, folder = CASES[name], root / (folder or name)
+    settings = dict(sequence_length=LENGTH, sequences_per_step=2, micro_batch=2, learning_rate=1e-4)
+    settings |= case.stage | changes
+    stage = Stage(data="text", tokens=case.steps * settings["sequences_per_step"] * LENGTH, **settings)
+    student = _shorten(make_student(case.family, **case.student)).train()
+    set_trainable(student, stage.train)
+    teacher = None
+    if stage.needs_teacher:
+        teacher = _shorten(make_teacher(case.family)).to(case.dtype).requires_grad_(False)
+        if distributed.processes() > 1:
+            distributed.shard(teacher, compares="end_to_end", dtype=case.dtype, device="cpu")
+    seen = _watch_dtypes(student.model.layers[0].linear_attn)
+    _, optimizer = train_stage(
+        stage,
+        teacher,
+        student,
+        PackedDataset(root),
+        certificate={"layers": [{"layer": i} | POWER for i in student.config.layers_of_type("linear_attention")]},
+        vocabulary=97,
+        dtype=case.dtype,
+        device="cpu",
+        fast=False,
+        folder=folder,
+        fingerprint={"case": name},
+        title=name,
+        console=Console(quiet=True),
+    )
+    weights = optimizer.weights()
+    if distributed.is_first():
+        torch.save(weights, folder / "weights.pt")
+        student.save_pretrained(folder / "student", state_dict=weights)  # empties the dictionary
+        (folder / "seen.json").write_text(json.dumps(seen))
+
+
+def _shorten(model):
+    """Two of the four layers, for speed."""
+    model.model.layers = model.model.layers[:2]
+    model.config.num_hidden_layers = 2
+    for name in ("layer_types", "mixers"):
+        if getattr(model.config, name, None):
+            setattr(model.config, name, getattr(model.config, name)[:2])
+    return model
+
+
+def _watch_dtypes(mixer: torch.nn.Module) -> dict[str, str]:
+    """The precision of the mixer's parameters during its forward passes, by name."""
+    seen = {}
+
+    def look(module, *_):
+        for name, parameter in module.named_parameters():
+            assert seen.setdefault(name, str(parameter.dtype)) == str(parameter.dtype)
+
+    mixer.register_forward_hook(look)
+    return seen
+
+
+class Stopped(Exception):
+    pass
+
+
+def run_until_step_8(stop: Callable[[], None], root: Path, folder: str) -> None:
+    """Runs the short case and calls `stop` in the middle of that step: it has done the first of its micro-batches."""
+    original, calls = engine.Trainer._micro_batch, count(1)
+    at = 7 * IN_FOUR["sequences_per_step"] // distributed.processes() + 1
+
+    def micro_batch(self, *args):
+        sums = original(self, *args)
+        if next(calls) == at:
+            stop()
+        return sums
+
+    with mock.patch.object(engine.Trainer, "_micro_batch", micro_batch):
+        run_case("short", root, folder)
+
+
+def run_and_stop(root: Path, folder: str) -> None:
+    def stop():
+        raise Stopped
+
+    try:
+        run_until_step_8(stop, root, folder)
+    except Stopped:
+        return
+    raise AssertionError("it was not stopped")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_on_a_full_disk(root: Path, folder: str) -> None:
+    """Runs the short case; the last process cannot write its part of the second checkpoint."""
+    original = engine.save_checkpoint
+
+    def save(path, step, *args):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        full = step == 6 and distributed.rank() == distributed.processes() - 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192 if full else soft, hard))
+        try:
+            original(path, step, *args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with mock.patch.object(engine, "save_checkpoint", save):
+        run_case("short", root, folder)
+
+
+def error_of(do: Callable[[], None]) -> str:
+    try:
+        do()
+    except UserError as error:
+        return str(error)
+    raise AssertionError("nothing went wrong")
+
+
+class Silenced(Exception):
+    pass
+
+
+def uneven_recipe(root: Path) -> None:
+    """The command line with rows that cannot be dealt out; a process that sleeps is one that torchrun would end."""
+    arguments = ["gendistill", "run", str(root / "tiny.yaml"), "stages.block_alignment.sequences_per_step=3"]
+    patient = mock.patch.object(distributed.time, "sleep", side_effect=Silenced)
+    with mock.patch.object(sys, "argv", arguments), patient, suppress(SystemExit, Silenced):
+        cli.main()
+
+
+def main(root: Path) -> None:
+    distributed.start("cpu")
+    last = distributed.rank() == distributed.processes() - 1
+    if last and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        run_until_step_8(die, root, "killed")
+    run_case("short", root, "killed")
+    for name in CASES:
+        run_case(name, root)
+    run_case("short", root, "one, then two")
+    run_and_stop(root, "two, then one")
+    errors = {
+        "disk": error_of(lambda: run_on_a_full_disk(root, "full")),
+        "optimizer": error_of(lambda: run_case("short", root, "8 bit", optimizer="adamw_8bit")),
+    }
+    (root / f"errors-{distributed.rank()}.json").write_text(json.dumps(errors))
+    uneven_recipe(root)
+    cli.app(["run", str(root / "tiny.yaml"), *RUN, "--output", str(root / "run")], standalone_mode=False)
+    distributed.wait_for_all()
+    if last:
+        (root / "died").write_text(str(time.time()))
+        die()
+    distributed.wait_for_all()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,178 @@
+"""What a stage needs, by formula: exact where counting is exact, near what was measured where it is not."""
+
+import pytest
+import torch
+from figures import QWEN3_0_6B, ROOT
+from transformers import Qwen3Config
+
+from gendistill import plan
+from gendistill.distill.checkpoint import save_checkpoint
+from gendistill.distill.optimizer import MasterOptimizer
+from gendistill.machine import peak_flops
+from gendistill.models.families import student_config
+from gendistill.recipe import load_recipe
+from small_models import FAMILIES, make_student, make_teacher
+
+RECIPE = load_recipe(ROOT / "recipes/qwen3-0.6b.yaml")
+STAGES = {name: stage.model_copy(update={"micro_batch": 4}) for name, stage in RECIPE.stages.items()}
+KD = STAGES["logit_distillation"]
+ON_GPU = plan.Arithmetic("cuda", torch.bfloat16, compiled=True, kernels=True)
+ON_CPU = plan.Arithmetic("cpu", torch.float32, compiled=False, kernels=False)
+
+
+@pytest.fixture(scope="module")
+def planner():
+    teacher = Qwen3Config(**QWEN3_0_6B)
+    return plan.Planner(teacher, student_config(teacher, RECIPE.student.keep_attention), ON_GPU)
+
+
+def test_parameters_are_counted_exactly(planner):
+    counts = planner.parameters(KD)
+    assert (counts.teacher, counts.student) == (596_049_920, 613_422_800)
+    # 21 mixers, the MLPs of 28 layers, every norm; seven attention layers and the embedding stay as they are.
+    assert counts.trained == 413_798_352
+    assert counts.trained_gates == counts.student_gates == 21 * (16 + 2048)
+
+
+def test_what_is_held_follows_from_the_counts(planner):
+    parts, counts = planner.price(KD).parts, planner.parameters(KD)
+    rounded = counts.trained - counts.trained_gates
+    assert parts["teacher weights"] == 2 * 596_049_920
+    assert parts["student weights"] == 2 * 613_422_800 + 2 * counts.student_gates
+    assert parts["float32 masters"] == 4 * rounded
+    assert parts["optimizer state"] == 8 * counts.trained
+    assert parts["gradients"] == 4 * counts.trained + 2 * rounded
+    smaller = planner.price(KD.model_copy(update={"optimizer": "adamw_8bit"}))
+    assert smaller.parts["optimizer state"] == 2 * counts.trained
+    assert planner.price(KD).total - smaller.total == 6 * counts.trained
+
+
+def test_memory_measured_on_an_h100(planner):
+    """Peaks of torch.cuda.max_memory_allocated; the second without masters, so only what 8,192 more tokens add."""
+    four, eight = (planner.price(KD.model_copy(update={"micro_batch": size})).total / plan.GIB for size in (4, 8))
+    assert four == pytest.approx(25.63, rel=0.05)
+    assert eight - four == pytest.approx(17.33, rel=0.05)
+
+
+def test_gradient_checkpointing_keeps_one_layer(planner):
+    checkpointed = planner.price(KD.model_copy(update={"gradient_checkpointing": True}))
+    hidden_states = 28 * 4 * 2048 * 1024 * 2
+    layer = checkpointed.parts["activations"] - round(plan.CALIBRATION * hidden_states)
+    assert 0 < layer < planner.price(KD).parts["activations"] / 20
+    assert checkpointed.total < 0.6 * planner.price(KD).total
+
+
+def test_alignment_needs_a_layer_and_no_logits(planner):
+    price = planner.price(STAGES["block_alignment"])
+    assert price.parts["loss"] == 0
+    assert price.parts["activations"] < planner.price(KD).parts["activations"] / 10
+
+
+def test_graphs_keep_their_memory_during_the_optimizers_step(planner):
+    price = planner.price(KD)
+    step = plan.STEP_COPIES * planner.parameters(KD).trained
+    assert planner.graphs and price.needed == price.total + step + plan.CUDA_CONTEXT
+
+
+def test_steps_and_disk(planner):
+    price, counts = planner.price(KD), planner.parameters(KD)
+    assert price.steps == -(-500_000_000 // (64 * 2048)) and price.tokens == price.steps * 64 * 2048
+    assert price.disk.data_set == 9 * price.tokens
+    assert price.disk.checkpoints == 3 * 12 * counts.trained
+    frozen = counts.student - counts.trained
+    assert price.disk.student == 4 * counts.trained + 2 * frozen  # all gates train
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_small_student_takes_what_is_planned(family, tmp_path):
+    """Counts, masters, a checkpoint and a saved student of a real model, in bfloat16 on a CPU."""
+    stage = KD.model_copy(update={"micro_batch": 1, "sequence_length": 16})
+    student = make_student(family)
+    planner = plan.Planner(FAMILIES[family], student.config, plan.Arithmetic("cpu", torch.bfloat16, False, False))
+    price = planner.price(stage)
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(dict(planner.student.named_parameters())[name].requires_grad)
+    optimizer = MasterOptimizer(student, stage, torch.bfloat16)
+    optimizer.step(1.0)
+
+    def size(tensors) -> int:
+        return sum(tensor.nbytes for tensor in tensors)
+
+    masters = [m for name, m in optimizer.masters.items() if m is not optimizer.parameters[name]]
+    assert price.parts["student weights"] == size(student.parameters())
+    assert price.parts["float32 masters"] == size(masters)
+    assert price.disk.student == size(optimizer.weights().values())
+    save_checkpoint(tmp_path, 1, optimizer, {})
+    written = sum(path.stat().st_size for path in (tmp_path / "step-00000001").iterdir())
+    assert written >= price.disk.checkpoints / 3
+    state = size(t for name, t in optimizer.state_dict().items() if not name.startswith("step."))
+    assert state == price.disk.checkpoints / 3
+
+
+def test_operations_of_the_teacher():
+    """Against torch's own count of a forward pass, which takes every token to meet every other one."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    teacher, length = make_teacher("qwen3"), 64
+    teacher.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        teacher(torch.zeros(1, length, dtype=torch.long), use_cache=False)
+    planner = plan.Planner(teacher.config, student_config(teacher.config, [0]), ON_CPU)
+    # A causal pass over twice as many: half of them meet on average.
+    with_teacher, without = (
+        planner.price(KD.model_copy(update={"sequence_length": 2 * length, "objective": objective})).flops_per_token
+        for objective in ("forward_kl", "cross_entropy")
+    )
+    assert with_teacher - without == pytest.approx(counter.get_total_flops() / length, rel=1e-6)
+
+
+def test_refusal_says_parts_and_ways_out(planner):
+    memory = 40 * plan.GIB
+    assert plan.refusal("kd", KD, planner, "a card", memory) is None
+    large = KD.model_copy(update={"micro_batch": 16})
+    reason = plan.refusal("kd", large, planner, "a card", memory)
+    for needle in (
+        "stages.kd cannot fit",
+        "a card has 40.00",
+        "teacher weights 1.11",
+        "micro_batch: 4 (needs",
+        "gradient_checkpointing: true",
+        "optimizer: adamw_8bit",
+    ):
+        assert needle in reason
+    assert "micro_batch: 8" not in reason  # that would not fit either
+
+
+def test_float32_has_no_masters():
+    student = make_student("qwen3")
+    price = plan.Planner(FAMILIES["qwen3"], student.config, ON_CPU).price(KD)
+    assert price.parts["float32 masters"] == 0
+    assert price.needed == price.total
+
+
+def test_a_probe_is_the_stage_in_short():
+    short = plan.probe_stage(KD)
+    assert (short.steps, short.sequences_per_step) == (20, 8 * KD.micro_batch)
+    assert short.micro_batch == KD.micro_batch and short.terms == KD.terms
+    probe = plan.timing([9.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 5.0], 23.0, 32, None)
+    assert (probe.step_seconds, probe.start_up_seconds) == (1.0, 15.0)
+    assert probe.hours(KD) == pytest.approx((15 + KD.steps * 2) / 3600)  # a step has 64 sequences, the probe's 32
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA GB200", None),
+        ("Tesla T4", None),
+        (None, None),
+    ],
+)
+def test_peak_of_known_gpus(name, flops):
+    assert peak_flops(name) == flops
