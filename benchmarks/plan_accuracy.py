@@ -4,21 +4,24 @@
     python benchmarks/plan_accuracy.py --out results/gpu/plan_accuracy.json --record    # into results/figures.json
 
 For each shape: logit distillation of a pair with random weights, 4 rows of 2,048 tokens a step. Memory is the formula
-in `gendistill.plan`, time its probe of 20 steps; both are compared with the stage run by `Run.distil`. Another probe
-compiles everything before, so that neither side pays for that.
+in `gendistill.plan`, time its probe of 20 steps; both are compared with the stage run by `Run.distil`, start-up and
+all, in a process of its own.
 """
 
 import argparse
 import gc
 import json
+import subprocess
+import sys
 import tempfile
 from itertools import islice
 from pathlib import Path
 
 from cold_start import KEEP, SHAPES
-from figures import commit, gpu_machine, plan_accuracy_figures, record
+from figures import ROOT, commit, gpu_machine, plan_accuracy_figures, record
 
 LENGTH, ROWS, BOUND = 2048, 4, -5.0
+STAGE = "logit_distillation"
 
 
 def make_recipe(folder: Path, shape: str, steps: int):
@@ -52,7 +55,7 @@ def make_recipe(folder: Path, shape: str, steps: int):
         teacher=str(folder / "teacher"),
         student={"keep_attention": KEEP[shape], "log_decay_bound": BOUND},
         data={"text": [{"path": str(folder / "text.jsonl")}]},
-        stages={"logit_distillation": stage},
+        stages={STAGE: stage},
         evaluation={"tasks": {"facts": task}},
     )
     return parse_recipe(settings, origin="benchmark")
@@ -82,47 +85,97 @@ def stand_in_for_conversion(run) -> None:
     (folder / CERTIFICATE).write_text(json.dumps(certificate))
 
 
-def measure(shape: str, steps: int) -> dict:
+def plan(recipe, folder: Path) -> dict:
+    """What `gendistill plan` says of the stage."""
+    from rich.console import Console
+
+    from gendistill.pipeline import Run
+
+    run = Run(recipe, folder / "probe", Console(quiet=True))
+    probe = run.probe(STAGE)
+    return {
+        "planned_bytes": run.planner.price(recipe.stages[STAGE]).total,
+        "probed_bytes": probe.peak_bytes,
+        "planned_seconds": 3600 * probe.hours(recipe.stages[STAGE]),
+        "planned_step_seconds": probe.step_seconds,
+    }
+
+
+def run(recipe, folder: Path) -> dict:
+    """What the stage takes, start-up included."""
     import torch
     from rich.console import Console
 
     from gendistill.pipeline import Run
 
-    name = "logit_distillation"
-    with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent)
-        recipe = make_recipe(folder, shape, steps)
-        stage = recipe.stages[name]
-        quiet = Console(quiet=True)
-        Run(recipe, folder / "compiling", quiet).probe(name)
-        gc.collect()
-        probe = Run(recipe, folder / "probe", quiet).probe(name)
-        gc.collect()
-        run = Run(recipe, folder / "run", quiet)
-        stand_in_for_conversion(run)
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        run.distil(name)
-        log = (run.folder.point(name) / "metrics.jsonl").read_text().splitlines()
-        return {
-            "steps": steps,
-            "planned_bytes": run.planner.price(stage).total,
-            "probed_bytes": probe.peak_bytes,
-            "measured_bytes": torch.cuda.max_memory_allocated(),
-            "planned_seconds": 3600 * probe.hours(stage),
-            "measured_seconds": sum(json.loads(line)["seconds"] for line in log),
-            "measured_step_seconds": [json.loads(line)["seconds"] for line in log],
-        }
+    run = Run(recipe, folder / "run", Console(quiet=True))
+    stand_in_for_conversion(run)
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    run.distil(STAGE)
+    log = (run.folder.point(STAGE) / "metrics.jsonl").read_text().splitlines()
+    seconds = [json.loads(line)["seconds"] for line in log]
+    return {
+        "measured_bytes": torch.cuda.max_memory_allocated(),
+        "measured_seconds": sum(seconds),
+        "measured_step_seconds": seconds,
+    }
+
+
+def measure(shape: str, steps: int) -> dict:
+    """Both, each in a process of its own, as a user has it."""
+    result = {"steps": steps}
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("plan", "run"):
+            command = [sys.executable, __file__, "--child", part, shape, str(steps), folder]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(done.stderr[-3000:])
+            result |= json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def memory_of_training_speed(path: Path) -> dict:
+    """The formula's memory beside the peak that benchmarks/training_speed.py saw, at the same shape and rows."""
+    import torch
+    from transformers import AutoConfig
+
+    from gendistill.models.families import student_config
+    from gendistill.plan import Arithmetic, Planner
+    from gendistill.recipe import load_recipe
+
+    raw = json.loads(path.read_text())
+    kd = [raw["kd ours 0"], raw["kd ours 1"]]
+    stage = load_recipe(ROOT / "recipes/qwen3-0.6b.yaml").stages[STAGE]
+    stage = stage.model_copy(update={"micro_batch": kd[0]["micro_batch"]})
+    config = AutoConfig.for_model(**SHAPES["d128"])
+    student = student_config(config, KEEP["d128"], log_decay_bound=BOUND)
+    arithmetic = Arithmetic(device="cuda", dtype=torch.bfloat16, compiled=True, kernels=True)
+    planned = Planner(config, student, arithmetic).price(stage).total
+    return {"planned_bytes": planned, "measured_bytes": round(max(turn["peak_gib"] for turn in kd) * 2**30)}
+
+
+def child(part: str, shape: str, steps: str, folder: str) -> None:
+    recipe = make_recipe(Path(folder), shape, int(steps))
+    print(json.dumps({"plan": plan, "run": run}[part](recipe, Path(folder))))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="file for the results; other shapes in it are kept")
+    parser.add_argument("--out", type=Path, help="file for the results; other shapes in it are kept")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--steps", type=int, default=150, help="of the stage that is measured")
+    parser.add_argument("--steps", type=int, default=1000, help="of the stage that is measured")
     parser.add_argument("--record", action="store_true", help="put the results in --out into results/figures.json")
+    parser.add_argument("--memory-from", type=Path, help="take d128's memory from this file of training_speed.py")
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.child:
+        return child(*arguments.child)
+    if arguments.memory_from:
+        results = json.loads(arguments.out.read_text()) | {"d128": memory_of_training_speed(arguments.memory_from)}
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+        return
     if arguments.record:
         machine = json.loads(arguments.out.read_text())["machine"]
         return record(

@@ -2,13 +2,23 @@
 
 import json
 
-from figures import LEDGER, ROOT, cold_start_figures, demo_figures, kda_cpu_figures, student_parameters
+from figures import (
+    LEDGER,
+    ROOT,
+    cold_start_figures,
+    demo_figures,
+    kda_cpu_figures,
+    plan_accuracy_figures,
+    student_parameters,
+    training_speed_figures,
+)
 
 
 def test_ledger_follows_from_its_sources():
     ledger = json.loads(LEDGER.read_text())
     expected = demo_figures(ROOT / "results/demo") | kda_cpu_figures(ROOT / "results/cpu")
-    expected |= cold_start_figures(ROOT / "results/gpu")
+    for on_gpu in (cold_start_figures, training_speed_figures, plan_accuracy_figures):
+        expected |= on_gpu(ROOT / "results/gpu")
     for key in ("value", "spread"):
         assert {name: ledger[name].get(key) for name in expected} == {name: f.get(key) for name, f in expected.items()}
     assert set(ledger) == set(expected)

@@ -94,12 +94,6 @@ def test_the_cut_into_micro_batches_does_not_matter(long_stage, change):
     assert_same_losses(again(**change), reference)
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
-def test_recomputing_activations_does_not_matter(long_stage):
-    again, reference = long_stage
-    assert_same_losses(again(gradient_checkpointing=True), reference)
-
-
 class Alone:
     """The documents of a packed data set, one a row, each followed by filler that counts for nothing."""
 
@@ -161,7 +155,7 @@ RESUMED = dict(steps=7, checkpoint_every=3, sequences_per_step=4, micro_batch=1)
 
 
 @pytest.mark.parametrize("place", PASSES)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_stopped_run_resumes_to_the_bit(make_stage, run, short, place, seed):
     """At a random place, mostly in the middle of an accumulation; and once more while it goes on."""
     stage = make_stage(**RESUMED, **PASSES[place])
@@ -232,6 +226,14 @@ def test_eight_bits_of_state_learn_as_well(make_stage, run, shrink, rows):
     assert small.losses != full.losses
     fallen = [outcome.losses[0] - outcome.losses[-1] for outcome in (full, small)]
     assert fallen[0] > 0.1 * full.losses[0] and fallen[1] == pytest.approx(fallen[0], rel=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")  # what replaces it is not in 5.17
+@pytest.mark.parametrize("place", ["block", "end_to_end"])
+def test_recomputing_activations_does_not_matter(make_stage, run, short, place):
+    plain = run(make_stage(**PASSES[place]), folder="plain")
+    again = run(make_stage(gradient_checkpointing=True, **PASSES[place]), folder="again")
+    assert_same_to_the_bit(again, plain)
 
 
 # Written out apart from `roles`, which is what is tested.
@@ -410,10 +412,10 @@ def nan_gradient(objective):
 )
 def test_a_run_gone_wrong_stops_and_keeps_the_last_good_checkpoint(make_stage, run, short, spoil, message):
     """Step 5 is spoilt; checkpoints are of steps 2 and 4. With the mistake gone the run goes on from there."""
-    stage = make_stage(**RESUMED | dict(checkpoint_every=2), expected_loss=[0, 100])
+    stage = make_stage(**RESUMED | dict(checkpoint_every=2, micro_batch=4), expected_loss=[0, 100])
     unbroken = run(stage, folder="unbroken")
     with (
-        watching(lambda number, sums, objective: spoil(sums, objective) if number == 17 else sums),
+        watching(lambda number, sums, objective: spoil(sums, objective) if number == 5 else sums),
         pytest.raises(
             UserError, match=f"(?s)test, step 5: .*{message}.*The last good checkpoint is kept in "
         ) as caught,
