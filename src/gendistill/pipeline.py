@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file
 
 from gendistill import machine, plan
 from gendistill.data.dataset import PackedDataset, prepare
@@ -193,8 +194,9 @@ class Run:
             console=self.console,
             pace=self._pace(stage),
         )
-        trained = optimizer.weights()
-        first_alone(lambda: self._save(name, student, trained, certificate))
+        weights = optimizer.weights()
+        trained = {weight: weights[weight] for weight in optimizer.masters}
+        first_alone(lambda: self._save(name, student, source, trained, certificate))
         return history
 
     def _teacher_for(self, stage: Stage):
@@ -254,9 +256,11 @@ class Run:
         peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else None
         return plan.timing([step.seconds for step in history], seconds, stage.sequences_per_step, peak)
 
-    def _save(self, name: str, student, weights: dict[str, torch.Tensor], certificate: dict) -> None:
+    def _save(self, name: str, student, source: Path, trained: dict[str, torch.Tensor], certificate: dict) -> None:
+        """What is frozen comes from the folder the stage started from, to the bit: in memory it may be rounded."""
+        frozen = {weight: x for file in source.glob("*.safetensors") for weight, x in load_file(file).items()}
         with folder_in_one_piece(self.folder.student(name)) as partial:
-            student.save_pretrained(partial, state_dict=weights)
+            student.save_pretrained(partial, state_dict=frozen | trained)
             self.tokenizer.save_pretrained(partial)
             write_atomically(
                 partial / CERTIFICATE, json.dumps(certificate | {"weights_sha256": weights_sha256(partial)}, indent=1)

@@ -66,9 +66,14 @@ CASES = {
     "bfloat16": Case(LOGITS | dict(learning_rate=2e-5), dtype=torch.bfloat16, steps=20),
     "short": Case(dict(objective="forward_kl", train=["mixer", "embedding"], checkpoint_every=3) | IN_FOUR, steps=12),
 }
-RUN = ["evaluation.points=[instruction_distillation]"]  # and as little as possible of everything
-RUN += [f"evaluation.tasks.{name}={task | {'items': 2}}" for name, task in RECIPE["evaluation"]["tasks"].items()]
-RUN += [f"stages.{name}.tokens=256" for name in RECIPE["stages"]]
+STAGES = ("qk_alignment", "instruction_distillation")
+TASKS = ("facts", "choice")
+SHORT_RECIPE = RECIPE | dict(
+    stages={name: RECIPE["stages"][name] | dict(tokens=256) for name in STAGES},
+    evaluation=dict(
+        points=list(STAGES[-1:]), tasks={name: RECIPE["evaluation"]["tasks"][name] | dict(items=2) for name in TASKS}
+    ),
+)
 
 
 def write_rows(folder: Path) -> None:
@@ -206,7 +211,7 @@ class Silenced(Exception):
 
 def uneven_recipe(root: Path) -> None:
     """The command line with rows that cannot be dealt out; a process that sleeps is one that torchrun would end."""
-    arguments = ["gendistill", "run", str(root / "tiny.yaml"), "stages.block_alignment.sequences_per_step=3"]
+    arguments = ["gendistill", "run", str(root / "tiny.yaml"), "stages.qk_alignment.sequences_per_step=3"]
     patient = mock.patch.object(distributed.time, "sleep", side_effect=Silenced)
     with mock.patch.object(sys, "argv", arguments), patient, suppress(SystemExit, Silenced):
         cli.main()
@@ -228,7 +233,7 @@ def main(root: Path) -> None:
     }
     (root / f"errors-{distributed.rank()}.json").write_text(json.dumps(errors))
     uneven_recipe(root)
-    cli.app(["run", str(root / "tiny.yaml"), *RUN, "--output", str(root / "run")], standalone_mode=False)
+    cli.app(["run", str(root / "tiny.yaml"), "--output", str(root / "run")], standalone_mode=False)
     distributed.wait_for_all()
     if last:
         (root / "died").write_text(str(time.time()))

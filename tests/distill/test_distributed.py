@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from cli_tools import RECIPE, environment
+from cli_tools import environment
 from gendistill.distill.checkpoint import checkpoints
 from gendistill.models.conversion import weights_sha256
 
@@ -68,7 +68,7 @@ def ended(one, tmp_path_factory):
     """Folder of two processes, what they said, and when all was over; one was killed twice, and revived once."""
     root = tmp_path_factory.mktemp("two")
     cases.write_rows(root)
-    (root / "tiny.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    (root / "tiny.yaml").write_text(yaml.safe_dump(cases.SHORT_RECIPE, sort_keys=False))
     cases.run_and_stop(root, "one, then two")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
@@ -149,10 +149,10 @@ def test_8_bit_state_is_refused_in_two_processes(two):
 def test_a_whole_run_ends_with_its_summary_and_says_everything_once(ended, two):
     output, run = ended[1].stdout, two / "run"
     said = ["tiny: embedded on cpu, float32", "teacher and student, percent", "summary: "]
-    said += [f"{stage}: {what}" for stage in RECIPE["stages"] for what in ("what trains", "loss")]
+    said += [f"{stage}: {what}" for stage in cases.STAGES for what in ("what trains", "loss")]
     assert {text: output.count(text) for text in said} == dict.fromkeys(said, 1), output
-    assert "4-instruction_distillation" in (run / "summary.md").read_text()
-    for number, stage in enumerate(RECIPE["stages"], 1):
+    assert "2-instruction_distillation" in (run / "summary.md").read_text()
+    for number, stage in enumerate(cases.STAGES, 1):
         student = run / f"{number}-{stage}" / "student"
         certificate = json.loads((student / "certificate.json").read_text())
         assert certificate["weights_sha256"] == weights_sha256(student)
@@ -170,4 +170,4 @@ def test_a_death_without_restarts_left_ends_the_run(ended, two):
 def test_an_error_of_all_processes_is_said_once(ended):
     said = ended[1].stderr
     assert said.count("gendistill: ") == 1, said
-    assert "gendistill: stages.block_alignment: sequences_per_step 3 cannot be dealt out to 2 processes; start" in said
+    assert "gendistill: stages.qk_alignment: sequences_per_step 3 cannot be dealt out to 2 processes; start" in said

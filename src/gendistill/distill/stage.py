@@ -56,7 +56,9 @@ def train_stage(
     if stage.gradient_checkpointing:
         # Reading the state of random numbers would make the host wait, and without dropout there are none.
         keep_random_state = student.config.attention_dropout > 0
-        student.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": keep_random_state})
+        old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"  # transformers renames it
+        enable = getattr(student, new if hasattr(student, new) else old)
+        enable({"use_reentrant": False, "preserve_rng_state": keep_random_state})
     if distributed.processes() > 1:
         distributed.shard(student, compares=stage.compares, dtype=dtype, device=device)
     optimizer = MasterOptimizer(student, stage, dtype)

@@ -191,8 +191,8 @@ class LinearAttention(nn.Module):
         before = window.shape[1] - length  # tokens of earlier calls that the cache still has
         out = bias + x * weight[:, -1]
         for lag in range(1, kernel):
-            # A pad for each lag, negative at the end: torch.compile makes one kernel of them and keeps no padded copy.
-            shifted = F.pad(window, (0, 0, lag, -lag))[:, before:]
+            # A pad for each lag: torch.compile makes one kernel of them all and keeps no padded copy.
+            shifted = F.pad(window, (0, 0, lag, 0))[:, before : before + length]
             if documents is not None:  # the window starts afresh with each document
                 shifted = shifted * (documents.positions >= lag)[..., None]
             out = out + shifted * weight[:, -1 - lag]
