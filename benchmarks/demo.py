@@ -33,6 +33,8 @@ def main() -> None:
         for name in ("scores.json", "summary.md", "loss.svg", "recipe.yaml"):
             shutil.copyfile(run / name, results / name)
         shutil.copyfile(run / "0-conversion/student/certificate.json", results / "certificate.json")
+        for metrics in run.glob("*/metrics.jsonl"):
+            shutil.copyfile(metrics, results / f"{metrics.parent.name}.metrics.jsonl")
     (results / "qwen3-0.6b-size.json").write_text(json.dumps(student_parameters()) + "\n")
     record(demo_figures(results), "python benchmarks/demo.py")
 
