@@ -191,7 +191,7 @@ class LinearAttention(nn.Module):
         before = window.shape[1] - length  # tokens of earlier calls that the cache still has
         out = bias + x * weight[:, -1]
         for lag in range(1, kernel):
-            # A pad for each lag: torch.compile makes one kernel of them all and keeps no padded copy.
+            # A pad for each lag, not one that all share: torch.compile then makes one kernel of them.
             shifted = F.pad(window, (0, 0, lag, 0))[:, before : before + length]
             if documents is not None:  # the window starts afresh with each document
                 shifted = shifted * (documents.positions >= lag)[..., None]
