@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from figures import QWEN3_0_6B, ROOT, cold_start_figures, commit, gpu_machine, record
+from figures import QWEN3_0_6B, ROOT, cold_start_figures, gpu_machine, record_from_gpu
 
 SHAPES = {
     "d64": dict(  # Qwen2.5-0.5B's published configuration
@@ -40,9 +40,10 @@ def first_step(shape: str, started: float) -> None:
     """Takes one step as a run does and prints the seconds since `started` and the step's loss."""
     import torch
     from rich.console import Console
-    from training_speed import RandomRows, certificate
+    from training_speed import RandomRows
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from gendistill.distill.objectives import unmeasured_certificate
     from gendistill.distill.roles import set_trainable
     from gendistill.distill.stage import train_stage
     from gendistill.models.conversion import convert
@@ -64,7 +65,7 @@ def first_step(shape: str, started: float) -> None:
             teacher,
             student,
             RandomRows(2, config.vocab_size, packed=True),
-            certificate=certificate(student),
+            certificate=unmeasured_certificate(student.config),
             vocabulary=config.vocab_size,
             dtype=torch.bfloat16,
             device="cuda",
@@ -114,7 +115,7 @@ def main() -> None:
         return first_step(shape, float(started))
 
     if arguments.record:
-        return record_figures(arguments.out)
+        return record_from_gpu(arguments.out, cold_start_figures, "python benchmarks/cold_start.py")
 
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     settings = {} if arguments.only_autotuned else {"shipped": 300}
@@ -125,17 +126,6 @@ def main() -> None:
             print(shape, name, results[shape][name], flush=True)
             results["machine"] = gpu_machine()
             arguments.out.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def record_figures(path: Path) -> None:
-    machine = json.loads(path.read_text())["machine"]
-    record(
-        cold_start_figures(path.parent),
-        "python benchmarks/cold_start.py",
-        hardware=f"1x {machine['gpu']}",
-        versions={"gendistill": commit()} | machine["versions"],
-        measured=machine["measured"],
-    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -182,3 +183,11 @@ def record(figures: dict[str, dict], command: str, **elsewhere) -> None:
     } | elsewhere
     ledger |= {name: figure | shared for name, figure in figures.items()}
     LEDGER.write_text(json.dumps(ledger, indent=2, sort_keys=True) + "\n")
+
+
+def record_from_gpu(path: Path, figures_of: Callable[[Path], dict[str, dict]], command: str) -> None:
+    """Puts figures of raw output that came from a GPU into the ledger; the file at `path` says on what."""
+    machine = json.loads(path.read_text())["machine"]
+    versions = {"gendistill": commit()} | machine["versions"]
+    elsewhere = {"hardware": f"1x {machine['gpu']}", "versions": versions, "measured": machine["measured"]}
+    record(figures_of(path.parent), command, **elsewhere)

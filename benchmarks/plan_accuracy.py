@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from cold_start import KEEP, SHAPES
-from figures import ROOT, commit, gpu_machine, plan_accuracy_figures, record
+from figures import ROOT, gpu_machine, plan_accuracy_figures, record_from_gpu
 
 LENGTH, ROWS, BOUND = 2048, 4, -5.0
 STAGE = "logit_distillation"
@@ -73,15 +73,14 @@ def write_documents(path: Path) -> None:
 
 def stand_in_for_conversion(run) -> None:
     """The untouched student, without the measuring that a real conversion takes time for."""
+    from gendistill.distill.objectives import unmeasured_certificate
     from gendistill.models.conversion import convert, weights_sha256
     from gendistill.pipeline import CERTIFICATE
 
     folder = run.folder.student("conversion")
     student, _ = convert(run.teacher, run.config, seed=0)
     student.save_pretrained(folder)
-    powers = {"attention_power": 1.0, "update_power": 1.0, "hidden_power": 1.0}
-    layers = [{"layer": i} | powers for i in run.config.layers_of_type("linear_attention")]
-    certificate = {"layers": layers, "weights_sha256": weights_sha256(folder)}
+    certificate = unmeasured_certificate(run.config) | {"weights_sha256": weights_sha256(folder)}
     (folder / CERTIFICATE).write_text(json.dumps(certificate))
 
 
@@ -177,14 +176,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(results, indent=1) + "\n")
         return
     if arguments.record:
-        machine = json.loads(arguments.out.read_text())["machine"]
-        return record(
-            plan_accuracy_figures(arguments.out.parent),
-            "python benchmarks/plan_accuracy.py",
-            hardware=f"1x {machine['gpu']}",
-            versions={"gendistill": commit()} | machine["versions"],
-            measured=machine["measured"],
-        )
+        return record_from_gpu(arguments.out, plan_accuracy_figures, "python benchmarks/plan_accuracy.py")
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for shape in arguments.shapes:
         results[shape] = measure(shape, arguments.steps)

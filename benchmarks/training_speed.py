@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from figures import QWEN3_0_6B, ROOT, commit, gpu_machine, record, training_speed_figures
+from figures import QWEN3_0_6B, ROOT, gpu_machine, record_from_gpu, training_speed_figures
 
 LENGTH = 2048
 DOCUMENTS = [700, 37, 1, 900, 410]  # of a packed row
@@ -76,6 +76,7 @@ def ours(teacher, stage, steps: int, packed: bool, bound: float | None = BOUND, 
     import torch
     from rich.console import Console
 
+    from gendistill.distill.objectives import unmeasured_certificate
     from gendistill.distill.stage import train_stage
 
     stage = stage.model_copy(update={"tokens": steps * stage.sequences_per_step * LENGTH})
@@ -89,7 +90,7 @@ def ours(teacher, stage, steps: int, packed: bool, bound: float | None = BOUND, 
             teacher,
             student,
             dataset,
-            certificate=certificate(student),
+            certificate=unmeasured_certificate(student.config),
             vocabulary=teacher.config.vocab_size,
             dtype=torch.bfloat16,
             device="cuda",
@@ -131,11 +132,6 @@ def kernels_by_time(path: Path | None):
         for kernel in kernels[:70]
     ]
     path.write_text(f"{total / 1e3:.1f} ms on the GPU\n" + "".join(lines))
-
-
-def certificate(student) -> dict:
-    layers = student.config.layers_of_type("linear_attention")
-    return {"layers": [dict(layer=i, attention_power=1.0, update_power=1.0, hidden_power=1.0) for i in layers]}
 
 
 def plain(teacher, stage, packed: bool, steps: int) -> dict:
@@ -223,14 +219,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="put the results in --out into results/figures.json")
     arguments = parser.parse_args()
     if arguments.record:
-        machine = json.loads(arguments.out.read_text())["machine"]
-        return record(
-            training_speed_figures(arguments.out.parent),
-            "python benchmarks/training_speed.py",
-            hardware=f"1x {machine['gpu']}",
-            versions={"gendistill": commit()} | machine["versions"],
-            measured=machine["measured"],
-        )
+        return record_from_gpu(arguments.out, training_speed_figures, "python benchmarks/training_speed.py")
 
     from gendistill.recipe import load_recipe
 

@@ -12,6 +12,7 @@ from gendistill.distill.checkpoint import save_checkpoint
 from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.machine import peak_flops
 from gendistill.models.families import student_config
+from gendistill.probe import short_stage, timing
 from gendistill.recipe import load_recipe
 from small_models import FAMILIES, make_student, make_teacher
 
@@ -155,10 +156,10 @@ def test_float32_has_no_masters():
 
 
 def test_a_probe_is_the_stage_in_short():
-    short = plan.probe_stage(KD)
+    short = short_stage(KD)
     assert (short.steps, short.sequences_per_step) == (20, 8 * KD.micro_batch)
     assert short.micro_batch == KD.micro_batch and short.terms == KD.terms
-    probe = plan.timing([9.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 5.0], 23.0, 32, None)
+    probe = timing([9.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 5.0], 23.0, 32, None)
     assert (probe.step_seconds, probe.start_up_seconds) == (1.0, 15.0)
     assert probe.hours(KD) == pytest.approx((15 + KD.steps * 2) / 3600)  # a step has 64 sequences, the probe's 32
 

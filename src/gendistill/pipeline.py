@@ -20,6 +20,7 @@ from gendistill.distill import distributed
 from gendistill.distill.batches import rows_as_tensors
 from gendistill.distill.distributed import first_alone, first_to_complain
 from gendistill.distill.engine import Pace, StepMetrics
+from gendistill.distill.objectives import unmeasured_certificate
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.stage import train_stage
 from gendistill.errors import UserError
@@ -32,6 +33,7 @@ from gendistill.models.conversion import certify, convert, mean_loss, weights_sh
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_config, load_model, load_tokenizer
 from gendistill.ops import set_backend
+from gendistill.probe import Probe, short_stage, timing
 from gendistill.recipe import Recipe, Role, Stage
 from gendistill.runfolder import FREE, RunFolder
 
@@ -218,12 +220,12 @@ class Run:
         peak = machine.peak_flops(torch.cuda.get_device_name()) if self.device == "cuda" else None
         return Pace(self.planner.price(stage).flops_per_token, peak and peak * distributed.processes())
 
-    def probe(self, name: str) -> plan.Probe:
+    def probe(self, name: str) -> Probe:
         """Runs the first steps of a stage on an untrained student, with the run's data and teacher, and takes the time.
 
         Steps are written to the run's folder, and nothing else comes of them: give the run a folder of its own.
         """
-        stage = plan.probe_stage(self.recipe.stages[name])
+        stage = short_stage(self.recipe.stages[name])
         dataset = self.prepare(stage.data, stage.sequence_length, stage.tokens, stage.loss_on)
         if self.device == "cuda":
             gc.collect()  # the stage before leaves cycles of models and graphs
@@ -232,15 +234,13 @@ class Run:
         student, _ = convert(self.teacher, self.config, self.recipe.seed)
         student = student.to(self.device, torch.float32).train()
         set_trainable(student, stage.train)
-        powers = {"attention_power": 1.0, "update_power": 1.0, "hidden_power": 1.0}  # unmeasured
-        layers = [{"layer": i} | powers for i in self.config.layers_of_type("linear_attention")]
         began = time.perf_counter()
         history, _ = train_stage(
             stage,
             self._teacher_for(stage),
             student,
             dataset,
-            certificate={"layers": layers},
+            certificate=unmeasured_certificate(self.config),
             vocabulary=len(self.tokenizer),
             dtype=self.dtype,
             device=self.device,
@@ -254,7 +254,7 @@ class Run:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
         peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else None
-        return plan.timing([step.seconds for step in history], seconds, stage.sequences_per_step, peak)
+        return timing([step.seconds for step in history], seconds, stage.sequences_per_step, peak)
 
     def _save(self, name: str, student, source: Path, trained: dict[str, torch.Tensor], certificate: dict) -> None:
         """What is frozen comes from the folder the stage started from, to the bit: in memory it may be rounded."""

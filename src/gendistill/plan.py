@@ -13,15 +13,16 @@ Memory is a sum of what is held throughout and the largest of four moments. All 
 | the optimizer's step | two float32 copies of what trains                                                        |
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from statistics import median
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.initialization import no_init_weights
 
+from gendistill.data.dataset import COLUMNS
 from gendistill.distill.acceleration import can_capture
 from gendistill.distill.checkpoint import KEEP
 from gendistill.distill.divergences import CHUNK
@@ -36,7 +37,7 @@ GIB = 2**30
 FLOAT32 = 4
 ADAM_STATE = {"adamw": 8, "adamw_8bit": 2}  # bytes a parameter: two moments
 STEP_COPIES = 8  # bytes a parameter: `MasterOptimizer.step` keeps the masters of before, and the change
-ROW_BYTES = 9  # of a prepared data set, a token: `data.dataset.COLUMNS`
+ROW_BYTES = sum(np.dtype(column).itemsize for column in COLUMNS.values())  # of a prepared data set, a token
 RECURRENCE_CHUNK = 64  # tokens that meet each other in matrix products, in fla and in ops.chunked
 CUDA_CONTEXT = GIB // 2  # driver, kernels and cuBLAS's workspace; torch does not count it
 
@@ -415,56 +416,3 @@ def gib(size: float) -> str:
     """Bytes as GiB."""
     digits = 0 if size >= 100 * GIB else 2 if size >= GIB else 3
     return f"{size / GIB:,.{digits}f}"
-
-
-PROBE_STEPS = 20
-PROBE_MICRO_BATCHES = 8  # in a step of the probe, at most: enough for its optimizer's step not to weigh in
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a stage's first steps took.
-
-    Attributes:
-        steps, sequences_per_step: of the probe; a step of the stage may have more sequences.
-        step_seconds: median of the steady steps.
-        start_up_seconds: all the rest: compiling, choosing kernels, the first steps.
-        peak_bytes: torch.cuda.max_memory_allocated; None on a CPU.
-    """
-
-    steps: int
-    sequences_per_step: int
-    step_seconds: float
-    start_up_seconds: float
-    peak_bytes: int | None
-
-    def hours(self, stage: Stage) -> float:
-        """Of the whole stage. A step with more sequences than the probe's is taken to be longer in proportion."""
-        step = self.step_seconds * stage.sequences_per_step / self.sequences_per_step
-        return (self.start_up_seconds + stage.steps * step) / 3600
-
-    def tokens_per_second(self, stage: Stage) -> float:
-        return self.sequences_per_step * stage.sequence_length / self.step_seconds
-
-
-def probe_stage(stage: Stage) -> Stage:
-    """The stage that a probe runs: the same steps, but few, and of few micro-batches."""
-    sequences = min(stage.sequences_per_step, PROBE_MICRO_BATCHES * stage.micro_batch)
-    steps = min(stage.steps, PROBE_STEPS)
-    return stage.model_copy(
-        update={
-            "sequences_per_step": sequences,
-            "tokens": steps * sequences * stage.sequence_length,
-            "checkpoint_every": steps + 1,
-            # An untrained student's loss says nothing about the stage, and must not stop the probe.
-            "expected_loss": None,
-            "learning_rate": 1e-9,
-        }
-    )
-
-
-def timing(seconds: Sequence[float], total: float, sequences_per_step: int, peak_bytes: int | None) -> Probe:
-    """A probe from the seconds of each of its steps, and of all of it."""
-    steady = median(seconds[len(seconds) // 4 :])
-    start_up = max(0.0, total - len(seconds) * steady)
-    return Probe(len(seconds), sequences_per_step, steady, start_up, peak_bytes)

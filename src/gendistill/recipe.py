@@ -176,8 +176,7 @@ class Stage(Settings):
     @property
     def compares(self) -> Pass:
         """The pass over the data that the objective needs."""
-        place = next(iter(self.terms)).split("_")[0]
-        return place if place in ("mixer", "block") else "end_to_end"
+        return _pass_of(next(iter(self.terms)))
 
     @property
     def needs_teacher(self) -> bool:
@@ -197,8 +196,7 @@ class Stage(Settings):
     def check(self):
         if not self.train:
             raise ValueError(f"train names no role, so nothing would train; name some of {', '.join(get_args(Role))}")
-        passes = {place if (place := term.split("_")[0]) in ("mixer", "block") else "end_to_end" for term in self.terms}
-        if len(passes) > 1:
+        if len({_pass_of(term) for term in self.terms}) > 1:
             raise ValueError(
                 f"objective mixes {', '.join(self.terms)}: mixer_*, block_* and end-to-end terms need different "
                 "passes; make them stages of their own"
@@ -232,6 +230,11 @@ class Stage(Settings):
             role for role in rates if role not in trained and not (role == "mixer" and trained & set(mixer_roles))
         ):
             raise ValueError(f"learning_rate names {', '.join(idle)}, not under train; add them there or take them out")
+
+
+def _pass_of(term: Objective) -> Pass:
+    place = term.split("_")[0]
+    return place if place in ("mixer", "block") else "end_to_end"
 
 
 class Task(Settings):

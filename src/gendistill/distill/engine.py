@@ -179,9 +179,8 @@ class Trainer:
             raise UserError(
                 f"step {step.index + 1}: none of its tokens counts for the loss; check the data and loss_on"
             )
-        torch.manual_seed(
-            step.index * processes() + rank()
-        )  # of dropout, where a model has any: the same after a resume
+        # Of dropout, where a model has any: the same after a resume.
+        torch.manual_seed(step.index * processes() + rank())
         scale = torch.full((), processes() / step.loss_tokens, device=self.device)  # FSDP takes the mean over processes
         sums = torch.zeros(len(self.stage.terms), dtype=torch.float64, device=self.device)
         for batch in step.batches:

@@ -25,11 +25,18 @@ from transformers import PreTrainedModel
 from gendistill.distill.batches import Batch
 from gendistill.distill.divergences import VocabularyLoss
 from gendistill.errors import UserError
+from gendistill.models.configuration import GendistillConfig
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.models.packed_attention import NAME as PACKED
 from gendistill.recipe import Stage
 
 POWER = {"mixer": "attention_power", "block": "update_power", "hidden": "hidden_power"}  # names in the certificate
+
+
+def unmeasured_certificate(config: GendistillConfig) -> dict:
+    """Powers of 1 where no conversion has measured any: what a stage costs does not depend on them."""
+    layers = config.layers_of_type("linear_attention")
+    return {"layers": [{"layer": i} | dict.fromkeys(POWER.values(), 1.0) for i in layers]}
 
 
 @contextmanager
