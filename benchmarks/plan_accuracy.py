@@ -4,8 +4,8 @@
     python benchmarks/plan_accuracy.py --out results/gpu/plan_accuracy.json --record    # into results/figures.json
 
 For each shape: logit distillation of a pair with random weights, 4 rows of 2,048 tokens a step. Memory is the formula
-in `gendistill.plan`, time its probe of 20 steps; both are compared with the stage run by `Run.distil`, start-up and
-all, in a process of its own.
+in `gendistill.plan`, time that of the steps of its probe; both are compared with the stage run by `Run.distil`,
+start-up and all, in a process of its own.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from cold_start import KEEP, SHAPES
-from figures import ROOT, gpu_machine, plan_accuracy_figures, record_from_gpu
+from figures import gpu_machine, plan_accuracy_figures, record_from_gpu
 
 LENGTH, ROWS, BOUND = 2048, 4, -5.0
 STAGE = "logit_distillation"
@@ -38,7 +38,20 @@ def make_recipe(folder: Path, shape: str, steps: int):
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder / "teacher")
     load_tokenizer("embedded", config.vocab_size).save_pretrained(folder / "teacher")
     write_documents(folder / "text.jsonl")
-    stage = dict(
+    task = {"kind": "short_answer", "path": "embedded:facts"}
+    settings = dict(
+        name=shape,
+        teacher=str(folder / "teacher"),
+        student={"keep_attention": KEEP[shape], "log_decay_bound": BOUND},
+        data={"text": [{"path": str(folder / "text.jsonl"), "epochs": 1000}]},
+        stages={STAGE: stage_settings(steps)},
+        evaluation={"tasks": {"facts": task}},
+    )
+    return parse_recipe(settings, origin="benchmark")
+
+
+def stage_settings(steps: int) -> dict:
+    return dict(
         objective="forward_kl",
         train=["mixer", "mlp", "norm"],
         data="text",
@@ -49,16 +62,6 @@ def make_recipe(folder: Path, shape: str, steps: int):
         learning_rate=1e-5,
         checkpoint_every=10 * steps,
     )
-    task = {"kind": "short_answer", "path": "embedded:facts"}
-    settings = dict(
-        name=shape,
-        teacher=str(folder / "teacher"),
-        student={"keep_attention": KEEP[shape], "log_decay_bound": BOUND},
-        data={"text": [{"path": str(folder / "text.jsonl")}]},
-        stages={STAGE: stage},
-        evaluation={"tasks": {"facts": task}},
-    )
-    return parse_recipe(settings, origin="benchmark")
 
 
 def write_documents(path: Path) -> None:
@@ -135,24 +138,22 @@ def measure(shape: str, steps: int) -> dict:
     return result
 
 
-def memory_of_training_speed(path: Path) -> dict:
-    """The formula's memory beside the peak that benchmarks/training_speed.py saw, at the same shape and rows."""
+def replan(raw: dict) -> None:
+    """What `plan` says today of stages that were measured before: its formula, and hours from the probe's steps."""
     import torch
     from transformers import AutoConfig
 
     from gendistill.models.families import student_config
     from gendistill.plan import Arithmetic, Planner
-    from gendistill.recipe import load_recipe
+    from gendistill.recipe import Stage
 
-    raw = json.loads(path.read_text())
-    kd = [raw["kd ours 0"], raw["kd ours 1"]]
-    stage = load_recipe(ROOT / "recipes/qwen3-0.6b.yaml").stages[STAGE]
-    stage = stage.model_copy(update={"micro_batch": kd[0]["micro_batch"]})
-    config = AutoConfig.for_model(**SHAPES["d128"])
-    student = student_config(config, KEEP["d128"], log_decay_bound=BOUND)
     arithmetic = Arithmetic(device="cuda", dtype=torch.bfloat16, compiled=True, kernels=True)
-    planned = Planner(config, student, arithmetic).price(stage).total
-    return {"planned_bytes": planned, "measured_bytes": round(max(turn["peak_gib"] for turn in kd) * 2**30)}
+    for shape in raw.keys() & SHAPES.keys():
+        config = AutoConfig.for_model(**SHAPES[shape])
+        planner = Planner(config, student_config(config, KEEP[shape], log_decay_bound=BOUND), arithmetic)
+        measured = raw[shape]
+        measured["planned_bytes"] = planner.price(Stage(**stage_settings(measured["steps"]))).total
+        measured["planned_seconds"] = measured["steps"] * measured["planned_step_seconds"]
 
 
 def child(part: str, shape: str, steps: str, folder: str) -> None:
@@ -166,14 +167,17 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--steps", type=int, default=1000, help="of the stage that is measured")
     parser.add_argument("--record", action="store_true", help="put the results in --out into results/figures.json")
-    parser.add_argument("--memory-from", type=Path, help="take d128's memory from this file of training_speed.py")
+    parser.add_argument(
+        "--replan", action="store_true", help="say anew what plan says of the stages in --out, anywhere"
+    )
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         return child(*arguments.child)
-    if arguments.memory_from:
-        results = json.loads(arguments.out.read_text()) | {"d128": memory_of_training_speed(arguments.memory_from)}
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    if arguments.replan:
+        results = json.loads(arguments.out.read_text())
+        replan(results)
+        arguments.out.write_text(json.dumps(results) + "\n")
         return
     if arguments.record:
         return record_from_gpu(arguments.out, plan_accuracy_figures, "python benchmarks/plan_accuracy.py")

@@ -8,6 +8,10 @@ float32 is only tried with the candidates that served bfloat16 best, and with th
 
 Every timing is kept in OUT/timings.jsonl as soon as it is known: a phase that was cut off goes on where it stopped, and
 `write` takes whatever is there. Which settings are numerically right is not asked here: run the gpu tests afterwards.
+
+One setting is put in by hand, and lost if its file is written anew: bfloat16 takes 8 warps in
+chunk_kda_bwd_kernel_wy_dqkg_fused. fla's candidates for Hopper stop at 4, which takes 1.5 times as long
+(results/gpu/training_trials.txt); the gpu tests compare it with the float64 reference, and its bits from run to run.
 """
 
 import argparse

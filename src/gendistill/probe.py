@@ -17,7 +17,7 @@ class Probe:
     Attributes:
         steps, sequences_per_step: of the probe; a step of the stage may have more sequences.
         step_seconds: median of the steady steps.
-        start_up_seconds: all the rest: compiling, choosing kernels, the first steps.
+        start_up_seconds: all the rest: compiling (what comes of it is kept on disk), the first steps.
         peak_bytes: torch.cuda.max_memory_allocated; None on a CPU.
     """
 
@@ -28,9 +28,12 @@ class Probe:
     peak_bytes: int | None
 
     def hours(self, stage: Stage) -> float:
-        """Of the whole stage. A step with more sequences than the probe's is taken to be longer in proportion."""
+        """Of the whole stage's steps. One with more sequences than the probe's is taken to be longer in proportion.
+
+        Start-up is left out: most of the probe's is compiling, which it has then done for the stage as well.
+        """
         step = self.step_seconds * stage.sequences_per_step / self.sequences_per_step
-        return (self.start_up_seconds + stage.steps * step) / 3600
+        return stage.steps * step / 3600
 
     def tokens_per_second(self, stage: Stage) -> float:
         return self.sequences_per_step * stage.sequence_length / self.step_seconds

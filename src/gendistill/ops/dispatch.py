@@ -36,6 +36,11 @@ def set_backend(backend: Backend) -> None:
     _chosen = backend
 
 
+def takes_kernels(x: torch.Tensor) -> bool:
+    """Whether the chosen back end runs kernels on this tensor."""
+    return x.is_cuda and _chosen not in _FORMS
+
+
 def linear_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -57,7 +62,7 @@ def linear_attention(
     arguments = (q, k, v, g, beta, initial_state, documents)
     if _chosen in _FORMS:
         return _FORMS[_chosen](*arguments)
-    if q.is_cuda:
+    if takes_kernels(q):
         return kernel_linear_attention(*arguments, bounded=bounded)
     if _chosen == "kernels":
         raise UserError(

@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.mixers import MIXERS
-from gendistill.ops import KERNEL_BOUND, Documents, linear_attention
+from gendistill.ops import KERNEL_BOUND, Documents, linear_attention, short_convolution
 
 GATE_ACTIVATIONS = {"silu": F.silu, "sigmoid": torch.sigmoid}
 GATE_BIAS = {"silu": 1.278, "sigmoid": 0.0}  # SiLU(1.278) = 1; sigmoid cannot reach 1 and starts at 0.5
@@ -180,20 +180,12 @@ class LinearAttention(nn.Module):
         )
 
     def _convolve(self, x: torch.Tensor, cache: Cache | None, documents: Documents | None) -> torch.Tensor:
-        """Causal depthwise convolution of q, k and v together, [B, T, C] -> [B, T, C], as a sum of shifted inputs."""
+        """Causal depthwise convolution of q, k and v together, [B, T, C] -> [B, T, C]."""
         convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
         weight = torch.cat([conv.weight[:, 0] for conv in convolutions])  # [C, kernel]
         bias = torch.cat([conv.bias for conv in convolutions])
-        length, kernel = x.shape[1], weight.shape[1]
-        window = x
-        if cache is not None:
-            window = cache.update_conv_state(x.transpose(1, 2), self.layer_idx, conv_kernel_size=kernel).transpose(1, 2)
-        before = window.shape[1] - length  # tokens of earlier calls that the cache still has
-        out = bias + x * weight[:, -1]
-        for lag in range(1, kernel):
-            # A pad for each lag, not one that all share: torch.compile then makes one kernel of them.
-            shifted = F.pad(window, (0, 0, lag, 0))[:, before : before + length]
-            if documents is not None:  # the window starts afresh with each document
-                shifted = shifted * (documents.positions >= lag)[..., None]
-            out = out + shifted * weight[:, -1 - lag]
-        return out
+        if cache is None:
+            return short_convolution(x, weight, bias, None if documents is None else documents.positions)
+        kernel = weight.shape[1]
+        window = cache.update_conv_state(x.transpose(1, 2), self.layer_idx, conv_kernel_size=kernel).transpose(1, 2)
+        return short_convolution(window, weight, bias)[:, -x.shape[1] :]  # the window begins with earlier calls' tokens
