@@ -34,8 +34,9 @@ from gendistill.models.families import student_config
 from gendistill.models.loading import load_config, load_model, load_tokenizer
 from gendistill.ops import set_backend
 from gendistill.probe import Probe, short_stage, timing
-from gendistill.recipe import Recipe, Role, Stage
+from gendistill.recipe import Recipe, Role, Source, Stage
 from gendistill.runfolder import FREE, RunFolder
+from gendistill.synthesize.run import RECORDS, synthesize
 
 CERTIFICATE = "certificate.json"
 
@@ -97,10 +98,49 @@ class Run:
     def tokenizer(self):
         return load_tokenizer(self.recipe.teacher, self.config.vocab_size)
 
+    @first_to_complain
+    def synthesize(self, name: str) -> dict:
+        """Has the teacher write a set of records, unless that is done; returns its statistics.
+
+        Raises:
+            UserError: see `synthesize.run.synthesize`; or there is no such set.
+        """
+        if name not in self.recipe.synthesis:
+            known = ", ".join(self.recipe.synthesis) or "none"
+            raise UserError(f"there is no synthesis '{name}'; the recipe's sets: {known}")
+        folder = self.folder.synthesis(name)
+        if not (folder / "stats.json").exists():
+            first_alone(
+                lambda: synthesize(
+                    self.teacher.eval(),
+                    self.tokenizer,
+                    self.recipe.synthesis[name],
+                    self.recipe.evaluation.tasks,
+                    seed=self.recipe.seed,
+                    folder=folder,
+                    teacher=self.recipe.teacher,
+                    console=self.console,
+                )
+            )
+        return json.loads((folder / "stats.json").read_text())
+
+    def sources(self, mixture: str) -> list[Source]:
+        """A mixture's sources; what the teacher is to write is written first, and becomes a file."""
+        found = []
+        for source in self.recipe.data[mixture]:
+            if source.synthesis is not None:
+                self.synthesize(source.synthesis)
+                path = self.folder.synthesis(source.synthesis) / RECORDS
+                source = source.model_copy(update={"synthesis": None, "path": str(path)})
+            found.append(source)
+        return found
+
     def prepare(self, mixture: str, sequence_length: int, tokens: int, loss_on: str = "all") -> PackedDataset:
+        sources = self.sources(mixture)
+
         def make() -> PackedDataset:
             return prepare(
-                self.recipe.data[mixture],
+                sources,
                 self.tokenizer,
                 sequence_length=sequence_length,
                 tokens=tokens,
@@ -306,7 +346,8 @@ def check_recipe(recipe: Recipe):
     used = {recipe.conversion.data} | {stage.data for stage in recipe.stages.values()}
     for mixture in used:
         for source in recipe.data[mixture]:
-            next(read_documents(source, recipe.seed))
+            if source.synthesis is None:
+                next(read_documents(source, recipe.seed))
     return config
 
 

@@ -63,20 +63,28 @@ class Settings(BaseModel):
 
 
 class Source(Settings):
-    """One place records come from: a local file, data shipped in the package, or a data set on the hub.
+    """One place records come from: local files, data shipped in the package, a hub data set, or a teacher's answers.
 
     Plain text is taken from the field `text`. A conversation is taken from `messages` (a list of role/content
-    mappings) or from the two fields `prompt` and `completion`.
+    mappings) or from the two fields `prompt` and `completion`. In a mixture each source gives tokens by its weight.
     """
 
-    path: str | None = Field(None, description="local .txt, .jsonl, .jsonl.gz or .parquet file, or 'embedded:NAME'")
+    path: str | None = Field(
+        None, description="local .txt, .jsonl, .jsonl.gz or .parquet file, a folder or pattern of them, 'embedded:NAME'"
+    )
     hub: str | None = Field(None, description="data set id on the Hugging Face hub, e.g. 'openai/gsm8k'")
+    synthesis: str | None = Field(None, description="what the teacher wrote: name of a set in the synthesis section")
     subset: str | None = Field(None, description="configuration name of the hub data set")
-    split: str = Field("train", description="split of the hub data set")
+    split: str | None = Field(None, description="split of the hub data set (train if absent) or of a folder")
     text: str = Field("text", description="field with plain text")
     messages: str | None = Field(None, description="field with a list of {role, content}")
     prompt: str | None = Field(None, description="field with the user's turn")
     completion: str | None = Field(None, description="field with the assistant's turn")
+    weight: Positive = Field(1.0, description="share of the mixture's tokens, beside the other sources' weights")
+    epochs: PositiveInt = Field(1, description="passes over the records at most; a source that runs dry is an error")
+    skip_malformed: Annotated[int, Field(ge=0)] = Field(
+        100, description="records that may be skipped as unreadable, but not the first: one more is an error"
+    )
 
     @property
     def is_chat(self) -> bool:
@@ -84,16 +92,81 @@ class Source(Settings):
 
     @property
     def label(self) -> str:
-        return self.path if self.path is not None else f"hub:{self.hub}"
+        return self.path or (f"hub:{self.hub}" if self.hub else f"synthesis:{self.synthesis}")
+
+    @model_validator(mode="after")
+    def check(self):
+        if sum(place is not None for place in (self.path, self.hub, self.synthesis)) != 1:
+            raise ValueError("give exactly one of 'path', 'hub' and 'synthesis'")
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("'prompt' and 'completion' go together")
+        if self.prompt is not None and self.messages is not None:
+            raise ValueError("give either 'messages' or 'prompt' and 'completion'")
+        return self
+
+
+class Prompts(Settings):
+    """What a teacher is asked, and what is known of the right reply.
+
+    instruction: `prompt`, with `input` below it; `completion` is a reply somebody else wrote, kept as the reference.
+    multiple_choice, short_answer, last_number: fields as in a `Task`; multiple_choice is asked under all rotations of
+        its options.
+    code: `prompt` asks for Python, and `tests` is a program that is run after it.
+    continuation: the first `prompt_tokens` tokens of `text`, without a chat template.
+    """
+
+    kind: Literal["instruction", "multiple_choice", "short_answer", "last_number", "code", "continuation"]
+    path: str | None = Field(None, description="as in a data source")
+    hub: str | None = None
+    subset: str | None = None
+    split: str | None = None
+    prompt: str = "prompt"
+    input: str | None = None
+    completion: str | None = None
+    question: str = "question"
+    choices: str = "choices"
+    answer: str = "answer"
+    tests: str = "tests"
+    text: str = "text"
+    prompt_tokens: PositiveInt = 64
+    records: PositiveInt | None = Field(None, description="how many, drawn by the recipe's seed; all if absent")
 
     @model_validator(mode="after")
     def check(self):
         if (self.path is None) == (self.hub is None):
             raise ValueError("give exactly one of 'path' and 'hub'")
-        if (self.prompt is None) != (self.completion is None):
-            raise ValueError("'prompt' and 'completion' go together")
-        if self.prompt is not None and self.messages is not None:
-            raise ValueError("give either 'messages' or 'prompt' and 'completion'")
+        return self
+
+    @property
+    def source(self) -> Source:
+        return Source(path=self.path, hub=self.hub, subset=self.subset, split=self.split)
+
+
+class Synthesis(Settings):
+    """A set of records that the teacher writes: its replies to prompts, those that pass the checks."""
+
+    prompts: Annotated[list[Prompts], Field(min_length=1)]
+    samples: PositiveInt = Field(1, description="replies to each prompt")
+    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0 takes the likeliest token each time")
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: PositiveInt = Field(256, description="a reply that has not ended by then is rejected")
+    min_new_tokens: PositiveInt = Field(1, description="a reply of fewer tokens, its end not counted, is rejected")
+    batch_size: PositiveInt = 64
+    known_answer: bool = Field(True, description="reject replies that do not reach the known answer")
+    margin: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="least lead, in nats, of the chosen letter over the next, under every rotation"
+    )
+    overlap: Annotated[int, Field(ge=6)] = Field(
+        13, description="reject what shares as many words in sequence with an evaluation item"
+    )
+
+    @model_validator(mode="after")
+    def check(self):
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples > 1 needs a temperature above 0: greedy replies are all the same")
+        kinds = {prompts.kind for prompts in self.prompts}
+        if "continuation" in kinds and len(kinds) > 1:
+            raise ValueError("continuations are plain text, the other kinds conversations: make them sets of their own")
         return self
 
 
@@ -297,6 +370,7 @@ class Recipe(Settings):
     student: Student
     conversion: Conversion = Conversion()
     data: dict[str, Annotated[list[Source], Field(min_length=1)]]
+    synthesis: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], Synthesis] = {}
     stages: dict[str, Stage] = Field(min_length=1)
     evaluation: Evaluation
 
@@ -308,6 +382,10 @@ class Recipe(Settings):
         for user, mixture in uses.items():
             if mixture not in self.data:
                 raise ValueError(f"{user} asks for data '{mixture}'; the data section has: {', '.join(self.data)}")
+        wanted = {source.synthesis for mixture in self.data.values() for source in mixture} - {None}
+        if missing := sorted(wanted - self.synthesis.keys()):
+            known = ", ".join(self.synthesis) or "nothing"
+            raise ValueError(f"data asks for synthesis '{missing[0]}'; the synthesis section has: {known}")
         points = ["conversion", *self.stages]
         if unknown := [point for point in self.evaluation.points or [] if point not in points]:
             raise ValueError(f"evaluation.points: {', '.join(unknown)} unknown; this recipe has {', '.join(points)}")
@@ -385,7 +463,7 @@ def _explain(problem: dict) -> str:
 def _fields_at(location: tuple) -> list[str]:
     """Names of the settings allowed at a place like ("stages", "qk_alignment", "schedule")."""
     sections = {"student": Student, "conversion": Conversion, "evaluation": Evaluation, "schedule": Schedule}
-    containers = {"stages": Stage, "tasks": Task, "data": Source}
+    containers = {"stages": Stage, "tasks": Task, "data": Source, "synthesis": Synthesis, "prompts": Prompts}
     model: type[BaseModel] = Recipe
     for part in location:
         model = sections.get(part) or containers.get(part) or model

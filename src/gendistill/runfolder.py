@@ -4,6 +4,7 @@ recipe.yaml
 0-conversion/student/            the untouched student, with certificate.json
 1-qk_alignment/student/          after the first stage; metrics.jsonl beside it, checkpoints/ while it trains
 ...
+synthesis/NAME/                  what the teacher wrote: records.jsonl, rejected.jsonl, stats.json
 evaluation/teacher/, evaluation/1-qk_alignment/, ...   records per item
 summary.md, loss.svg
 """
@@ -79,6 +80,9 @@ class RunFolder:
     @property
     def data(self) -> Path:
         return self.root / "data"
+
+    def synthesis(self, name: str) -> Path:
+        return self.root / "synthesis" / name
 
     @property
     def evaluation(self) -> Path:

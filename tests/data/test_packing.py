@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gendistill.data import dataset
+from gendistill.data import dataset, mixture
 from gendistill.data.dataset import PackedDataset, prepare
 from gendistill.data.packing import ConversationPacker, TextPacker, lay_out_row, make_piece
 from gendistill.errors import UserError
@@ -80,7 +80,7 @@ def test_conversations_stay_whole_and_none_is_lost(windows):
         for row in packer.add(pieces):
             assert sum(len(piece.input_ids) for piece in row) <= 10
             packed += row
-    packed += packer._waiting
+    packed += packer.waiting
     assert sorted(map(id, packed)) == sorted(map(id, given_in))
 
 
@@ -100,7 +100,7 @@ def test_poured_pieces_glue_back_to_the_documents(windows):
         documents += window
         rows += packer.add(window)
     assert all(sum(len(piece.input_ids) for piece in row) == 7 for row in rows)
-    pieces = [piece for row in [*rows, packer._row] for piece in row]
+    pieces = [piece for row in [*rows, packer.waiting] for piece in row]
     assert [token for piece in pieces for token in piece.input_ids] == [token for ids in documents for token in ids]
     opened = [piece.input_ids[0] for piece in pieces if piece.opens_document]
     assert opened == [ids[0] for ids in documents]
@@ -121,7 +121,7 @@ def test_one_epoch_holds_every_token_once(prepared, folder, make_tokenizer):
     assert all(mask == [0] + [1] * (len(ids) - 1) for ids, mask in pieces)
     assert data.stats["documents"] == 30
     assert data.stats["tokens"] == total
-    assert (data.stats["filler_tokens"], data.stats["epochs"]) == (0, 1)
+    assert (data.stats["filler_tokens"], data.stats["sources"][0]["passes"]) == (0, 1)
 
 
 def test_documents_are_shuffled_before_they_are_packed(prepared, folder):
@@ -132,14 +132,17 @@ def test_documents_are_shuffled_before_they_are_packed(prepared, folder):
     assert len(tokens) == 3 and counts.min() > 5
 
 
-def test_data_shorter_than_the_budget_is_read_again(prepared, folder):
-    data = prepared([Source(path=folder("a.jsonl", [{"text": "abc"}] * 4))], tokens=4 * 4 * 3)
-    assert (data.stats["epochs"], data.stats["documents"], len(data)) == (3, 12, 3)
+def test_a_source_is_read_again_as_often_as_allowed(prepared, folder):
+    path = folder("a.jsonl", [{"text": "abc"}] * 4)
+    data = prepared([Source(path=path, epochs=3)], tokens=4 * 4 * 3)
+    assert (data.stats["sources"][0]["passes"], data.stats["documents"], len(data)) == (3, 12, 3)
+    with pytest.raises(UserError, match=r"a\.jsonl: runs dry after 32 tokens in 2 pass.* about 49 .* epochs: 4"):
+        prepared([Source(path=path, epochs=2)], tokens=4 * 4 * 3)
 
 
 def test_text_and_conversations_in_one_mixture(prepared, folder, make_tokenizer):
     text = Source(path=folder("a.jsonl", [{"text": "plain words"}] * 50))
-    chat = Source(path=folder("b.jsonl", [{"q": "why", "a": "so"}] * 50), prompt="q", completion="a")
+    chat = Source(path=folder("b.jsonl", [{"q": "why", "a": "so"}] * 50), prompt="q", completion="a", epochs=2)
     data = prepared([text, chat], sequence_length=64, tokens=64 * 12)
     tokenizer = make_tokenizer()
     found = [tokenizer.decode(ids) for ids, _ in pieces_of(data)]
@@ -197,14 +200,25 @@ def test_short_chats_waste_little(prepared, folder):
     assert data.stats["filler_tokens"] < 0.03 * 40 * 512
 
 
-def test_mixture_takes_turns_and_reads_each_record_once(prepared, folder):
-    first = Source(path=folder("a.jsonl", [{"text": "aaaa"}] * 20))
-    second = Source(path=folder("b.jsonl", [{"text": "bbbb"}] * 60))
-    data = prepared([first, second], tokens=80 * 5)
-    texts = data[:]["input_ids"].ravel().tolist()
-    counts = sorted(texts.count(token) for token in set(texts))
-    assert data.stats["epochs"] == 1
-    assert counts == [20 * 4, 80, 60 * 4]
+def test_sources_give_tokens_by_their_weights(prepared, folder, make_tokenizer):
+    """Over a million tokens the shares are the recipe's to within a percent, whatever the documents' lengths."""
+    lengths = np.random.default_rng(0).integers(1, 400, 3000)
+    short = Source(path=folder("a.jsonl", [{"text": "a" * 9}] * 1000), weight=1, epochs=100)
+    long = Source(path=folder("b.jsonl", [{"text": "b" * int(n)} for n in lengths]), weight=3, epochs=10)
+    chat = Source(path=folder("c.jsonl", [{"q": "q" * 20, "a": "c"}] * 900), prompt="q", completion="a", epochs=20)
+    data = prepared([short, long, chat], sequence_length=512, tokens=2**20)
+    tokenizer = make_tokenizer()
+    counted = {"a": 0, "b": 0, "<|im_start|>": 0}  # in the rows themselves, by what a piece begins with
+    for ids, _ in pieces_of(data):
+        first = tokenizer.convert_ids_to_tokens(ids[0])
+        if first == "<|im_end|>":  # of a text that ended the row before
+            continue
+        if first != tokenizer.pad_token:
+            counted[first] += len(ids)
+    shares = np.array(list(counted.values())) / sum(counted.values())
+    assert shares == pytest.approx([0.2, 0.6, 0.2], abs=0.01)
+    assert [source["share"] for source in data.stats["sources"]] == pytest.approx([0.2, 0.6, 0.2], abs=0.005)
+    assert data.stats["tokens"] + data.stats["filler_tokens"] == 2**20
 
 
 def test_rows_follow_the_seed(prepared, folder):
@@ -223,7 +237,7 @@ def test_cache_is_reused_until_something_changes(prepared, folder, tmp_path):
     stamp = (first.folder / "input_ids.npy").stat().st_mtime_ns
     assert prepared([source]).folder == first.folder
     assert (first.folder / "input_ids.npy").stat().st_mtime_ns == stamp
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [first.key]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [first.key, f"{first.key}.lock"]
 
     changed = [prepared([source], tokens=80), prepared([source], sequence_length=32), prepared([source], seed=1)]
     folder("a.jsonl", [{"text": "abd"}] * 50)
@@ -243,22 +257,64 @@ def test_tokenizer_and_template_are_in_the_key(folder, make_tokenizer, tmp_path)
     assert prepare([source], other_end, **settings).key != key
 
 
-def test_interrupted_preparation_leaves_nothing(prepared, folder, tmp_path, monkeypatch):
-    source = Source(path=folder("a.jsonl", [{"text": "abc"}] * 50))
-    rows = []
+@pytest.mark.parametrize("loss_on", ["all", "completion"])
+@pytest.mark.parametrize("killed_in_round", [0, 1, 5])
+def test_a_killed_preparation_goes_on_to_the_same_rows(
+    prepared, folder, tmp_path, monkeypatch, killed_in_round, loss_on
+):
+    monkeypatch.setattr(mixture, "ROUND_TOKENS", 300)
+    monkeypatch.setattr(mixture, "WINDOW_DOCUMENTS", 7)
+    chat = [{"q": "q" * (n % 13), "a": "ABC"[: n % 3 + 1]} for n in range(80)]
+    sources = [Source(path=folder("b.jsonl", chat), prompt="q", completion="a", weight=2, epochs=9)]
+    if loss_on == "all":
+        sources.append(Source(path=folder("a.jsonl", [{"text": "abc" * n} for n in range(60)]), epochs=9))
+    settings = {"sequence_length": 64, "tokens": 64 * 40, "loss_on": loss_on}
+    whole = prepared(sources, cache=tmp_path / "whole", **settings)
 
-    def stop_at_third_row(*arguments):
-        rows.append(lay_out_row(*arguments))
-        if len(rows) == 3:
-            raise KeyboardInterrupt
-        return rows[-1]
+    write, rounds = dataset.write_atomically, []
+
+    def killed(path, text):
+        if path.name == dataset.STATE:
+            if len(rounds) == killed_in_round:
+                raise KeyboardInterrupt
+            rounds.append(path)
+        write(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "lay_out_row", stop_at_third_row)
+        patch.setattr(dataset, "write_atomically", killed)
         with pytest.raises(KeyboardInterrupt):
-            prepared([source])
-    assert list((tmp_path / "cache").iterdir()) == []
-    assert len(prepared([source])) == 4
+            prepared(sources, **settings)
+    (left,) = (tmp_path / "cache").glob("*.partial")
+    assert left.is_dir()
+    again = prepared(sources, **settings)
+    assert again.stats == whole.stats and again.key == whole.key
+    for name in dataset.COLUMNS:
+        assert np.array_equal(again[:][name], whole[:][name])
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [again.key, f"{again.key}.lock"]
+
+
+def test_malformed_records_are_counted_shown_and_skipped_up_to_a_limit(prepared, folder, caplog, tmp_path):
+    path = folder("a.jsonl", [{"text": "abc"} if number % 4 else {"body": "x"} for number in range(1, 101)])
+    with open(path, "a") as file:
+        file.write("{broken\n")
+    source = Source(path=path, epochs=2)
+    data = prepared([source], tokens=30 * 16)
+    assert data.stats["sources"][0]["malformed"] > 26  # the second pass meets them again
+    assert f"{path}:4: no field 'text'; the record has: body" in caplog.text
+    assert len(caplog.records) < 10
+    with pytest.raises(UserError, match=r"a\.jsonl:24: no field.*\n.* 6 malformed records so far.* allows 5"):
+        prepared([source.model_copy(update={"skip_malformed": 5})], tokens=30 * 16, seed=7)
+
+
+def test_a_full_disk_keeps_what_is_done(prepared, folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset.os, "posix_fallocate", full)
+        with pytest.raises(UserError, match="No space left on device.*goes on from here"):
+            prepared([Source(path=folder("a.jsonl", [{"text": "abc"}] * 50))])
+    assert len(prepared([Source(path=folder("a.jsonl", [{"text": "abc"}] * 50))])) == 4
 
 
 def test_incomplete_folder_is_refused(prepared, folder):
@@ -273,8 +329,8 @@ def test_long_conversations_are_cut_and_hopeless_ones_skipped(prepared, folder):
     records = [{"q": "q" * (40 - opening - 1), "a": "A" * 20}] * 3 + [{"q": "q" * 100, "a": "A"}]
     source = Source(path=folder("a.jsonl", records), prompt="q", completion="a")
     data = prepared([source], sequence_length=50, tokens=100, loss_on="completion")
-    assert data.stats["skipped"] >= 1
-    assert data.stats["cut"] >= 2
+    (counts,) = data.stats["sources"]
+    assert (counts["skipped"], counts["cut"]) == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +339,7 @@ def test_long_conversations_are_cut_and_hopeless_ones_skipped(prepared, folder):
         ([{"text": ""}] * 4, {}, {}, "4 of 4 documents were skipped"),
         ([{"q": "q" * 90, "a": "A"}] * 3, {"prompt": "q", "completion": "a"}, {"loss_on": "completion"}, "3 of 3"),
         ([{"text": "abc"}], {}, {"loss_on": "completion"}, "plain text has no completions"),
-        ([{"text": "abc"}], {}, {"sequence_length": 1}, "none to learn from"),
+        ([{"text": "abc"}] * 16, {}, {"sequence_length": 1}, "none to learn from"),
         (
             [{"q": "q", "a": "\nA"}],
             {"prompt": "q", "completion": "a"},

@@ -87,7 +87,9 @@ def truncated_gzip() -> bytes:
 def test_bad_files(tmp_path, name, content, message):
     path = write(tmp_path / name, content)
     with pytest.raises(UserError, match=message):
-        list(read_documents(Source(path=str(path))))
+        for document in read_documents(Source(path=str(path))):
+            if isinstance(document, UserError):  # a later record, which the reader may skip
+                raise document
 
 
 @pytest.mark.parametrize(
@@ -109,11 +111,38 @@ def test_bad_conversations(tmp_path, messages, message):
         list(read_documents(Source(path=str(path), messages="m")))
 
 
-def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.jsonl: no such file"):
-        list(read_records(Source(path=str(tmp_path / "nowhere.jsonl"))))
-    with pytest.raises(UserError, match="this is a folder, not a file"):
-        list(read_records(Source(path=str(tmp_path))))
+def test_what_a_path_may_be(tmp_path):
+    def texts(path, split=None):
+        return [record["text"] for record in read_records(Source(path=str(path), split=split))]
+
+    write(tmp_path / "LICENSE_NOTE.txt", "not data")
+    write(tmp_path / "b.jsonl", lines([{"text": "b"}]))
+    write(tmp_path / "a.txt", "a")
+    (tmp_path / "deep").mkdir()
+    write(tmp_path / "deep/c.jsonl.gz", gzip.compress(lines([{"text": "c"}]).encode()))
+    assert texts(tmp_path) == ["a", "b", "c"]
+    assert texts(tmp_path / "*.jsonl") == ["b"]
+    assert texts(tmp_path / "**/*.jsonl*") == ["b", "c"]
+    assert texts(tmp_path / "deep") == ["c"]
+
+    splits = tmp_path / "splits"
+    (splits / "validation").mkdir(parents=True)
+    write(splits / "train-00000-of-00002.jsonl", lines([{"text": "t0"}]))
+    write(splits / "train-00001-of-00002.jsonl", lines([{"text": "t1"}]))
+    write(splits / "test.jsonl.gz", gzip.compress(lines([{"text": "x"}]).encode()))
+    write(splits / "validation/part.txt", "v")
+    assert texts(splits, "train") == ["t0", "t1"]
+    assert texts(splits, "test") == ["x"]
+    assert texts(splits, "validation") == ["v"]
+    with pytest.raises(UserError, match=r"holds the splits test, train, validation; say which one by split: NAME"):
+        texts(splits)
+    with pytest.raises(UserError, match=r"no split 'dev'; it holds test, train, validation"):
+        texts(splits, "dev")
+    with pytest.raises(UserError, match=r"nowhere\.jsonl: no such file, and no file matches"):
+        texts(tmp_path / "nowhere.jsonl")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no file of a known kind in this folder"):
+        texts(tmp_path / "empty")
 
 
 def test_hub_without_the_datasets_package(monkeypatch):

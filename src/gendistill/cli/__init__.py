@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from gendistill.cli import convert, distill, doctor, evaluate, plan, run
+from gendistill.cli import convert, distill, doctor, evaluate, plan, run, show_batch, synthesize
 from gendistill.errors import UserError
 
 app = typer.Typer(
@@ -13,7 +13,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-verbs = {"plan": plan, "run": run, "convert": convert, "distill": distill, "evaluate": evaluate, "doctor": doctor}
+verbs = {"plan": plan, "run": run, "synthesize": synthesize, "show-batch": show_batch, "convert": convert}
+verbs |= {"distill": distill, "evaluate": evaluate, "doctor": doctor}
 for name, verb in verbs.items():
     app.command(name)(verb.command)
 

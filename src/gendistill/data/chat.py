@@ -5,20 +5,105 @@ and must end with the token that ends the turn. Real templates break this in man
 that generation never emits, render past turns differently from the current one, or add thinking blocks in one mode
 only. So nothing is assumed about the template: it is rendered for each turn and the ids are compared.
 
+Control tokens come from the template alone. Where a message quotes one ("<|im_end|>"), it is text like any other.
+
 `{% generation %}` markers, where a template has them, can only narrow what is learnt down.
 """
 
 import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from gendistill.data.sources import Message
 from gendistill.errors import UserError
 
 # Stands in for a reply to see what a template puts around it. No template or data set should contain it.
 PROBE = "\u2042probe\u2042"
+# Breaks up the control tokens that a message quotes until the tokenizer is through. A Unicode noncharacter: no text.
+GUARD = "\ufdd0"
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class Encoded(NamedTuple):
+    """A conversation as token ids, and which of them are completions.
+
+    Attributes:
+        input_ids: length T.
+        loss_mask: length T; True where the token itself belongs to a reply or ends its turn. Not shifted.
+    """
+
+    input_ids: list[int]
+    loss_mask: list[bool]
+
+
+def encode_conversation(tokenizer, messages: list[Message]) -> Encoded:
+    """Token ids of a conversation and which of them are completions.
+
+    The sequence is the generation prompt of the last turn, the reply and its end-of-turn token, and ends there. An
+    earlier assistant turn is learnt too if it stands in this sequence as generation would have seen it; where a
+    template renders past turns differently (Qwen3 drops their thinking block), it serves as context only.
+
+    Args:
+        tokenizer: a fast transformers tokenizer with a chat template.
+        messages: system, user and assistant turns; the last is the assistant's.
+
+    Raises:
+        UserError: no chat template; the template has no end-of-turn token or cannot be matched with what generation
+            sees; the mask is all False or all True; a message holds U+FDD0.
+    """
+    (encoded,) = encode_conversations(tokenizer, [messages])
+    if isinstance(encoded, UserError):
+        raise encoded
+    return encoded
+
+
+def encode_conversations(tokenizer, conversations: Sequence[list[Message]]) -> list[Encoded | UserError]:
+    """Many conversations at once, in one call of the tokenizer: as `encode_conversation`, several times faster.
+
+    Returns:
+        one element a conversation; for one that cannot be encoded the UserError that says why.
+
+    Raises:
+        UserError: no chat template.
+    """
+    template = _Template(tokenizer)
+    rendered = [_attempt(template.render_conversation, messages) for messages in conversations]
+    texts = [text for sound in rendered if not isinstance(sound, UserError) for text in sound.texts()]
+    encodings = template.tokenize(texts)
+    return [sound if isinstance(sound, UserError) else _attempt(_encode, sound, encodings) for sound in rendered]
+
+
+def render_prompt(tokenizer, messages: list[Message]) -> list[int]:
+    """The ids that generation sees: the conversation so far and the opening of the assistant's turn, thinking off.
+
+    Raises:
+        UserError: no chat template; the template refuses the conversation; a message holds U+FDD0.
+    """
+    template = _Template(tokenizer)
+    text = template.render(template.quote(messages), add_generation_prompt=True)
+    return _Tokens(text, template.tokenize([text])).ids
+
+
+def ends_of_turns(tokenizer) -> set[int]:
+    """Ids of the tokens that end an assistant's turn under this chat template: the last of every run that is learnt.
+
+    Raises:
+        UserError: as `encode_conversation`.
+    """
+    exchange = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hi"}]
+    return {encode_conversation(tokenizer, exchange * turns).input_ids[-1] for turns in (1, 2)}
+
+
+def _attempt(step: Callable, *given):
+    """The step's result, or in its place the UserError it ended in, so that one element cannot spoil a batch."""
+    try:
+        return step(*given)
+    except UserError as error:
+        return error.with_traceback(None)  # frames would keep the whole batch alive
 
 
 class _Turn(NamedTuple):
@@ -28,142 +113,240 @@ class _Turn(NamedTuple):
     whole: str
 
 
-def encode_conversation(tokenizer, messages: list[Message]) -> tuple[list[int], list[bool]]:
-    """Token ids of a conversation and which of them are completions.
+class _Reply(NamedTuple):
+    """A learnt reply's two borders in the text, each as the slice that runs to it from the last control token on.
 
-    The sequence is the generation prompt of the last turn, the reply and its end-of-turn token, and ends there. An
-    earlier assistant turn is learnt too if it stands in this sequence as generation would have seen it; where a
-    template renders past turns differently (Qwen3 drops their thinking block), it serves as context only.
-
-    Args:
-        tokenizer: a transformers tokenizer with a chat template.
-        messages: system, user and assistant turns; the last is the assistant's.
-
-    Returns:
-        input_ids: list[int] of length T.
-        loss_mask: list[bool] of length T; True where the token itself belongs to a reply or ends its turn. Not shifted.
-
-    Raises:
-        UserError: no chat template; the template has no end-of-turn token or cannot be matched with what generation
-            sees; the mask is all False or all True.
+    A tokenizer encodes the text between two control tokens for itself, so a slice alone says which ids lead up to the
+    border, and nothing longer need be tokenised again.
     """
-    turn = _render_turn(tokenizer, messages)
-    input_ids = _encode(tokenizer, turn.whole)
-    spans = []
-    for end in _assistant_ends(messages[:-1]):
-        earlier = _render_turn(tokenizer, messages[:end])
-        if turn.whole.startswith(earlier.whole):
-            spans.append(_span(tokenizer, earlier, input_ids))
-    spans.append(_span(tokenizer, turn, input_ids))
-    loss_mask = [False] * len(input_ids)
-    for start, end in spans:
-        loss_mask[start:end] = [True] * (end - start)
-    if MARKER.search(tokenizer.get_chat_template()):
-        loss_mask = _narrow_to_markers(tokenizer, messages, input_ids, loss_mask, spans)
+
+    prompt: slice
+    whole: slice
+
+
+class _Conversation(NamedTuple):
+    """A rendered conversation.
+
+    Attributes:
+        text: from the first character to the last end-of-turn token, guards included.
+        replies: those to be learnt, in order.
+        marked: (start, end) in characters of what the template's own markers cover; None without markers.
+    """
+
+    text: str
+    replies: list[_Reply]
+    marked: list[tuple[int, int]] | None
+
+    def texts(self) -> list[str]:
+        """What is to be tokenised for it."""
+        return [self.text, *(self.text[border] for reply in self.replies for border in reply)]
+
+
+class _Template:
+    """A tokenizer's chat template, with what depends on it alone found out once."""
+
+    def __init__(self, tokenizer):
+        if not tokenizer.chat_template:
+            raise UserError(
+                "the tokenizer has no chat template, so conversations cannot be rendered; take an instruction-tuned "
+                "teacher or set tokenizer.chat_template"
+            )
+        self.tokenizer = tokenizer
+        self.source = tokenizer.get_chat_template()
+        tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        tokens.sort(key=len, reverse=True)  # the longest match counts, as for the tokenizer
+        self.control = _any_of(re.escape(token) for token in tokens)
+        # Only the first character is consumed: a control token may begin within another one.
+        self.quoted = _any_of(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in tokens if len(token) > 1)
+        self.closings: set[str] = set()  # what the template was seen to put behind a reply
+
+    def quote(self, messages: list[Message]) -> list[Message]:
+        """The messages with a guard in every control token, so that the tokenizer reads it as ordinary text."""
+        if any(GUARD in message["content"] for message in messages):
+            raise UserError(
+                "a message holds U+FDD0, which is no character and which stands for something else here; take it out"
+            )
+        return [message | {"content": self.quoted.sub(rf"\g<0>{GUARD}", message["content"])} for message in messages]
+
+    def tokenize(self, texts: Sequence[str]) -> dict:
+        """Rendered texts, each once, to what the tokenizer made of them (`tokenizers.Encoding`)."""
+        distinct = list(dict.fromkeys(texts))
+        if not distinct:
+            return {}
+        # The template writes its special tokens itself, a beginning-of-text token too.
+        batch = self.tokenizer(distinct, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return dict(zip(distinct, batch.encodings, strict=True))
+
+    def render_conversation(self, messages: list[Message]) -> _Conversation:
+        messages = self.quote(messages)
+        last = self._render_turn(messages)
+        earlier = [
+            self._render_turn(messages[: position + 1])
+            for position, message in enumerate(messages[:-1])
+            if message["role"] == "assistant"
+        ]
+        turns = [turn for turn in earlier if last.whole.startswith(turn.whole)] + [last]
+        controls = [match.start() for match in self.control.finditer(last.whole)]
+        replies = [_Reply(*(_slice_to(len(border), controls) for border in turn)) for turn in turns]
+        marked = self._marked(messages, last.whole) if MARKER.search(self.source) else None
+        return _Conversation(last.whole, replies, marked)
+
+    def _render_turn(self, messages: list[Message]) -> _Turn:
+        """Renders the last message of `messages`, an assistant's reply, behind the prompt that generation would see."""
+        *context, reply = messages
+        prompt = self.render(context, add_generation_prompt=True)
+        full = self.render(messages)
+        closing = self._known_closing(prompt, reply["content"], full)
+        if closing is None:
+            head, closing = self._probe(context)
+            if not (head.startswith(prompt) and not head[len(prompt) :].strip()):
+                # The template shows a finished turn otherwise than it opens one for generation, which is what counts.
+                self._check_opens_turn(prompt, context)
+                return _Turn(prompt, prompt + reply["content"] + self._ending(closing))
+        if not (full.startswith(prompt) and full.endswith(closing)):
+            raise UserError(
+                "the chat template rewrites this reply (a thinking block in it?), so that it no longer follows the "
+                f"prompt that generation sees; store the plain reply. It reads {_excerpt(reply['content'])}"
+            )
+        return _Turn(prompt, full.removesuffix(closing) + self._ending(closing))
+
+    def _known_closing(self, prompt: str, reply: str, full: str) -> str | None:
+        """A closing seen before, if `full` is the prompt, the reply (trimmed or not) and that closing."""
+        for closing in self.closings:
+            if full in (prompt + reply + closing, prompt + reply.strip() + closing):
+                return closing
+        return None
+
+    def _probe(self, context: list[Message]) -> tuple[str, str]:
+        """What the template puts before a reply to `context`, and behind it."""
+        head, found, closing = self.render([*context, {"role": "assistant", "content": PROBE}]).rpartition(PROBE)
+        if not found:
+            raise UserError("the chat template leaves the assistant's reply out of the conversation")
+        self._ending(closing)
+        self.closings.add(closing)
+        return head, closing
+
+    def _ending(self, closing: str) -> str:
+        """The template's text behind a reply up to its first control token and with it: the end of the turn."""
+        token = self.control.search(closing)
+        if not token:
+            raise UserError(
+                f"the chat template closes the assistant's turn with {closing!r}, which holds no special token, so "
+                "generation would never know where to stop; let the template write the tokenizer's end-of-turn token"
+            )
+        return closing[: token.end()]
+
+    def _check_opens_turn(self, prompt: str, context: list[Message]) -> None:
+        if prompt == self.render(context):
+            raise UserError(
+                "the chat template ignores add_generation_prompt, so generation would not know that it is the "
+                "assistant's turn; use a template that opens it"
+            )
+
+    def _marked(self, messages: list[Message], text: str) -> list[tuple[int, int]]:
+        """Where in `text` the template's own markers stand, as (start, end) in characters."""
+        (full,), (marked,) = render_jinja_template(
+            [messages],
+            chat_template=self.source,
+            return_assistant_tokens_mask=True,
+            enable_thinking=False,
+            **self.tokenizer.special_tokens_map,
+        )
+        if not full.startswith(text):
+            raise UserError(
+                "the chat template has {% generation %} markers but shows a finished reply otherwise than generation "
+                "sees it; let both open the assistant's turn in the same way"
+            )
+        return marked
+
+    def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
+            )
+        except TemplateError as error:
+            raise UserError(f"the chat template refuses this conversation: {error}") from None
+
+
+class _Tokens:
+    """What the tokenizer made of a rendered text, less the guards."""
+
+    def __init__(self, text: str, encodings: dict):
+        self.encoding = encodings[text]
+        self.guards = self._find_guards(text) if GUARD in text else []
+        self.ids = self._less_guards(self.encoding.ids)
+
+    def at(self, character: int) -> int:
+        """Position of the token that holds this character of the text."""
+        position = self.encoding.char_to_token(character) or 0
+        return position - bisect_left(self.guards, position)
+
+    def within(self, spans: list[tuple[int, int]]) -> list[bool]:
+        """Which tokens lie, if only in part, in one of these spans of characters."""
+        return self._less_guards(
+            [any(start < right and end > left for left, right in spans) for start, end in self.encoding.offsets]
+        )
+
+    def _find_guards(self, text: str) -> list[int]:
+        held = [text[start:end] for start, end in self.encoding.offsets]
+        if any(GUARD in characters and characters != GUARD for characters in held):
+            raise UserError(
+                "the tokenizer joins U+FDD0 with the characters around it, so that a special token quoted in a message "
+                "cannot be told from a real one; take it out of the message"
+            )
+        return [position for position, characters in enumerate(held) if characters == GUARD]
+
+    def _less_guards(self, values: list) -> list:
+        if not self.guards:
+            return values
+        guards = set(self.guards)
+        return [value for position, value in enumerate(values) if position not in guards]
+
+
+def _encode(conversation: _Conversation, encodings: dict) -> Encoded:
+    """Ids and mask of a rendered conversation whose texts have been tokenised."""
+    tokens = _Tokens(conversation.text, encodings)
+    marked = None if conversation.marked is None else tokens.within(conversation.marked)
+    loss_mask = [False] * len(tokens.ids)
+    for reply in conversation.replies:
+        start, end = _span(reply, conversation.text, tokens, encodings)
+        learnt = [True] * (end - start) if marked is None else marked[start:end]
+        learnt[-1] = any(learnt)  # markers may leave out the end-of-turn token, but a turn that is learnt must end
+        loss_mask[start:end] = learnt
     if not any(loss_mask) or all(loss_mask):
         extent = "every token" if any(loss_mask) else "no token"
         raise UserError(
             f"the chat template marks {extent} of the conversation as the assistant's, so there is nothing sound to "
             "learn; check its {% generation %} markers and its generation prompt"
         )
-    return input_ids, loss_mask
+    return Encoded(tokens.ids, loss_mask)
 
 
-def render_prompt(tokenizer, messages: list[Message]) -> list[int]:
-    """The ids that generation sees: the conversation so far and the opening of the assistant's turn, thinking off."""
-    return _encode(tokenizer, _render(tokenizer, messages, add_generation_prompt=True))
-
-
-def _assistant_ends(messages: list[Message]) -> list[int]:
-    return [position + 1 for position, message in enumerate(messages) if message["role"] == "assistant"]
-
-
-def _render_turn(tokenizer, messages: list[Message]) -> _Turn:
-    """Renders the last message of `messages`, an assistant's reply, behind the prompt that generation would see."""
-    *context, reply = messages
-    prompt = _render(tokenizer, context, add_generation_prompt=True)
-    probed = _render(tokenizer, [*context, {"role": "assistant", "content": PROBE}])
-    head, found, tail = probed.rpartition(PROBE)
-    if not found:
-        raise UserError("the chat template leaves the assistant's reply out of the conversation")
-    ending = tail[: _end_of_turn(tokenizer, tail)]
-
-    if not (head.startswith(prompt) and not head[len(prompt) :].strip()):
-        # The template shows a finished turn otherwise than it opens one for generation; generation is what counts.
-        if prompt == _render(tokenizer, context):
+def _span(reply: _Reply, text: str, tokens: _Tokens, encodings: dict) -> tuple[int, int]:
+    """Positions of a reply and its end-of-turn token, proven by comparing ids."""
+    positions = []
+    for border in reply:
+        leading = _Tokens(text[border], encodings).ids
+        start = tokens.at(border.start)
+        positions.append(start + len(leading))
+        if tokens.ids[start : positions[-1]] != leading:
             raise UserError(
-                "the chat template ignores add_generation_prompt, so generation would not know that it is the "
-                "assistant's turn; use a template that opens it"
+                "the tokenizer cuts the prompt otherwise once the reply follows (joining characters across the "
+                "border), so generation could never give this reply; take leading blanks and line breaks off it. "
+                f"It reads {_excerpt(text[reply.prompt.stop : reply.whole.stop])}"
             )
-        return _Turn(prompt, prompt + reply["content"] + ending)
-    full = _render(tokenizer, messages)
-    if not (full.startswith(prompt) and full.endswith(tail)):
-        raise UserError(
-            "the chat template rewrites this reply (a thinking block in it?), so that it no longer follows the prompt "
-            f"that generation sees; store the plain reply. It reads {reply['content'][:60]!r}"
-        )
-    return _Turn(prompt, full[: len(full) - len(tail)] + ending)
+    return tuple(positions)
 
 
-def _end_of_turn(tokenizer, tail: str) -> int:
-    """Length of the part of `tail`, the template's text behind a reply, up to its first special token and with it."""
-    ends = [
-        (tail.find(token.content), tail.find(token.content) + len(token.content))
-        for token in tokenizer.added_tokens_decoder.values()
-        if token.special and token.content in tail
-    ]
-    if not ends:
-        raise UserError(
-            f"the chat template closes the assistant's turn with {tail!r}, which holds no special token, so generation "
-            "would never know where to stop; let the template write the tokenizer's end-of-turn token"
-        )
-    first = min(start for start, _ in ends)
-    return max(end for start, end in ends if start == first)
+def _slice_to(border: int, controls: list[int]) -> slice:
+    """The slice of a text that ends at `border` and begins with the last control token before it, if there is one."""
+    before = bisect_left(controls, border)
+    return slice(controls[before - 1] if before else 0, border)
 
 
-def _span(tokenizer, turn: _Turn, input_ids: list[int]) -> tuple[int, int]:
-    """Positions of a turn's completion in the conversation, proven by comparing ids."""
-    prompt_ids, whole_ids = _encode(tokenizer, turn.prompt), _encode(tokenizer, turn.whole)
-    if whole_ids[: len(prompt_ids)] != prompt_ids or input_ids[: len(whole_ids)] != whole_ids:
-        raise UserError(
-            "the tokenizer cuts the prompt otherwise once the reply follows (joining characters across the border), so "
-            "generation could never give this reply; take leading blanks and line breaks off it. "
-            f"It reads {turn.whole[len(turn.prompt) :][:60]!r}"
-        )
-    return len(prompt_ids), len(whole_ids)
+def _excerpt(quoted: str) -> str:
+    return repr(quoted.replace(GUARD, "")[:60])
 
 
-def _narrow_to_markers(tokenizer, messages, input_ids, loss_mask, spans) -> list[bool]:
-    """Keeps what the template's own markers cover, and the end-of-turn token of each turn they touch."""
-    encoded = _apply_template(tokenizer, messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-    if encoded["input_ids"][: len(input_ids)] != input_ids:
-        raise UserError(
-            "the chat template has {% generation %} markers but shows a finished reply otherwise than generation sees "
-            "it; let both open the assistant's turn in the same way"
-        )
-    marked = [bool(mark) for mark in encoded["assistant_masks"][: len(input_ids)]]
-    narrowed = [learnt and mark for learnt, mark in zip(loss_mask, marked, strict=True)]
-    for start, end in spans:
-        narrowed[end - 1] = any(narrowed[start:end])
-    return narrowed
-
-
-def _render(tokenizer, messages: list[Message], add_generation_prompt: bool = False) -> str:
-    return _apply_template(tokenizer, messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-
-
-def _apply_template(tokenizer, messages: list[Message], **how):
-    if not tokenizer.chat_template:
-        raise UserError(
-            "the tokenizer has no chat template, so conversations cannot be rendered; take an instruction-tuned "
-            "teacher or set tokenizer.chat_template"
-        )
-    try:
-        return tokenizer.apply_chat_template(messages, enable_thinking=False, **how)
-    except TemplateError as error:
-        raise UserError(f"the chat template refuses this conversation: {error}") from None
-
-
-def _encode(tokenizer, text: str) -> list[int]:
-    # The template writes its special tokens itself, a beginning-of-text token too.
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+def _any_of(patterns: Iterable[str]) -> re.Pattern:
+    return re.compile("|".join(patterns) or "(?!)")

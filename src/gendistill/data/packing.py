@@ -5,6 +5,7 @@ decreasing finds each the fullest row that still holds it.
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,14 @@ class Piece:
     loss_mask: np.ndarray  # uint8 [length]; 1 where the token is a loss target, so never at 0: nothing predicts it
     opens_document: bool  # False for the rest of a document that began in an earlier row
 
+    def to_json(self) -> list:
+        return [self.input_ids.tolist(), self.loss_mask.tolist(), self.opens_document]
+
+    @classmethod
+    def from_json(cls, piece: list) -> "Piece":
+        input_ids, loss_mask, opens_document = piece
+        return cls(np.array(input_ids, np.int32), np.array(loss_mask, np.uint8), opens_document)
+
 
 def make_piece(input_ids, loss_mask=None, opens_document: bool = True) -> Piece:
     """A piece from ids [length] and a mask [length] of tokens to learn; None learns all that can be predicted."""
@@ -28,12 +37,12 @@ def make_piece(input_ids, loss_mask=None, opens_document: bool = True) -> Piece:
 
 
 class TextPacker:
-    """Pours documents one after another into rows without filler."""
+    """Pours documents one after another into rows without filler; `waiting` is the row that is not full yet."""
 
-    def __init__(self, sequence_length: int):
+    def __init__(self, sequence_length: int, waiting: Sequence[Piece] = ()):
         self.sequence_length = sequence_length
-        self._row: list[Piece] = []
-        self._space = sequence_length
+        self.waiting = list(waiting)
+        self._space = sequence_length - sum(len(piece.input_ids) for piece in self.waiting)
 
     def add(self, documents: list[np.ndarray]) -> list[list[Piece]]:
         """Takes documents, token ids [length] each, and returns the rows that are now full."""
@@ -42,29 +51,29 @@ class TextPacker:
             start = 0
             while start < len(ids):
                 part = ids[start : start + self._space]
-                self._row.append(make_piece(part, opens_document=start == 0))
+                self.waiting.append(make_piece(part, opens_document=start == 0))
                 start += len(part)
                 self._space -= len(part)
                 if self._space == 0:
-                    rows.append(self._row)
-                    self._row, self._space = [], self.sequence_length
+                    rows.append(self.waiting)
+                    self.waiting, self._space = [], self.sequence_length
         return rows
 
 
 class ConversationPacker:
-    """Packs whole conversations, a window at a time."""
+    """Packs whole conversations, many at a time; `waiting` are those that were left over."""
 
-    def __init__(self, sequence_length: int):
+    def __init__(self, sequence_length: int, waiting: Sequence[Piece] = ()):
         self.sequence_length = sequence_length
-        self._waiting: list[Piece] = []
+        self.waiting = list(waiting)
 
     def add(self, pieces: list[Piece]) -> list[list[Piece]]:
         """Takes pieces of at most `sequence_length` tokens and returns rows; what the emptiest row held waits."""
-        rows = self._best_fit([*self._waiting, *pieces])
+        rows = self._best_fit([*self.waiting, *pieces])
         if not rows:
             return []
         emptiest = min(range(len(rows)), key=lambda row: sum(len(piece.input_ids) for piece in rows[row]))
-        self._waiting = rows.pop(emptiest)
+        self.waiting = rows.pop(emptiest)
         return rows
 
     def _best_fit(self, pieces: list[Piece]) -> list[list[Piece]]:

@@ -5,8 +5,10 @@ Every problem is a UserError that names the file and, where there is one, the li
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +18,11 @@ from gendistill.recipe import Source
 EMBEDDED = "embedded:"
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 ROLES = ("system", "user", "assistant")
+ABOUT = re.compile(r"readme|licen[cs]e|notice", re.IGNORECASE)  # files of a folder that tell about its data
+SPLIT = re.compile(r"(train|test|validation|valid|val|dev)(?![A-Za-z0-9])")
 
 Message = dict[str, str]
-Located = Iterator[tuple[str, Any]]
+Located = Iterator[tuple[str, Any]]  # where, and the record or the UserError that says why it cannot be read
 
 
 class Document(NamedTuple):
@@ -36,19 +40,37 @@ def read_records(source: Source, seed: int = 0) -> Iterator[dict]:
         seed: for generated data ('embedded:NAME') only.
 
     Raises:
-        UserError: the file is missing, of an unknown kind, empty or damaged, or a record is not a mapping.
+        UserError: a file is missing, of an unknown kind, empty or damaged, or a record is not a mapping.
     """
     for _, record in _located_records(source, seed):
+        if isinstance(record, UserError):
+            raise record
         yield record
 
 
-def read_documents(source: Source, seed: int = 0) -> Iterator[Document]:
+def read_documents(source: Source, seed: int = 0) -> Iterator[Document | UserError]:
     """Yields a source's texts, or its conversations if `source.is_chat`.
 
+    A record that cannot be read or is malformed is yielded as the UserError that says why, so that the reader can
+    count and skip it.
+
     Raises:
-        UserError: as `read_records`; or a field is missing or of the wrong type, or a conversation is malformed.
+        UserError: a file is missing, of an unknown kind, empty or damaged; or the first record is malformed, which is
+            the recipe's mistake rather than the record's.
     """
+    first = True
     for where, record in _located_records(source, seed):
+        document = _document(source, where, record)
+        if first and isinstance(document, UserError):
+            raise document
+        first = False
+        yield document
+
+
+def _document(source: Source, where: str, record: dict | UserError) -> Document | UserError:
+    if isinstance(record, UserError):
+        return record
+    try:
         if source.messages is not None:
             content = _check_messages(_field(record, source.messages, list, where), where)
         elif source.prompt is not None:
@@ -58,7 +80,57 @@ def read_documents(source: Source, seed: int = 0) -> Iterator[Document]:
             ]
         else:
             content = _field(record, source.text, str, where)
-        yield Document(where, content)
+    except UserError as error:
+        return error
+    return Document(where, content)
+
+
+def local_files(source: Source) -> list[Path]:
+    """The files behind a source's path, sorted: the file itself, what a pattern matches, or a folder's files.
+
+    A folder that holds splits (train.jsonl, test-00000.parquet, validation/a.txt) gives those of `source.split`.
+
+    Raises:
+        UserError: there is no such file, no file of a known kind, or no such split; or the folder holds splits and the
+            source names none.
+    """
+    path = Path(source.path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        if found := sorted(Path(name) for name in glob(source.path, recursive=True) if _is_data(Path(name).name)):
+            return found
+        problem = "no such file, and no file matches it as a pattern"
+        raise UserError(
+            f"{path}: {problem}. A source's path is a {', '.join(SUFFIXES)} file, a folder or pattern of such files, "
+            f"or '{EMBEDDED}NAME'."
+        )
+    files = sorted(file for file in path.rglob("*") if file.is_file() and _is_data(file.name))
+    if not files:
+        raise UserError(f"{path}: no file of a known kind in this folder; known: {', '.join(SUFFIXES)}")
+    splits = {file: _split_of(file.relative_to(path)) for file in files}
+    named = sorted(filter(None, set(splits.values())))
+    if source.split is None:
+        if len(named) > 1:
+            raise UserError(f"{path}: holds the splits {', '.join(named)}; say which one by split: NAME")
+        return files
+    chosen = [file for file in files if splits[file] == source.split]
+    if not chosen:
+        there = f"it holds {', '.join(named)}" if named else "no file or folder in it is named after a split"
+        raise UserError(f"{path}: no split '{source.split}'; {there}")
+    return chosen
+
+
+def _is_data(name: str) -> bool:
+    return local_suffix(name) is not None and not ABOUT.match(name)
+
+
+def _split_of(file: Path) -> str | None:
+    """The split a file belongs to by its name (train.jsonl, train-00000-of-00002.parquet) or its folder's."""
+    for name in (file.name, *reversed(file.parts[:-1])):
+        if match := SPLIT.match(name):
+            return match[1]
+    return None
 
 
 def local_suffix(path: str) -> str | None:
@@ -69,8 +141,9 @@ def local_suffix(path: str) -> str | None:
 def _located_records(source: Source, seed: int) -> Located:
     empty = True
     for where, record in _open(source, seed):
-        if not isinstance(record, dict):
-            raise UserError(f"{where}: a record is an object with named fields, this is a {type(record).__name__}")
+        if not isinstance(record, dict | UserError):
+            kind = type(record).__name__
+            record = UserError(f"{where}: a record is an object with named fields, this is a {kind}")
         empty = False
         yield where, record
     if empty:
@@ -81,18 +154,20 @@ def _located_records(source: Source, seed: int) -> Located:
 
 def _open(source: Source, seed: int) -> Located:
     if source.hub is not None:
-        return _numbered(source.label, _hub_records(source))
-    if source.path.startswith(EMBEDDED):
+        yield from _numbered(source.label, _hub_records(source))
+    elif source.path.startswith(EMBEDDED):
         from gendistill import embedded
 
-        return _numbered(source.path, embedded.records(source.path.removeprefix(EMBEDDED), seed=seed))
-    path = Path(source.path)
-    if not path.is_file():
-        problem = "this is a folder, not a file" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: {problem}. A source's path is a {', '.join(SUFFIXES)} file or '{EMBEDDED}NAME'.")
+        yield from _numbered(source.path, embedded.records(source.path.removeprefix(EMBEDDED), seed=seed))
+    else:
+        for file in local_files(source):
+            yield from _read_file(file, source.text)
+
+
+def _read_file(path: Path, text_field: str) -> Located:
     suffix = local_suffix(path.name)
     if suffix == ".txt":
-        return _read_text(path, source.text)
+        return _read_text(path, text_field)
     if suffix == ".parquet":
         return _numbered(str(path), _read_parquet(path))
     if suffix is None:
@@ -131,14 +206,13 @@ def _read_json_lines(path: Path) -> Located:
 
 
 def _parse_json(line: bytes, where: str) -> Any:
+    """The line's value, or the UserError that says what is wrong with it."""
     try:
         return json.loads(line)
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+        return UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8")
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{where}: not JSON: {error.msg} at column {error.colno}; each line is one JSON object"
-        ) from None
+        return UserError(f"{where}: not JSON: {error.msg} at column {error.colno}; each line is one JSON object")
 
 
 def _read_parquet(path: Path) -> Iterator[dict]:
@@ -162,11 +236,11 @@ def _hub_records(source: Source) -> Iterator[dict]:
             "or download the data and give its path"
         ) from None
     try:
-        yield from datasets.load_dataset(source.hub, source.subset, split=source.split, streaming=True)
+        yield from datasets.load_dataset(source.hub, source.subset, split=source.split or "train", streaming=True)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{source.label} (subset {source.subset}, split {source.split}): cannot be read: {error}. Check the names "
-            "and the network, or download the data and give its path"
+            f"{source.label} (subset {source.subset}, split {source.split or 'train'}): cannot be read: {error}. Check "
+            "the names and the network, or download the data and give its path"
         ) from None
 
 

@@ -31,11 +31,12 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Reply:
-    """A greedy reply up to its end of sequence; `truncated` if the budget ran out first. `tokens` counts without it."""
+    """A reply up to its end of sequence; `truncated` if the budget ran out first. `tokens` and `ids` are without it."""
 
     text: str
     tokens: int
     truncated: bool
+    ids: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass
@@ -137,20 +138,24 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     advance: Advance = lambda items: None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
 ) -> list[Reply]:
-    """Greedy replies, whatever sampling settings the model came with.
+    """Greedy replies, or sampled ones if the temperature is above 0; settings the model came with do not count.
 
     Args:
         prompts: ids per item, from `render_prompts`.
         max_new_tokens: budget of each reply, the end of sequence included.
         advance: told how many items were finished.
+        temperature: divides the logits; samples follow torch's own random state.
+        top_p: sampled are the likeliest tokens that together have this probability.
 
     Raises:
         UserError: neither the tokenizer nor the model names an end of sequence.
     """
     ends = end_ids(model, tokenizer)
     settings = GenerationConfig(
-        do_sample=False,
+        **({"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}),
         num_beams=1,
         use_cache=True,
         max_new_tokens=max_new_tokens,
@@ -165,7 +170,7 @@ def generate(
         for index, ids in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
             length = next((position for position, token in enumerate(ids) if token in ends), None)
             text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
-            replies[index] = Reply(text, len(ids[:length]), truncated=length is None)
+            replies[index] = Reply(text, len(ids[:length]), truncated=length is None, ids=tuple(ids[:length]))
         advance(len(batch))
     return replies
 

@@ -2,7 +2,7 @@
 
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gendistill.data.sources import read_records
 from gendistill.errors import UserError
@@ -18,7 +18,8 @@ class Item:
 
     `candidates` are the replies that ranking compares, `candidates[gold]` the right one. `answers` are the accepted
     answers. `choices` are the option texts of a multiple_choice question. `shots` are worked examples, as pairs of a
-    user's and an assistant's turn. `id` is the index of the record in its source.
+    user's and an assistant's turn. `worked` is the right answer as an assistant would put it, or the worked solution.
+    `id` is the index of the record in its source.
     """
 
     id: int
@@ -29,6 +30,7 @@ class Item:
     answers: tuple[str, ...]
     choices: tuple[str, ...] = ()
     shots: tuple[tuple[str, str], ...] = ()
+    worked: str = ""
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -37,6 +39,18 @@ class Item:
         for user, assistant in self.shots:
             turns += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
         return turns + [{"role": "user", "content": user_turn(self.question, self.choices)}]
+
+    def rotations(self) -> list["Item"]:
+        """A multiple_choice question with its options moved up by 0, 1, ... places: each option once at each letter."""
+        return [
+            replace(
+                self,
+                choices=self.choices[by:] + self.choices[:by],
+                gold=(self.gold - by) % len(self.choices),
+                worked=self.candidates[(self.gold - by) % len(self.choices)],
+            )
+            for by in range(len(self.choices))
+        ]
 
     def parse(self, reply: str) -> Answer:
         """Reads the answer off a generated reply and marks it."""
@@ -191,7 +205,8 @@ def worked_answer(answer: str) -> str:
 
 
 def _item(name: str, kind: str, record: _Record, pool: dict[str, str], seed: int, shots: tuple) -> Item:
-    shared = {"id": record.index, "kind": kind, "question": record.question, "answers": record.answers, "shots": shots}
+    shared = {"id": record.index, "kind": kind, "question": record.question, "answers": record.answers}
+    shared |= {"shots": shots, "worked": record.worked}
     if kind == "multiple_choice":
         letters = tuple(LETTERS[: len(record.options)])
         return Item(candidates=letters, gold=record.gold, choices=record.options, **shared)

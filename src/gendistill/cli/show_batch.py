@@ -1,0 +1,65 @@
+"""gendistill show-batch: what a stage's next step will learn, token by token."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gendistill.cli.options import Output, Overrides, RecipeFile, open_run
+from gendistill.errors import UserError
+
+
+def command(
+    recipe: RecipeFile,
+    stage: Annotated[str, typer.Option(help="the stage whose batch to show")],
+    overrides: Overrides = None,
+    output: Output = None,
+    step: Annotated[
+        int | None, typer.Option(help="the batch after so many steps; after the newest checkpoint if not given")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="rows to show; totals are of the whole batch")] = 4,
+    full: Annotated[bool, typer.Option("--full", help="print long runs of tokens whole, too")] = False,
+    page: Annotated[Path | None, typer.Option(metavar="FILE", help="write an HTML page, too")] = None,
+) -> None:
+    """Show the next batch of a stage as it will be trained on; loads no model."""
+    if page is not None and not page.parent.is_dir():
+        raise UserError(f"--page {page}: there is no folder {page.parent}")
+    run = open_run(recipe, overrides, output)
+    stages = run.recipe.stages
+    if stage not in stages:
+        raise UserError(f"--stage {stage}: the recipe's stages are {', '.join(stages)}")
+
+    from gendistill.distill.batches import Loader
+    from gendistill.report.batch_view import print_view, to_page, view_step
+
+    settings = stages[stage]
+    index = next_step(run.folder.point(stage), settings.steps) if step is None else step
+    if not 0 <= index < settings.steps:
+        raise UserError(f"--step {index}: stage {stage} has {settings.steps} steps, 0 to {settings.steps - 1}")
+    tokens = settings.steps * settings.sequences_per_step * settings.sequence_length
+    dataset = run.prepare(settings.data, settings.sequence_length, tokens, settings.loss_on)
+    ends = set(dataset.stats.get("ends", [run.tokenizer.eos_token_id]))
+    loaded = Loader(dataset, settings).step(index)
+    view = view_step(loaded, run.tokenizer, ends, alignment=settings.compares != "end_to_end")
+
+    title = f"{stage}: the batch after {index:,} of {settings.steps:,} steps"
+    print_view(view, run.console, title=title, rows=rows, full=full)
+    if page is not None:
+        from gendistill.files import write_atomically
+
+        write_atomically(page, to_page(view, title=f"{run.recipe.name}, {title}", rows=rows))
+        run.console.print(f"\n{page}", markup=False)
+
+
+def next_step(folder: Path, steps: int) -> int:
+    """Steps that the newest checkpoint in a stage's folder has behind it; 0 if there is none.
+
+    Raises:
+        UserError: the checkpoint is of the stage's last step.
+    """
+    from gendistill.distill.checkpoint import checkpoints
+
+    done = [int(path.name.removeprefix("step-")) for path in checkpoints(folder / "checkpoints")]
+    if done and done[-1] >= steps:
+        raise UserError(f"{folder}: all {steps} steps are done, so no batch comes next; choose one with --step")
+    return done[-1] if done else 0

@@ -1,0 +1,44 @@
+"""gendistill synthesize: data that the teacher writes."""
+
+from typing import Annotated
+
+import typer
+
+from gendistill.cli.options import Output, Overrides, RecipeFile, open_run
+
+SetName = Annotated[str | None, typer.Option("--set", help="one set of the synthesis section; all if not given")]
+
+
+def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = None, name: SetName = None) -> None:
+    """Have the teacher answer the prompts of the recipe's synthesis section; goes on where it stopped."""
+    run = open_run(recipe, overrides, output)
+
+    from gendistill.errors import UserError
+
+    names = [name] if name else list(run.recipe.synthesis)
+    if not names:
+        raise UserError(f"{recipe}: has no synthesis section, so there is nothing for the teacher to write")
+    for each in names:
+        stats = run.synthesize(each)
+        run.console.print(_table(each, stats))
+        run.console.print(f"records: {run.folder.synthesis(each) / 'records.jsonl'}")
+
+
+def _table(name: str, stats: dict):
+    from rich.table import Table
+
+    table = Table(title=f"{name}: {stats['kept']:,} of {stats['replies']:,} replies kept", title_justify="left")
+    table.add_column("check")
+    for column in ("seen", "rejected", "passed"):
+        table.add_column(column, justify="right")
+    for reason, count in stats["not_asked"].items():
+        table.add_row(f"not asked: {reason}", f"{stats['prompts']:,}", f"{count:,}", _share(stats["prompts"], count))
+    for check, count in stats["checks"].items():
+        table.add_row(check, f"{count['seen']:,}", f"{count['rejected']:,}", _share(count["seen"], count["rejected"]))
+    if stats["letters"]:
+        table.caption = "letters: " + ", ".join(f"{letter} {count:,}" for letter, count in stats["letters"].items())
+    return table
+
+
+def _share(seen: int, rejected: int) -> str:
+    return f"{1 - rejected / seen:.1%}" if seen else ""

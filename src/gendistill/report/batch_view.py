@@ -1,0 +1,435 @@
+"""One training batch as its rows, documents and tokens, with the loss weight each token gets: a terminal view, a page.
+
+Weights are read off the batch the engine runs and not off the data set's mask, so that an engine that learnt the wrong
+tokens would show it. A weight stands on the token that is predicted, not on the one before, which predicts it.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import cache
+from html import escape
+from itertools import groupby
+from string import Template
+
+import numpy as np
+from rich.cells import cell_len
+from rich.console import Console
+from rich.rule import Rule
+from rich.text import Text
+
+from gendistill.distill.batches import Batch, Step
+
+NEWLINE = "↵"
+MARKS = {"\n": NEWLINE, " ": "·", "\t": "⇥"}
+CUT = "✂ cut: no end of a text or a turn here"
+ELIDED_AT_LEAST = 12  # tokens; a gap of fewer is not worth its sign
+KEPT = 32  # tokens shown at either end of a run that is elided
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of the batch.
+
+    Attributes:
+        text: what it stands for; white space and loose bytes are made visible.
+        position: in its document, 0-based.
+        weight: with which it counts for the loss; 0 for context.
+        target: the id that the batch tells the loss to expect here; None if nothing predicts this token.
+    """
+
+    text: str
+    id: int
+    position: int
+    weight: float
+    target: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """'wrong' if the loss expects another token here, else 'learnt' or 'context'."""
+        if self.weight and self.target not in (None, self.id):
+            return "wrong"
+        return "learnt" if self.weight else "context"
+
+    @property
+    def note(self) -> str:
+        expected = f", but the target is id {self.target}" if self.kind == "wrong" else ""
+        return f"id {self.id}, position {self.position}, weight {self.weight:g}{expected}"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A run of tokens that share attention and state; `cut` if its last token ends neither a text nor a turn."""
+
+    tokens: list[Token]
+    filler: bool
+    cut: bool
+
+    @property
+    def learnt(self) -> int:
+        return sum(token.weight > 0 for token in self.tokens)
+
+
+@dataclass(frozen=True)
+class BatchView:
+    """The rows of a step's micro-batches, in their order.
+
+    Attributes:
+        alignment: the stage compares layers, so weights say which tokens are compared.
+        problems: what the batch says of itself that cannot be true together; empty if it is sound.
+    """
+
+    rows: list[list[Document]]
+    alignment: bool
+    problems: list[str]
+
+    @property
+    def noun(self) -> str:
+        return "compared tokens" if self.alignment else "loss tokens"
+
+    @property
+    def documents(self) -> list[Document]:
+        """Filler is none."""
+        return [document for row in self.rows for document in row if not document.filler]
+
+    @property
+    def tokens(self) -> int:
+        """Filler included."""
+        return sum(len(document.tokens) for row in self.rows for document in row)
+
+    @property
+    def filler_tokens(self) -> int:
+        return self.tokens - sum(len(document.tokens) for document in self.documents)
+
+    @property
+    def learnt(self) -> int:
+        return sum(document.learnt for row in self.rows for document in row)
+
+    @property
+    def cut_documents(self) -> int:
+        return sum(document.cut for document in self.documents)
+
+    def totals(self) -> dict[str, str]:
+        """Of all rows; shares are of all tokens."""
+        return {
+            "rows": f"{len(self.rows):,}",
+            "tokens": f"{self.tokens:,}",
+            self.noun: f"{self.learnt:,} ({self.learnt / self.tokens:.1%})",
+            "filler": f"{self.filler_tokens:,} ({self.filler_tokens / self.tokens:.1%})",
+            "documents": f"{len(self.documents):,}",
+            "cut documents": f"{self.cut_documents:,}",
+        }
+
+    def verdict(self) -> list[str]:
+        """The problems, or one line that says what was checked."""
+        if self.problems:
+            return [f"inconsistent: {problem}" for problem in self.problems]
+        if self.alignment:
+            return [f"consistent: borders agree with positions, and the loss is divided by {self.learnt:,} tokens"]
+        return [
+            f"consistent: each of {self.learnt:,} targets is the token after its predictor and in the same document"
+        ]
+
+
+def view_step(step: Step, tokenizer, ends: Collection[int], *, alignment: bool) -> BatchView:
+    """Reads a step's micro-batches.
+
+    Args:
+        step: the whole step, of one process.
+        tokenizer: a fast transformers tokenizer.
+        ends: ids that end a document or a turn.
+        alignment: the stage compares layers: what counts is `Batch.counted` [B, T], and predictors do not matter.
+    """
+    text_of = token_texts(tokenizer)
+    rows = []
+    for batch in step.batches:
+        weights, targets = (batch.counted.numpy(), None) if alignment else _predicted(batch)
+        positions = _positions(batch)
+        for row, ids in enumerate(batch.input_ids.tolist()):
+            expected = [None] * len(ids) if targets is None else targets[row]
+            columns = zip(ids, positions[row].tolist(), weights[row].tolist(), expected, strict=True)
+            tokens = [Token(text_of(id), id, *rest) for id, *rest in columns]
+            rows.append(list(_documents(tokens, ends, tokenizer.pad_token_id)))
+    return BatchView(rows, alignment, _problems(step, alignment))
+
+
+def _predicted(batch: Batch) -> tuple[np.ndarray, list[list[int | None]]]:
+    """For each token [B, T] the weight with which it is predicted, and the id that is expected in its place."""
+    places, expected, weights = _entries(batch)
+    inside = places < batch.input_ids.numel()
+    weight = np.zeros(batch.input_ids.numel(), np.float32)
+    np.add.at(weight, places[inside], weights[inside])
+    targets = np.full(len(weight), None)
+    targets[places[inside]] = expected[inside]
+    shape = batch.input_ids.shape
+    return weight.reshape(shape), targets.reshape(shape).tolist()
+
+
+def _entries(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places of the predicted tokens in the flattened batch, targets and weights [P]; without what only fills up."""
+    real = (batch.weights > 0).numpy()
+    return (batch.predictors + 1).numpy()[real], batch.targets.numpy()[real], batch.weights.numpy()[real]
+
+
+def _positions(batch: Batch) -> np.ndarray:
+    """[B, T]; rows of one document each come without positions."""
+    if batch.position_ids is not None:
+        return batch.position_ids.numpy()
+    return np.broadcast_to(np.arange(batch.input_ids.shape[1]), batch.input_ids.shape)
+
+
+def _documents(row: list[Token], ends: Collection[int], pad_id: int | None) -> Iterator[Document]:
+    starts = [place for place, token in enumerate(row) if token.position == 0 or place == 0]
+    for start, stop in zip(starts, [*starts[1:], len(row)], strict=True):
+        tokens = row[start:stop]
+        # Nothing in a batch names the filler. It is a row's last document, behind some other one, and all padding.
+        filler = start > 0 and stop == len(row) and all(token.id == pad_id for token in tokens)
+        yield Document(tokens, filler, cut=not filler and tokens[-1].id not in ends)
+
+
+def _problems(step: Step, alignment: bool) -> list[str]:
+    counts = Counter()
+    for batch in step.batches:
+        counts["borders of documents that cu_seqlens and positions disagree on"] += _disputed_borders(batch)
+        if not alignment:
+            counts.update(_misplaced(batch))
+    problems = [f"{what}: {count:,}" for what, count in counts.items() if count]
+    counted = sum((batch.counted if alignment else batch.weights).sum().item() for batch in step.batches)
+    if counted != step.loss_tokens:
+        problems.append(f"the step divides its loss by {step.loss_tokens:,} tokens, its batches hold {counted:,g}")
+    return problems
+
+
+def _misplaced(batch: Batch) -> dict[str, int]:
+    places, expected, _ = _entries(batch)
+    inside = places < batch.input_ids.numel()
+    ids, opens = batch.input_ids.flatten().numpy(), _positions(batch).flatten() == 0
+    wrong = ids[places[inside]] != expected[inside]
+    return {
+        "targets that are not the token after their predictor": int(wrong.sum() + (~inside).sum()),
+        "targets that open a document, so that another document predicts them": int(opens[places[inside]].sum()),
+        "targets that are predicted more than once": len(places) - len(np.unique(places)),
+    }
+
+
+def _disputed_borders(batch: Batch) -> int:
+    if batch.cu_seqlens is None:
+        return 0
+    starts = np.flatnonzero(_positions(batch).flatten() == 0)
+    return len(np.setxor1d(batch.cu_seqlens.numpy(), np.append(starts, batch.input_ids.numel())))
+
+
+def token_texts(tokenizer) -> Callable[[int], str]:
+    """Gives the visible text of a token by its id: white space is a mark, a byte that is no whole character ⟨F0⟩."""
+    added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
+    alphabet = _byte_alphabet() if "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder) else None
+
+    @cache
+    def text_of(id: int) -> str:
+        token = added.get(id) or tokenizer.convert_ids_to_tokens(id)
+        if token is None:
+            return f"⟨id {id}⟩"
+        if id in added:
+            return visible(token)
+        if alphabet is not None and all(character in alphabet for character in token):
+            return visible(bytes(alphabet[character] for character in token).decode(errors="surrogateescape"))
+        if byte := re.fullmatch("<0x([0-9A-F]{2})>", token):  # byte fallback of SentencePiece
+            return visible(bytes.fromhex(byte[1]).decode(errors="surrogateescape"))
+        return visible(token.replace("▁", " "))
+
+    return text_of
+
+
+def visible(text: str) -> str:
+    """Text in which every character can be seen, and none steers a terminal.
+
+    Surrogates stand for bytes that are part of a character only, as in Python's error handler "surrogateescape".
+    """
+
+    def mark(character: str) -> str:
+        if character in MARKS or character.isprintable():
+            return MARKS.get(character, character)
+        code = ord(character)
+        return f"⟨{code & 0xFF:02X}⟩" if 0xDC80 <= code <= 0xDCFF else f"⟨U+{code:04X}⟩"
+
+    return "".join(map(mark, text))
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The byte behind each character of a byte-level vocabulary: itself if printable, else counted up from U+0100."""
+    themselves = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    renamed = sorted(set(range(0x100)) - set(themselves))
+    return {chr(byte): byte for byte in themselves} | {chr(0x100 + i): byte for i, byte in enumerate(renamed)}
+
+
+def _label(document: Document, number: int, noun: str) -> str:
+    size, learnt = _count(len(document.tokens), "tokens"), _count(document.learnt, noun)
+    if document.filler:
+        return f"filler, {size}, {learnt}" if document.learnt else f"filler, {size}"
+    return f"document {number}: {size}, {learnt}"
+
+
+def _count(number: int, plural: str) -> str:
+    return f"{number:,} {plural.removesuffix('s') if number == 1 else plural}"
+
+
+# The terminal
+
+STYLES = {"learnt": "green underline", "context": "dim", "wrong": "bold white on red"}
+BRACKETS = {"learnt": "⟦⟧", "context": ("", ""), "wrong": "⟪⟫"}
+
+
+def print_view(view: BatchView, console: Console, *, title: str, rows: int | None = None, full: bool = False) -> None:
+    """Prints totals and rows; where the console has no colours, brackets tell what is learnt.
+
+    Args:
+        rows: how many to show; all if None.
+        full: show every token; else the middle of a long run of one kind is elided, with its count.
+    """
+    plain = console.color_system is None or console.no_color
+    console.print(Text(title, "bold"))
+    console.print(Text("   ").join(Text.assemble((f"{name} ", "dim"), value) for name, value in view.totals().items()))
+    for line in view.verdict():
+        console.print(Text(line, "bold red" if view.problems else "green"))
+    console.print(_legend(view, plain))
+    for number, row in enumerate(view.rows[:rows], 1):
+        console.print()
+        for place, document in enumerate(row, 1):
+            label = f"row {number}, {_label(document, place, view.noun)}"
+            console.print(Rule(Text(label, "bold"), align="left", style="dim"))
+            if document.filler and not document.learnt:
+                continue
+            console.print(_flow(_pieces(document, plain, full), console.width), overflow="fold")
+            if document.cut:
+                console.print(Text(CUT, "bold red"))
+    if hidden := len(view.rows) - len(view.rows[:rows]):
+        console.print(Text(f"\n{_count(hidden, 'more rows')}", "dim"))
+
+
+def _legend(view: BatchView, plain: bool) -> Text:
+    shown = ("learnt", "context", "wrong") if view.problems else ("learnt", "context")
+    names = {"learnt": view.noun, "context": "context", "wrong": "another target than the token"}
+    samples = []
+    for kind in shown:
+        opening, closing = BRACKETS[kind] if plain else ("", "")
+        samples.append(Text(f"{opening}{names[kind]}{closing}", STYLES[kind]))
+    marks = Text(f"{NEWLINE} newline  · space  ⟨F0⟩ byte of a character  … left out", "dim")
+    return Text("   ").join([*samples, marks])
+
+
+def _pieces(document: Document, plain: bool, full: bool) -> Iterator[tuple[str, str]]:
+    """What is printed of a document, piece by piece: text and style."""
+    for kind, run in groupby(document.tokens, key=lambda token: token.kind):
+        texts, style = [token.text for token in run], STYLES[kind]
+        if plain:
+            opening, closing = BRACKETS[kind]
+            texts = [opening + texts[0], *texts[1:]]
+            texts[-1] += closing
+        left_out = 0 if full else len(texts) - 2 * KEPT
+        if left_out < ELIDED_AT_LEAST:
+            yield from ((text, style) for text in texts)
+            continue
+        yield from ((text, style) for text in texts[:KEPT])
+        yield f" … {left_out:,} tokens … ", "italic dim"
+        yield from ((text, style) for text in texts[-KEPT:])
+
+
+def _flow(pieces: Iterator[tuple[str, str]], width: int) -> Text:
+    """Lines of at most `width` cells, broken between tokens and after newlines: rich would break within them."""
+    text, column = Text(), 0
+    for piece, style in pieces:
+        if column and column + cell_len(piece) > width:
+            text.append("\n")
+            column = 0
+        text.append(piece, style)
+        column += cell_len(piece)
+        if NEWLINE in piece:
+            text.append("\n")
+            column = 0
+    text.rstrip()
+    return text
+
+
+# The page
+
+
+def to_page(view: BatchView, *, title: str, rows: int | None = None) -> str:
+    """A self-contained HTML page of the first `rows` rows, all if None; nothing in it is loaded or runs."""
+    names = {"learnt": view.noun, "context": "context"}
+    if view.problems:
+        names["wrong"] = "another target than the token"
+    shown = view.rows[:rows]
+    hidden = len(view.rows) - len(shown)
+    return PAGE.substitute(
+        title=escape(title),
+        totals="".join(f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in view.totals().items()),
+        verdict="".join(f"<p>{escape(line)}</p>" for line in view.verdict()),
+        sound="unsound" if view.problems else "sound",
+        legend=" ".join(f'<span class="{kind}">{name}</span>' for kind, name in names.items()),
+        rows="\n".join(_row_as_html(row, number, view.noun) for number, row in enumerate(shown, 1)),
+        rest=f"<p>{_count(hidden, 'more rows')}</p>" if hidden else "",
+    )
+
+
+def _row_as_html(row: list[Document], number: int, noun: str) -> str:
+    documents = "\n".join(_document_as_html(document, place, noun) for place, document in enumerate(row, 1))
+    return f"<section><h2>row {number}</h2>\n{documents}\n</section>"
+
+
+def _document_as_html(document: Document, number: int, noun: str) -> str:
+    label = escape(_label(document, number, noun))
+    if document.filler and not document.learnt:
+        return f'<div class="filler">{label}</div>'
+    cut = f'<p class="cut">{CUT}</p>' if document.cut else ""
+    return f"<article><h3>{label}</h3><p>{''.join(map(_token_as_html, document.tokens))}</p>{cut}</article>"
+
+
+def _token_as_html(token: Token) -> str:
+    line_break = "<br>" if NEWLINE in token.text else ""
+    return f'<span class="{token.kind}" title="{token.note}">{escape(token.text)}</span>{line_break}'
+
+
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>$title</title>
+<style>
+:root { color-scheme: light dark; --paper: #fff; --ink: #1f2328; --dim: #59636e; --edge: #d1d9e0;
+        --green: #116329; --soft: #dafbe1; --red: #b3202a; --pale: #ffebe9; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #0d1117; --ink: #e6edf3; --dim: #9198a1; --edge: #3d444d;
+          --green: #7ee787; --soft: #12311d; --red: #ff9492; --pale: #4a1418; }
+}
+body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
+       max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 0; flex: 0 0 100%; }
+section { display: flex; flex-wrap: wrap; gap: .5rem; margin: 2rem 0; }
+h3 { font-size: .85rem; font-weight: 600; color: var(--dim); margin: 0 0 .3rem; }
+dl { display: flex; flex-wrap: wrap; gap: .5rem 2rem; } dt { color: var(--dim); font-size: .85rem; }
+dd { margin: 0; font-size: 1.1rem; font-variant-numeric: tabular-nums; }
+.sound { color: var(--green); } .unsound, .cut { color: var(--red); font-weight: 600; }
+.legend, article > p { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: .9rem; }
+.legend > * { margin-right: 1.5rem; } .legend > em { color: var(--dim); font-style: normal; }
+article, .filler { border: 1px solid var(--edge); border-radius: 4px; padding: .6rem .8rem; flex: 1 1 auto;
+                   max-width: 100%; box-sizing: border-box; }
+article { border-left-width: 4px; } .filler { flex: 0 0 100%; border-style: dashed; color: var(--dim);
+                                          font-size: .85rem; }
+article > p { margin: 0; line-height: 1.75; overflow-wrap: anywhere; }
+article > .cut { margin-top: .3rem; }
+span { margin-right: 1px; }
+.context { color: var(--dim); } p > .context:hover, .learnt:hover { outline: 1px solid var(--ink); }
+.learnt { color: var(--green); background: var(--soft); border-bottom: 2px solid var(--green); padding-bottom: 2px; }
+.wrong { color: var(--red); background: var(--pale); text-decoration: wavy underline; font-weight: 700; }
+</style>
+<h1>$title</h1>
+<dl>$totals</dl>
+<div class="$sound">$verdict</div>
+<p class="legend">$legend <em>↵ newline</em> <em>· space</em> <em>⟨F0⟩ byte of a character</em></p>
+<p>Point at a token for its id, its position in the document and the weight with which it counts for the loss.</p>
+$rows
+$rest
+</html>
+""")

@@ -1,0 +1,134 @@
+"""Which replies are kept. Every check is cheap next to generation, so all replies are judged anew in one go."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gendistill.evaluate.protocols import Reply
+from gendistill.recipe import Synthesis
+from gendistill.sandbox import run_many
+from gendistill.synthesize.checks import Duplicates, repeats
+from gendistill.synthesize.overlap import OverlapIndex
+from gendistill.synthesize.prompts import Prompt
+
+FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+
+
+@dataclass
+class Answered:
+    """A prompt and one reply to it.
+
+    Attributes:
+        scores: log-likelihood of each letter as the reply, where a margin is asked for.
+        failed: the first check that rejects it; None if none does.
+        notes: what checks found, for the record.
+    """
+
+    prompt: Prompt
+    sample: int
+    reply: Reply
+    scores: Sequence[float] | None = None
+    failed: str | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def judge(answered: list[Answered], synthesis: Synthesis, overlap: OverlapIndex) -> dict[str, dict[str, int]]:
+    """Marks every reply with the first check it fails.
+
+    In this order: truncated, too_short, repeats, unparsed, wrong_answer, tests, rotations (another rotation of the
+    question was rejected or answered otherwise), margin, overlap, duplicate.
+
+    Returns:
+        for each check how many replies it saw and how many it rejected.
+    """
+    duplicates = Duplicates()
+    checks: dict[str, Callable[[list[Answered]], Iterator[Answered]]] = {
+        "truncated": lambda left: (a for a in left if a.reply.truncated and a.prompt.kind != "continuation"),
+        "too_short": lambda left: (a for a in left if a.reply.tokens < synthesis.min_new_tokens),
+        "repeats": lambda left: (a for a in left if repeats(a.reply.text)),
+        "unparsed": lambda left: (a for a in left if a.prompt.item is not None and _parse(a) is None),
+        "wrong_answer": lambda left: (
+            a for a in left if synthesis.known_answer and a.prompt.item is not None and not a.notes["correct"]
+        ),
+        "tests": _failing_tests,
+        "rotations": _disagreeing,
+        "margin": lambda left: (a for a in _narrow(left, synthesis.margin)),
+        "overlap": lambda left: (a for a in left if _overlaps(a, overlap)),
+        "duplicate": lambda left: (a for a in left if duplicates.add(f"{a.prompt.user}\n{a.reply.text}") != "new"),
+    }
+    counts = {}
+    for name, check in checks.items():
+        left = [a for a in answered if a.failed is None]
+        rejected = list(check(left))
+        for a in rejected:
+            a.failed = name
+        counts[name] = {"seen": len(left), "rejected": len(rejected)}
+    return counts
+
+
+def _parse(a: Answered) -> str | None:
+    answer = a.prompt.item.parse(a.reply.text)
+    a.notes |= {"answer": answer.parsed, "correct": answer.correct}
+    return answer.parsed
+
+
+def _failing_tests(left: list[Answered]) -> Iterator[Answered]:
+    tested = [a for a in left if a.prompt.tests is not None]
+    outcomes = run_many([f"{code_of(a.reply.text)}\n\n{a.prompt.tests}\n" for a in tested])
+    for a, outcome in zip(tested, outcomes, strict=True):
+        a.notes["tests"] = outcome.reason
+        if not outcome.ok:
+            yield a
+
+
+def code_of(reply: str) -> str:
+    """The reply's code: its fenced blocks one below the other, or all of it if it has none."""
+    return "\n\n".join(FENCED.findall(reply)) or reply
+
+
+def _chosen_option(a: Answered) -> str:
+    item = a.prompt.item
+    return item.choices[item.candidates.index(a.notes["answer"])]
+
+
+def _groups(left: list[Answered]) -> Iterator[list[Answered]]:
+    """The replies to one multiple-choice question under its rotations, those that are left."""
+    groups = defaultdict(list)
+    for a in left:
+        if a.prompt.kind == "multiple_choice":
+            groups[a.prompt.group, a.sample].append(a)
+    yield from groups.values()
+
+
+def _disagreeing(left: list[Answered]) -> Iterator[Answered]:
+    for group in _groups(left):
+        if len(group) < len(group[0].prompt.item.choices) or len(set(map(_chosen_option, group))) > 1:
+            yield from group
+
+
+def _narrow(left: list[Answered], margin: float | None) -> Iterator[Answered]:
+    """Questions whose letter leads by less than the margin under some rotation."""
+    if margin is None:
+        return
+    for group in _groups(left):
+        for a in group:
+            chosen = a.prompt.item.candidates.index(a.notes["answer"])
+            others = [score for letter, score in enumerate(a.scores) if letter != chosen]
+            a.notes["margin"] = round(a.scores[chosen] - max(others), 4)
+        if min(a.notes["margin"] for a in group) < margin:
+            yield from group
+
+
+def _overlaps(a: Answered, overlap: OverlapIndex) -> bool:
+    found = overlap.find(f"{a.prompt.asked}\n{a.reply.text}")
+    if found is not None:
+        a.notes["overlap"] = {"evaluation": found.evaluation, "item": found.item, "words": found.words}
+    return found is not None
+
+
+def letters(answered: list[Answered]) -> dict[str, int]:
+    """How often each letter is the answer among the multiple-choice replies that are kept."""
+    kept = (a for a in answered if a.failed is None and a.prompt.kind == "multiple_choice")
+    return dict(sorted(Counter(a.notes["answer"] for a in kept).items()))

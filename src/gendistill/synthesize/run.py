@@ -1,0 +1,228 @@
+"""Has the teacher answer a set of prompts and keeps what passes the checks.
+
+folder/settings.json   hash of all that the replies depend on
+folder/replies.jsonl   every reply, written batch by batch; a killed run goes on behind the last whole batch
+folder/records.jsonl   the replies that passed, as records to train on
+folder/rejected.jsonl  the others, with the check they failed
+folder/stats.json      counts of every check, tokens, seconds; written last
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gendistill.errors import UserError
+from gendistill.evaluate.protocols import Reply, end_ids, generate, rank
+from gendistill.evaluate.tasks import load_items
+from gendistill.files import write_atomically
+from gendistill.recipe import Synthesis, Task
+from gendistill.synthesize.checks import Duplicates
+from gendistill.synthesize.judge import Answered, judge, letters
+from gendistill.synthesize.overlap import OverlapIndex
+from gendistill.synthesize.prompts import Prompt, read_prompts
+
+RECORDS = "records.jsonl"
+
+
+def synthesize(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    synthesis: Synthesis,
+    tasks: dict[str, Task],
+    *,
+    seed: int,
+    folder: Path,
+    teacher: str,
+    console: Console,
+) -> dict[str, Any]:
+    """Writes a set of records into `folder`, or goes on with it; returns its statistics.
+
+    Prompts that are there twice, or share `synthesis.overlap` words with an item of any task, are not even asked.
+
+    Args:
+        model: the teacher, on the device and in the precision to generate in.
+        tasks: evaluation sets that no record may overlap with; of each all items, not only those that are drawn.
+        teacher: its name, for the records.
+
+    Raises:
+        UserError: a source does not fit, a prompt and its reply exceed the model's positions, out of memory, nothing
+            passed, or the folder holds replies of other prompts or another teacher.
+    """
+    prompts = read_prompts(synthesis, tokenizer, seed)
+    overlap = index_of(tasks, synthesis.overlap, seed)
+    asked, dropped = _worth_asking(prompts, overlap)
+    _check_length(model, asked, synthesis)
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, _digest(model, tokenizer, asked, synthesis, seed))
+    if not (folder / "stats.json").exists():
+        answered, generated = _ask(model, tokenizer, asked, synthesis, seed, folder, console)
+        counts = judge(answered, synthesis, overlap)
+        kept = [a for a in answered if a.failed is None]
+        stats = {"prompts": len(prompts), "not_asked": dropped, "replies": len(answered), "kept": len(kept)}
+        stats |= {"checks": counts, "letters": letters(answered), "overlap": dict(overlap.found)} | generated
+        if not kept:
+            raise UserError(f"{folder}: no reply passed the checks: {_rejections(counts)}. See replies.jsonl there")
+        about = {"teacher": teacher, "seed": seed, "temperature": synthesis.temperature, "top_p": synthesis.top_p}
+        _write_lines(folder / RECORDS, [record(a, about, tokenizer) for a in kept])
+        rejected = [a for a in answered if a.failed is not None]
+        _write_lines(folder / "rejected.jsonl", [record(a, about, tokenizer) for a in rejected])
+        write_atomically(folder / "stats.json", json.dumps(stats, indent=1) + "\n")
+    return json.loads((folder / "stats.json").read_text())
+
+
+def index_of(tasks: dict[str, Task], words: int, seed: int) -> OverlapIndex:
+    """All items of evaluation tasks: each question alone, with its options, and with its answer."""
+    index = OverlapIndex(words)
+    for name, task in tasks.items():
+        for item in load_items(name, task.model_copy(update={"items": None, "shots": 0}), seed):
+            index.add(name, item.question)
+            index.add(name, "\n".join([item.question, *item.choices, item.worked]))
+    return index
+
+
+def record(a: Answered, about: dict[str, Any], tokenizer) -> dict[str, Any]:
+    """A reply as a record: to train on, and to see how it came about."""
+    prompt = a.prompt
+    if prompt.kind == "continuation":
+        content = {"text": tokenizer.decode([*prompt.ids, *a.reply.ids]), "reference": prompt.reference}
+    else:
+        turns = [{"role": "user", "content": prompt.user}, {"role": "assistant", "content": a.reply.text}]
+        content = {"messages": turns, "prompt": prompt.user, "completion": a.reply.text, "reference": prompt.reference}
+    origin = {"id": f"{prompt.id}/{a.sample}", "kind": prompt.kind, "source": prompt.source, "record": prompt.record}
+    origin |= {"rotation": prompt.rotation, "sample": a.sample, "tokens": a.reply.tokens}
+    return content | origin | about | a.notes | ({"rejected_by": a.failed} if a.failed else {})
+
+
+def _worth_asking(prompts: list[Prompt], overlap: OverlapIndex) -> tuple[list[Prompt], dict[str, int]]:
+    """The prompts without those that are there twice, or that an evaluation asks; and how many those are."""
+    duplicates, groups, dropped = Duplicates(), {}, {"duplicate": 0, "overlap": 0}
+    for prompt in prompts:
+        if prompt.group not in groups:
+            reason = "duplicate" if duplicates.add(prompt.asked) != "new" else None
+            groups[prompt.group] = reason or ("overlap" if overlap.find(prompt.asked) else None)
+        if groups[prompt.group] is not None:
+            dropped[groups[prompt.group]] += 1
+    asked = [prompt for prompt in prompts if groups[prompt.group] is None]
+    if not asked:
+        raise UserError(f"none of {len(prompts)} prompts is left to ask: {dropped}")
+    return asked, dropped
+
+
+def _ask(model, tokenizer, prompts: list[Prompt], synthesis: Synthesis, seed: int, folder: Path, console: Console):
+    """Replies to all prompts, those of an earlier attempt among them; and tokens and seconds of this one."""
+    waiting = [(prompt, sample) for sample in range(synthesis.samples) for prompt in prompts]
+    waiting.sort(key=lambda pair: len(pair[0].ids), reverse=True)  # what does not fit in memory fails at once
+    size = synthesis.batch_size
+    batches = [waiting[start : start + size] for start in range(0, len(waiting), size)]
+    answered = _read_replies(folder / "replies.jsonl", batches)
+    done = len(answered)
+    began, tokens = time.perf_counter(), 0
+    with (
+        open(folder / "replies.jsonl", "a", encoding="utf-8") as file,
+        Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+        ) as progress,
+    ):
+        bar = progress.add_task("Asking the teacher", total=len(waiting), completed=done)
+        for number in range(done // size if done < len(waiting) else len(batches), len(batches)):
+            torch.manual_seed(seed * 1_000_003 + number)  # a batch's samples do not depend on where a run was killed
+            replies = _answer(model, tokenizer, batches[number], synthesis)
+            answered += replies
+            file.writelines(_line(a) for a in replies)
+            file.flush()
+            tokens += sum(a.reply.tokens + (not a.reply.truncated) for a in replies)
+            progress.advance(bar, len(replies))
+            speed = tokens / (time.perf_counter() - began)
+            progress.update(bar, description=f"Asking the teacher, {speed:,.0f} tokens/s")
+    seconds = time.perf_counter() - began
+    return answered, {"tokens_this_time": tokens, "seconds_this_time": round(seconds, 3)}
+
+
+def _answer(model, tokenizer, batch: list[tuple[Prompt, int]], synthesis: Synthesis) -> list[Answered]:
+    ids = [prompt.ids for prompt, _ in batch]
+    sampling = {"temperature": synthesis.temperature, "top_p": synthesis.top_p}
+    try:
+        replies = generate(model, tokenizer, ids, synthesis.max_new_tokens, len(batch), **sampling)
+        answered = [Answered(prompt, sample, reply) for (prompt, sample), reply in zip(batch, replies, strict=True)]
+        choices = [a for a in answered if a.prompt.kind == "multiple_choice"] if synthesis.margin is not None else []
+        ranked = rank(model, tokenizer, [a.prompt.item for a in choices], [a.prompt.ids for a in choices], len(batch))
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"out of memory with {len(batch)} prompts of {max(map(len, ids))} tokens at once and replies of "
+            f"{synthesis.max_new_tokens}; lower batch_size or max_new_tokens"
+        ) from None
+    for a, ranking in zip(choices, ranked, strict=True):
+        a.scores = ranking.scores
+    return answered
+
+
+def _line(a: Answered) -> str:
+    reply = {"id": a.prompt.id, "sample": a.sample, "reply": a.reply.text, "ids": a.reply.ids}
+    return json.dumps(reply | {"truncated": a.reply.truncated, "scores": a.scores}, ensure_ascii=False) + "\n"
+
+
+def _read_replies(path: Path, batches: list[list[tuple[Prompt, int]]]) -> list[Answered]:
+    """The replies of the whole batches that an earlier attempt has finished; what is behind them is cut off."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    answered: list[Answered] = []
+    for batch in batches:
+        if len(lines) < len(answered) + len(batch):
+            break
+        for prompt, sample in batch:
+            stored = json.loads(lines[len(answered)])
+            reply = Reply(stored["reply"], len(stored["ids"]), stored["truncated"], tuple(stored["ids"]))
+            answered.append(Answered(prompt, sample, reply, stored["scores"]))
+    write_atomically(path, "".join(line + "\n" for line in lines[: len(answered)]))
+    return answered
+
+
+def _check_length(model, prompts: list[Prompt], synthesis: Synthesis) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(prompt.ids) for prompt in prompts)
+    if limit is not None and longest + synthesis.max_new_tokens > limit:
+        raise UserError(
+            f"the longest prompt has {longest} tokens and replies up to {synthesis.max_new_tokens}; the teacher has "
+            f"{limit} positions. Lower max_new_tokens or leave that prompt out"
+        )
+
+
+def _digest(model, tokenizer, prompts: list[Prompt], synthesis: Synthesis, seed: int) -> dict[str, str]:
+    """Hashes of what the replies depend on, by name."""
+    asked = hashlib.sha256(json.dumps([(prompt.id, prompt.ids) for prompt in prompts]).encode()).hexdigest()
+    weights = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        flat = tensor.detach().flatten()
+        weights.update(f"{name} {flat[:: max(1, flat.numel() // 64)].float().cpu().tolist()}".encode())
+    how = synthesis.model_dump_json(exclude={"prompts"})
+    return {
+        "prompts": asked,
+        "teacher": weights.hexdigest(),
+        "settings": f"{how} seed {seed} ends {end_ids(model, tokenizer)}",
+    }
+
+
+def _claim(folder: Path, digest: dict[str, str]) -> None:
+    path = folder / "settings.json"
+    if not path.exists():
+        write_atomically(path, json.dumps(digest, indent=1) + "\n")
+    before = json.loads(path.read_text())
+    if changed := [name for name in digest if before.get(name) != digest[name]]:
+        raise UserError(
+            f"{folder}: holds replies made with other {', '.join(changed)}. Delete the folder to have them written anew"
+        )
+
+
+def _rejections(counts: dict[str, dict[str, int]]) -> str:
+    return ", ".join(f"{count['rejected']} {name}" for name, count in counts.items() if count["rejected"])
+
+
+def _write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
