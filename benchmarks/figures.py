@@ -126,6 +126,41 @@ def plan_accuracy_figures(results: Path) -> dict[str, dict]:
     }
 
 
+def prepare_figures(results: Path) -> dict[str, dict]:
+    """Speed of preparing text and its share of the tokenizer's own; memory; filler: benchmarks/prepare_data.py."""
+    raw = json.loads((results / "prepare.json").read_text())
+    speeds = [{side: run["tokens"] / run["seconds"] for side, run in each.items()} for each in raw["rounds"]]
+    shares = [speed["prepare"] / speed["alone"] for speed in speeds]
+    ours = [speed["prepare"] for speed in speeds]
+    filler = sum(each["filler_tokens"] for each in raw["instructions"])
+    wastes = [each["filler_tokens"] / (each["tokens"] + each["filler_tokens"]) for each in raw["instructions"]]
+    growth = median(each["prepare"]["peak_bytes"] for each in raw["rounds"]) / raw["quarter"]["peak_bytes"]
+    total = filler + sum(each["tokens"] for each in raw["instructions"])
+    figures = {
+        "prepare_tokens_per_second_cpu": {"value": round(median(ours)), "unit": "tokens/s", "spread": _spread(ours, 0)},
+        "prepare_share_of_tokenizer_speed": {
+            "value": round(median(shares), 3),
+            "unit": "ratio",
+            "spread": _spread(shares, 3),
+        },
+        "prepare_memory_ratio_60mb_vs_15mb": {"value": round(growth, 3), "unit": "ratio"},
+        "packing_waste": {"value": round(filler / total, 4), "unit": "ratio", "spread": _spread(wastes, 4)},
+    }
+    return {name: figure | {"source": "results/cpu/prepare.json"} for name, figure in figures.items()}
+
+
+def synthesize_figures(results: Path) -> dict[str, dict]:
+    """Tokens a second of the fastest set of benchmarks/synthesize_speed.py."""
+    sets = json.loads((results / "synthesize.json").read_text())["sets"].values()
+    speeds = [each["tokens_this_time"] / each["seconds_this_time"] for each in sets]
+    speed = {"value": round(max(speeds)), "unit": "tokens/s", "spread": _spread(speeds, 0)}
+    return {"h100_synthesize_tokens_per_second": speed | {"source": "results/gpu/synthesize.json"}}
+
+
+def _spread(values: list[float], digits: int) -> list[float]:
+    return [round(min(values), digits), round(max(values), digits)]
+
+
 def kda_cpu_times(raw: dict) -> str:
     """A line for each kind of state update and form: median milliseconds of a forward pass and of a training step."""
     lines = [f"{'ms':<18}{'form':<14}{'forward':>9}{'train':>9}"]

@@ -9,6 +9,7 @@ from figures import (
     demo_figures,
     kda_cpu_figures,
     plan_accuracy_figures,
+    prepare_figures,
     student_parameters,
     training_speed_figures,
 )
@@ -17,6 +18,7 @@ from figures import (
 def test_ledger_follows_from_its_sources():
     ledger = json.loads(LEDGER.read_text())
     expected = demo_figures(ROOT / "results/demo") | kda_cpu_figures(ROOT / "results/cpu")
+    expected |= prepare_figures(ROOT / "results/cpu")
     for on_gpu in (cold_start_figures, training_speed_figures, plan_accuracy_figures):
         expected |= on_gpu(ROOT / "results/gpu")
     for key in ("value", "spread"):

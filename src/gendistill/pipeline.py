@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from gendistill import machine, plan
 from gendistill.data.dataset import PackedDataset, prepare
+from gendistill.data.masks import check_masks
 from gendistill.data.sources import read_documents
 from gendistill.distill import distributed
 from gendistill.distill.batches import rows_as_tensors
@@ -207,6 +208,7 @@ class Run:
             )
         tokens = stage.steps * stage.sequences_per_step * stage.sequence_length
         dataset = self.prepare(stage.data, stage.sequence_length, tokens, stage.loss_on)
+        check_masks(dataset, self.tokenizer)
 
         history = self._train(name, stage, source, dataset, certificate | {"weights_sha256": weights})
         self.console.print(

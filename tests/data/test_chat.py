@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from gendistill.data.chat import encode_conversation, encode_conversations, render_prompt
+from gendistill.data.chat import encode_conversation, encode_conversations, ends_of_turns, render_prompt
 from gendistill.errors import UserError
 
 OPENING = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -249,3 +249,10 @@ def test_empty_batch(make_tokenizer):
 
 def test_markers_cover_a_last_character_of_many_tokens(make_tokenizer):
     assert learnt(make_tokenizer(MARKED_WITHOUT_END), [user("a"), assistant("é😀")]) == "é😀<|im_end|>"
+
+
+def test_ends_of_turns_that_differ(make_tokenizer):
+    tokenizer = make_tokenizer(
+        chatml_with_reply("{{ m.content }}{{ '<|im_end|>' if loop.index == 2 else '<|eot|>' }}\n")
+    )
+    assert ends_of_turns(tokenizer) == set(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|eot|>"]))

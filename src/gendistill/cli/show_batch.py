@@ -29,6 +29,9 @@ def command(
     if stage not in stages:
         raise UserError(f"--stage {stage}: the recipe's stages are {', '.join(stages)}")
 
+    from rich.markup import escape
+
+    from gendistill.data.masks import check_masks
     from gendistill.distill.batches import Loader
     from gendistill.report.batch_view import print_view, to_page, view_step
 
@@ -38,7 +41,11 @@ def command(
         raise UserError(f"--step {index}: stage {stage} has {settings.steps} steps, 0 to {settings.steps - 1}")
     tokens = settings.steps * settings.sequences_per_step * settings.sequence_length
     dataset = run.prepare(settings.data, settings.sequence_length, tokens, settings.loss_on)
-    ends = set(dataset.stats.get("ends", [run.tokenizer.eos_token_id]))
+    ends = set(dataset.stats["ends"])
+    try:
+        check_masks(dataset, run.tokenizer)
+    except UserError as error:  # training would refuse these rows; here they are to be seen
+        run.console.print(f"[bold red]{escape(str(error))}[/bold red]")
     loaded = Loader(dataset, settings).step(index)
     view = view_step(loaded, run.tokenizer, ends, alignment=settings.compares != "end_to_end")
 

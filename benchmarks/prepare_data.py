@@ -1,0 +1,116 @@
+"""How fast text becomes packed rows, beside the tokenizer alone, in how much memory; and how much room packing wastes.
+
+    python benchmarks/prepare_data.py --tokenizer DIR --text FILE... --instructions FILE,PROMPT,COMPLETION...
+
+Text: 60 MB of the files, from its JSON lines to rows of 2,048 tokens on disk; the tokenizer alone gets the same texts
+in the same batches, from memory, and hands out its ids. The two take turns, three rounds. Memory is the peak of a
+process that prepares, once with all of the text and once with a quarter of it. Instructions: filler in rows of 2,048.
+Run it on an otherwise idle machine; it takes about five minutes on 2 cores. Results go to results/cpu/prepare.json.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+from figures import ROOT, prepare_figures, record
+
+MEGABYTES, LENGTH, ROUNDS = 60, 2048, 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", required=True, help="folder of a Hugging Face tokenizer")
+    parser.add_argument("--text", nargs="+", required=True, help="files or folders of records with a field text")
+    parser.add_argument("--instructions", nargs="+", default=[], help="file, field of the prompt, of the completion")
+    arguments = parser.parse_args()
+    tokenizer = arguments.tokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        text = write_text(arguments.text, Path(folder), MEGABYTES)
+        rounds = []
+        for _ in range(ROUNDS):
+            alone = apart(tokenizer_alone, tokenizer, text)
+            rounds.append({"alone": alone, "prepare": apart(prepare_text, tokenizer, text, alone["tokens"])})
+        quarter = write_text(arguments.text, Path(folder), MEGABYTES // 4)
+        small = apart(prepare_text, tokenizer, quarter, apart(tokenizer_alone, tokenizer, quarter)["tokens"])
+        waste = [apart(prepare_instructions, tokenizer, each) for each in arguments.instructions]
+    raw = {"megabytes": MEGABYTES, "sequence_length": LENGTH, "cores": multiprocessing.cpu_count()}
+    raw |= {"rounds": rounds, "quarter": small, "instructions": waste}
+    path = ROOT / "results/cpu/prepare.json"
+    path.write_text(json.dumps(raw, indent=1) + "\n")
+    record(prepare_figures(path.parent), "python benchmarks/prepare_data.py")
+
+
+def apart(function, *arguments) -> dict:
+    """Runs it in a process of its own, so that its peak of memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def write_text(sources: list[str], folder: Path, megabytes: int) -> Path:
+    """The first megabytes of the sources' texts as one file of JSON lines."""
+    from gendistill.data.sources import read_records
+    from gendistill.recipe import Source
+
+    path, size = folder / f"{megabytes}.jsonl", 0
+    with open(path, "w") as file:
+        for source in sources:
+            for record in read_records(Source(path=source)):
+                if size >= megabytes * 2**20:
+                    return path
+                file.write(json.dumps({"text": record["text"]}, ensure_ascii=False) + "\n")
+                size += len(record["text"].encode())
+    raise SystemExit(f"the texts have {size / 2**20:.0f} MB; give more")
+
+
+def tokenizer_alone(tokenizer: str, text: Path) -> dict:
+    from transformers import AutoTokenizer
+
+    from gendistill.data.mixture import _batches
+
+    backend = AutoTokenizer.from_pretrained(tokenizer).backend_tokenizer
+    with open(text) as lines:
+        texts = [json.loads(line)["text"] for line in lines]
+    tokens, began = 0, time.perf_counter()
+    for batch in _batches(texts):
+        tokens += sum(len(encoding.ids) for encoding in backend.encode_batch_fast(batch, add_special_tokens=False))
+    return {"tokens": tokens, "seconds": time.perf_counter() - began}
+
+
+def prepare_text(tokenizer: str, text: Path, tokens: int) -> dict:
+    """All of the text but for what does not fill the last row."""
+    from gendistill.recipe import Source
+
+    return prepare(tokenizer, Source(path=str(text)), tokens // LENGTH * LENGTH, "all")
+
+
+def prepare_instructions(tokenizer: str, each: str) -> dict:
+    """A million tokens of rows, read as often as that takes."""
+    from gendistill.recipe import Source
+
+    path, prompt, completion = each.split(",")
+    source = Source(path=path, prompt=prompt, completion=completion, epochs=1000, skip_malformed=10**6)
+    return {"data": Path(path).parent.name} | prepare(tokenizer, source, 2**20, "completion")
+
+
+def prepare(tokenizer: str, source, tokens: int, loss_on: str) -> dict:
+    from transformers import AutoTokenizer
+
+    from gendistill.data import dataset
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    settings = dict(sequence_length=LENGTH, tokens=tokens, loss_on=loss_on, seed=0)
+    with tempfile.TemporaryDirectory() as cache:
+        began = time.perf_counter()
+        stats = dataset.prepare([source], tokenizer, **settings, cache=cache).stats
+        seconds = time.perf_counter() - began
+    counts = {name: stats[name] for name in ("tokens", "filler_tokens", "documents", "loss_tokens")}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return counts | {"malformed": stats["sources"][0]["malformed"], "seconds": seconds, "peak_bytes": peak}
+
+
+if __name__ == "__main__":
+    main()
