@@ -29,6 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tokenizer = arguments.tokenizer
     with tempfile.TemporaryDirectory() as folder:
+        waste = [apart(prepare_instructions, tokenizer, each) for each in arguments.instructions]
         text = write_text(arguments.text, Path(folder), MEGABYTES)
         rounds = []
         for _ in range(ROUNDS):
@@ -36,7 +37,6 @@ def main() -> None:
             rounds.append({"alone": alone, "prepare": apart(prepare_text, tokenizer, text, alone["tokens"])})
         quarter = write_text(arguments.text, Path(folder), MEGABYTES // 4)
         small = apart(prepare_text, tokenizer, quarter, apart(tokenizer_alone, tokenizer, quarter)["tokens"])
-        waste = [apart(prepare_instructions, tokenizer, each) for each in arguments.instructions]
     raw = {"megabytes": MEGABYTES, "sequence_length": LENGTH, "cores": multiprocessing.cpu_count()}
     raw |= {"rounds": rounds, "quarter": small, "instructions": waste}
     path = ROOT / "results/cpu/prepare.json"
@@ -51,31 +51,39 @@ def apart(function, *arguments) -> dict:
 
 
 def write_text(sources: list[str], folder: Path, megabytes: int) -> Path:
-    """The first megabytes of the sources' texts as one file of JSON lines."""
+    """The first megabytes of the sources' texts as one file of JSON lines, a megabyte of each in turn."""
     from gendistill.data.sources import read_records
     from gendistill.recipe import Source
 
     path, size = folder / f"{megabytes}.jsonl", 0
+    readers = [read_records(Source(path=source)) for source in sources]
     with open(path, "w") as file:
-        for source in sources:
-            for record in read_records(Source(path=source)):
-                if size >= megabytes * 2**20:
-                    return path
-                file.write(json.dumps({"text": record["text"]}, ensure_ascii=False) + "\n")
-                size += len(record["text"].encode())
+        while readers:
+            for reader in list(readers):  # about as much of each, so that a part of the text is like the whole
+                written = 0
+                while written < 2**20 and size < megabytes * 2**20:
+                    record = next(reader, None)
+                    if record is None:
+                        readers.remove(reader)
+                        break
+                    file.write(json.dumps({"text": record["text"]}, ensure_ascii=False) + "\n")
+                    written += len(record["text"].encode())
+                    size += len(record["text"].encode())
+            if size >= megabytes * 2**20:
+                return path
     raise SystemExit(f"the texts have {size / 2**20:.0f} MB; give more")
 
 
 def tokenizer_alone(tokenizer: str, text: Path) -> dict:
     from transformers import AutoTokenizer
 
-    from gendistill.data.mixture import _batches
+    from gendistill.data.mixture import batches
 
     backend = AutoTokenizer.from_pretrained(tokenizer).backend_tokenizer
     with open(text) as lines:
         texts = [json.loads(line)["text"] for line in lines]
     tokens, began = 0, time.perf_counter()
-    for batch in _batches(texts):
+    for batch in batches(texts, len):
         tokens += sum(len(encoding.ids) for encoding in backend.encode_batch_fast(batch, add_special_tokens=False))
     return {"tokens": tokens, "seconds": time.perf_counter() - began}
 

@@ -165,7 +165,6 @@ def _write(folder: Path, sources, tokenizer, sequence_length, rows, loss_on, see
     state = json.loads((folder / STATE).read_text()) if (folder / STATE).exists() else {}
     counts = Counts(**state.get("counts", {}))
     mixture = Mixture(sources, tokenizer, sequence_length, rows, loss_on, seed, state.get("mixture"))
-    columns = {name: _column(folder / f"{name}.npy", dtype, (rows, sequence_length)) for name, dtype in COLUMNS.items()}
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     # Neighbouring rows come from one window of the sources, often from one document: scatter them over the whole set.
     places = np.random.default_rng(seed).permutation(rows)
@@ -174,6 +173,8 @@ def _write(folder: Path, sources, tokenizer, sequence_length, rows, loss_on, see
         while mixture.made < rows:
             start = mixture.made
             made = mixture.next_round()
+            # Opened for each round: the pages of those before would stay in the process's memory.
+            columns = {name: _column(folder, name, (rows, sequence_length)) for name in COLUMNS}
             for place, pieces in zip(places[start:], made, strict=False):
                 for name, values in lay_out_row(pieces, sequence_length, pad_id).items():
                     columns[name][place] = values
@@ -185,11 +186,12 @@ def _write(folder: Path, sources, tokenizer, sequence_length, rows, loss_on, see
     return counts, mixture
 
 
-def _column(path: Path, dtype, shape: tuple[int, int]) -> np.memmap:
-    """A column to write to, as an earlier attempt left it or new."""
+def _column(folder: Path, name: str, shape: tuple[int, int]) -> np.memmap:
+    """A column to write to, as an earlier round or attempt left it, or new."""
+    path = folder / f"{name}.npy"
     if path.exists():
         return np.load(path, mmap_mode="r+")
-    column = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    column = np.lib.format.open_memmap(path, mode="w+", dtype=COLUMNS[name], shape=shape)
     with open(path, "r+b") as file:
         # A file with holes would kill the process where the disk is full; this says so beforehand.
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -264,19 +266,12 @@ def tokenizer_hash(tokenizer) -> str:
     Raises:
         UserError: this is no fast tokenizer.
     """
-    return hashlib.sha256(json.dumps(_tokenizer_state(tokenizer), sort_keys=True).encode()).hexdigest()[:20]
-
-
-def _tokenizer_state(tokenizer) -> dict:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer; give the teacher a tokenizer.json")
-    state = json.loads(backend.to_str())
-    # Left over from earlier calls, and set anew by every call.
-    del state["truncation"], state["padding"]
-    return state | {
-        "chat_template": tokenizer.chat_template,
-        "end": tokenizer.eos_token_id,
-        "separator": tokenizer.sep_token_id,
-        "pad": tokenizer.pad_token_id,
-    }
+    backend.no_truncation()  # left over from earlier calls, and set anew by every call
+    backend.no_padding()
+    ids = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
+    digest = hashlib.sha256(backend.to_str().encode())
+    digest.update(json.dumps([tokenizer.chat_template, *ids]).encode())
+    return digest.hexdigest()[:20]

@@ -285,7 +285,7 @@ class _Encoder:
         backend.no_truncation()  # what an earlier call left behind
         backend.no_padding()
         encoded = []
-        for batch in _batches(texts):
+        for batch in batches(texts, len):
             # The tokenizer's own fast call: it makes no offsets, which nobody reads here.
             for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
                 encoded.append(self._checked(np.array([*encoding.ids, self.end], dtype=np.int32)))
@@ -299,7 +299,9 @@ class _Encoder:
         `malformed` is told of each that cannot be encoded.
         """
         pieces = []
-        encoded = encode_conversations(self.tokenizer, [document.content for document in documents])
+        encoded = []
+        for batch in batches(documents, _characters):
+            encoded += encode_conversations(self.tokenizer, [document.content for document in batch])
         for document, conversation in zip(documents, encoded, strict=True):
             if isinstance(conversation, UserError):
                 malformed(UserError(f"{document.where}: {conversation}"))
@@ -328,12 +330,12 @@ def end_of_text(tokenizer) -> int | None:
     return next((token for token in ends if token is not None), None)
 
 
-def _batches(texts: list[str]) -> Iterator[list[str]]:
-    """Texts of BATCH_CHARACTERS together, to within one."""
+def batches(items: list, characters: Callable[[Any], int]) -> Iterator[list]:
+    """Items of BATCH_CHARACTERS together, to within one."""
     batch, size = [], 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
+    for item in items:
+        batch.append(item)
+        size += characters(item)
         if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
