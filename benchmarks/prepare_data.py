@@ -28,19 +28,17 @@ def main() -> None:
     parser.add_argument("--instructions", nargs="+", default=[], help="file, field of the prompt, of the completion")
     arguments = parser.parse_args()
     tokenizer = arguments.tokenizer
+    path = ROOT / "results/cpu/prepare.json"
+    raw = {"megabytes": MEGABYTES, "sequence_length": LENGTH, "cores": multiprocessing.cpu_count(), "rounds": []}
     with tempfile.TemporaryDirectory() as folder:
-        waste = [apart(prepare_instructions, tokenizer, each) for each in arguments.instructions]
+        raw["instructions"] = [apart(prepare_instructions, tokenizer, each) for each in arguments.instructions]
+        quarter = write_text(arguments.text, Path(folder), MEGABYTES // 4)
+        raw["quarter"] = apart(prepare_text, tokenizer, quarter, apart(tokenizer_alone, tokenizer, quarter)["tokens"])
         text = write_text(arguments.text, Path(folder), MEGABYTES)
-        rounds = []
         for _ in range(ROUNDS):
             alone = apart(tokenizer_alone, tokenizer, text)
-            rounds.append({"alone": alone, "prepare": apart(prepare_text, tokenizer, text, alone["tokens"])})
-        quarter = write_text(arguments.text, Path(folder), MEGABYTES // 4)
-        small = apart(prepare_text, tokenizer, quarter, apart(tokenizer_alone, tokenizer, quarter)["tokens"])
-    raw = {"megabytes": MEGABYTES, "sequence_length": LENGTH, "cores": multiprocessing.cpu_count()}
-    raw |= {"rounds": rounds, "quarter": small, "instructions": waste}
-    path = ROOT / "results/cpu/prepare.json"
-    path.write_text(json.dumps(raw, indent=1) + "\n")
+            raw["rounds"].append({"alone": alone, "prepare": apart(prepare_text, tokenizer, text, alone["tokens"])})
+            path.write_text(json.dumps(raw, indent=1) + "\n")
     record(prepare_figures(path.parent), "python benchmarks/prepare_data.py")
 
 

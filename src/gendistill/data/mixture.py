@@ -235,7 +235,9 @@ class Mixture:
         Raises:
             UserError: a source cannot be read or runs dry, or too much of it is malformed or empty.
         """
-        wanted = min(ROUND_TOKENS, (self.rows - self.made) * self.sequence_length)
+        waiting = sum(map(length, [*self.texts.waiting, *self.conversations.waiting]))
+        wanted = (self.rows - self.made) * self.sequence_length - waiting
+        wanted = max(1, min(ROUND_TOKENS, wanted))  # conversations can wait for one that fits
         texts, conversations = [], []
         while wanted > 0:
             document = min(self.streams, key=lambda stream: stream.share).take()

@@ -22,6 +22,8 @@ PAIRED_HEADER = [
     "unparsed",
 ]
 
+SURE_HEADER = ["task", "rank: kept", "gen: kept", "above chance", "gap", "p", "seen"]
+
 
 def paired_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Cells under PAIRED_HEADER for one point of `paired_table`: percent, and points for the gap."""
@@ -39,6 +41,29 @@ def paired_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         ]
         for row in rows
     ]
+
+
+def sure_cells(rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Cells under SURE_HEADER for the rows of `comparison.compare`: percent, and points for gap and seen."""
+    return [
+        [
+            task,
+            _interval(row["ranking"]["retention"], 100),
+            _interval(row["generation"]["retention"], 100),
+            _percent(row["generation"]["corrected_retention"]),
+            _interval(row["gap"], 1),
+            f"{row['generation']['p']:.2g}" if "p" in row["generation"] else "",
+            f"{row['generation']['smallest_difference']:.1f}" if "p" in row["generation"] else "",
+        ]
+        for task, row in rows.items()
+    ]
+
+
+def _interval(estimate: Mapping[str, Any], scale: float) -> str:
+    if estimate["value"] is None:
+        return "–"
+    low, high = estimate["interval"]
+    return f"{scale * estimate['value']:.1f} ({scale * low:.1f} to {scale * high:.1f})"
 
 
 def points_cells(teacher: Scores, points: Mapping[str, Scores]) -> tuple[list[str], list[list[str]]]:

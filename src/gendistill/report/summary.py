@@ -5,8 +5,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from gendistill.evaluate.comparison import compare, rank_flips
 from gendistill.evaluate.statistics import Scores, paired_table
-from gendistill.evaluate.tables import PAIRED_HEADER, paired_cells, points_cells, to_markdown
+from gendistill.evaluate.tables import PAIRED_HEADER, SURE_HEADER, paired_cells, points_cells, sure_cells, to_markdown
 from gendistill.files import write_atomically
 from gendistill.runfolder import RunFolder
 
@@ -23,6 +24,9 @@ def write_summary(run: RunFolder, teacher: Scores, students: Mapping[str, Scores
     last = list(students)[-1]
     certificate = json.loads((run.student("conversion") / "certificate.json").read_text())
     plotted = plot_losses(run)
+    records = {label: _all_records(run, label) for label in ("teacher", *students)}
+    sure = compare(records["teacher"], records[last], run.recipe.seed)
+    flips = rank_flips({label: records[label] for label in students})
     sections = [
         f"# {run.recipe.name}: {run.recipe.teacher} -> hybrid, after {last}",
         _ABOUT.format(
@@ -36,6 +40,12 @@ def write_summary(run: RunFolder, teacher: Scores, students: Mapping[str, Scores
         to_markdown(PAIRED_HEADER, paired_cells(paired[last])),
         "Accuracy and unparsed replies in percent; kept = student / teacher; gap = kept by ranking minus kept by "
         "generation, in points.",
+        "## How sure",
+        to_markdown(SURE_HEADER, sure_cells(sure)),
+        "Kept and gap with 95 % intervals of a paired bootstrap over items; above chance = what is kept of the "
+        "accuracy beyond guessing; p by McNemar's exact test on the replies; seen = the smallest difference that so "
+        "many items show four times in five, in points.",
+        *_flip_lines(flips),
         "## The way there",
         to_markdown(*points_cells(teacher, students)),
         "Each task: accuracy by ranking/by generation, percent.",
@@ -43,7 +53,8 @@ def write_summary(run: RunFolder, teacher: Scores, students: Mapping[str, Scores
         "## Answers, word for word",
         _answers(run, list(students)),
     ]
-    write_atomically(run.root / "scores.json", json.dumps({"teacher": teacher.to_dict(), "paired": paired}, indent=1))
+    scores = {"teacher": teacher.to_dict(), "paired": paired, "sure": {last: sure}}
+    write_atomically(run.root / "scores.json", json.dumps(scores | {"rank_flips": flips}, indent=1))
     path = run.root / "summary.md"
     write_atomically(path, "\n\n".join(sections) + "\n")
     return path
@@ -53,6 +64,20 @@ _ABOUT = (
     "{kept} layers keep softmax attention, {linear} hold Kimi Delta Attention. Next-token loss before any training: "
     "teacher {teacher_loss:.3f}, untouched student {student_loss:.3f}, uniform guess {uniform_loss:.3f} nats."
 )
+
+
+def _flip_lines(flips: list[dict]) -> list[str]:
+    """A sentence for each pair of points that ranking orders one way and generation the other."""
+    return [
+        f"Ranking prefers {flip['models'][0]} to {flip['models'][1]} by {flip['ranking']:.1f} points "
+        f"(p {flip['p']['ranking']:.3f}), generation the other way round by {-flip['generation']:.1f} "
+        f"(p {flip['p']['generation']:.3f})."
+        for flip in flips
+    ]
+
+
+def _all_records(run: RunFolder, label: str) -> dict[str, list[dict]]:
+    return {task: _records(run.evaluation / label / f"{task}.jsonl") for task in run.recipe.evaluation.tasks}
 
 
 def _answers(run: RunFolder, labels: list[str]) -> str:
