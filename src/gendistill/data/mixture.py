@@ -6,6 +6,7 @@ killed goes on after its last round and gives the same rows.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -65,29 +66,54 @@ class _Position:
         return cls(**(state | {"finished": SourceCounts(**state["finished"])}))
 
 
-class _Stream:
-    """Encoded documents of one source: windows in stored order, each shuffled."""
+@dataclass
+class _Window:
+    """Records that were read together, shuffled and encoded.
 
-    def __init__(self, source: Source, number: int, seed: int, encoder: "_Encoder", budget: int, position: _Position):
+    Attributes:
+        end: number of the record behind the last.
+        met: in reading it.
+        malformed: why records of it could not be read or encoded.
+    """
+
+    documents: list[np.ndarray | Piece]
+    end: int
+    met: SourceCounts
+    malformed: list[UserError]
+
+
+class _Stream:
+    """Encoded documents of one source: windows in stored order, each shuffled, and the next one prepared ahead."""
+
+    def __init__(
+        self,
+        source: Source,
+        number: int,
+        seed: int,
+        encoder: "_Encoder",
+        budget: int,
+        position: _Position,
+        pool: ThreadPoolExecutor,
+    ):
         """
         Args:
             number: of the source in the mixture; sources of the same files are shuffled differently.
             budget: tokens that the mixture wants of it, for the size of windows and for error messages.
             position: where to go on.
+            pool: of one thread, in which windows are read and encoded while this one packs.
         """
         self.source, self.number, self.seed, self.encoder = source, number, seed, encoder
-        self.budget, self.position = budget, position
+        self.budget, self.position, self.pool = budget, position, pool
         self.characters = min(WINDOW_CHARACTERS, CHARACTERS_PER_TOKEN * budget)
-        self.met = SourceCounts()  # in this window, in reading
-        self.window: list[np.ndarray | Piece] | None = None
-        self.window_end = 0
-        self.used_tokens = 0
         self.records: Iterator | None = None
-        self.first_malformed: UserError | None = None
+        self.ahead: Future[_Window] | None = None
+        self.window: _Window | None = None
+        self.used_tokens = 0
 
     @property
     def counts(self) -> SourceCounts:
-        return self.position.finished + self.met + SourceCounts(self.position.used, self.used_tokens)
+        met = SourceCounts() if self.window is None else self.window.met
+        return self.position.finished + met + SourceCounts(self.position.used, self.used_tokens)
 
     @property
     def share(self) -> float:
@@ -102,22 +128,27 @@ class _Stream:
         """
         if self.window is None:
             self._load()
-            self.used_tokens = sum(map(length, self.window[: self.position.used]))
-        while self.position.used == len(self.window):
-            self._next_window()
-        document = self.window[self.position.used]
+            self.used_tokens = sum(map(length, self.window.documents[: self.position.used]))
+        while self.position.used == len(self.window.documents):
+            self._move_on()
+        document = self.window.documents[self.position.used]
         self.position.used += 1
         self.used_tokens += length(document)
         return document
 
-    def _next_window(self) -> None:
-        self.position = _Position(self.position.epoch, self.window_end, 0, self.counts)
-        self.met, self.used_tokens = SourceCounts(), 0
-        self._load()
-        if self.window_end == self.position.record:  # nothing was left of this pass
-            self._next_epoch()
+    def check_skipped(self) -> None:
+        counts = self.counts
+        if 2 * counts.skipped > counts.read:
+            raise UserError(
+                f"{self.source.label}: {counts.skipped} of {counts.read} documents were skipped: empty, or with no "
+                "token to learn within sequence_length; take longer rows, or data that fits"
+            )
 
-    def _next_epoch(self) -> None:
+    def _move_on(self) -> None:
+        """To the next window, of the next pass if this one is at its end."""
+        self._start(self.position.epoch, self.window.end)
+        if self.window.end > self.position.record:
+            return
         self.check_skipped()
         counts, passes = self.counts, self.position.epoch
         if not counts.documents:
@@ -131,55 +162,62 @@ class _Stream:
             )
         if passes == 1:
             logger.warning("%s: shorter than its share of the tokens, read again", self.source.label)
-        self.position = _Position(passes + 1, 0, 0, counts)
         self.records = None
+        self._start(passes + 1, 0)
+
+    def _start(self, epoch: int, record: int) -> None:
+        self.position = _Position(epoch, record, 0, self.counts)
+        self.window, self.used_tokens = None, 0
         self._load()
 
     def _load(self) -> None:
-        """Reads, shuffles and encodes the window that begins at the position's record."""
-        if self.records is None:
-            self.records = islice(read_documents(self.source, self.seed), self.position.record, None)
-        window, size, end = [], 0, self.position.record
-        for document in self.records:
-            end += 1
-            self.met.read += 1
-            if isinstance(document, UserError):
-                self._malformed(document)
-                continue
-            window.append(document)
-            size += _characters(document)
-            if len(window) == WINDOW_DOCUMENTS or size >= self.characters:
-                break
-        np.random.default_rng([self.seed, self.number, self.position.epoch, self.position.record]).shuffle(window)
-        if self.source.is_chat:
-            self.window = self.encoder.conversations(window, self.met, self._malformed)
-        else:
-            self.window = self.encoder.texts(window, self.met)
-        self.window_end = end
-        if not self.window and not self.position.finished.documents and self.first_malformed is not None:
-            raise self.first_malformed  # all of them: the template's or the recipe's mistake, not the record's
-        if (self.position.finished + self.met).read >= WINDOW_DOCUMENTS:
+        """Takes the window that begins at the position, and has the one behind it prepared if it will be wanted."""
+        epoch, record, finished = self.position.epoch, self.position.record, self.position.finished
+        ahead = self.ahead or self.pool.submit(self._read, epoch, record)
+        self.ahead, window = None, ahead.result()
+        self._check_malformed(window, finished.malformed)
+        if not window.documents and not finished.documents and window.malformed:
+            raise window.malformed[0]  # all of them: the template's or the recipe's mistake, not the record's
+        self.window = window
+        if (finished + window.met).read >= WINDOW_DOCUMENTS:
             self.check_skipped()
+        if window.end > record and finished.tokens + sum(map(length, window.documents)) < self.budget:
+            self.ahead = self.pool.submit(self._read, epoch, window.end)
 
-    def check_skipped(self) -> None:
-        counts = self.counts
-        if 2 * counts.skipped > counts.read:
-            raise UserError(
-                f"{self.source.label}: {counts.skipped} of {counts.read} documents were skipped: empty, or with no "
-                "token to learn within sequence_length; take longer rows, or data that fits"
-            )
+    def _read(self, epoch: int, record: int) -> _Window:
+        """Reads, shuffles and encodes the window that begins at a record; in the pool's thread."""
+        if self.records is None:
+            self.records = islice(read_documents(self.source, self.seed), record, None)
+        window = _Window([], record, SourceCounts(), [])
+        documents, size = [], 0
+        for document in self.records:
+            window.end += 1
+            if isinstance(document, UserError):
+                window.malformed.append(document)
+            else:
+                documents.append(document)
+                size += _characters(document)
+            full = len(documents) == WINDOW_DOCUMENTS or size >= self.characters
+            if full or len(window.malformed) > self.source.skip_malformed:
+                break
+        window.met.read = window.end - record
+        np.random.default_rng([self.seed, self.number, epoch, record]).shuffle(documents)
+        if self.source.is_chat:
+            window.documents = self.encoder.conversations(documents, window.met, window.malformed)
+        else:
+            window.documents = self.encoder.texts(documents, window.met)
+        window.met.malformed = len(window.malformed)
+        return window
 
-    def _malformed(self, error: UserError) -> None:
-        """Counts a record that cannot be used and shows the first ones."""
-        self.met.malformed += 1
-        self.first_malformed = self.first_malformed or error
-        malformed = self.position.finished.malformed + self.met.malformed
-        if malformed > self.source.skip_malformed:
+    def _check_malformed(self, window: _Window, before: int) -> None:
+        """Shows the first malformed records of the source, and raises if there are more than it may have."""
+        allowed = self.source.skip_malformed
+        if before + len(window.malformed) > allowed:
             raise UserError(
-                f"{error}\n{self.source.label}: {malformed} malformed records so far, and skip_malformed allows "
-                f"{self.source.skip_malformed}; mend the data or raise it"
+                f"{window.malformed[allowed - before]}\n{self.source.label}: {allowed + 1} malformed records so far, "
+                f"and skip_malformed allows {allowed}; mend the data or raise it"
             )
-        if malformed <= SHOWN:
+        for error in window.malformed[: max(0, SHOWN - before)]:
             logger.warning("skipped: %s", error)
 
 
@@ -209,9 +247,11 @@ class Mixture:
         state = state or {"round": 0, "made": 0, "texts": [], "conversations": [], "streams": []}
         positions = [_Position.from_json(position) for position in state["streams"]] or [_Position() for _ in sources]
         weights = sum(source.weight for source in sources)
+        shares = [source.weight / weights for source in sources]
+        pool = ThreadPoolExecutor(1)
         self.streams = [
-            _Stream(source, number, seed, encoder, int(rows * sequence_length * source.weight / weights) + 1, position)
-            for number, (source, position) in enumerate(zip(sources, positions, strict=True))
+            _Stream(source, number, seed, encoder, round(rows * sequence_length * share) + 1, position, pool)
+            for number, (source, share, position) in enumerate(zip(sources, shares, positions, strict=True))
         ]
         self.texts = TextPacker(sequence_length, [Piece.from_json(piece) for piece in state["texts"]])
         self.conversations = ConversationPacker(
@@ -293,12 +333,10 @@ class _Encoder:
                 encoded.append(self._checked(np.array([*encoding.ids, self.end], dtype=np.int32)))
         return encoded
 
-    def conversations(
-        self, documents: list[Document], met: SourceCounts, malformed: Callable[[UserError], None]
-    ) -> list[Piece]:
+    def conversations(self, documents: list[Document], met: SourceCounts, malformed: list[UserError]) -> list[Piece]:
         """Each conversation as one piece, cut at sequence_length; one without a token to learn is skipped.
 
-        `malformed` is told of each that cannot be encoded.
+        Why one cannot be encoded is added to `malformed`.
         """
         pieces = []
         encoded = []
@@ -306,7 +344,7 @@ class _Encoder:
             encoded += encode_conversations(self.tokenizer, [document.content for document in batch])
         for document, conversation in zip(documents, encoded, strict=True):
             if isinstance(conversation, UserError):
-                malformed(UserError(f"{document.where}: {conversation}"))
+                malformed.append(UserError(f"{document.where}: {conversation}"))
                 continue
             ids, mask = conversation
             cut = slice(self.sequence_length)
