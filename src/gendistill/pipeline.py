@@ -153,6 +153,10 @@ class Run:
         prepared = first_alone(make)
         return make() if prepared is None else prepared
 
+    def prepare_stage(self, stage: Stage) -> PackedDataset:
+        """The rows that a stage consumes."""
+        return self.prepare(stage.data, stage.sequence_length, stage.whole_tokens, stage.loss_on)
+
     def convert(self) -> dict:
         """Converts and certifies, unless that is done; returns the certificate."""
         if not self.folder.has_student("conversion"):
@@ -206,8 +210,7 @@ class Run:
             raise UserError(
                 f"{source}: the weights are not those its certificate was written for. Delete it and run again."
             )
-        tokens = stage.steps * stage.sequences_per_step * stage.sequence_length
-        dataset = self.prepare(stage.data, stage.sequence_length, tokens, stage.loss_on)
+        dataset = self.prepare_stage(stage)
         check_masks(dataset, self.tokenizer)
 
         history = self._train(name, stage, source, dataset, certificate | {"weights_sha256": weights})
@@ -268,7 +271,7 @@ class Run:
         Steps are written to the run's folder, and nothing else comes of them: give the run a folder of its own.
         """
         stage = short_stage(self.recipe.stages[name])
-        dataset = self.prepare(stage.data, stage.sequence_length, stage.tokens, stage.loss_on)
+        dataset = self.prepare_stage(stage)
         if self.device == "cuda":
             gc.collect()  # the stage before leaves cycles of models and graphs
             torch.cuda.empty_cache()

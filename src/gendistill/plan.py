@@ -183,7 +183,7 @@ class Planner:
         if self.arithmetic.device == "cuda":
             needed += CUDA_CONTEXT
         return Price(
-            tokens=stage.steps * stage.sequences_per_step * stage.sequence_length,
+            tokens=stage.whole_tokens,
             steps=stage.steps,
             parts=parts,
             moments=moments,

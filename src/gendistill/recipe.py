@@ -62,6 +62,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _check_one_of(settings: Settings, *names: str) -> None:
+    if sum(getattr(settings, name) is not None for name in names) != 1:
+        *others, last = (f"'{name}'" for name in names)
+        raise ValueError(f"give exactly one of {', '.join(others)} and {last}")
+
+
 class Source(Settings):
     """One place records come from: local files, data shipped in the package, a hub data set, or a teacher's answers.
 
@@ -96,8 +102,7 @@ class Source(Settings):
 
     @model_validator(mode="after")
     def check(self):
-        if sum(place is not None for place in (self.path, self.hub, self.synthesis)) != 1:
-            raise ValueError("give exactly one of 'path', 'hub' and 'synthesis'")
+        _check_one_of(self, "path", "hub", "synthesis")
         if (self.prompt is None) != (self.completion is None):
             raise ValueError("'prompt' and 'completion' go together")
         if self.prompt is not None and self.messages is not None:
@@ -133,8 +138,7 @@ class Prompts(Settings):
 
     @model_validator(mode="after")
     def check(self):
-        if (self.path is None) == (self.hub is None):
-            raise ValueError("give exactly one of 'path' and 'hub'")
+        _check_one_of(self, "path", "hub")
         return self
 
     @property
@@ -259,6 +263,11 @@ class Stage(Settings):
     def steps(self) -> int:
         return -(-self.tokens // (self.sequence_length * self.sequences_per_step))
 
+    @property
+    def whole_tokens(self) -> int:
+        """The budget rounded up to whole steps."""
+        return self.steps * self.sequences_per_step * self.sequence_length
+
     def peak_learning_rate(self, role: Role) -> float:
         """The peak learning rate of a role that trains; `mixer` stands for all four mixer roles."""
         if not isinstance(self.learning_rate, dict):
@@ -335,8 +344,7 @@ class Task(Settings):
 
     @model_validator(mode="after")
     def check(self):
-        if (self.path is None) == (self.hub is None):
-            raise ValueError("give exactly one of 'path' and 'hub'")
+        _check_one_of(self, "path", "hub")
         if self.shots and self.path is not None and self.shots_path is None:
             raise ValueError(
                 "shots > 0 with a local path needs shots_path, so that no test item is shown as an example"

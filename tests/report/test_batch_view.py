@@ -16,13 +16,13 @@ from gendistill.distill.batches import Loader, Step
 from gendistill.embedded import records
 from gendistill.models.loading import load_config, load_tokenizer
 from gendistill.recipe import Stage
+from gendistill.report.batch_page import to_page
 from gendistill.report.batch_view import (
     CUT,
     ELIDED_AT_LEAST,
     KEPT,
     BatchView,
     print_view,
-    to_page,
     token_texts,
     view_step,
     visible,

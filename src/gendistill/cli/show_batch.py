@@ -33,14 +33,14 @@ def command(
 
     from gendistill.data.masks import check_masks
     from gendistill.distill.batches import Loader
-    from gendistill.report.batch_view import print_view, to_page, view_step
+    from gendistill.report.batch_page import to_page
+    from gendistill.report.batch_view import print_view, view_step
 
     settings = stages[stage]
     index = next_step(run.folder.point(stage), settings.steps) if step is None else step
     if not 0 <= index < settings.steps:
         raise UserError(f"--step {index}: stage {stage} has {settings.steps} steps, 0 to {settings.steps - 1}")
-    tokens = settings.steps * settings.sequences_per_step * settings.sequence_length
-    dataset = run.prepare(settings.data, settings.sequence_length, tokens, settings.loss_on)
+    dataset = run.prepare_stage(settings)
     ends = set(dataset.stats["ends"])
     try:
         check_masks(dataset, run.tokenizer)

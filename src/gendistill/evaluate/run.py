@@ -71,7 +71,7 @@ def evaluate_model(
         _check_length(model, tokenizer, asked[-1])
     folder = Path(folder) / label
     folder.mkdir(parents=True, exist_ok=True)
-    fingerprint = _model_fingerprint(model)
+    fingerprint = model_fingerprint(model)
     scores = {}
     with _evaluation_mode(model), _progress_bar(progress) as bar:
         for questions in asked:
@@ -135,7 +135,7 @@ def _check_length(model, tokenizer, questions: _Questions) -> None:
         )
 
 
-def _model_fingerprint(model: PreTrainedModel) -> str:
+def model_fingerprint(model: PreTrainedModel) -> str:
     """Hash of the configuration and of some 64 values spread over each tensor.
 
     Cheap for a model of any size, and one step of an optimiser changes it.

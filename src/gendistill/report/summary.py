@@ -51,7 +51,7 @@ def write_summary(run: RunFolder, teacher: Scores, students: Mapping[str, Scores
         "Each task: accuracy by ranking/by generation, percent.",
         *(["## Losses", "![Loss of each stage](loss.svg)"] if plotted else []),
         "## Answers, word for word",
-        _answers(run, list(students)),
+        _answers(records, list(students)),
     ]
     scores = {"teacher": teacher.to_dict(), "paired": paired, "sure": {last: sure}}
     write_atomically(run.root / "scores.json", json.dumps(scores | {"rank_flips": flips}, indent=1))
@@ -80,15 +80,15 @@ def _all_records(run: RunFolder, label: str) -> dict[str, list[dict]]:
     return {task: _records(run.evaluation / label / f"{task}.jsonl") for task in run.recipe.evaluation.tasks}
 
 
-def _answers(run: RunFolder, labels: list[str]) -> str:
+def _answers(records: Mapping[str, Mapping[str, list[dict]]], labels: list[str]) -> str:
     """A few items with the replies of the teacher and of the student at the first and the last point."""
     shown = {"teacher": "teacher", f"student {labels[0]}": labels[0], f"student {labels[-1]}": labels[-1]}
     blocks = []
-    for task in run.recipe.evaluation.tasks:
-        records = {who: _records(run.evaluation / label / f"{task}.jsonl") for who, label in shown.items()}
-        for index in range(min(EXAMPLES_PER_TASK, len(records["teacher"]))):
-            lines = [f"**{task}**: {_one_line(records['teacher'][index]['question'])}", ""]
-            for who, rows in records.items():
+    for task in records["teacher"]:
+        asked = {who: records[label][task] for who, label in shown.items()}
+        for index in range(min(EXAMPLES_PER_TASK, len(asked["teacher"]))):
+            lines = [f"**{task}**: {_one_line(asked['teacher'][index]['question'])}", ""]
+            for who, rows in asked.items():
                 mark = "right" if rows[index]["generation_correct"] else "wrong"
                 lines.append(f"- {who} ({mark}): {_one_line(rows[index]['reply'])}")
             blocks.append("\n".join(lines))

@@ -62,13 +62,11 @@ def _questions(number: int, prompts: Prompts, tokenizer, seed: int) -> Iterator[
         turned = item.rotations() if item.kind == "multiple_choice" else [item]
         for rotation, question in enumerate(turned):
             (message,) = question.messages
-            yield Prompt(
-                id=f"{number}/{item.id}/{rotation}",
-                group=f"{number}/{item.id}",
-                kind=prompts.kind,
-                source=prompts.source.label,
-                record=item.id,
-                rotation=rotation,
+            yield _prompt(
+                number,
+                prompts,
+                item.id,
+                rotation,
                 ids=render_prompt(tokenizer, question.messages),
                 user=message["content"],
                 asked="\n".join([item.question, *item.choices]),
@@ -83,13 +81,10 @@ def _instructions(number: int, prompts: Prompts, tokenizer, seed: int) -> Iterat
         user = _text(where, fields, prompts.prompt)
         if prompts.input is not None and fields.get(prompts.input):
             user += "\n\n" + _text(where, fields, prompts.input)
-        yield Prompt(
-            id=f"{number}/{record}/0",
-            group=f"{number}/{record}",
-            kind=prompts.kind,
-            source=prompts.source.label,
-            record=record,
-            rotation=0,
+        yield _prompt(
+            number,
+            prompts,
+            record,
             ids=render_prompt(tokenizer, [{"role": "user", "content": user}]),
             user=user,
             asked=user,
@@ -103,13 +98,10 @@ def _continuations(number: int, prompts: Prompts, tokenizer, seed: int) -> Itera
         text = _text(f"{prompts.source.label}: record {record}", fields, prompts.text)
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][: prompts.prompt_tokens]
         start = tokenizer.decode(ids)
-        yield Prompt(
-            id=f"{number}/{record}/0",
-            group=f"{number}/{record}",
-            kind=prompts.kind,
-            source=prompts.source.label,
-            record=record,
-            rotation=0,
+        yield _prompt(
+            number,
+            prompts,
+            record,
             ids=ids,
             user=start,
             asked=start,
@@ -119,6 +111,19 @@ def _continuations(number: int, prompts: Prompts, tokenizer, seed: int) -> Itera
 
 _READERS = dict.fromkeys(QUESTIONS, _questions) | dict.fromkeys(("instruction", "code"), _instructions)
 _READERS["continuation"] = _continuations
+
+
+def _prompt(number: int, prompts: Prompts, record: int, rotation: int = 0, **content) -> Prompt:
+    """A prompt of a record of the set's source of that number."""
+    return Prompt(
+        id=f"{number}/{record}/{rotation}",
+        group=f"{number}/{record}",
+        kind=prompts.kind,
+        source=prompts.source.label,
+        record=record,
+        rotation=rotation,
+        **content,
+    )
 
 
 def _drawn(prompts: Prompts, seed: int) -> list[tuple[int, dict]]:

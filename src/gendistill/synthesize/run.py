@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.errors import UserError
 from gendistill.evaluate.protocols import Reply, end_ids, generate, rank
+from gendistill.evaluate.run import model_fingerprint
 from gendistill.evaluate.tasks import load_items
 from gendistill.files import write_atomically
 from gendistill.recipe import Synthesis, Task
@@ -132,7 +133,7 @@ def _ask(model, tokenizer, prompts: list[Prompt], synthesis: Synthesis, seed: in
         ) as progress,
     ):
         bar = progress.add_task("Asking the teacher", total=len(waiting), completed=done)
-        for number in range(done // size if done < len(waiting) else len(batches), len(batches)):
+        for number in range(-(-done // size), len(batches)):  # only the last batch may be smaller
             torch.manual_seed(seed * 1_000_003 + number)  # a batch's samples do not depend on where a run was killed
             replies = _answer(model, tokenizer, batches[number], synthesis)
             answered += replies
@@ -197,14 +198,10 @@ def _check_length(model, prompts: list[Prompt], synthesis: Synthesis) -> None:
 def _digest(model, tokenizer, prompts: list[Prompt], synthesis: Synthesis, seed: int) -> dict[str, str]:
     """Hashes of what the replies depend on, by name."""
     asked = hashlib.sha256(json.dumps([(prompt.id, prompt.ids) for prompt in prompts]).encode()).hexdigest()
-    weights = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        flat = tensor.detach().flatten()
-        weights.update(f"{name} {flat[:: max(1, flat.numel() // 64)].float().cpu().tolist()}".encode())
     how = synthesis.model_dump_json(exclude={"prompts"})
     return {
         "prompts": asked,
-        "teacher": weights.hexdigest(),
+        "teacher": model_fingerprint(model),
         "settings": f"{how} seed {seed} ends {end_ids(model, tokenizer)}",
     }
 
