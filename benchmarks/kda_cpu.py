@@ -20,7 +20,7 @@ import torch
 from transformers.models.kimi_linear import modeling_kimi_linear
 
 from gendistill.ops.chunked import chunked_linear_attention
-from gendistill.ops.reference import recurrent_linear_attention
+from gendistill.ops.reference import l2_normalize, recurrent_linear_attention
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -84,8 +84,8 @@ def make_inputs(kind: str) -> Inputs:
 def make_sides(kind: str) -> dict[str, Callable]:
     """The forms that can compute this kind; each takes the inputs and returns outputs [B, T, H, V]."""
     sides = {
-        "chunked": lambda *inputs: chunked_linear_attention(*inputs)[0],
-        "recurrence": lambda *inputs: recurrent_linear_attention(*inputs)[0],
+        "chunked": lambda q, k, *others: chunked_linear_attention(l2_normalize(q), l2_normalize(k), *others)[0],
+        "recurrence": lambda q, k, *others: recurrent_linear_attention(l2_normalize(q), l2_normalize(k), *others)[0],
     }
     if kind == "kda":
         fallback = inspect.unwrap(modeling_kimi_linear.chunk_kimi_delta_attention)  # not fla's kernel, installed or not

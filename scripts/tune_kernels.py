@@ -59,12 +59,14 @@ NO_SHORTCUTS = {  # neither settings nor results of an earlier autotuning may hi
 def make_call(family: str, head_size: int, shape: str, dtype: str) -> Callable[[], None]:
     """A forward and backward pass of the recurrence on CUDA, forward only for the shapes without gradients."""
     import torch
+    import torch.nn.functional as F
 
     from gendistill.ops.documents import Documents
     from gendistill.ops.kernels import kernel_linear_attention
 
     kind, size = FAMILIES[family], (*SHAPES[shape], HEADS[head_size])
     q, k, v = (torch.randn(*size, head_size, device=DEVICE, dtype=getattr(torch, dtype)) for _ in range(3))
+    q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     decay = torch.rand(*size, head_size, device=DEVICE) if kind["per_channel"] else torch.rand(size, device=DEVICE)
     inputs = {"q": q, "k": k, "v": v, "g": -0.5 * decay}
     if kind["delta_rule"]:

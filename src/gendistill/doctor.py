@@ -20,7 +20,7 @@ from gendistill.models.mixers import MIXERS
 from gendistill.models.mixers.layer import fixed_log_decay
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.ops import KERNEL_BOUND, Documents, linear_attention
-from gendistill.ops.reference import recurrent_linear_attention
+from gendistill.ops.reference import l2_normalize, recurrent_linear_attention
 
 Errors = dict[str, float]  # relative errors by the name of what was compared
 
@@ -177,7 +177,8 @@ class Tensors(NamedTuple):
         generator = torch.Generator().manual_seed(0)
         normal, uniform = partial(torch.randn, generator=generator), partial(torch.rand, generator=generator)
         shape = (batch, length, heads, self.head_size)
-        inputs = {name: normal(shape).to(self.dtype) for name in "qkv"}
+        q, k, v = l2_normalize(normal(shape)), l2_normalize(normal(shape)), normal(shape)
+        inputs = {name: x.to(self.dtype) for name, x in (("q", q), ("k", k), ("v", v))}
         gates = normal(shape if self.kind.decay == "channel" else shape[:3])
         if self.kind.bounded:
             g = KERNEL_BOUND * torch.sigmoid(gates - 2)

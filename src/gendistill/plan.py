@@ -31,6 +31,7 @@ from gendistill.distill.roles import set_trainable
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.mixers import MIXERS
 from gendistill.models.modeling import GendistillForCausalLM
+from gendistill.ops.bounded_kda import takes_bounded_kda
 from gendistill.recipe import Recipe, Stage
 
 GIB = 2**30
@@ -239,7 +240,7 @@ class Planner:
             kept = sum(attention_keeps(config, self.size).values())
             factor = EAGER_ATTENTION
         else:
-            kept = sum(mixer_keeps(config, mixer, self.size).values())
+            kept = sum(mixer_keeps(config, mixer, self.size, arithmetic.kernels).values())
             factor = EAGER_MIXER if arithmetic.kernels else EAGER_CHUNKED_MIXER
         if compares != "mixer":
             kept += sum(mlp_keeps(config, self.size).values())
@@ -319,25 +320,35 @@ class Planner:
 DISTANCE = ("student's output", "teacher's output", "their difference")  # in float32, kept by `objectives.distance`
 
 
-def mixer_keeps(config: GendistillConfig, mixer: str, size: int) -> dict[str, float]:
-    """Bytes a token that autograd keeps of a mixer and the norm before it, compiled and by fla's kernels.
+def mixer_keeps(config: GendistillConfig, mixer: str, size: int, kernels: bool) -> dict[str, float]:
+    """Bytes a token that autograd keeps of a mixer and the norm before it, compiled.
 
     Args:
         size: bytes of a number of the arithmetic.
+        kernels: the recurrence runs by kernels.
     """
     kind, hidden, heads = MIXERS[mixer], config.hidden_size, config.num_attention_heads
     queries, head = heads * config.head_dim, config.head_dim
     keys = queries if config.expand_kv else config.num_key_value_heads * head
     decays = {"channel": queries, "head": heads, "fixed": 0}[kind.decay]
     meetings = heads * RECURRENCE_CHUNK  # of a token with those of its chunk
-    return {
+    if kernels and mixer == "kda" and config.gates_are_bounded and takes_bounded_kda(size, head):
+        recurrence = {
+            "q, k of all heads and what is written": 3 * queries * size,
+            "q, k decayed and what is read": 3 * queries * size,
+            "states before chunks": queries * head / RECURRENCE_CHUNK * size,
+        }
+    else:
+        recurrence = {
+            "q, k, v of all heads": 3 * queries * size,  # k and v are repeated
+            "log decay": decays * FLOAT32,  # fla keeps it as given
+        }
+    return recurrence | {
         "the norm's input": hidden * size,  # the layer's; the norm's gradient needs it
         "the normed input": hidden * size,  # for the gradients of the projections' weights
         "q, k, v projected": (queries + 2 * keys) * size,  # before the convolution, for its weights
-        "q, k, v of all heads": 3 * queries * size,  # after it; k and v are repeated
         "raw decay": decays * size,  # before softplus or sigmoid, for its slope
-        "log decay": decays * FLOAT32,  # fla keeps it as given
-        "log decay summed": decays * FLOAT32,  # and summed within its chunk
+        "log decay summed": decays * FLOAT32,  # within its chunk
         "beta": heads * FLOAT32 * kind.delta_rule,
         "products in the chunk": meetings * size * (2 if kind.delta_rule else 1),  # Aqk, and for the delta rule Akk
         "the recurrence's output": queries * size,  # for the output norm and the gate

@@ -6,7 +6,7 @@ from transformers import StaticCache
 
 from gendistill.ops import Documents, linear_attention
 from gendistill.ops.chunked import chunked_linear_attention
-from gendistill.ops.reference import recurrent_linear_attention
+from gendistill.ops.reference import l2_normalize, recurrent_linear_attention
 from small_models import make_student
 
 pytestmark = [
@@ -32,7 +32,8 @@ def make_inputs(kind, length, head_size, dtype, batch=2):
     torch.manual_seed(0)
     kind, heads = KINDS[kind], HEADS[head_size]
     shape = (batch, length, heads, head_size)
-    q, k, v = (torch.randn(shape, device="cuda").to(dtype) for _ in range(3))
+    q, k, v = (torch.randn(shape, device="cuda") for _ in range(3))
+    q, k, v = l2_normalize(q).to(dtype), l2_normalize(k).to(dtype), v.to(dtype)
     g = -torch.exp(torch.randn(shape if kind["per_channel"] else shape[:3], device="cuda") - 2).clamp(max=5)
     g[:, ::7] = -5.0 if kind.get("bounded") else -30.0
     inputs = {"q": q, "k": k, "v": v, "g": g}

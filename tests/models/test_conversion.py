@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import GPT2Config, Qwen2Config
 
 from gendistill.errors import UserError
@@ -48,10 +49,14 @@ def test_new_parts_start_as_the_identity():
     student, _ = convert(teacher, student_config(teacher.config, [1]), seed=0)
     mixer = student.model.layers[0].linear_attn
     x = torch.randn(2, 9, mixer.queries + 2 * mixer.keys)
-    torch.testing.assert_close(mixer._convolve(x, None, None, None), x)
-    gate = mixer.gate_activation(mixer.g_b_proj(mixer.g_a_proj(torch.randn(2, 9, 48))))
+    given = x.unflatten(-1, (-1, mixer.head_dim)).split([4, 2, 2], dim=2)
+    q, k, v = mixer._convolve(x, None, None, None)
+    torch.testing.assert_close(q, F.normalize(given[0], dim=-1))
+    torch.testing.assert_close(k, F.normalize(given[1], dim=-1).repeat_interleave(2, dim=2))
+    torch.testing.assert_close(v, given[2].repeat_interleave(2, dim=2))
+    gate = mixer._gates(torch.randn(2, 9, 48))[2]
     torch.testing.assert_close(gate, torch.ones_like(gate), atol=1e-3, rtol=0)
-    half_life = math.log(2) / -mixer._log_decay(torch.zeros(1, 1, 48))
+    half_life = math.log(2) / -mixer._gates(torch.zeros(1, 1, 48))[0]
     assert half_life.min() > 0.3 and half_life.max() < 1000
 
 

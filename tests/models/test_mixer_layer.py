@@ -66,7 +66,7 @@ def test_options_keep_the_invariants(options, mixer, keep):
 def test_no_decay_is_below_the_bound(mixer, bound):
     student = make_student("qwen3", keep=(), mixer=mixer, log_decay_bound=bound)
     wild = 1e3 * torch.randn(4, 50, 48, generator=torch.Generator().manual_seed(0))
-    log_decay = student.model.layers[0].linear_attn._log_decay(wild)
+    log_decay = student.model.layers[0].linear_attn._gates(wild)[0]
     assert log_decay.min() >= bound
     assert log_decay.min() < 0.99 * bound and log_decay.max() > 0.01 * bound  # the whole range is used
     assert log_decay.max() <= 0
@@ -105,7 +105,7 @@ def test_half_lives_are_what_was_asked_for(mixer, bound):
 
 def test_half_lives_leave_fixed_decays_alone():
     mixing = layer("lightning").linear_attn
-    before = mixing._log_decay(torch.zeros(1, 1, 48))
+    before = mixing._gates(torch.zeros(1, 1, 48))[0]
     mixing.set_half_lives(torch.tensor([1.0, 4.0, 30.0, 500.0]))
-    assert torch.equal(mixing._log_decay(torch.zeros(1, 1, 48)), before)
+    assert torch.equal(mixing._gates(torch.zeros(1, 1, 48))[0], before)
     assert (before[0, 0] == -torch.tensor([2**-2, 2**-4, 2**-6, 2**-8])).all()

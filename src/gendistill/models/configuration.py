@@ -3,6 +3,8 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from gendistill.ops import KERNEL_BOUND
+
 
 @strict
 class GendistillConfig(PreTrainedConfig):
@@ -66,6 +68,11 @@ class GendistillConfig(PreTrainedConfig):
     def layers_of_type(self, layer_type: str) -> list[int]:
         """0-based indices of the layers of a type."""
         return [i for i, kind in enumerate(self.layer_types) if kind == layer_type]
+
+    @property
+    def gates_are_bounded(self) -> bool:
+        """True if no token decays faster than the kernels for bounded gates can take."""
+        return self.log_decay_bound is not None and self.log_decay_bound >= KERNEL_BOUND
 
     @property
     def is_pure(self) -> bool:

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 
 from gendistill.ops.documents import Documents
-from gendistill.ops.reference import l2_normalize
 
 CHUNK = 64  # a power of two
 
@@ -39,8 +38,7 @@ def chunked_linear_attention(
             x = F.pad(x, (0, 0, 0, -length % chunk))
         return x.contiguous().unflatten(2, (-1, chunk))
 
-    q, k = chunks(l2_normalize(q.to(dtype)) * k.shape[-1] ** -0.5), chunks(l2_normalize(k.to(dtype)))
-    values = chunks(v)
+    q, k, values = chunks(q.to(dtype) * k.shape[-1] ** -0.5), chunks(k), chunks(v)
     per_channel = g.dim() == 4
     g = g if per_channel else g[..., None]
     if documents is not None:

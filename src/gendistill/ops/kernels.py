@@ -11,8 +11,8 @@ import torch
 from packaging.specifiers import SpecifierSet
 
 from gendistill.errors import UserError
+from gendistill.ops.bounded_kda import bounded_kda, takes_bounded_kda
 from gendistill.ops.documents import Documents
-from gendistill.ops.reference import l2_normalize
 
 LAUNCH_SETTINGS = Path(__file__).with_name("launch_settings")
 SETTINGS_FOR = (9, 0)  # the compute capability they were measured on: Hopper
@@ -59,13 +59,14 @@ def kernel_linear_attention(
         g = g.unsqueeze(-1).expand_as(k)
     per_channel = g.dim() == 4
     kernels = library.kernels[beta is not None, per_channel]
-    # Half of the kernels do not normalise, and for the others torch.compile makes it part of the convolution before.
-    q, k = l2_normalize(q.float()).to(q.dtype), l2_normalize(k.float()).to(k.dtype)
+    bounded_rule = bounded and per_channel and beta is not None
+    if bounded_rule and needs_gradients and takes_bounded_kda(q.element_size(), q.shape[-1]):
+        kernels = kernels._replace(chunk=bounded_kda)
     inputs = {"q": q, "k": k, "v": v, "g": g.float()}
     chunk_options = {}
     if beta is not None:
         inputs["beta"] = beta.float()
-        if bounded and per_channel:
+        if bounded_rule:
             chunk_options["safe_gate"] = True
     if documents is not None:
         if documents.fixed_shape and per_channel and beta is not None:

@@ -6,7 +6,7 @@ from gendistill.ops.documents import Documents
 
 
 def l2_normalize(x: torch.Tensor) -> torch.Tensor:
-    """x / ||x|| over the last dimension; a zero vector stays zero (fla's kernels use the same epsilon)."""
+    """x / ||x|| over the last dimension; a zero vector stays zero."""
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
@@ -21,14 +21,14 @@ def recurrent_linear_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """S_t = (I - beta_t k_t k_t^T) Diag(exp g_t) S_{t-1} + beta_t k_t v_t^T;  o_t = S_t^T q_t / sqrt(K).
 
-    The one state update behind all mixers; q and k are L2-normalised per head. With beta it is the delta rule, which
+    The one state update behind all mixers. With beta it is the delta rule, which
     replaces what the state holds under a key: Kimi Delta Attention (arXiv 2510.26692) with a decay per channel, Gated
     DeltaNet (arXiv 2412.06464) with one per head. Without beta it only adds, S_t = Diag(exp g_t) S_{t-1} + k_t v_t^T:
     Gated Linear Attention (arXiv 2312.06635) with a decay per channel, Mamba-2 in discrete form (arXiv 2405.21060,
     2408.10189) and Lightning Attention (arXiv 2405.17381) with one per head.
 
     Args:
-        q, k: [B, T, H, K], any scale.
+        q, k: [B, T, H, K], of length 1.
         v: [B, T, H, V].
         g: log decay, <= 0: [B, T, H, K] per channel or [B, T, H] per head.
         beta: [B, T, H], write strength in [0, 1] of the delta rule; None adds without it.
@@ -39,7 +39,7 @@ def recurrent_linear_attention(
         o [B, T, H, V] in v's dtype and the final state [B, H, K, V] in float32 (float64 for float64 inputs).
     """
     dtype = torch.promote_types(v.dtype, torch.float32)
-    q, k = l2_normalize(q.to(dtype)) * k.shape[-1] ** -0.5, l2_normalize(k.to(dtype))
+    q, k = q.to(dtype) * k.shape[-1] ** -0.5, k.to(dtype)
     values, decay = v.to(dtype), g.to(dtype).exp().reshape(*k.shape[:3], -1)
     state = k.new_zeros(*k.shape[:1], *k.shape[2:], v.shape[-1]) if initial_state is None else initial_state.to(dtype)
     outputs = []

@@ -15,11 +15,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.mixers import MIXERS
-from gendistill.ops import KERNEL_BOUND, Documents, linear_attention, short_convolution
+from gendistill.ops import Documents, convolved_heads, linear_attention
 
 GATE_ACTIVATIONS = {"silu": F.silu, "sigmoid": torch.sigmoid}
 GATE_BIAS = {"silu": 1.278, "sigmoid": 0.0}  # SiLU(1.278) = 1; sigmoid cannot reach 1 and starts at 0.5
-CONV_ACTIVATIONS = {"none": nn.Identity(), "silu": nn.SiLU()}
 
 
 def fixed_log_decay(heads: int, device: torch.device | str) -> torch.Tensor:
@@ -65,7 +64,6 @@ class LinearAttention(nn.Module):
         self.g_b_proj = nn.Linear(self.head_dim, self.queries, bias=True)
         self.o_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.output_norm else None
         self.gate_activation = GATE_ACTIVATIONS[config.gate_activation]
-        self.conv_activation = CONV_ACTIVATIONS[config.conv_activation]
 
     def set_start_values(self) -> None:
         """Start values of every tensor the teacher does not have.
@@ -129,14 +127,9 @@ class LinearAttention(nn.Module):
         if attention_mask is not None:  # after the projections, whose biases would bring padding back
             attention_mask = attention_mask[..., None].to(mixed.dtype)
             mixed = mixed * attention_mask
-        mixed = self.conv_activation(self._convolve(mixed, attention_mask, past_key_values, documents))
-        q, k, v = mixed.split([self.queries, self.keys, self.keys], dim=-1)
-        q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in (q, k, v))
-        groups = self.num_heads // k.shape[2]
-        k, v = k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
+        q, k, v = self._convolve(mixed, attention_mask, past_key_values, documents)
 
-        g = self._log_decay(hidden_states)
-        beta = self.b_proj(hidden_states).float().sigmoid() if self.mixer.delta_rule else None
+        g, beta, gate = self._gates(hidden_states)
         if attention_mask is not None:  # padding neither decays nor writes the state
             g = g * (attention_mask if g.dim() == 3 else attention_mask[..., None])
             if beta is None:
@@ -146,13 +139,10 @@ class LinearAttention(nn.Module):
         state = None
         if past_key_values is not None and self._has_state(past_key_values):
             state = past_key_values.layers[self.layer_idx].recurrent_states[0]
-        bound = self.config.log_decay_bound
-        bounded = bound is not None and bound >= KERNEL_BOUND
-        o, state = linear_attention(q, k, v, g, beta, state, documents, bounded)
+        o, state = linear_attention(q, k, v, g, beta, state, documents, self.config.gates_are_bounded)
         if past_key_values is not None:
             past_key_values.update_recurrent_state(state, self.layer_idx)
 
-        gate = self.gate_activation(self.g_b_proj(self.g_a_proj(hidden_states)))
         o = o if self.o_norm is None else self.o_norm(o)
         return self.o_proj(o.flatten(-2) * gate), None
 
@@ -163,12 +153,28 @@ class LinearAttention(nn.Module):
         bias = None if self.q_proj.bias is None else torch.cat([projection.bias for projection in projections])
         return F.linear(hidden_states, weight, bias)
 
-    def _log_decay(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, T, H, K] or [B, T, H], float32: bf16 would round a decay close to 1 to 1, and the state never forget."""
+    def _gates(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Log decay, write strength and output gate; what is narrow of them, and fills no GPU, by one product.
+
+        Returns:
+            log decay [B, T, H, K] or [B, T, H], beta [B, T, H] or None, gate [B, T, H * V].
+        """
+        narrow = {"decay": {"channel": "f_a_proj", "head": "a_proj"}.get(self.mixer.decay), "gate": "g_a_proj"}
+        narrow["beta"] = "b_proj" if self.mixer.delta_rule else None
+        weights = {part: getattr(self, name).weight for part, name in narrow.items() if name is not None}
+        products = F.linear(hidden_states, torch.cat(list(weights.values())))
+        raw = dict(zip(weights, products.split([len(weight) for weight in weights.values()], dim=-1), strict=True))
         if self.mixer.decay == "fixed":
-            return fixed_log_decay(self.num_heads, hidden_states.device).expand(*hidden_states.shape[:2], -1)
+            log_decay = fixed_log_decay(self.num_heads, hidden_states.device).expand(*hidden_states.shape[:2], -1)
+        else:
+            log_decay = self._log_decay(raw["decay"])
+        beta = raw["beta"].float().sigmoid() if self.mixer.delta_rule else None
+        return log_decay, beta, self.gate_activation(self.g_b_proj(raw["gate"]))
+
+    def _log_decay(self, raw: torch.Tensor) -> torch.Tensor:
+        """[B, T, H, K] or [B, T, H], float32: bf16 would round a decay close to 1 to 1, and the state never forget."""
         per_channel = self.mixer.decay == "channel"
-        raw = self.f_b_proj(self.f_a_proj(hidden_states)) if per_channel else self.a_proj(hidden_states)
+        raw = self.f_b_proj(raw) if per_channel else raw
         raw = (raw.float() + self.dt_bias).unflatten(-1, (self.num_heads, -1))
         A, bound = self.A_log.exp()[:, None], self.config.log_decay_bound
         log_decay = -A * F.softplus(raw) if bound is None else bound * torch.sigmoid(A * raw)
@@ -181,13 +187,19 @@ class LinearAttention(nn.Module):
 
     def _convolve(
         self, x: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None, documents: Documents | None
-    ) -> torch.Tensor:
-        """Causal depthwise convolution of q, k and v together, [B, T, C] -> [B, T, C]; mask [B, T, 1]."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k, v of all heads from their projections x [B, T, C]; mask [B, T, 1]."""
         convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
         weight = torch.cat([conv.weight[:, 0] for conv in convolutions])  # [C, kernel]
         bias = torch.cat([conv.bias for conv in convolutions])
+        settings = {
+            "heads": self.num_heads,
+            "key_heads": self.keys // self.head_dim,
+            "activation": self.config.conv_activation,
+        }
         if cache is None:
-            return short_convolution(x, weight, bias, None if documents is None else documents.positions)
+            positions = None if documents is None else documents.positions
+            return convolved_heads(x, weight, bias, positions, **settings)
         kernel, length = weight.shape[1], x.shape[1]
         goes_on = cache.has_previous_state(self.layer_idx)
         window = cache.update_conv_state(x.transpose(1, 2), self.layer_idx, conv_kernel_size=kernel)
@@ -195,7 +207,8 @@ class LinearAttention(nn.Module):
             window = _close_gap(window, mask[..., 0], kernel)
             cache.layers[self.layer_idx].conv_states[0].copy_(window[..., -kernel:])
         window = window.transpose(1, 2)
-        return short_convolution(window, weight, bias)[:, -length:]  # the window begins with earlier calls' tokens
+        # The window begins with earlier calls' tokens.
+        return tuple(part[:, -length:] for part in convolved_heads(window, weight, bias, **settings))
 
 
 def _close_gap(window: torch.Tensor, mask: torch.Tensor, kernel: int) -> torch.Tensor:
