@@ -213,7 +213,7 @@ def clear() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="file for the results")
+    parser.add_argument("--out", type=Path, required=True, help="file for the results; those of other parts in it are kept")
     parser.add_argument("--profile", type=Path, help="file for the kernels of one micro-batch, by time")
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--record", action="store_true", help="put the results in --out into results/figures.json")
@@ -226,7 +226,8 @@ def main() -> None:
     stages = load_recipe(ROOT / "recipes/qwen3-0.6b.yaml").stages
     stages = {name: stages[name].model_copy(update={"micro_batch": size}) for name, size in MICRO_BATCH.items()}
     teacher = make_teacher()
-    results = {"machine": gpu_machine()}
+    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    results["machine"] = gpu_machine()
 
     def keep(name: str, result: dict) -> None:
         results[name] = result
