@@ -213,7 +213,7 @@ def clear() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="file for the results; those of other parts in it are kept")
+    parser.add_argument("--out", type=Path, required=True, help="file for results; those of other parts in it stay")
     parser.add_argument("--profile", type=Path, help="file for the kernels of one micro-batch, by time")
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--record", action="store_true", help="put the results in --out into results/figures.json")
