@@ -4,7 +4,7 @@
     python benchmarks/plan_accuracy.py --out results/gpu/plan_accuracy.json --record    # into results/figures.json
 
 For each shape: logit distillation of a pair with random weights, 4 rows of 2,048 tokens a step. Memory is the formula
-in `gendistill.plan`, time that of the steps of its probe; both are compared with the stage run by `Run.distil`,
+in `gendistill.plan` (`Price.counted`), time that of the steps of its probe; both are compared with the stage run by `Run.distil`,
 start-up and all, in a process of its own.
 """
 
@@ -96,7 +96,7 @@ def plan(recipe, folder: Path) -> dict:
     run = Run(recipe, folder / "probe", Console(quiet=True))
     probe = run.probe(STAGE)
     return {
-        "planned_bytes": run.planner.price(recipe.stages[STAGE]).total,
+        "planned_bytes": run.planner.price(recipe.stages[STAGE]).counted,
         "probed_bytes": probe.peak_bytes,
         "planned_seconds": 3600 * probe.hours(recipe.stages[STAGE]),
         "planned_step_seconds": probe.step_seconds,
@@ -152,7 +152,7 @@ def replan(raw: dict) -> None:
         config = AutoConfig.for_model(**SHAPES[shape])
         planner = Planner(config, student_config(config, KEEP[shape], log_decay_bound=BOUND), arithmetic)
         measured = raw[shape]
-        measured["planned_bytes"] = planner.price(Stage(**stage_settings(measured["steps"]))).total
+        measured["planned_bytes"] = planner.price(Stage(**stage_settings(measured["steps"]))).counted
         measured["planned_seconds"] = measured["steps"] * measured["planned_step_seconds"]
 
 

@@ -129,7 +129,12 @@ def to_table(settings, planner, prices: dict, probes: dict):
     row("  the peak is", (price.peak for price in prices.values()))
     row("  device needs", (gib(price.needed) for price in prices.values()))
     if any(probe.peak_bytes for probe in probes.values()):
-        row("  total as measured", (gib(probes[name].peak_bytes) if name in probes else "" for name in prices))
+        measured = [gib(probes[name].peak_bytes) if name in probes else "" for name in prices]
+        if planner.graphs:
+            row("  total in warm-ups", (gib(price.counted) for price in prices.values()))
+            row("  warm-ups as measured", measured)
+        else:
+            row("  total as measured", measured)
     heading("disk, GiB")
     for label in ("data_set", "checkpoints", "student"):
         row(f"  {label.replace('_', ' ')}", (gib(getattr(price.disk, label)) for price in prices.values()))
