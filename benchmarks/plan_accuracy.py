@@ -4,8 +4,8 @@
     python benchmarks/plan_accuracy.py --out results/gpu/plan_accuracy.json --record    # into results/figures.json
 
 For each shape: logit distillation of a pair with random weights, 4 rows of 2,048 tokens a step. Memory is the formula
-in `gendistill.plan` (`Price.counted`), time that of the steps of its probe; both are compared with the stage run by `Run.distil`,
-start-up and all, in a process of its own.
+in `gendistill.plan` (`Price.counted`), time that of the steps of its probe; both are compared with the stage run by
+`Run.distil`, start-up and all, in a process of its own.
 """
 
 import argparse
