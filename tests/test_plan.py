@@ -23,10 +23,14 @@ ON_GPU = plan.Arithmetic("cuda", torch.bfloat16, compiled=True, kernels=True)
 ON_CPU = plan.Arithmetic("cpu", torch.float32, compiled=False, kernels=False)
 
 
+def make_planner(**options):
+    teacher = Qwen3Config(**QWEN3_0_6B)
+    return plan.Planner(teacher, student_config(teacher, RECIPE.student.keep_attention, **options), ON_GPU)
+
+
 @pytest.fixture(scope="module")
 def planner():
-    teacher = Qwen3Config(**QWEN3_0_6B)
-    return plan.Planner(teacher, student_config(teacher, RECIPE.student.keep_attention), ON_GPU)
+    return make_planner()
 
 
 def test_parameters_are_counted_exactly(planner):
@@ -53,9 +57,7 @@ def test_what_is_held_follows_from_the_counts(planner):
 def test_memory_measured_on_an_h100():
     """Peaks of torch.cuda.max_memory_allocated in results/gpu/training_speed.json."""
     raw = json.loads((ROOT / "results/gpu/training_speed.json").read_text())
-    teacher = Qwen3Config(**QWEN3_0_6B)
-    config = student_config(teacher, RECIPE.student.keep_attention, log_decay_bound=raw["kd ours 1"]["log_decay_bound"])
-    planner = plan.Planner(teacher, config, ON_GPU)
+    planner = make_planner(log_decay_bound=raw["kd ours 1"]["log_decay_bound"])
     measured = {"kd ours 1": KD, "qk_alignment": STAGES["qk_alignment"], "block_alignment": STAGES["block_alignment"]}
     for name, stage in measured.items():
         planned = planner.price(stage.model_copy(update={"micro_batch": raw[name]["micro_batch"]})).counted / plan.GIB

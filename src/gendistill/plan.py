@@ -132,8 +132,7 @@ class Price:
 
         It does not count replays. The warm-ups before them are the same, but AdamW has no state yet.
         """
-        before = self.parts["optimizer state"]
-        return max(self.moments["the optimizer's step"], self.total - before)
+        return max(self.moments["the optimizer's step"], self.total - self.parts["optimizer state"])
 
     @property
     def peak(self) -> str:

@@ -1,5 +1,7 @@
 """Configuration of the hybrid student: one type for the Qwen3, Qwen2 and Llama families."""
 
+from typing import Literal
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -49,7 +51,7 @@ class GendistillConfig(PreTrainedConfig):
     layer_types: list[str] | None = None
     mixers: list[str | None] | None = None
     conv_kernel_size: int = 4
-    conv_activation: str = "none"
+    conv_activation: Literal["none", "silu"] = "none"
     gate_activation: str = "silu"
     output_norm: bool = True
     log_decay_bound: float | None = None

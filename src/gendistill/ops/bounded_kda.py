@@ -1,17 +1,15 @@
 """Kimi Delta Attention with bounded gates, for training: fla's kernels with a backward pass that does less.
 
 fla's own computes what the forward pass had a second time, and passes float32 gradients from kernel to kernel through
-memory. Here the forward pass keeps its products (some 12 KiB more a token and 16 heads of 128 channels), and one kernel
-does what happens inside chunks.
+memory. Here the forward pass keeps its products (some 12 KiB more a token and 16 heads of 128 channels), and two
+kernels do what happens inside chunks.
 
 Shapes: B rows, T tokens a row, H heads, D channels of a key and of a value.
 """
 
 import torch
 
-from gendistill.ops.kda_kernels import CHUNK, chunk_backward
-
-HEAD_SIZES = (64, 128)  # that the kernel is written for
+from gendistill.ops.kda_kernels import CHUNK, HEAD_SIZES, chunk_backward
 
 
 def takes_bounded_kda(number_size: int, head_size: int) -> bool:

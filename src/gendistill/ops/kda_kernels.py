@@ -23,6 +23,7 @@ except ImportError:  # machines without a GPU have none, and must still import t
     triton = None
 
 CHUNK = 64
+HEAD_SIZES = (64, 128)
 # Channels of values and of keys at work at a time: the fastest of those in results/gpu/kda.txt, where 4 warps fail.
 PAIRS = {"VALUES": 64, "num_warps": 4, "num_stages": 1}
 CHANNELS = {"KEYS": 32, "VALUES": 64, "num_warps": 8, "num_stages": 1, "maxnreg": 128}
@@ -62,7 +63,7 @@ def chunk_backward(
         dbeta in float32.
     """
     B, T, H, D = q.shape
-    assert D in (64, 128), D
+    assert D in HEAD_SIZES, D
     assert all(x.is_contiguous() for x in (q, k, v_new, g, beta, A, h, do, dh, dv))
     chunks = triton.cdiv(T, CHUNK) if chunk_indices is None else len(chunk_indices)
     dq, dk, dv_out = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v_new)

@@ -5,6 +5,7 @@ the identity where it can: short convolutions that pass their input through, an 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -123,7 +124,7 @@ class LinearAttention(nn.Module):
             past_key_values: transformers' cache; holds convolution window and state, updated in place.
             documents: borders of packed documents; not together with a cache.
         """
-        mixed = self._project(hidden_states)
+        mixed = joint_projection(hidden_states, [self.q_proj, self.k_proj, self.v_proj])
         if attention_mask is not None:  # after the projections, whose biases would bring padding back
             attention_mask = attention_mask[..., None].to(mixed.dtype)
             mixed = mixed * attention_mask
@@ -146,24 +147,20 @@ class LinearAttention(nn.Module):
         o = o if self.o_norm is None else self.o_norm(o)
         return self.o_proj(o.flatten(-2) * gate), None
 
-    def _project(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """q, k and v together by one product: putting the weights together costs less than putting their outputs."""
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        weight = torch.cat([projection.weight for projection in projections])
-        bias = None if self.q_proj.bias is None else torch.cat([projection.bias for projection in projections])
-        return F.linear(hidden_states, weight, bias)
-
     def _gates(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Log decay, write strength and output gate; what is narrow of them, and fills no GPU, by one product.
 
         Returns:
             log decay [B, T, H, K] or [B, T, H], beta [B, T, H] or None, gate [B, T, H * V].
         """
-        narrow = {"decay": {"channel": "f_a_proj", "head": "a_proj"}.get(self.mixer.decay), "gate": "g_a_proj"}
-        narrow["beta"] = "b_proj" if self.mixer.delta_rule else None
-        weights = {part: getattr(self, name).weight for part, name in narrow.items() if name is not None}
-        products = F.linear(hidden_states, torch.cat(list(weights.values())))
-        raw = dict(zip(weights, products.split([len(weight) for weight in weights.values()], dim=-1), strict=True))
+        narrow = {"gate": self.g_a_proj}
+        if self.mixer.decay != "fixed":
+            narrow = {"decay": self.f_a_proj if self.mixer.decay == "channel" else self.a_proj} | narrow
+        if self.mixer.delta_rule:
+            narrow["beta"] = self.b_proj
+        sizes = [projection.out_features for projection in narrow.values()]
+        products = joint_projection(hidden_states, list(narrow.values())).split(sizes, dim=-1)
+        raw = dict(zip(narrow, products, strict=True))
         if self.mixer.decay == "fixed":
             log_decay = fixed_log_decay(self.num_heads, hidden_states.device).expand(*hidden_states.shape[:2], -1)
         else:
@@ -192,23 +189,39 @@ class LinearAttention(nn.Module):
         convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
         weight = torch.cat([conv.weight[:, 0] for conv in convolutions])  # [C, kernel]
         bias = torch.cat([conv.bias for conv in convolutions])
-        settings = {
-            "heads": self.num_heads,
-            "key_heads": self.keys // self.head_dim,
-            "activation": self.config.conv_activation,
-        }
-        if cache is None:
-            positions = None if documents is None else documents.positions
-            return convolved_heads(x, weight, bias, positions, **settings)
-        kernel, length = weight.shape[1], x.shape[1]
+        length = x.shape[1]
+        if cache is not None:
+            x = self._window(x, mask, cache)
+        heads = convolved_heads(
+            x,
+            weight,
+            bias,
+            None if documents is None else documents.positions,
+            heads=self.num_heads,
+            key_heads=self.keys // self.head_dim,
+            activation=self.config.conv_activation,
+        )
+        return heads if cache is None else tuple(part[:, -length:] for part in heads)
+
+    def _window(self, x: torch.Tensor, mask: torch.Tensor | None, cache: Cache) -> torch.Tensor:
+        """x [B, T, C] behind what the convolution needs of earlier calls, which it keeps for the next."""
+        kernel, length = self.config.conv_kernel_size, x.shape[1]
         goes_on = cache.has_previous_state(self.layer_idx)
         window = cache.update_conv_state(x.transpose(1, 2), self.layer_idx, conv_kernel_size=kernel)
         if goes_on and mask is not None and length > 1:
             window = _close_gap(window, mask[..., 0], kernel)
             cache.layers[self.layer_idx].conv_states[0].copy_(window[..., -kernel:])
-        window = window.transpose(1, 2)
-        # The window begins with earlier calls' tokens.
-        return tuple(part[:, -length:] for part in convolved_heads(window, weight, bias, **settings))
+        return window.transpose(1, 2)
+
+
+def joint_projection(x: torch.Tensor, projections: Sequence[nn.Linear]) -> torch.Tensor:
+    """What the projections make of x [..., hidden], side by side, by one product; all of them have a bias, or none.
+
+    Putting the weights together costs less than putting their outputs.
+    """
+    weight = torch.cat([projection.weight for projection in projections])
+    bias = None if projections[0].bias is None else torch.cat([projection.bias for projection in projections])
+    return F.linear(x, weight, bias)
 
 
 def _close_gap(window: torch.Tensor, mask: torch.Tensor, kernel: int) -> torch.Tensor:
