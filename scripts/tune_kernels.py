@@ -61,6 +61,7 @@ def make_call(family: str, head_size: int, shape: str, dtype: str) -> Callable[[
     import torch
     import torch.nn.functional as F
 
+    from gendistill.ops.decay import KERNEL_BOUND, DecayGate
     from gendistill.ops.documents import Documents
     from gendistill.ops.kernels import kernel_linear_attention
 
@@ -69,6 +70,9 @@ def make_call(family: str, head_size: int, shape: str, dtype: str) -> Callable[[
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     decay = torch.rand(*size, head_size, device=DEVICE) if kind["per_channel"] else torch.rand(size, device=DEVICE)
     inputs = {"q": q, "k": k, "v": v, "g": -0.5 * decay}
+    if kind["bounded"]:
+        zeros = torch.zeros(HEADS[head_size] * head_size, device=DEVICE)
+        inputs["g"] = DecayGate(decay.to(q.dtype), zeros[: HEADS[head_size]], zeros, KERNEL_BOUND)
     if kind["delta_rule"]:
         inputs["beta"] = torch.rand(size, device=DEVICE)
     if shape == "step":
@@ -82,8 +86,8 @@ def make_call(family: str, head_size: int, shape: str, dtype: str) -> Callable[[
     def call() -> None:
         with torch.set_grad_enabled(trains):
             for x in inputs.values():
-                x.requires_grad_(trains)
-            o, _ = kernel_linear_attention(**inputs, documents=documents, bounded=kind["bounded"])
+                (x.raw if isinstance(x, DecayGate) else x).requires_grad_(trains)
+            o, _ = kernel_linear_attention(**inputs, documents=documents)
             if trains:
                 o.backward(torch.ones_like(o))
 

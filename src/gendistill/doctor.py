@@ -19,7 +19,8 @@ from gendistill.models.families import student_config
 from gendistill.models.mixers import MIXERS
 from gendistill.models.mixers.layer import fixed_log_decay
 from gendistill.models.modeling import GendistillForCausalLM
-from gendistill.ops import KERNEL_BOUND, Documents, linear_attention
+from gendistill.ops import KERNEL_BOUND, DecayGate, Documents, linear_attention
+from gendistill.ops.decay import log_decay
 from gendistill.ops.reference import l2_normalize, recurrent_linear_attention
 
 Errors = dict[str, float]  # relative errors by the name of what was compared
@@ -29,6 +30,7 @@ BOUNDS = {"cpu": {torch.float32: 1e-5}, "cuda": {torch.float32: 5e-3, torch.bflo
 STUDENT_BOUND = {"cpu": 1e-4, "cuda": 5e-2}  # in float32; norms amplify TF32's errors, a leak is far larger still
 HEAD_SIZES = (64, 128)
 SHUT = -30.0  # the log decay of a gate that forgets everything
+FORGET = 20.0  # at which a bounded gate is at its bound
 
 
 class Sizes(NamedTuple):
@@ -172,7 +174,10 @@ class Tensors(NamedTuple):
     sizes: Sizes
 
     def make(self, shut: bool = False) -> dict[str, torch.Tensor]:
-        """Random inputs, the same on every device; with `shut`, every tenth gate forgets (nearly) everything."""
+        """Random inputs, the same on every device; with `shut`, every tenth gate forgets (nearly) everything.
+
+        g is a log decay, but for bounded ones what it comes from, see `decay`.
+        """
         batch, length, heads, _ = self.sizes
         generator = torch.Generator().manual_seed(0)
         normal, uniform = partial(torch.randn, generator=generator), partial(torch.rand, generator=generator)
@@ -181,13 +186,13 @@ class Tensors(NamedTuple):
         inputs = {name: x.to(self.dtype) for name, x in (("q", q), ("k", k), ("v", v))}
         gates = normal(shape if self.kind.decay == "channel" else shape[:3])
         if self.kind.bounded:
-            g = KERNEL_BOUND * torch.sigmoid(gates - 2)
+            g = (gates - 2).to(self.dtype)
         elif self.kind.decay == "fixed":
             g = fixed_log_decay(heads, "cpu").expand(shape[:3]).contiguous()
         else:
             g = -torch.exp(gates - 2)
         if shut:
-            g = torch.where(uniform(g.shape) < 0.1, KERNEL_BOUND if self.kind.bounded else SHUT, g)
+            g = torch.where(uniform(g.shape) < 0.1, FORGET if self.kind.bounded else SHUT, g)
         inputs["g"] = g
         if self.kind.delta_rule:
             inputs["beta"] = uniform(shape[:3])
@@ -196,13 +201,23 @@ class Tensors(NamedTuple):
 
     def form(self, **inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The recurrence as this machine's students call it."""
-        return linear_attention(**inputs, bounded=self.kind.bounded)
+        return linear_attention(**inputs | {"g": self.decay(inputs["g"])})
+
+    def exact(self, **inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """The recurrence token by token."""
+        return recurrent_linear_attention(**inputs | {"g": log_decay(self.decay(inputs["g"]))})
+
+    def decay(self, g: torch.Tensor) -> torch.Tensor | DecayGate:
+        """As a student's layer hands it to the recurrence."""
+        heads = g.shape[2]
+        zeros = torch.zeros(heads * self.head_size, device=g.device)
+        return DecayGate(g, zeros[:heads], zeros, KERNEL_BOUND) if self.kind.bounded else g
 
 
 def compare_with_reference(tensors: Tensors, shut: bool = False) -> Errors:
     """Outputs, final state and every gradient against one token at a time in float64."""
     inputs = tensors.make(shut)
-    exact = _with_gradients(recurrent_linear_attention, _double(inputs), tensors.kind)
+    exact = _with_gradients(tensors.exact, _double(inputs), tensors.kind)
     return _relative_errors(_with_gradients(tensors.form, inputs, tensors.kind), exact)
 
 
@@ -220,7 +235,7 @@ def compare_packed(tensors: Tensors) -> Errors:
         for row, lengths in enumerate(rows):
             split = {name: x[row : row + 1].split(lengths, dim=1) for name, x in inputs.items()}
             parts = [{name: pieces[i] for name, pieces in split.items()} for i in range(len(lengths))]
-            outputs.append(torch.cat([recurrent_linear_attention(**part)[0] for part in parts], dim=1))
+            outputs.append(torch.cat([tensors.exact(**part)[0] for part in parts], dim=1))
         return torch.cat(outputs), None
 
     exact = _with_gradients(one_by_one, _double(inputs), tensors.kind)

@@ -236,7 +236,8 @@ class Planner:
             # Beside the student's layer is the teacher's: it keeps nothing, and at most an MLP's tensors are alive.
             teacher = (2 * hidden + 3 * config.intermediate_size) * self.size
             aligned = max(layer for layer, mixer in zip(layers, config.mixers, strict=True) if mixer is not None)
-            return 0.0, aligned + teacher + len(DISTANCE) * hidden * FLOAT32
+            compared = 2 * hidden * self.size if self.arithmetic.compiled else len(DISTANCE) * hidden * FLOAT32
+            return 0.0, aligned + teacher + compared
         if stage.gradient_checkpointing:
             return len(layers) * hidden * self.size, max(layers)
         return sum(layers), max(layers)
@@ -325,7 +326,7 @@ class Planner:
         return float(teacher + student)
 
 
-DISTANCE = ("student's output", "teacher's output", "their difference")  # in float32, kept by `objectives.distance`
+DISTANCE = ("student's output", "teacher's output", "their difference")  # in float32, what plain distances keep
 
 
 def mixer_keeps(config: GendistillConfig, mixer: str, size: int, kernels: bool) -> dict[str, float]:
@@ -360,7 +361,7 @@ def mixer_keeps(config: GendistillConfig, mixer: str, size: int, kernels: bool) 
         "beta": heads * FLOAT32 * kind.delta_rule,
         "products in the chunk": meetings * size * (2 if kind.delta_rule else 1),  # Aqk, and for the delta rule Akk
         "the recurrence's output": queries * size,  # for the output norm and the gate
-        "gate": 2 * queries * size,  # before and after its activation: the recurrence cuts the compiled layer there
+        "gate": queries * size,  # before its activation
         "gated output": queries * size,  # for the output projection's weights
         "low-rank gate and decay": head * size * (2 if kind.decay == "channel" else 1),  # between their two projections
     }

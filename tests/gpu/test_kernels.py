@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import StaticCache
 
-from gendistill.ops import Documents, linear_attention
+from gendistill.ops import KERNEL_BOUND, DecayGate, Documents, linear_attention
 from gendistill.ops.chunked import chunked_linear_attention
 from gendistill.ops.reference import l2_normalize, recurrent_linear_attention
 from small_models import make_student
@@ -35,11 +35,29 @@ def make_inputs(kind, length, head_size, dtype, batch=2):
     q, k, v = (torch.randn(shape, device="cuda") for _ in range(3))
     q, k, v = l2_normalize(q).to(dtype), l2_normalize(k).to(dtype), v.to(dtype)
     g = -torch.exp(torch.randn(shape if kind["per_channel"] else shape[:3], device="cuda") - 2).clamp(max=5)
-    g[:, ::7] = -5.0 if kind.get("bounded") else -30.0
+    g[:, ::7] = -30.0
     inputs = {"q": q, "k": k, "v": v, "g": g}
+    if kind.get("bounded"):
+        raw = torch.randn(shape, device="cuda")
+        raw[:, ::7] = 20.0
+        inputs["g"] = raw.to(dtype)
+        inputs["A_log"] = 0.1 * torch.randn(heads, device="cuda")
+        inputs["dt_bias"] = torch.randn(heads * head_size, device="cuda") - 2
     if kind["delta_rule"]:
         inputs["beta"] = torch.rand(shape[:3], device="cuda")
-    return inputs, {"bounded": True} if kind.get("bounded") else {}
+    return inputs
+
+
+def call(form, A_log=None, dt_bias=None, **inputs):
+    """The recurrence; with the parameters of a gate, g is what that makes a bounded decay of."""
+    if A_log is not None:
+        gate = DecayGate(inputs["g"], A_log, dt_bias, KERNEL_BOUND)
+        inputs["g"] = gate if form is linear_attention else gate.log_decay()
+    return form(**inputs)
+
+
+def tokens(inputs, part):
+    return {name: x if name in ("A_log", "dt_bias") else x[:, part] for name, x in inputs.items()}
 
 
 def packed(*lengths, rows=2):
@@ -50,7 +68,7 @@ def run(form, inputs, dtype, **options):
     inputs = {
         name: (x.double() if dtype == torch.float64 else x).clone().requires_grad_() for name, x in inputs.items()
     }
-    o, state = form(**inputs, **options)
+    o, state = call(form, **inputs, **options)
     generator = torch.Generator("cuda").manual_seed(1)
     readout = torch.randn(o.shape, device="cuda", generator=generator)
     loss = (o * readout.to(o.dtype)).sum()
@@ -78,12 +96,12 @@ def show(title, measured):
 @every_size
 @every_kind
 def test_kernel_equals_reference(kind, head_size, dtype, form):
-    inputs, options = make_inputs(kind, 200, head_size, dtype)
+    inputs = make_inputs(kind, 200, head_size, dtype)
     shared = {"documents": packed(70, 1, 129)} if form == "packed" else {}
     if form == "plain":
         inputs["initial_state"] = torch.randn(2, HEADS[head_size], head_size, head_size, device="cuda")
     exact = run(recurrent_linear_attention, inputs, torch.float64, **shared)
-    measured = errors(run(linear_attention, inputs, dtype, **shared, **options), exact)
+    measured = errors(run(linear_attention, inputs, dtype, **shared), exact)
     show(f"{kind}, head size {head_size}, {dtype}, {form}", measured)
     assert max(measured.values()) < BOUNDS[dtype]
 
@@ -92,9 +110,9 @@ def test_kernel_equals_reference(kind, head_size, dtype, form):
 @pytest.mark.parametrize("kind", ["kda", "kda_bounded"])
 def test_gradients_are_the_same_bits_in_every_run(kind, head_size):
     """No race: one of KDA's kernels runs with more warps than fla tries on Hopper (scripts/tune_kernels.py)."""
-    inputs, options = make_inputs(kind, 2048, head_size, torch.bfloat16, batch=4)
+    inputs = make_inputs(kind, 2048, head_size, torch.bfloat16, batch=4)
     documents = packed(700, 37, 1, 900, 410, rows=4)
-    first, *others = (run(linear_attention, inputs, torch.bfloat16, documents=documents, **options) for _ in range(4))
+    first, *others = (run(linear_attention, inputs, torch.bfloat16, documents=documents) for _ in range(4))
     for other in others:
         for name, x in first.items():
             assert x is None or torch.equal(x, other[name]), name
@@ -104,10 +122,10 @@ def test_gradients_are_the_same_bits_in_every_run(kind, head_size):
 @every_kind
 def test_kernel_at_training_shape(kind, head_size):
     """Rows as training has them: what a kernel gets wrong may need many chunks and documents to show."""
-    inputs, options = make_inputs(kind, 2048, head_size, torch.bfloat16)
+    inputs = make_inputs(kind, 2048, head_size, torch.bfloat16)
     documents = packed(700, 37, 1, 900, 410)
     exact = run(chunked_linear_attention, inputs, torch.float64, documents=documents)
-    measured = errors(run(linear_attention, inputs, torch.bfloat16, documents=documents, **options), exact)
+    measured = errors(run(linear_attention, inputs, torch.bfloat16, documents=documents), exact)
     show(f"{kind}, head size {head_size}, 2 rows of 2048 tokens", measured)
     assert max(measured.values()) < BOUNDS[torch.bfloat16]
 
@@ -116,13 +134,12 @@ def test_kernel_at_training_shape(kind, head_size):
 @every_kind
 @torch.no_grad()
 def test_steps_equal_one_pass(kind, head_size):
-    inputs, options = make_inputs(kind, 40, head_size, torch.float32)
-    whole, final = linear_attention(**inputs, **options)
-    outputs, state = linear_attention(**{name: x[:, :30] for name, x in inputs.items()}, **options)
+    inputs = make_inputs(kind, 40, head_size, torch.float32)
+    whole, final = call(linear_attention, **inputs)
+    outputs, state = call(linear_attention, **tokens(inputs, slice(30)))
     outputs = [outputs]
     for t in range(30, 40):
-        step = {name: x[:, t : t + 1] for name, x in inputs.items()}
-        o, state = linear_attention(**step, initial_state=state, **options)
+        o, state = call(linear_attention, **tokens(inputs, slice(t, t + 1)), initial_state=state)
         outputs.append(o)
     measured = {"o": error(torch.cat(outputs, dim=1), whole.double()), "state": error(state, final.double())}
     show(f"{kind}, head size {head_size}, steps", measured)

@@ -54,9 +54,9 @@ def test_new_parts_start_as_the_identity():
     torch.testing.assert_close(q, F.normalize(given[0], dim=-1))
     torch.testing.assert_close(k, F.normalize(given[1], dim=-1).repeat_interleave(2, dim=2))
     torch.testing.assert_close(v, given[2].repeat_interleave(2, dim=2))
-    gate = mixer._gates(torch.randn(2, 9, 48))[2]
+    gate = F.silu(mixer._gates(torch.randn(2, 9, 48))[2] + mixer.g_b_proj.bias)
     torch.testing.assert_close(gate, torch.ones_like(gate), atol=1e-3, rtol=0)
-    half_life = math.log(2) / -mixer._gates(torch.zeros(1, 1, 48))[0]
+    half_life = math.log(2) / -mixer._gates(torch.zeros(1, 1, 48))[0].log_decay()
     assert half_life.min() > 0.3 and half_life.max() < 1000
 
 

@@ -37,6 +37,24 @@ def compiled_layers(*models: PreTrainedModel, in_pieces: bool) -> Iterator[None]
             del piece.forward
 
 
+class SideStream:
+    """A stream beside the current one: what one leaves idle of the GPU, at a product's end say, the other takes."""
+
+    def __init__(self):
+        self.stream = torch.cuda.Stream()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """What the block gives to the GPU starts after all that it was given before, and runs beside what follows."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            yield
+
+    def join(self) -> None:
+        """What follows starts when the side stream is done."""
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+
 def can_capture(student: GendistillForCausalLM) -> bool:
     """Whether a micro-batch of packed documents runs without reading the device: fla's other kernels do read it."""
     return set(student.config.mixers) <= {"kda", None}

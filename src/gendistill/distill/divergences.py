@@ -11,12 +11,13 @@ T is the temperature; the factor T^2 keeps the gradient's size (Hinton et al., a
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 
+from gendistill.distill import divergence_kernels
 from gendistill.recipe import DIVERGENCES
 
 CHUNK = 1024  # tokens whose logits are in memory at once
@@ -76,8 +77,15 @@ def vocabulary_losses(
     return torch.stack(sums)
 
 
+def fused_losses(terms: Iterable[str]) -> Callable[..., torch.Tensor]:
+    """`vocabulary_losses` on CUDA: our kernel if it has these terms, otherwise compiled."""
+    if divergence_kernels.triton is not None and divergence_kernels.TERMS.issuperset(terms):
+        return divergence_kernels.kernel_vocabulary_losses
+    return compiled_losses()
+
+
 @cache
-def fused_losses() -> Callable[..., torch.Tensor]:
+def compiled_losses() -> Callable[..., torch.Tensor]:
     """`vocabulary_losses`, compiled.
 
     Rows are long: unsplit, a row's maximum, sum and gradient are one kernel that reads it twice and not four times.
@@ -97,9 +105,9 @@ class VocabularyLoss(torch.autograd.Function):
             teacher_hidden, teacher_weight: the teacher's, or None without divergences.
             targets, token_weights: [N].
             settings: keyword arguments of `vocabulary_losses`.
-            fuse: compile the arithmetic between the projections (CUDA).
+            fuse: fuse the arithmetic between the projections (CUDA).
         """
-        losses = fused_losses() if fuse else vocabulary_losses
+        losses = fused_losses(settings["terms"]) if fuse else vocabulary_losses
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         sums = torch.zeros(len(settings["terms"]), dtype=dtype, device=hidden.device)
         hidden_grad = torch.zeros_like(hidden)

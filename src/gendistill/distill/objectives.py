@@ -15,13 +15,14 @@ no better than silence; cosine terms are 1 - cosine. Both are means over layers.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from gendistill.distill.acceleration import SideStream
 from gendistill.distill.batches import Batch
 from gendistill.distill.divergences import VocabularyLoss
 from gendistill.errors import UserError
@@ -65,6 +66,7 @@ class EndToEnd:
     ):
         """The teacher may be None if the objective does not need it."""
         self.teacher, self.student, self.fuse = teacher, student, fuse
+        self.beside = SideStream() if fuse else None
         self.terms = stage.terms
         on_words = {name: weight for name, weight in stage.terms.items() if not name.startswith("hidden")}
         self.settings = {"terms": on_words, "vocabulary": vocabulary, "temperature": stage.temperature}
@@ -75,10 +77,13 @@ class EndToEnd:
         """Sums of the terms [terms]; gradients of their mixture times `scale` are added to the student's parameters."""
         teacher_hidden, teacher_states = None, None
         if self.teacher is not None:
-            with torch.no_grad(), part_of_step("the teacher's forward pass"):
+            aside = self.beside.running() if self.beside else nullcontext()
+            with torch.no_grad(), part_of_step("the teacher's forward pass"), aside:
                 teacher_hidden, teacher_states = self._run(self.teacher, batch)
         with part_of_step("the student's forward pass"):
             hidden, states = self._run(self.student, batch)
+        if self.beside:
+            self.beside.join()
         with part_of_step("the loss"):
             loss, sums = torch.zeros((), device=hidden.device), {}
             if self.settings["terms"]:
@@ -124,14 +129,25 @@ class Alignment:
     saw. So there is never more than one layer's worth of activations.
     """
 
-    def __init__(self, teacher: PreTrainedModel, student: GendistillForCausalLM, stage: Stage, certificate: dict):
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        student: GendistillForCausalLM,
+        stage: Stage,
+        certificate: dict,
+        fuse: bool = False,
+    ):
         self.teacher, self.student = teacher, student
+        self.distance_sums = torch.compile(distance_sums, dynamic=False) if fuse else distance_sums
         self.place, self.terms = stage.compares, stage.terms
-        self.power = _power(certificate, self.place)
+        # As tensors: torch.compile would compile anew for every number.
+        power = _power(certificate, self.place)
+        device = next(teacher.parameters()).device
+        self.power = {i: torch.tensor(value, dtype=torch.float64, device=device) for i, value in power.items()}
 
     def backward(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
         """Sums of the terms [terms]; gradients of their mixture times `scale` are added to the mixers' parameters."""
-        sums = {name: torch.zeros((), device=batch.input_ids.device) for name in self.terms}
+        sums = torch.zeros(len(self.terms), device=batch.input_ids.device)
         documents = batch.documents
 
         def align(i: int, inputs: torch.Tensor, target: torch.Tensor) -> None:
@@ -141,29 +157,35 @@ class Alignment:
                     output, _ = block.linear_attn(inputs, documents=documents)
                 else:
                     output = block(inputs, documents=documents)
-                loss = torch.zeros((), device=output.device)
-                for name, weight in self.terms.items():
-                    value = (distance(name, output, target, self.power[i]) * batch.counted).sum() / len(self.power)
-                    loss = loss + weight * value
-                    sums[name] = sums[name] + value.detach()
+                values = self.distance_sums(tuple(self.terms), output, target, self.power[i], batch.counted)
+                values = values / len(self.power)
+                loss = sum(weight * value for weight, value in zip(self.terms.values(), values, strict=True))
                 (loss * scale).backward()
+                sums.add_(values.detach())
 
         hooked = _as_layers_end(self.teacher, self.place, self.power, align)
         with torch.no_grad(), hooked, part_of_step("the teacher's forward pass"):
             self.teacher.model(**_inputs(self.teacher, batch))
-        return torch.stack(list(sums.values()))
+        return sums
 
 
 TrainingObjective = EndToEnd | Alignment
 
 
-def distance(name: str, output: torch.Tensor, target: torch.Tensor, power: float) -> torch.Tensor:
+def distance(name: str, output: torch.Tensor, target: torch.Tensor, power: float | torch.Tensor) -> torch.Tensor:
     """[..., D] and [..., D] -> [...]: the L2 or cosine distance of a term's name, in float32 or better."""
     dtype = torch.promote_types(output.dtype, torch.float32)
     output, target = output.to(dtype), target.to(dtype)
     if name.endswith("_l2"):
         return (output - target).square().mean(-1) / power
     return 1 - F.cosine_similarity(output, target, dim=-1)
+
+
+def distance_sums(
+    names: tuple[str, ...], output: torch.Tensor, target: torch.Tensor, power: torch.Tensor, counted: torch.Tensor
+) -> torch.Tensor:
+    """[terms]: each named distance between two [B, T, D], summed over the tokens that count [B, T]."""
+    return torch.stack([(distance(name, output, target, power) * counted).sum() for name in names])
 
 
 def _inputs(model: PreTrainedModel, batch: Batch) -> dict:
@@ -215,4 +237,4 @@ def build_objective(
     if stage.compares == "end_to_end":
         teacher = teacher if stage.needs_teacher else None
         return EndToEnd(teacher, student, stage, certificate, vocabulary, fuse)
-    return Alignment(teacher, student, stage, certificate)
+    return Alignment(teacher, student, stage, certificate, fuse)

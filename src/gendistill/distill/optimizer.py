@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from gendistill.distill.accumulation import accumulate
 from gendistill.distill.roles import role_of
 from gendistill.errors import UserError
 from gendistill.recipe import Role, Stage
@@ -78,12 +79,12 @@ class MasterOptimizer:
 
     def collect_gradients(self) -> None:
         """After each micro-batch: adds the model's gradients to the masters' and frees them."""
+        rounded = [(m, self.parameters[name]) for name, m in self.masters.items() if m is not self.parameters[name]]
+        collected = [(master, parameter) for master, parameter in rounded if parameter.grad is not None]
         with torch.no_grad():
-            for name, master in self.masters.items():
-                parameter = self.parameters[name]
-                if master is not parameter and parameter.grad is not None:
-                    master.grad.add_(parameter.grad)
-                    parameter.grad = None
+            accumulate((master.grad, parameter.grad) for master, parameter in collected)
+        for _, parameter in collected:
+            parameter.grad = None
 
     @torch.no_grad()
     def step(self, learning_rate_share: float) -> torch.Tensor:

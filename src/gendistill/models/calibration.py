@@ -12,8 +12,9 @@ import torch
 from transformers import PreTrainedModel
 
 from gendistill.models.capture import side_by_side
-from gendistill.models.mixers.layer import GATE_ACTIVATIONS, LinearAttention
+from gendistill.models.mixers.layer import LinearAttention
 from gendistill.models.modeling import GendistillForCausalLM
+from gendistill.ops.output_gate import GATE_ACTIVATIONS
 from gendistill.recipe import Start
 
 Batch = dict[str, torch.Tensor]

@@ -1,8 +1,9 @@
 """The one recurrence behind all mixers: a slow reference, a chunked PyTorch form, and kernels for CUDA tensors."""
 
 from gendistill.ops.convolution import convolved_heads
+from gendistill.ops.decay import KERNEL_BOUND, DecayGate
 from gendistill.ops.dispatch import linear_attention, set_backend
 from gendistill.ops.documents import Documents
-from gendistill.ops.kernels import KERNEL_BOUND
+from gendistill.ops.output_gate import gated_norm
 
-__all__ = ["KERNEL_BOUND", "Documents", "convolved_heads", "linear_attention", "set_backend"]
+__all__ = ["KERNEL_BOUND", "DecayGate", "Documents", "convolved_heads", "gated_norm", "linear_attention", "set_backend"]

@@ -1,15 +1,15 @@
 """Kimi Delta Attention with bounded gates, for training: fla's kernels with a backward pass that does less.
 
 fla's own computes what the forward pass had a second time, and passes float32 gradients from kernel to kernel through
-memory. Here the forward pass keeps its products (some 12 KiB more a token and 16 heads of 128 channels), and two
-kernels do what happens inside chunks.
+memory. Here the forward pass keeps its products (some 12 KiB more a token and 16 heads of 128 channels), and three
+kernels do what happens inside chunks, down to the gradient of what the gates come from.
 
 Shapes: B rows, T tokens a row, H heads, D channels of a key and of a value.
 """
 
 import torch
 
-from gendistill.ops.kda_kernels import CHUNK, HEAD_SIZES, chunk_backward
+from gendistill.ops.kda_kernels import CHUNK, HEAD_SIZES, chunk_backward, values_backward
 
 
 def takes_bounded_kda(number_size: int, head_size: int) -> bool:
@@ -26,25 +26,29 @@ def bounded_kda(
     beta: torch.Tensor,
     initial_state: torch.Tensor | None = None,
     output_final_state: bool = False,
-    safe_gate: bool = True,
+    *,
+    A_log: torch.Tensor,
+    dt_bias: torch.Tensor,
+    lower_bound: float,
     cu_seqlens: torch.Tensor | None = None,
     use_graph: bool = False,
     max_num_seqs: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """fla's `chunk_kda` for gates in [KERNEL_BOUND, 0]; the arguments are its own.
+    """fla's `chunk_kda` with `use_gate_in_kernel` and `safe_gate`; the arguments are its own.
 
     Args:
         q, k, v: [B, T, H, D] in 16 bits; q and k of length 1.
-        g: [B, T, H, D] float32.
+        g: [B, T, H, D], the gate's projection; see `DecayGate.raw`.
         beta: [B, T, H] float32.
         initial_state: [documents or B, H, D, D].
+        A_log, dt_bias: [H] and [H * D] float32.
+        lower_bound: the lowest log decay, KERNEL_BOUND or above.
         cu_seqlens: [documents + 1], for B = 1.
         use_graph: nothing is read on the host; cu_seqlens ends in empty documents, max_num_seqs of all kinds.
 
     Returns:
         o [B, T, H, D] and, if wanted, the final state [documents or B, H, D, D] in float32.
     """
-    assert safe_gate
     from fla.ops.utils.index import prepare_chunk_indices, prepare_chunk_indices_static, prepare_chunk_offsets
 
     indices = offsets = None
@@ -55,21 +59,26 @@ def bounded_kda(
         indices, offsets = prepare_chunk_indices(cu_seqlens, CHUNK), prepare_chunk_offsets(cu_seqlens, CHUNK)
     chunks = {"cu_seqlens": cu_seqlens, "chunk_indices": indices, "chunk_offsets": offsets, "use_graph": use_graph}
     with torch.cuda.device_of(q):
-        return _BoundedKDA.apply(q, k, v, g, beta, initial_state, output_final_state, chunks)
+        gate = (A_log, dt_bias, lower_bound)
+        return _BoundedKDA.apply(q, k, v, g, beta, *gate, initial_state, output_final_state, chunks)
 
 
 class _BoundedKDA(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, g, beta, initial_state, output_final_state, chunks):
+    def forward(ctx, q, k, v, raw, beta, A_log, dt_bias, bound, initial_state, output_final_state, chunks):
         from fla.ops.kda.chunk_fwd import chunk_kda_fwd
 
-        q, k, v, g, beta = (x.contiguous() for x in (q, k, v, g, beta))
+        q, k, v, raw, beta = (x.contiguous() for x in (q, k, v, raw, beta))
         scale = q.shape[-1] ** -0.5
         o, state, g, Aqk, Akk, w, _, qg, kg, v_new, h, _ = chunk_kda_fwd(
             q=q,
             k=k,
             v=v,
-            g=g,
+            g=raw,
+            A_log=A_log,
+            dt_bias=dt_bias,
+            lower_bound=bound,
+            use_gate_in_kernel=True,
             beta=beta,
             scale=scale,
             initial_state=initial_state,
@@ -79,22 +88,20 @@ class _BoundedKDA(torch.autograd.Function):
             disable_recompute=True,
             **chunks,
         )
-        ctx.save_for_backward(q, k, g, beta, initial_state, Aqk, Akk, w, qg, kg, v_new, h)
-        ctx.scale, ctx.chunks = scale, chunks
+        ctx.save_for_backward(q, k, raw, g, beta, A_log, dt_bias, initial_state, Aqk, Akk, w, qg, kg, v_new, h)
+        ctx.bound, ctx.scale, ctx.chunks = bound, scale, chunks
         ctx.set_materialize_grads(False)
         return o, state
 
     @staticmethod
     def backward(ctx, do, d_state):
         from fla.ops.common.chunk_delta_h import chunk_gated_delta_rule_bwd_dhu
-        from fla.ops.kda.chunk_bwd import chunk_kda_bwd_dAv
 
-        q, k, g, beta, initial_state, Aqk, Akk, w, qg, kg, v_new, h = ctx.saved_tensors
+        q, k, raw, g, beta, A_log, dt_bias, initial_state, Aqk, Akk, w, qg, kg, v_new, h = ctx.saved_tensors
         do = torch.zeros_like(v_new) if do is None else do.contiguous()
         scale, chunks = ctx.scale, ctx.chunks
         borders = {name: chunks[name] for name in ("cu_seqlens", "chunk_indices")}
-        inside = borders | {"use_graph": chunks["use_graph"]}
-        _, dv = chunk_kda_bwd_dAv(q=q, k=k, v=v_new, do=do, A=Aqk, scale=scale, chunk_size=CHUNK, **inside)
+        dv = values_backward(Aqk, do, **borders)
         dh, d_initial, dv = chunk_gated_delta_rule_bwd_dhu(
             q=qg,
             k=kg,
@@ -109,4 +116,7 @@ class _BoundedKDA(torch.autograd.Function):
             chunk_offsets=chunks["chunk_offsets"],
             **borders,
         )
-        return *chunk_backward(q, k, v_new, g, beta, Akk, h, do, dh, dv, scale, **borders), d_initial, None, None
+        dq, dk, dv, d_raw, d_beta, d_A_log, d_bias = chunk_backward(
+            q, k, v_new, raw, g, A_log, dt_bias, ctx.bound, beta, Akk, h, do, dh, dv, scale, **borders
+        )
+        return dq, dk, dv, d_raw, d_beta, d_A_log, d_bias, None, d_initial, None, None

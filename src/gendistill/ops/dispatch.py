@@ -7,6 +7,7 @@ import torch
 
 from gendistill.errors import UserError
 from gendistill.ops.chunked import chunked_linear_attention
+from gendistill.ops.decay import DecayGate, log_decay
 from gendistill.ops.documents import Documents
 from gendistill.ops.kernels import kernel_linear_attention, load_kernels
 from gendistill.ops.reference import recurrent_linear_attention
@@ -45,28 +46,24 @@ def linear_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    g: torch.Tensor,
+    g: torch.Tensor | DecayGate,
     beta: torch.Tensor | None = None,
     initial_state: torch.Tensor | None = None,
     documents: Documents | None = None,
-    bounded: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`recurrent_linear_attention` by the chosen back end.
 
     Args:
-        bounded: a promise that g >= KERNEL_BOUND, which a faster kernel needs.
+        g: log decays, or what they come from: faster kernels are for bounded ones, and in training begin and end there.
 
     Raises:
         UserError: kernels are asked for by name and the tensors are not on a CUDA device, or fla-core is missing.
     """
-    arguments = (q, k, v, g, beta, initial_state, documents)
-    if _chosen in _FORMS:
-        return _FORMS[_chosen](*arguments)
     if takes_kernels(q):
-        return kernel_linear_attention(*arguments, bounded=bounded)
+        return kernel_linear_attention(q, k, v, g, beta, initial_state, documents)
     if _chosen == "kernels":
         raise UserError(
             f"backend 'kernels' needs CUDA tensors, these are on {q.device}. Use auto, chunked or reference."
         )
-    form: Callable = recurrent_linear_attention if q.shape[1] == 1 else chunked_linear_attention
-    return form(*arguments)
+    by_length: Callable = recurrent_linear_attention if q.shape[1] == 1 else chunked_linear_attention
+    return _FORMS.get(_chosen, by_length)(q, k, v, log_decay(g), beta, initial_state, documents)

@@ -1,4 +1,4 @@
-"""Backward pass of Kimi Delta Attention inside chunks, as two Triton kernels.
+"""Backward pass of Kimi Delta Attention inside chunks, as three Triton kernels.
 
 Shapes: B rows, T tokens a row, H heads, D channels of a key and of a value, C = 64 tokens a chunk, N chunks in all.
 
@@ -25,15 +25,43 @@ except ImportError:  # machines without a GPU have none, and must still import t
 CHUNK = 64
 HEAD_SIZES = (64, 128)
 # Channels of values and of keys at work at a time: the fastest of those in results/gpu/kda.txt, where 4 warps fail.
+GATE = {"TOKENS": 128, "ROWS": 8, "num_warps": 4}
+OUTPUTS = {"num_warps": 4, "num_stages": 1}
 PAIRS = {"VALUES": 64, "num_warps": 4, "num_stages": 1}
 CHANNELS = {"KEYS": 32, "VALUES": 64, "num_warps": 8, "num_stages": 1, "maxnreg": 128}
+
+
+def values_backward(
+    P: torch.Tensor,
+    do: torch.Tensor,
+    cu_seqlens: torch.Tensor | None = None,
+    chunk_indices: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The gradient of v_new [B, T, H, D] that comes by way of the outputs of its own chunk, P^T do.
+
+    Args:
+        P: [B, T, H, 64]; what lies above the diagonal is not looked at.
+        do: [B, T, H, D].
+        cu_seqlens, chunk_indices: see `chunk_backward`.
+    """
+    B, T, H, D = do.shape
+    assert P.is_contiguous() and do.is_contiguous()
+    chunks = triton.cdiv(T, CHUNK) if chunk_indices is None else len(chunk_indices)
+    dv = torch.empty_like(do)
+    with torch.cuda.device_of(do):
+        _outputs_kernel[H, chunks, B](P, do, dv, cu_seqlens, chunk_indices, T, H=H, D=D, C=CHUNK, **OUTPUTS)
+    return dv
 
 
 def chunk_backward(
     q: torch.Tensor,
     k: torch.Tensor,
     v_new: torch.Tensor,
+    raw: torch.Tensor,
     g: torch.Tensor,
+    A_log: torch.Tensor,
+    dt_bias: torch.Tensor,
+    bound: float,
     beta: torch.Tensor,
     A: torch.Tensor,
     h: torch.Tensor,
@@ -43,13 +71,14 @@ def chunk_backward(
     scale: float,
     cu_seqlens: torch.Tensor | None = None,
     chunk_indices: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """Gradients of the inputs from those of o (do), of v_new (dv) and of the states after each chunk (dh).
 
     All tensors are contiguous. Tokens outside of every chunk get no gradients: their places are left as allocated.
 
     Args:
         q, k, v_new, do, dv: [B, T, H, D], D = 64 or 128.
+        raw, A_log, dt_bias, bound: where the decay comes from: [B, T, H, D], [H], [H * D]; see `DecayGate`.
         g: [B, T, H, D] float32, log2 of the decay, summed up inside chunks; no token's own below -5 / ln 2 nor above 0.
         beta: [B, T, H]. Where it is exactly 0, its gradient comes out as 0.
         A: [B, T, H, 64].
@@ -59,28 +88,31 @@ def chunk_backward(
         chunk_indices: [N, 2], document and chunk in it; a document of -1 is a chunk that does not exist.
 
     Returns:
-        dq, dk, dv (gradient of the values v) in their tensors' dtypes, dg of each token's own natural log decay and
-        dbeta in float32.
+        dq, dk, dv (gradient of the values v) and draw in their tensors' dtypes, dbeta, dA_log and ddt_bias in float32.
     """
     B, T, H, D = q.shape
     assert D in HEAD_SIZES, D
-    assert all(x.is_contiguous() for x in (q, k, v_new, g, beta, A, h, do, dh, dv))
+    assert all(x.is_contiguous() for x in (q, k, v_new, raw, g, A_log, dt_bias, beta, A, h, do, dh, dv))
     chunks = triton.cdiv(T, CHUNK) if chunk_indices is None else len(chunk_indices)
     dq, dk, dv_out = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v_new)
-    dg, dbeta = torch.empty_like(g), torch.empty_like(beta, dtype=torch.float32)
+    draw, dbeta = torch.empty_like(raw), torch.empty_like(beta, dtype=torch.float32)
     dtype = (
         torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
     )  # decayed keys need more range than float16's
     pairs = q.new_empty(B * chunks, H, 2, CHUNK, CHUNK, dtype=dtype)
+    gate_sums = g.new_empty(triton.cdiv(B * T, GATE["TOKENS"]), 2, H, D)
     where, sizes = (cu_seqlens, chunk_indices, scale, T), {"H": H, "D": D, "C": CHUNK}
     # At least two steps: without a loop around them, the first products would be chained to the others (see below).
     first, second = ({**tile, "VALUES": min(tile["VALUES"], D // 2)} for tile in (PAIRS, CHANNELS))
     with torch.cuda.device_of(q):  # Triton launches on the current GPU, whichever has the tensors
         _pairs_kernel[H, chunks, B](v_new, beta, A, do, dv, dv_out, dbeta, pairs, *where, **sizes, **first)
         _channels_kernel[D // second["KEYS"] * H, chunks, B](
-            q, k, v_new, g, h, do, dh, dv_out, pairs, dq, dk, dg, *where, **sizes, **second
+            q, k, v_new, g, h, do, dh, dv_out, pairs, dq, dk, draw, *where, **sizes, **second
         )
-    return dq, dk, dv_out, dg, dbeta
+        gate = {"H": H, "D": D, **GATE}
+        _gate_kernel[H, gate_sums.shape[0]](raw, A_log, dt_bias, bound, draw, gate_sums, B * T, **gate)
+    ddt_bias, dA_log = gate_sums.sum(0)
+    return dq, dk, dv_out, draw, dbeta, dA_log.sum(-1), ddt_bias.flatten()
 
 
 if triton is not None:
@@ -102,6 +134,24 @@ if triton is not None:
             end = tl.load(cu_seqlens + tl.maximum(document, 0) + 1)
             length = tl.where(document < 0, 0, (end - start).to(tl.int32))
         return number.to(tl.int64), start + chunk * C, tl.maximum(tl.minimum(length - chunk * C, C), 0) - 1
+
+    @triton.jit(do_not_specialize=["T"])
+    def _outputs_kernel(
+        P, do, dv, cu_seqlens, chunk_indices, T, H: tl.constexpr, D: tl.constexpr, C: tl.constexpr
+    ):  # fmt: skip
+        """P^T do of one head."""
+        head = tl.program_id(0)
+        chunk, first, last = _locate(cu_seqlens, chunk_indices, T, C)
+        if last < 0:
+            return
+        first = first * H + head
+        i, w = tl.arange(0, C), tl.arange(0, D)
+        has = (i <= last)[:, None]
+        values = first * D + i[:, None] * (H * D) + w[None, :]
+        within = has & (i[:, None] >= i[None, :])
+        P_ = tl.load(P + first * C + i[:, None] * (H * C) + i[None, :], mask=within, other=0.0)
+        dv_ = tl.dot(tl.trans(P_), tl.load(do + values, mask=has, other=0.0))
+        tl.store(dv + values, dv_.to(dv.dtype.element_ty), mask=has)
 
     @triton.jit(do_not_specialize=["T"])
     def _pairs_kernel(
@@ -143,7 +193,7 @@ if triton is not None:
         q, k, v_new, g, h, do, dh, dv_out, pairs, dq, dk, dg, cu_seqlens, chunk_indices, scale, T,
         H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr,
     ):  # fmt: skip
-        """dq, dk and dg in KEYS channels of one head."""
+        """dq, dk, draw and sums for dt_bias and A_log, in KEYS channels of one head."""
         block, head = tl.program_id(0) % (D // KEYS), tl.program_id(0) // (D // KEYS)
         chunk, first, last = _locate(cu_seqlens, chunk_indices, T, C)
         if last < 0:
@@ -228,7 +278,30 @@ if triton is not None:
             part = dG.to(tl.bfloat16)
             dG -= part.to(tl.float32)
             total = tl.dot(later, part, total)
-        tl.store(dg + first + keys, total + dlast[None, :], mask=has)
+        tl.store(dg + first + keys, (total + dlast[None, :]).to(dg.dtype.element_ty), mask=has)
+
+    @triton.jit(do_not_specialize=["N"])
+    def _gate_kernel(
+        raw, A_log, dt_bias, bound, draw, sums, N,
+        H: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
+    ):  # fmt: skip
+        """In draw, the gradients of log decays become those of raw: one head, ROWS tokens at a time."""
+        head, first = tl.program_id(0), tl.program_id(1) * TOKENS
+        t, c = tl.arange(0, ROWS)[:, None], tl.arange(0, D)[None, :]
+        A, bias = tl.exp(tl.load(A_log + head)), tl.load(dt_bias + head * D + c)
+        of_bias, of_A = tl.zeros([ROWS, D], tl.float32), tl.zeros([ROWS, D], tl.float32)
+        for step in range(0, TOKENS, ROWS):
+            token = first + step + t
+            at = (token.to(tl.int64) * H + head) * D + c
+            x = tl.load(raw + at, mask=token < N, other=0.0).to(tl.float32) + bias
+            gate = tl.sigmoid(A * x)
+            d = tl.load(draw + at, mask=token < N, other=0.0).to(tl.float32) * (bound * A) * gate * (1 - gate)
+            tl.store(draw + at, d.to(draw.dtype.element_ty), mask=token < N)
+            of_bias += d
+            of_A += d * x
+        sums += (tl.program_id(1).to(tl.int64) * 2 * H + head) * D + c
+        tl.store(sums, tl.sum(of_bias, 0)[None, :])
+        tl.store(sums + H * D, tl.sum(of_A, 0)[None, :])
 
     @triton.jit
     def _between(i: tl.constexpr, span, rows, last, stride: tl.constexpr):

@@ -12,12 +12,12 @@ from packaging.specifiers import SpecifierSet
 
 from gendistill.errors import UserError
 from gendistill.ops.bounded_kda import bounded_kda, takes_bounded_kda
+from gendistill.ops.decay import DecayGate, log_decay
 from gendistill.ops.documents import Documents
 
 LAUNCH_SETTINGS = Path(__file__).with_name("launch_settings")
 SETTINGS_FOR = (9, 0)  # the compute capability they were measured on: Hopper
 MISCOMPILES_PER_HEAD = ">=3.4,<3.7.1"  # versions of Triton, on Hopper
-KERNEL_BOUND = -5.0  # log decays not below this let the kernel use the tensor cores inside a chunk
 
 
 class Kernels(NamedTuple):
@@ -36,38 +36,36 @@ def kernel_linear_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    g: torch.Tensor,
+    g: torch.Tensor | DecayGate,
     beta: torch.Tensor | None = None,
     initial_state: torch.Tensor | None = None,
     documents: Documents | None = None,
-    bounded: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Same arguments and results as `recurrent_linear_attention`; one token without gradients takes the step kernel.
 
     The final state of packed documents is not kept (it would be one a document) and comes back as None.
 
-    Args:
-        bounded: g >= KERNEL_BOUND everywhere: Kimi Delta Attention's products inside a chunk can use the tensor cores.
-
     Raises:
         UserError: fla-core is not installed.
     """
     library = load_kernels()
-    tensors = (q, k, v, g, beta, initial_state)
-    needs_gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    if g.dim() == 3 and needs_gradients and not library.trains_per_head:
-        g = g.unsqueeze(-1).expand_as(k)
-    per_channel = g.dim() == 4
-    kernels = library.kernels[beta is not None, per_channel]
-    bounded_rule = bounded and per_channel and beta is not None
-    if bounded_rule and needs_gradients and takes_bounded_kda(q.element_size(), q.shape[-1]):
-        kernels = kernels._replace(chunk=bounded_kda)
-    inputs = {"q": q, "k": k, "v": v, "g": g.float()}
-    chunk_options = {}
+    tensors = (q, k, v, *(g if isinstance(g, DecayGate) else [g]), beta, initial_state)
+    needs_gradients = torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in tensors)
+    inputs, chunk_options = {"q": q, "k": k, "v": v}, {}
     if beta is not None:
         inputs["beta"] = beta.float()
+    bounded_rule = beta is not None and isinstance(g, DecayGate) and g.is_bounded and g.raw.dim() == 4
+    if bounded_rule and needs_gradients and takes_bounded_kda(q.element_size(), q.shape[-1]) and g.mask is None:
+        kernels, inputs["g"] = Kernels(bounded_kda, None), g.raw
+        chunk_options |= {"A_log": g.A_log, "dt_bias": g.dt_bias, "lower_bound": g.bound}
+    else:
+        g = log_decay(g).float()
+        if g.dim() == 3 and needs_gradients and not library.trains_per_head:
+            g = g.unsqueeze(-1).expand_as(k)
+        kernels, inputs["g"] = library.kernels[beta is not None, g.dim() == 4], g
         if bounded_rule:
             chunk_options["safe_gate"] = True
+    per_channel = inputs["g"].dim() == 4
     if documents is not None:
         if documents.fixed_shape and per_channel and beta is not None:
             chunk_options |= {"use_graph": True, "max_num_seqs": documents.cu_seqlens.shape[0] - 1}

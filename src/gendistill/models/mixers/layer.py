@@ -16,9 +16,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.mixers import MIXERS
-from gendistill.ops import Documents, convolved_heads, linear_attention
+from gendistill.ops import DecayGate, Documents, convolved_heads, gated_norm, linear_attention
 
-GATE_ACTIVATIONS = {"silu": F.silu, "sigmoid": torch.sigmoid}
 GATE_BIAS = {"silu": 1.278, "sigmoid": 0.0}  # SiLU(1.278) = 1; sigmoid cannot reach 1 and starts at 0.5
 
 
@@ -64,7 +63,6 @@ class LinearAttention(nn.Module):
         self.g_a_proj = nn.Linear(hidden, self.head_dim, bias=False)
         self.g_b_proj = nn.Linear(self.head_dim, self.queries, bias=True)
         self.o_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.output_norm else None
-        self.gate_activation = GATE_ACTIVATIONS[config.gate_activation]
 
     def set_start_values(self) -> None:
         """Start values of every tensor the teacher does not have.
@@ -130,9 +128,10 @@ class LinearAttention(nn.Module):
             mixed = mixed * attention_mask
         q, k, v = self._convolve(mixed, attention_mask, past_key_values, documents)
 
-        g, beta, gate = self._gates(hidden_states)
+        decay, beta, gate = self._gates(hidden_states)
         if attention_mask is not None:  # padding neither decays nor writes the state
-            g = g * (attention_mask if g.dim() == 3 else attention_mask[..., None])
+            fixed = self.mixer.decay == "fixed"
+            decay = decay * attention_mask if fixed else decay._replace(mask=attention_mask[..., 0])
             if beta is None:
                 v = v * attention_mask[..., None]
             else:
@@ -140,18 +139,20 @@ class LinearAttention(nn.Module):
         state = None
         if past_key_values is not None and self._has_state(past_key_values):
             state = past_key_values.layers[self.layer_idx].recurrent_states[0]
-        o, state = linear_attention(q, k, v, g, beta, state, documents, self.config.gates_are_bounded)
+        o, state = linear_attention(q, k, v, decay, beta, state, documents)
         if past_key_values is not None:
             past_key_values.update_recurrent_state(state, self.layer_idx)
 
-        o = o if self.o_norm is None else self.o_norm(o)
-        return self.o_proj(o.flatten(-2) * gate), None
+        norm = None if self.o_norm is None else self.o_norm.weight
+        eps, activation = self.config.rms_norm_eps, self.config.gate_activation
+        return self.o_proj(gated_norm(o, gate, self.g_b_proj.bias, norm, eps=eps, activation=activation)), None
 
-    def _gates(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    def _gates(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor | DecayGate, torch.Tensor | None, torch.Tensor]:
         """Log decay, write strength and output gate; what is narrow of them, and fills no GPU, by one product.
 
         Returns:
-            log decay [B, T, H, K] or [B, T, H], beta [B, T, H] or None, gate [B, T, H * V].
+            what the log decays come from, or fixed ones [B, T, H]; beta [B, T, H] or None; the output
+            gate's projection without its bias [B, T, H * V].
         """
         narrow = {"gate": self.g_a_proj}
         if self.mixer.decay != "fixed":
@@ -162,20 +163,14 @@ class LinearAttention(nn.Module):
         products = joint_projection(hidden_states, list(narrow.values())).split(sizes, dim=-1)
         raw = dict(zip(narrow, products, strict=True))
         if self.mixer.decay == "fixed":
-            log_decay = fixed_log_decay(self.num_heads, hidden_states.device).expand(*hidden_states.shape[:2], -1)
+            decay = fixed_log_decay(self.num_heads, hidden_states.device).expand(*hidden_states.shape[:2], -1)
         else:
-            log_decay = self._log_decay(raw["decay"])
+            decay = raw["decay"]
+            if self.mixer.decay == "channel":
+                decay = self.f_b_proj(decay).unflatten(-1, (self.num_heads, -1))
+            decay = DecayGate(decay, self.A_log, self.dt_bias, self.config.log_decay_bound)
         beta = raw["beta"].float().sigmoid() if self.mixer.delta_rule else None
-        return log_decay, beta, self.gate_activation(self.g_b_proj(raw["gate"]))
-
-    def _log_decay(self, raw: torch.Tensor) -> torch.Tensor:
-        """[B, T, H, K] or [B, T, H], float32: bf16 would round a decay close to 1 to 1, and the state never forget."""
-        per_channel = self.mixer.decay == "channel"
-        raw = self.f_b_proj(raw) if per_channel else raw
-        raw = (raw.float() + self.dt_bias).unflatten(-1, (self.num_heads, -1))
-        A, bound = self.A_log.exp()[:, None], self.config.log_decay_bound
-        log_decay = -A * F.softplus(raw) if bound is None else bound * torch.sigmoid(A * raw)
-        return log_decay if per_channel else log_decay.squeeze(-1)
+        return decay, beta, F.linear(raw["gate"], self.g_b_proj.weight)
 
     def _has_state(self, cache: Cache) -> bool:
         return cache.layers[self.layer_idx].is_recurrent_states_initialized[0] and cache.has_previous_state(
