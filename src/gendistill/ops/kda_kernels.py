@@ -25,7 +25,7 @@ except ImportError:  # machines without a GPU have none, and must still import t
 CHUNK = 64
 HEAD_SIZES = (64, 128)
 # Channels of values and of keys at work at a time: the fastest of those in results/gpu/kda.txt, where 4 warps fail.
-GATE = {"TOKENS": 128, "ROWS": 8, "num_warps": 4}
+GATE = {"TOKENS": 128, "ROWS": 4, "num_warps": 4}
 OUTPUTS = {"num_warps": 4, "num_stages": 1}
 PAIRS = {"VALUES": 64, "num_warps": 4, "num_stages": 1}
 CHANNELS = {"KEYS": 32, "VALUES": 64, "num_warps": 8, "num_stages": 1, "maxnreg": 128}
