@@ -12,6 +12,8 @@ Every timing is kept in OUT/timings.jsonl as soon as it is known: a phase that w
 One setting is put in by hand, and lost if its file is written anew: bfloat16 takes 8 warps in
 chunk_kda_bwd_kernel_wy_dqkg_fused. fla's candidates for Hopper stop at 4, which takes 1.5 times as long
 (results/gpu/training_trials.txt); the gpu tests compare it with the float64 reference, and its bits from run to run.
+Those of whole rows ("plain") for KDA's two sweeps, its outputs and its gate were measured by themselves
+(results/gpu/launch_settings_rows.txt).
 """
 
 import argparse
@@ -291,7 +293,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--settings", type=Path, default=SETTINGS, help="folder for the files; default: the package's")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="for one phase alone")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="FAMILY")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["packed", "step", "prefill"], metavar="SHAPE")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="SHAPE")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that compile")
     parser.add_argument("--minutes", type=float, default=9, help="limit of each phase")
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
