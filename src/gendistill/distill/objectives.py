@@ -62,11 +62,11 @@ class EndToEnd:
         stage: Stage,
         certificate: dict,
         vocabulary: int,
-        fuse: bool = False,
+        fast: bool = False,
     ):
         """The teacher may be None if the objective does not need it."""
-        self.teacher, self.student, self.fuse = teacher, student, fuse
-        self.beside = SideStream() if fuse else None
+        self.teacher, self.student, self.fast = teacher, student, fast
+        self.beside = SideStream() if fast else None
         self.terms = stage.terms
         on_words = {name: weight for name, weight in stage.terms.items() if not name.startswith("hidden")}
         self.settings = {"terms": on_words, "vocabulary": vocabulary, "temperature": stage.temperature}
@@ -95,7 +95,7 @@ class EndToEnd:
                     batch.targets,
                     batch.weights,
                     self.settings,
-                    self.fuse,
+                    self.fast,
                 )
                 sums |= dict(zip(self.settings["terms"], on_words, strict=True))
             for name, weight in self.hidden_terms.items():
@@ -135,10 +135,10 @@ class Alignment:
         student: GendistillForCausalLM,
         stage: Stage,
         certificate: dict,
-        fuse: bool = False,
+        fast: bool = False,
     ):
         self.teacher, self.student = teacher, student
-        self.distance_sums = torch.compile(distance_sums, dynamic=False) if fuse else distance_sums
+        self.distance_sums = torch.compile(distance_sums, dynamic=False) if fast else distance_sums
         self.place, self.terms = stage.compares, stage.terms
         # As tensors: torch.compile would compile anew for every number.
         power = _power(certificate, self.place)
@@ -225,16 +225,16 @@ def build_objective(
     student: GendistillForCausalLM,
     certificate: dict,
     vocabulary: int,
-    fuse: bool = False,
+    fast: bool = False,
 ) -> TrainingObjective:
     """The objective of a recipe's stage.
 
     Args:
         certificate: of the conversion; holds the teacher's power in each replaced layer.
         vocabulary: words that the tokenizer has; rows of the embedding beyond it are padding.
-        fuse: compile the arithmetic of the vocabulary losses (CUDA).
+        fast: on a CUDA device: losses as few kernels, and end to end the teacher on a stream of its own.
     """
     if stage.compares == "end_to_end":
         teacher = teacher if stage.needs_teacher else None
-        return EndToEnd(teacher, student, stage, certificate, vocabulary, fuse)
-    return Alignment(teacher, student, stage, certificate, fuse)
+        return EndToEnd(teacher, student, stage, certificate, vocabulary, fast)
+    return Alignment(teacher, student, stage, certificate, fast)

@@ -71,7 +71,7 @@ def train_stage(
         if fast:
             stack.enter_context(compiled_layers(*models, in_pieces=in_pieces))
         loader = Loader(dataset, stage, rank=distributed.rank(), processes=distributed.processes(), fixed_shape=graphs)
-        objective = build_objective(stage, teacher, student, certificate, vocabulary, fuse=device == "cuda" and fast)
+        objective = build_objective(stage, teacher, student, certificate, vocabulary, fast=device == "cuda" and fast)
         trainer = Trainer(
             stage,
             objective,

@@ -5,7 +5,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from gendistill.ops import KERNEL_BOUND
+from gendistill.ops.decay import is_bounded
 
 
 @strict
@@ -52,7 +52,7 @@ class GendistillConfig(PreTrainedConfig):
     mixers: list[str | None] | None = None
     conv_kernel_size: int = 4
     conv_activation: Literal["none", "silu"] = "none"
-    gate_activation: str = "silu"
+    gate_activation: Literal["silu", "sigmoid"] = "silu"
     output_norm: bool = True
     log_decay_bound: float | None = None
     expand_kv: bool = False
@@ -74,7 +74,7 @@ class GendistillConfig(PreTrainedConfig):
     @property
     def gates_are_bounded(self) -> bool:
         """True if no token decays faster than the kernels for bounded gates can take."""
-        return self.log_decay_bound is not None and self.log_decay_bound >= KERNEL_BOUND
+        return is_bounded(self.log_decay_bound)
 
     @property
     def is_pure(self) -> bool:

@@ -1,7 +1,7 @@
 """Kimi Delta Attention with bounded gates, for training: fla's kernels with a backward pass that does less.
 
 fla's own computes what the forward pass had a second time, and passes float32 gradients from kernel to kernel through
-memory. Here the forward pass keeps its products (some 12 KiB more a token and 16 heads of 128 channels), and three
+memory. Here the forward pass keeps its products (some 12 KiB more a token and 16 heads of 128 channels), and four
 kernels do what happens inside chunks, down to the gradient of what the gates come from.
 
 Shapes: B rows, T tokens a row, H heads, D channels of a key and of a value.

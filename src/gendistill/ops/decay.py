@@ -29,8 +29,8 @@ class DecayGate(NamedTuple):
 
     @property
     def is_bounded(self) -> bool:
-        """Whether no token forgets faster than the kernels for bounded gates can take."""
-        return self.bound is not None and self.bound >= KERNEL_BOUND
+        """See the function of that name."""
+        return is_bounded(self.bound)
 
     def log_decay(self) -> torch.Tensor:
         """As `raw`, in float32 at least: bf16 would round a decay close to 1 to 1, and the state never forget."""
@@ -39,6 +39,11 @@ class DecayGate(NamedTuple):
         A = self.A_log.exp().view(-1, *[1] * (len(shape) - 1))
         log_decay = -A * F.softplus(raw) if self.bound is None else self.bound * torch.sigmoid(A * raw)
         return log_decay if self.mask is None else log_decay * self.mask.view(*self.mask.shape[:2], *[1] * len(shape))
+
+
+def is_bounded(bound: float | None) -> bool:
+    """Whether with such a bound no token forgets faster than the kernels for bounded gates can take."""
+    return bound is not None and bound >= KERNEL_BOUND
 
 
 def log_decay(g: torch.Tensor | DecayGate) -> torch.Tensor:

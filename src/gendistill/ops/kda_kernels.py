@@ -1,4 +1,4 @@
-"""Backward pass of Kimi Delta Attention inside chunks, as three Triton kernels.
+"""Backward pass of Kimi Delta Attention inside chunks, as four Triton kernels.
 
 Shapes: B rows, T tokens a row, H heads, D channels of a key and of a value, C = 64 tokens a chunk, N chunks in all.
 
@@ -11,7 +11,8 @@ Of one chunk and head, forward (g sums up the decay from the chunk's start; h is
 Backward, with dv the whole gradient of v_new and Y = A^T dv the one of beta (v - (k 2^g) h): A needs no gradient of its
 own, for dL = -A^T (dv (A^-1 v_new)^T) A^T = -Y v_new^T. And dbeta_i = Y_i v_new_i / beta_i, which has all that comes by
 way of L. So nothing is summed over the channels of keys: what they share, one kernel computes first, and in the other a
-program takes as few of them as it likes.
+program takes as few of them as it likes. Another makes P^T do, which dv needs before; the last goes on from log decays
+to what their gates come from.
 """
 
 import torch
@@ -25,10 +26,10 @@ except ImportError:  # machines without a GPU have none, and must still import t
 CHUNK = 64
 HEAD_SIZES = (64, 128)
 # Channels of values and of keys at work at a time: the fastest of those in results/gpu/kda.txt, where 4 warps fail.
-GATE = {"TOKENS": 128, "ROWS": 4, "num_warps": 4}
 OUTPUTS = {"num_warps": 4, "num_stages": 1}
 PAIRS = {"VALUES": 64, "num_warps": 4, "num_stages": 1}
 CHANNELS = {"KEYS": 32, "VALUES": 64, "num_warps": 8, "num_stages": 1, "maxnreg": 128}
+GATE = {"TOKENS": 128, "ROWS": 4, "num_warps": 4}  # tokens of a program, and of those at once
 
 
 def values_backward(
@@ -74,7 +75,7 @@ def chunk_backward(
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of the inputs from those of o (do), of v_new (dv) and of the states after each chunk (dh).
 
-    All tensors are contiguous. Tokens outside of every chunk get no gradients: their places are left as allocated.
+    All tensors are contiguous, and every token belongs to a chunk.
 
     Args:
         q, k, v_new, do, dv: [B, T, H, D], D = 64 or 128.
@@ -96,9 +97,7 @@ def chunk_backward(
     chunks = triton.cdiv(T, CHUNK) if chunk_indices is None else len(chunk_indices)
     dq, dk, dv_out = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v_new)
     draw, dbeta = torch.empty_like(raw), torch.empty_like(beta, dtype=torch.float32)
-    dtype = (
-        torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
-    )  # decayed keys need more range than float16's
+    dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32  # decayed keys outrange float16
     pairs = q.new_empty(B * chunks, H, 2, CHUNK, CHUNK, dtype=dtype)
     gate_sums = g.new_empty(triton.cdiv(B * T, GATE["TOKENS"]), 2, H, D)
     where, sizes = (cu_seqlens, chunk_indices, scale, T), {"H": H, "D": D, "C": CHUNK}
@@ -109,8 +108,9 @@ def chunk_backward(
         _channels_kernel[D // second["KEYS"] * H, chunks, B](
             q, k, v_new, g, h, do, dh, dv_out, pairs, dq, dk, draw, *where, **sizes, **second
         )
-        gate = {"H": H, "D": D, **GATE}
-        _gate_kernel[H, gate_sums.shape[0]](raw, A_log, dt_bias, bound, draw, gate_sums, B * T, **gate)
+        # So far draw holds gradients of log decays. The rest takes less time by itself than in the kernel before.
+        gate = (raw, A_log, dt_bias, bound)
+        _gate_kernel[H, len(gate_sums)](*gate, draw, gate_sums, B * T, H=H, D=D, **GATE)
     ddt_bias, dA_log = gate_sums.sum(0)
     return dq, dk, dv_out, draw, dbeta, dA_log.sum(-1), ddt_bias.flatten()
 
@@ -193,7 +193,7 @@ if triton is not None:
         q, k, v_new, g, h, do, dh, dv_out, pairs, dq, dk, dg, cu_seqlens, chunk_indices, scale, T,
         H: tl.constexpr, D: tl.constexpr, C: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr,
     ):  # fmt: skip
-        """dq, dk, draw and sums for dt_bias and A_log, in KEYS channels of one head."""
+        """dq, dk and dg in KEYS channels of one head."""
         block, head = tl.program_id(0) % (D // KEYS), tl.program_id(0) // (D // KEYS)
         chunk, first, last = _locate(cu_seqlens, chunk_indices, T, C)
         if last < 0:
@@ -285,10 +285,11 @@ if triton is not None:
         raw, A_log, dt_bias, bound, draw, sums, N,
         H: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
     ):  # fmt: skip
-        """In draw, the gradients of log decays become those of raw: one head, ROWS tokens at a time."""
+        """In draw, gradients of log decays become those of raw; and sums for dt_bias and A_log. ROWS tokens at once."""
         head, first = tl.program_id(0), tl.program_id(1) * TOKENS
         t, c = tl.arange(0, ROWS)[:, None], tl.arange(0, D)[None, :]
-        A, bias = tl.exp(tl.load(A_log + head)), tl.load(dt_bias + head * D + c)
+        A = tl.exp(tl.load(A_log + head).to(tl.float32))
+        bias = tl.load(dt_bias + head * D + c).to(tl.float32)
         of_bias, of_A = tl.zeros([ROWS, D], tl.float32), tl.zeros([ROWS, D], tl.float32)
         for step in range(0, TOKENS, ROWS):
             token = first + step + t

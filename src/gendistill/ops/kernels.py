@@ -24,7 +24,7 @@ class Kernels(NamedTuple):
     """fla's functions for one kind of state update: many tokens, and one token without gradients."""
 
     chunk: Callable
-    step: Callable
+    step: Callable | None
 
 
 class Library(NamedTuple):
@@ -55,8 +55,8 @@ def kernel_linear_attention(
     if beta is not None:
         inputs["beta"] = beta.float()
     bounded_rule = beta is not None and isinstance(g, DecayGate) and g.is_bounded and g.raw.dim() == 4
-    if bounded_rule and needs_gradients and takes_bounded_kda(q.element_size(), q.shape[-1]) and g.mask is None:
-        kernels, inputs["g"] = Kernels(bounded_kda, None), g.raw
+    if bounded_rule and needs_gradients and g.mask is None and takes_bounded_kda(q.element_size(), q.shape[-1]):
+        kernels, inputs["g"] = Kernels(chunk=bounded_kda, step=None), g.raw
         chunk_options |= {"A_log": g.A_log, "dt_bias": g.dt_bias, "lower_bound": g.bound}
     else:
         g = log_decay(g).float()
