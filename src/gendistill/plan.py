@@ -52,7 +52,7 @@ BACKWARD_WORK = 0.45
 # what autograd saved of single layers, counted on a CPU (1.6 to 1.9; 2.5 to 3.5; attention layers 1.3).
 EAGER_ATTENTION, EAGER_MIXER, EAGER_CHUNKED_MIXER = 1.3, 1.9, 3.5
 # Tensors [CHUNK, vocabulary] at once in the loss: the last chunk's logits are still there when the next are made. Not
-# compiled, log-probabilities, probabilities, slopes and gradient in float32 as well.
+# fused, log-probabilities, probabilities, slopes and gradient in float32 as well.
 LOGITS, EAGER_LOGITS = {"teacher": 1, "student": 2}, 8
 
 
@@ -62,7 +62,7 @@ class Arithmetic:
 
     Attributes:
         dtype: of the arithmetic.
-        compiled: layers and loss by torch.compile, and micro-batches as CUDA graphs where they can be captured.
+        compiled: layers by torch.compile, and micro-batches as CUDA graphs where they can be captured.
         kernels: the recurrence by fla's kernels, not in plain torch.
     """
 
@@ -70,6 +70,11 @@ class Arithmetic:
     dtype: torch.dtype
     compiled: bool
     kernels: bool
+
+    @property
+    def fused(self) -> bool:
+        """Whether losses run as few kernels: compiled on a GPU, not on a CPU."""
+        return self.compiled and self.device == "cuda"
 
 
 def arithmetic_of(recipe: Recipe, device: str) -> Arithmetic:
@@ -161,7 +166,7 @@ class Planner:
             self.student = GendistillForCausalLM._from_config(student)
         self.teacher.tie_weights()
         self.student.tie_weights()
-        self.graphs = arithmetic.device == "cuda" and arithmetic.compiled and can_capture(self.student)
+        self.graphs = arithmetic.fused and can_capture(self.student)
 
     def price(self, stage: Stage) -> Price:
         """Raises UserError if a role of the stage has no parameters in this student."""
@@ -236,7 +241,7 @@ class Planner:
             # Beside the student's layer is the teacher's: it keeps nothing, and at most an MLP's tensors are alive.
             teacher = (2 * hidden + 3 * config.intermediate_size) * self.size
             aligned = max(layer for layer, mixer in zip(layers, config.mixers, strict=True) if mixer is not None)
-            compared = 2 * hidden * self.size if self.arithmetic.compiled else len(DISTANCE) * hidden * FLOAT32
+            compared = 2 * hidden * self.size if self.arithmetic.fused else len(DISTANCE) * hidden * FLOAT32
             return 0.0, aligned + teacher + compared
         if stage.gradient_checkpointing:
             return len(layers) * hidden * self.size, max(layers)
@@ -272,7 +277,7 @@ class Planner:
             chunk = min(CHUNK, tokens) * config.vocab_size
             copies = LOGITS["student"] + LOGITS["teacher"] * stage.needs_teacher
             loss += chunk * copies * size
-            if not self.arithmetic.compiled:
+            if not self.arithmetic.fused:
                 loss += chunk * EAGER_LOGITS * FLOAT32
             if self.student.lm_head.weight.requires_grad:  # summed in float32, then rounded
                 loss += config.vocab_size * config.hidden_size * (FLOAT32 + size)

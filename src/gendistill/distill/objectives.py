@@ -98,13 +98,14 @@ class EndToEnd:
                     self.fast,
                 )
                 sums |= dict(zip(self.settings["terms"], on_words, strict=True))
-            for name, weight in self.hidden_terms.items():
+            if self.hidden_terms:
+                names = tuple(self.hidden_terms)
                 distances = (
-                    (distance(name, states[i], teacher_states[i], power) * batch.weights).sum()
+                    distance_sums(names, states[i], teacher_states[i], power, batch.weights)
                     for i, power in self.power.items()
                 )
-                value = sum(distances) / len(self.power)
-                loss, sums[name] = loss + weight * value, value.detach()
+                for name, value in zip(names, sum(distances) / len(self.power), strict=True):
+                    loss, sums[name] = loss + self.hidden_terms[name] * value, value.detach()
         with part_of_step("the student's backward pass"):
             (loss * scale).backward()
         return torch.stack([sums[name] for name in self.terms])
@@ -182,10 +183,14 @@ def distance(name: str, output: torch.Tensor, target: torch.Tensor, power: float
 
 
 def distance_sums(
-    names: tuple[str, ...], output: torch.Tensor, target: torch.Tensor, power: torch.Tensor, counted: torch.Tensor
+    names: tuple[str, ...],
+    output: torch.Tensor,
+    target: torch.Tensor,
+    power: float | torch.Tensor,
+    weights: torch.Tensor,
 ) -> torch.Tensor:
-    """[terms]: each named distance between two [B, T, D], summed over the tokens that count [B, T]."""
-    return torch.stack([(distance(name, output, target, power) * counted).sum() for name in names])
+    """[terms]: each named distance between two [..., D], summed over tokens by what they count [...]."""
+    return torch.stack([(distance(name, output, target, power) * weights).sum() for name in names])
 
 
 def _inputs(model: PreTrainedModel, batch: Batch) -> dict:
