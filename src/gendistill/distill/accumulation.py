@@ -5,11 +5,7 @@ from collections.abc import Iterable
 
 import torch
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # machines without a GPU have none, and must still import this module
-    triton = None
+from gendistill.ops.optional_triton import tl, triton
 
 BLOCK = 4096  # numbers of a program
 GROUP = 16  # tensors of a launch: a model has hundreds, most of them too small to keep a GPU busy

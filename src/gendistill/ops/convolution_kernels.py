@@ -8,13 +8,7 @@ Shapes: B rows, T tokens a row, H heads, D channels a head, C = (H + 2 key heads
 
 import torch
 
-from gendistill.errors import UserError
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # machines without a GPU have none, and must still import this module
-    triton = None
+from gendistill.ops.optional_triton import require_triton, tl, triton
 
 # Tokens of a program, neighbouring channels of a thread, warps.
 FORWARD = {"TOKENS": 256, "PER_THREAD": 4, "num_warps": 4}
@@ -47,8 +41,7 @@ def kernel_convolved_heads(
     Raises:
         UserError: Triton is not installed.
     """
-    if triton is None:
-        raise UserError('CUDA tensors need Triton, which is not installed: pip install "gendistill[gpu]"')
+    require_triton()
     taps = weight.t().contiguous()  # [W, C], so that channels load neighbouring numbers
     return _forward(x, taps, bias, positions, heads, key_heads, silu)
 

@@ -8,13 +8,7 @@ Shapes: B rows, T tokens a row, N = B * T tokens, H heads, D channels a head, C 
 
 import torch
 
-from gendistill.errors import UserError
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # machines without a GPU have none, and must still import this module
-    triton = None
+from gendistill.ops.optional_triton import require_triton, tl, triton
 
 # Tokens of a program, numbers of a tile for each thread, warps.
 FORWARD = {"TOKENS": 64, "PER_THREAD": 8, "num_warps": 4}
@@ -41,8 +35,7 @@ def kernel_gated_norm(
     Raises:
         UserError: Triton is not installed.
     """
-    if triton is None:
-        raise UserError('CUDA tensors need Triton, which is not installed: pip install "gendistill[gpu]"')
+    require_triton()
     return _forward(o, gate, bias, weight, eps, activation == "silu")
 
 
