@@ -43,12 +43,12 @@ def first_step(shape: str, started: float) -> None:
     from training_speed import RandomRows
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from gendistill.distill.objectives import unmeasured_certificate
+    from gendistill.distill.objectives import unmeasured_conversion_report
     from gendistill.distill.roles import set_trainable
     from gendistill.distill.stage import train_stage
     from gendistill.models.conversion import convert
     from gendistill.models.families import student_config
-    from gendistill.recipe import load_recipe
+    from gendistill.recipe.loading import load_recipe
 
     stage = load_recipe(ROOT / "recipes/qwen3-0.6b.yaml").stages["logit_distillation"]
     stage = stage.model_copy(update={"micro_batch": 2, "sequences_per_step": 2, "tokens": 2 * stage.sequence_length})
@@ -65,7 +65,7 @@ def first_step(shape: str, started: float) -> None:
             teacher,
             student,
             RandomRows(2, config.vocab_size, packed=True),
-            certificate=unmeasured_certificate(student.config),
+            conversion_report=unmeasured_conversion_report(student.config),
             vocabulary=config.vocab_size,
             dtype=torch.bfloat16,
             device="cuda",

@@ -32,7 +32,7 @@ def main() -> None:
         (results / "timing.json").write_text(json.dumps({"seconds": seconds}) + "\n")
         for name in ("scores.json", "summary.md", "loss.svg", "recipe.yaml"):
             shutil.copyfile(run / name, results / name)
-        shutil.copyfile(run / "0-conversion/student/certificate.json", results / "certificate.json")
+        shutil.copyfile(run / "0-conversion/student/conversion_report.json", results / "conversion_report.json")
         for metrics in run.glob("*/metrics.jsonl"):
             shutil.copyfile(metrics, results / f"{metrics.parent.name}.metrics.jsonl")
     (results / "qwen3-0.6b-size.json").write_text(json.dumps(student_parameters()) + "\n")

@@ -84,8 +84,8 @@ class Bench:
 
     def load(self, name: str, **others):
         """The task and its items."""
-        from gendistill.evaluate.tasks import load_items
-        from gendistill.recipe import Task
+        from gendistill.evaluate.items import load_items
+        from gendistill.recipe.evaluation import Task
 
         task = Task.model_validate(self.settings(name, **others))
         return task, load_items(name, task, 0, self.tokenizer)
@@ -125,7 +125,7 @@ class Bench:
 def ask(name: str, turns: int, bench: Bench) -> dict:
     """Seconds from the loaded model to the scores, by `evaluate_model`."""
     from gendistill.evaluate.run import evaluate_model
-    from gendistill.recipe import Evaluation
+    from gendistill.recipe.evaluation import Evaluation
 
     evaluation = Evaluation.model_validate({"tasks": {name: bench.settings(name)}})
     task, found = evaluation.tasks[name], {"seconds": []}
@@ -145,7 +145,7 @@ def ranking(shots: int, bench: Bench) -> dict:
     """ARC-Easy by letter."""
     from lm_eval.api.instance import Instance
 
-    from gendistill.evaluate.protocols import rank
+    from gendistill.evaluate.ranking import rank
 
     _, items = bench.load("arc_easy", shots=shots)
     lm, texts = bench.lm(), prompt_texts(bench.tokenizer, items)
@@ -171,7 +171,7 @@ def generation(name: str, items: int, bench: Bench) -> dict:
     """Greedy replies; a reply ends with the model's end of sequence."""
     from lm_eval.api.instance import Instance
 
-    from gendistill.evaluate.protocols import generate
+    from gendistill.inference.generation import generate
 
     task, asked = bench.load(name, items=items)
     lm, texts = bench.lm(), prompt_texts(bench.tokenizer, asked)
@@ -200,7 +200,7 @@ def generation(name: str, items: int, bench: Bench) -> dict:
 
 def prompt_texts(tokenizer, items) -> list[str]:
     """Each item's prompt as lm_eval wants it, template and all."""
-    from gendistill.evaluate.protocols import render_prompts
+    from gendistill.evaluate.ranking import render_prompts
 
     return tokenizer.batch_decode(render_prompts(tokenizer, items), skip_special_tokens=False)
 

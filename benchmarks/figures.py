@@ -202,7 +202,7 @@ def student_parameters() -> dict[str, int]:
 
     from gendistill.models import GendistillForCausalLM
     from gendistill.models.families import student_config
-    from gendistill.recipe import load_recipe
+    from gendistill.recipe.loading import load_recipe
 
     teacher = Qwen3Config(**QWEN3_0_6B)
     keep = load_recipe(ROOT / "recipes/qwen3-0.6b.yaml").student.keep_attention

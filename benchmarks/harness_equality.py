@@ -33,10 +33,10 @@ def main() -> None:
 
     from torch import float32
 
-    from gendistill.evaluate.protocols import render_prompts
-    from gendistill.evaluate.tasks import load_items
+    from gendistill.evaluate.items import load_items
+    from gendistill.evaluate.ranking import render_prompts
     from gendistill.models.loading import load_model, load_tokenizer
-    from gendistill.recipe import Task
+    from gendistill.recipe.evaluation import Task
 
     versions = {package: version(package) for package in ("torch", "transformers", "lm_eval")}
     machine = {
@@ -71,7 +71,7 @@ def compare(model, tokenizer, items, prompts, form: str, batch_size: int) -> lis
     from lm_eval.tasks import TaskManager
 
     from gendistill.evaluate.harness import write_harness_task
-    from gendistill.evaluate.protocols import rank
+    from gendistill.evaluate.ranking import rank
 
     ours = rank(model, tokenizer, items, prompts, batch_size, texts=form == "text")
     # The prompts hold all their control tokens, so the tokenizer is to add none.

@@ -4,7 +4,7 @@
     python benchmarks/plan_accuracy.py --out results/gpu/plan_accuracy.json --record    # into results/figures.json
 
 For each shape: logit distillation of a pair with random weights, 4 rows of 2,048 tokens a step. Memory is the formula
-in `gendistill.plan` (`Price.counted`), time that of the steps of its probe; both are compared with the stage run by
+in `gendistill.plan` (`Price.valid_mask`), time that of the steps of its probe; both are compared with the stage run by
 `Run.distil`, start-up and all, in a process of its own.
 """
 
@@ -30,7 +30,7 @@ def make_recipe(folder: Path, shape: str, steps: int):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from gendistill.models.loading import load_tokenizer
-    from gendistill.recipe import parse_recipe
+    from gendistill.recipe.loading import parse_recipe
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(**SHAPES[shape])
@@ -67,7 +67,7 @@ def stage_settings(steps: int) -> dict:
 def write_documents(path: Path) -> None:
     """Embedded texts, 40 to a document: about as long as those of a usual corpus."""
     from gendistill.data.sources import read_documents
-    from gendistill.recipe import Source
+    from gendistill.recipe.data import Source
 
     texts = [document.content for document in islice(read_documents(Source(path="embedded:text"), 0), 8000)]
     documents = (" ".join(texts[i : i + 40]) for i in range(0, len(texts), 40))
@@ -75,23 +75,23 @@ def write_documents(path: Path) -> None:
 
 
 def stand_in_for_conversion(run) -> None:
-    """The untouched student, without the measuring that a real conversion takes time for."""
-    from gendistill.distill.objectives import unmeasured_certificate
+    """The untrained student, without the measuring that a real conversion takes time for."""
+    from gendistill.distill.objectives import unmeasured_conversion_report
     from gendistill.models.conversion import convert, weights_sha256
-    from gendistill.pipeline import CERTIFICATE
+    from gendistill.run.run import CONVERSION_REPORT
 
     folder = run.folder.student("conversion")
     student, _ = convert(run.teacher, run.config, seed=0)
     student.save_pretrained(folder)
-    certificate = unmeasured_certificate(run.config) | {"weights_sha256": weights_sha256(folder)}
-    (folder / CERTIFICATE).write_text(json.dumps(certificate))
+    conversion_report = unmeasured_conversion_report(run.config) | {"weights_sha256": weights_sha256(folder)}
+    (folder / CONVERSION_REPORT).write_text(json.dumps(conversion_report))
 
 
 def plan(recipe, folder: Path) -> dict:
     """What `gendistill plan` says of the stage."""
     from rich.console import Console
 
-    from gendistill.pipeline import Run
+    from gendistill.run.run import Run
 
     run = Run(recipe, folder / "probe", Console(quiet=True))
     probe = run.probe(STAGE)
@@ -108,7 +108,7 @@ def run(recipe, folder: Path) -> dict:
     import torch
     from rich.console import Console
 
-    from gendistill.pipeline import Run
+    from gendistill.run.run import Run
 
     run = Run(recipe, folder / "run", Console(quiet=True))
     stand_in_for_conversion(run)
@@ -143,9 +143,10 @@ def replan(raw: dict) -> None:
     import torch
     from transformers import AutoConfig
 
+    from gendistill.compute import Arithmetic
     from gendistill.models.families import student_config
-    from gendistill.plan import Arithmetic, Planner
-    from gendistill.recipe import Stage
+    from gendistill.plan.price import Planner
+    from gendistill.recipe.stage import Stage
 
     arithmetic = Arithmetic(device="cuda", dtype=torch.bfloat16, compiled=True, kernels=True)
     for shape in raw.keys() & SHAPES.keys():

@@ -51,7 +51,7 @@ def apart(function, *arguments) -> dict:
 def write_text(sources: list[str], folder: Path, megabytes: int) -> Path:
     """The first megabytes of the sources' texts as one file of JSON lines, a megabyte of each in turn."""
     from gendistill.data.sources import read_records
-    from gendistill.recipe import Source
+    from gendistill.recipe.data import Source
 
     path, size = folder / f"{megabytes}.jsonl", 0
     readers = [read_records(Source(path=source)) for source in sources]
@@ -75,7 +75,7 @@ def write_text(sources: list[str], folder: Path, megabytes: int) -> Path:
 def tokenizer_alone(tokenizer: str, text: Path) -> dict:
     from transformers import AutoTokenizer
 
-    from gendistill.data.mixture import batches
+    from gendistill.data.encoding import batches
 
     backend = AutoTokenizer.from_pretrained(tokenizer).backend_tokenizer
     with open(text) as lines:
@@ -88,14 +88,14 @@ def tokenizer_alone(tokenizer: str, text: Path) -> dict:
 
 def prepare_text(tokenizer: str, text: Path, tokens: int) -> dict:
     """All of the text but for what does not fill the last row."""
-    from gendistill.recipe import Source
+    from gendistill.recipe.data import Source
 
     return prepare(tokenizer, Source(path=str(text)), tokens // LENGTH * LENGTH, "all")
 
 
 def prepare_instructions(tokenizer: str, each: str) -> dict:
     """A million tokens of rows, read as often as that takes."""
-    from gendistill.recipe import Source
+    from gendistill.recipe.data import Source
 
     path, prompt, completion = each.split(",")
     source = Source(path=path, prompt=prompt, completion=completion, epochs=1000, skip_malformed=10**6)

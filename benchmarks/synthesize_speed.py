@@ -49,8 +49,8 @@ def main() -> None:
     from rich.console import Console
 
     from gendistill.errors import UserError
-    from gendistill.pipeline import Run
-    from gendistill.recipe import load_recipe
+    from gendistill.recipe.loading import load_recipe
+    from gendistill.run.run import Run
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     results = {"machine": gpu_machine(), "sets": {}}

@@ -3,7 +3,7 @@
     python benchmarks/teacher_scores.py MODEL DATA --out results/gpu/scores/NAME.json [--items 500]
 
 DATA holds a folder for each task with SPLIT.jsonl.gz. Tasks that have training questions there are asked with five
-worked examples, the others with none. Items are drawn by a fixed seed, so models are asked the same. What is written
+few-shot examples, the others with none. Items are drawn by a fixed seed, so models are asked the same. What is written
 holds no question: counts, 95 % intervals (Wilson), figures of the diagnoses, and a digit for each item: 1 if it is
 right.
 """
@@ -25,7 +25,7 @@ SHOTS = {
     "gsm8k": "gsm8k/train",
 }
 TASKS = [*SHOTS, "commonsense_qa", "hellaswag", "winogrande", "piqa", "boolq", "humaneval", "ifeval"]
-PROTOCOLS = ("ranking_correct", "generation_correct", "lenient_correct")
+PROTOCOLS = ("ranking_correct", "generation_correct", "flexible_correct")
 
 
 def main() -> None:
@@ -40,10 +40,10 @@ def main() -> None:
 
     import torch
 
+    from gendistill.evaluate.items import load_items
     from gendistill.evaluate.run import evaluate_model
-    from gendistill.evaluate.tasks import load_items
     from gendistill.models.loading import load_model, load_tokenizer
-    from gendistill.recipe import Evaluation, Task
+    from gendistill.recipe.evaluation import Evaluation, Task
 
     model = load_model(arguments.model, torch.bfloat16, arguments.device)
     tokenizer = load_tokenizer(arguments.model, model.config.vocab_size)
@@ -71,8 +71,8 @@ def task_settings(name: str, data: Path) -> dict:
 
 
 def summary(records: list[dict]) -> dict:
-    from gendistill.evaluate.diagnostics import diagnose
-    from gendistill.evaluate.statistics import wilson
+    from gendistill.analysis.diagnostics import diagnose
+    from gendistill.analysis.scores import wilson
 
     found: dict = {"items": len(records), "outcomes": {"ids": [record["id"] for record in records]}}
     for protocol in PROTOCOLS:

@@ -76,7 +76,7 @@ def ours(teacher, stage, steps: int, packed: bool, bound: float | None = BOUND, 
     import torch
     from rich.console import Console
 
-    from gendistill.distill.objectives import unmeasured_certificate
+    from gendistill.distill.objectives import unmeasured_conversion_report
     from gendistill.distill.stage import train_stage
 
     stage = stage.model_copy(update={"tokens": steps * stage.sequences_per_step * LENGTH})
@@ -90,7 +90,7 @@ def ours(teacher, stage, steps: int, packed: bool, bound: float | None = BOUND, 
             teacher,
             student,
             dataset,
-            certificate=unmeasured_certificate(student.config),
+            conversion_report=unmeasured_conversion_report(student.config),
             vocabulary=teacher.config.vocab_size,
             dtype=torch.bfloat16,
             device="cuda",
@@ -221,7 +221,7 @@ def main() -> None:
     if arguments.record:
         return record_from_gpu(arguments.out, training_speed_figures, "python benchmarks/training_speed.py")
 
-    from gendistill.recipe import load_recipe
+    from gendistill.recipe.loading import load_recipe
 
     stages = load_recipe(ROOT / "recipes/qwen3-0.6b.yaml").stages
     stages = {name: stages[name].model_copy(update={"micro_batch": size}) for name, size in MICRO_BATCH.items()}

@@ -12,9 +12,10 @@ from pathlib import Path
 from statistics import fmean
 
 from gendistill.evaluate.marking import mark
-from gendistill.evaluate.protocols import Reply
-from gendistill.evaluate.tasks import Item, load_items
-from gendistill.recipe import LIBRARY, Task, task_names
+
+from gendistill.evaluate.items import Item, load_items
+from gendistill.inference.generation import Reply
+from gendistill.recipe.evaluation import LIBRARY, Task, task_names
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/tasks.md"
 SEED = 0
@@ -77,7 +78,7 @@ def settings_of(task: Task) -> str:
     if task.shots:
         alike = f" with the item's {task.shots_by}" if task.shots_by else ""
         place = f"`{task.shots_hub}`, split" if task.shots_hub else "split"
-        source += f" {task.shots} worked examples{alike} from {place} {task.shots_split}."
+        source += f" {task.shots} few-shot examples{alike} from {place} {task.shots_split}."
     return f"Version {task.version}. {source} Up to {task.max_new_tokens} tokens of reply."
 
 
@@ -102,7 +103,7 @@ def shown(name: str, task: Task, items: list[Item], data: Path) -> str:
     parts = [f"Read here as `{name}: {{task: {name}, {recipe}}}`.{dropped} Record {item.id} ({licence}):"]
     parts += [f"````text\n{item.messages[-1]['content']}\n````", right(item)]
     if task.shots and task.kind != "multiple_choice":
-        parts.append(f"As a worked example it would be answered:\n\n````text\n{item.worked}\n````")
+        parts.append(f"As a few-shot example it would be answered:\n\n````text\n{item.worked}\n````")
     return "\n\n".join(parts)
 
 

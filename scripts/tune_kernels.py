@@ -6,7 +6,7 @@ Triton's autotuner compiles its candidates one after the other. Here as many pro
 first (compile), then one process times them all from the warm cache (measure), and the timings become files (write).
 float32 is only tried with the candidates that served bfloat16 best, and with the smallest one in case those do not fit.
 
-Every timing is kept in OUT/timings.jsonl as soon as it is known: a phase that was cut off goes on where it stopped, and
+Every timing is kept in OUT/timings.jsonl as soon as it is known: a phase that was cut off resumes where it stopped, and
 `write` takes whatever is there. Which settings are numerically right is not asked here: run the gpu tests afterwards.
 
 One setting is put in by hand, and lost if its file is written anew: bfloat16 takes 8 warps in
@@ -97,7 +97,7 @@ def make_call(family: str, head_size: int, shape: str, dtype: str) -> Callable[[
 
 
 def run_scenarios(families: list[str], shapes: list[str], dtype: str, quiet: bool) -> None:
-    """Makes every call once. What fla refuses on this machine is reported, and the rest goes on."""
+    """Makes every call once. What fla refuses on this machine is reported, and the rest resumes."""
     import torch
 
     for family, head_size, shape in product(families, HEADS, shapes):
@@ -213,7 +213,7 @@ def time_candidates(path: Path, until: float) -> None:
         try:
             torch.cuda.synchronize()
         except Exception:
-            os._exit(BROKEN_DEVICE)  # a CUDA context never recovers; a new process goes on after this candidate
+            os._exit(BROKEN_DEVICE)  # a CUDA context never recovers; a new process resumes after this candidate
 
     def run_tuner(tuner, *args, **kwargs):
         tuner.cache.clear()  # another case may have had the same key
@@ -251,7 +251,7 @@ def start(arguments: argparse.Namespace, dtype: str, until: float, *options: obj
 
 
 def wait(processes: list[subprocess.Popen], until: float) -> Iterator[int]:
-    """Their exit statuses. One candidate may take long to compile: what goes on a minute too long is ended."""
+    """Their exit statuses. One candidate may take long to compile: what resumes a minute too long is ended."""
     try:
         for process in processes:
             yield process.wait(timeout=max(1, until + 60 - time.time()))

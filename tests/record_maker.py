@@ -1,6 +1,6 @@
 """Records as `evaluate_model` writes them, made by hand."""
 
-from gendistill.evaluate.parsing import LETTERS
+from gendistill.names import LETTERS
 
 
 def choice_record(number, gold=0, reply="A", *, parsed="A", ranked=None, truncated=False, rotations=None, **changes):
@@ -25,8 +25,8 @@ def choice_record(number, gold=0, reply="A", *, parsed="A", ranked=None, truncat
         truncated=truncated,
         parsed=parsed,
         generation_correct=right,
-        lenient_parsed=parsed,
-        lenient_correct=right,
+        flexible_parsed=parsed,
+        flexible_correct=right,
     )
     return record | ({} if rotations is None else {"rotations": rotations}) | changes
 
@@ -49,7 +49,7 @@ def free_record(number, right, **changes):
         truncated=False,
         parsed="def f",
         generation_correct=right,
-        lenient_parsed="def f",
-        lenient_correct=right,
+        flexible_parsed="def f",
+        flexible_correct=right,
     )
     return record | changes

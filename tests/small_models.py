@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
-from gendistill.recipe import MixerName
+from gendistill.names import MixerName
 
 SHAPE = dict(
     vocab_size=97,
@@ -38,7 +38,7 @@ FAMILIES = {
 
 
 def make_teacher(family: str, seed: int = 0):
-    """A random teacher whose norms and biases are not at their trivial start values."""
+    """A random teacher whose norms and biases are not at their trivial initialisation."""
     torch.manual_seed(seed)
     teacher = AutoModelForCausalLM.from_config(deepcopy(FAMILIES[family])).eval()
     with torch.no_grad():
@@ -51,7 +51,7 @@ def make_teacher(family: str, seed: int = 0):
 
 
 def make_student(family: str, keep=(1,), **options):
-    """A converted student whose new tensors are moved off their start values, so that every path matters."""
+    """A converted student whose new tensors are moved off their initialisation, so that every path matters."""
     teacher = make_teacher(family)
     student, _ = convert(teacher, student_config(teacher.config, list(keep), **options), seed=0)
     torch.manual_seed(1)

@@ -15,9 +15,9 @@ import random
 import shutil
 from pathlib import Path
 
+from gendistill.evaluate.items import user_turn
 from gendistill.evaluate.parsing import LETTERS
 from gendistill.evaluate.records import worked_answer
-from gendistill.evaluate.tasks import user_turn
 
 CHOICE_SETS = ("arc_easy", "arc_challenge", "openbookqa")
 TEXT_SETS = ("wikipedia", "factbook", "siyavula", "biology_text")

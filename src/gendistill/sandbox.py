@@ -87,7 +87,7 @@ def run_many(
 ) -> list[Outcome]:
     """Outcomes of many programs, in order, `workers` at a time (default: one a usable core).
 
-    More workers than cores make programs wait for each other, and the wall time of each goes on meanwhile.
+    More workers than cores make programs wait for each other, and the wall time of each resumes meanwhile.
     """
     check_isolation()  # once, not in every thread
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:

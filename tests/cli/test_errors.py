@@ -107,7 +107,7 @@ def test_changed_weights_are_refused(recipe, gendistill, tmp_path):
     data = bytearray(weights.read_bytes())
     data[-100] ^= 1
     weights.write_bytes(data)
-    check(gendistill("distill", recipe, "--output", run), "not those its certificate was written for")
+    check(gendistill("distill", recipe, "--output", run), "not those its conversion report was written for")
 
 
 def test_missing_learning_rate(recipe, gendistill, tmp_path):

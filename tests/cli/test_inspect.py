@@ -16,8 +16,8 @@ TEACHER = [
     for number in range(12)
 ]
 STUDENT = [choice_record(number, gold=number % 4, reply="A", ranked=1) for number in range(12)]
-STUDENT[3] |= dict(reply="It is \x1b[31mgrey, as things go.", parsed=None, lenient_parsed="D", lenient_correct=True)
-STUDENT[5] |= dict(reply="I do not know. " * 40, reply_tokens=160, parsed=None, lenient_parsed=None, truncated=True)
+STUDENT[3] |= dict(reply="It is \x1b[31mgrey, as things go.", parsed=None, flexible_parsed="D", flexible_correct=True)
+STUDENT[5] |= dict(reply="I do not know. " * 40, reply_tokens=160, parsed=None, flexible_parsed=None, truncated=True)
 PROGRAMS = [free_record(number, right=number > 0) for number in range(4)]
 
 
@@ -71,7 +71,7 @@ def test_counts_of_all_tasks(call):
     # Ranked by B always: right in 1, 5, 9. Answered A always, but for two: right in 0, 4, 8.
     assert ["colours", "ranking", "3", "9", "0", "0", "12"] in rows
     assert ["generation", "3", "9", "0", "0", "12"] in rows
-    assert ["lenient", "4", "8", "0", "0", "12"] in rows
+    assert ["flexible", "4", "8", "0", "0", "12"] in rows
     assert ["programs", "generation", "3", "0", "0", "1", "4"] in rows
     assert "programs" not in call("--task", "colours") and max(map(len, output.splitlines()[:-1])) <= 80
 
@@ -81,7 +81,7 @@ def test_counts_of_all_tasks(call):
     [
         ("teacher right, student wrong", [1, 2, 3, 5, 6, 7, 9, 10, 11]),
         ("student right", [0, 4, 8]),
-        ("student leniently right, student wrong", [3]),
+        ("student flexibly right, student wrong", [3]),
         ("student unparsed", [3, 5]),
         ("student parsed,teacher answers d", [7, 11]),
         ("student truncated", [5]),
@@ -111,7 +111,7 @@ def test_items_side_by_side(call):
     assert re.search(r"ranks +D: right +B: wrong", output)
     assert re.search(r"reply +D\. +It is ⟨U\+001B⟩\[31mgrey", output) and "\x1b[31mgrey" not in output
     assert re.search(r"read as +D: right +– \(unparsed\): wrong", output)
-    assert re.search(r"leniently +D: right", output)
+    assert re.search(r"flexibly +D: right", output)
     assert max(map(len, output.splitlines())) <= 80
     output = call("--task", "colours", "--where", "student truncated, conversion wrong")
     assert "160, then the budget ran out" in output and "characters more" in output and "0-conversion" in output
@@ -154,7 +154,7 @@ def test_json_holds_everything(call):
             ["--task", "colours", "--where", "student right, pupil wrong"],
             "WHO:  teacher, student, 0-conversion, 9-before",
         ),
-        (["--task", "colours", "--where", "right"], "WHAT: right, wrong, leniently right"),
+        (["--task", "colours", "--where", "right"], "WHAT: right, wrong, flexibly right"),
     ],
 )
 def test_mistakes_are_named(call, arguments, said):

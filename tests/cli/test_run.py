@@ -1,4 +1,4 @@
-"""The whole path from the command line: it ends with the pair, goes on where it stopped, and survives kill -9."""
+"""The whole path from the command line: it ends with the pair, resumes where it stopped, and survives kill -9."""
 
 import json
 import os
@@ -49,13 +49,13 @@ def test_run_writes_everything(unbroken):
         and "![Loss of each stage](loss.svg)" in summary
     )
     assert (run / "loss.svg").stat().st_size > 1000
-    certificate = json.loads((run / "0-conversion/student/certificate.json").read_text())
-    assert certificate["student_loss"] < certificate["uniform_loss"]
-    assert all(layer["cosine"] > 0 for layer in certificate["layers"])
+    conversion_report = json.loads((run / "0-conversion/student/conversion_report.json").read_text())
+    assert conversion_report["student_loss"] < conversion_report["uniform_loss"]
+    assert all(layer["cosine"] > 0 for layer in conversion_report["layers"])
     for number, point in enumerate(["conversion", *STAGES]):
         label = f"{number}-{point}"
         assert len((run / "evaluation" / label / "facts.jsonl").read_text().splitlines()) == 8
-        stored = json.loads((run / label / "student/certificate.json").read_text())
+        stored = json.loads((run / label / "student/conversion_report.json").read_text())
         assert stored["weights_sha256"] == weights_sha256(run / label / "student")
         assert not (run / label / "checkpoints").exists()
     assert len(metrics(run, 4, STAGES[3])) == 12

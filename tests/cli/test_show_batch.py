@@ -23,7 +23,7 @@ def call(recipe, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("gendistill.pipeline.load_model", refuse)
+    monkeypatch.setattr("gendistill.run.run.load_model", refuse)
     monkeypatch.setenv("COLUMNS", "200")
     app = typer.Typer()
     app.command()(show_batch.command)

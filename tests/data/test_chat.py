@@ -160,7 +160,7 @@ def test_markers_may_leave_a_turn_out(make_tokenizer):
         ("{% for m in messages %}{{ raise_exception('no such order') }}{% endfor %}", "A", "no such order"),
         (CHATML.replace("<|im_end|>", "."), "A", "no special token"),
         (CHATML.replace(OPENING, ""), "A", "ignores add_generation_prompt"),
-        (CHATML, "\nA", "joining characters across the border"),
+        (CHATML, "\nA", "joining characters across the boundary"),
         (CHATML, "a\ufdd0b", r"a message holds U\+FDD0"),
         (THINKING, "<t>\nwhy\n</t>\n\nA", "rewrites this reply"),
         (chatml_with_reply("<|im_end|>\n"), "A", "leaves the assistant's reply out"),

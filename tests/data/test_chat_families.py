@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gendistill.data.chat import encode_conversation, encode_conversations, ends_of_turns, render_prompt
 from gendistill.data.dataset import prepare
-from gendistill.recipe import Source
+from gendistill.recipe.data import Source
 
 
 @dataclass

@@ -12,7 +12,7 @@ from gendistill.data.masks import check_masks
 from gendistill.embedded import teacher_folder
 from gendistill.errors import UserError
 from gendistill.models.loading import load_model, load_tokenizer
-from gendistill.recipe import Source
+from gendistill.recipe.data import Source
 
 CHAT = Source(path="embedded:chat", messages="messages")
 

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gendistill.data import dataset, mixture
+from gendistill.data import dataset, mixture, stream
 from gendistill.data.dataset import PackedDataset, prepare
 from gendistill.data.packing import ConversationPacker, TextPacker, lay_out_row, make_piece
 from gendistill.errors import UserError
-from gendistill.recipe import Source
+from gendistill.recipe.data import Source
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -179,8 +179,8 @@ def test_conversations_masks_and_filler(prepared, folder, make_tokenizer):
         else:
             learnt = [token for token, wanted in zip(ids, mask, strict=True) if wanted]
             assert tokenizer.decode(learnt) == expected[text] + "<|im_end|>"
-    counted = data[:]["loss_mask"].sum()
-    assert data.stats["loss_tokens"] == counted > 0
+    valid_mask = data[:]["loss_mask"].sum()
+    assert data.stats["loss_tokens"] == valid_mask > 0
     assert data.stats["tokens"] + data.stats["filler_tokens"] == 8 * 256
     assert data.stats["filler_tokens"] == (data[:]["input_ids"] == tokenizer.pad_token_id).sum()
 
@@ -208,14 +208,14 @@ def test_sources_give_tokens_by_their_weights(prepared, folder, make_tokenizer):
     chat = Source(path=folder("c.jsonl", [{"q": "q" * 20, "a": "c"}] * 900), prompt="q", completion="a", epochs=20)
     data = prepared([short, long, chat], sequence_length=512, tokens=2**20)
     tokenizer = make_tokenizer()
-    counted = {"a": 0, "b": 0, "<|im_start|>": 0}  # in the rows themselves, by what a piece begins with
+    valid_mask = {"a": 0, "b": 0, "<|im_start|>": 0}  # in the rows themselves, by what a piece begins with
     for ids, _ in pieces_of(data):
         first = tokenizer.convert_ids_to_tokens(ids[0])
         if first == "<|im_end|>":  # of a text that ended the row before
             continue
         if first != tokenizer.pad_token:
-            counted[first] += len(ids)
-    shares = np.array(list(counted.values())) / sum(counted.values())
+            valid_mask[first] += len(ids)
+    shares = np.array(list(valid_mask.values())) / sum(valid_mask.values())
     assert shares == pytest.approx([0.2, 0.6, 0.2], abs=0.01)
     assert [source["share"] for source in data.stats["sources"]] == pytest.approx([0.2, 0.6, 0.2], abs=0.005)
     assert data.stats["tokens"] + data.stats["filler_tokens"] == 2**20
@@ -263,7 +263,7 @@ def test_a_killed_preparation_goes_on_to_the_same_rows(
     prepared, folder, tmp_path, monkeypatch, killed_in_round, loss_on
 ):
     monkeypatch.setattr(mixture, "ROUND_TOKENS", 300)
-    monkeypatch.setattr(mixture, "WINDOW_DOCUMENTS", 7)
+    monkeypatch.setattr(stream, "WINDOW_DOCUMENTS", 7)
     chat = [{"q": "q" * (n % 13), "a": "ABC"[: n % 3 + 1]} for n in range(80)]
     sources = [Source(path=folder("b.jsonl", chat), prompt="q", completion="a", weight=2, epochs=9)]
     if loss_on == "all":
@@ -312,7 +312,7 @@ def test_a_full_disk_keeps_what_is_done(prepared, folder, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(dataset.os, "posix_fallocate", full)
-        with pytest.raises(UserError, match="No space left on device.*goes on from here"):
+        with pytest.raises(UserError, match="No space left on device.*resumes from here"):
             prepared([Source(path=folder("a.jsonl", [{"text": "abc"}] * 50))])
     assert len(prepared([Source(path=folder("a.jsonl", [{"text": "abc"}] * 50))])) == 4
 

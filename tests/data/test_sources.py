@@ -8,7 +8,7 @@ import pytest
 
 from gendistill.data.sources import read_documents, read_records
 from gendistill.errors import UserError
-from gendistill.recipe import Source
+from gendistill.recipe.data import Source
 
 RECORDS = [{"text": "één", "n": 1}, {"text": "two\n\nlines", "n": 2}]
 TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ok"}]

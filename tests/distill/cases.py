@@ -22,17 +22,18 @@ import torch
 from rich.console import Console
 
 from cli_tools import RECIPE
-from gendistill import cli
+from gendistill import cli, distributed
 from gendistill.data.dataset import PackedDataset
-from gendistill.distill import distributed, engine
+from gendistill.distill import engine
 from gendistill.distill.roles import set_trainable
+from gendistill.distill.sharding import shard
 from gendistill.distill.stage import train_stage
 from gendistill.errors import UserError
-from gendistill.recipe import Stage
+from gendistill.recipe.stage import Stage
 from small_models import make_student, make_teacher, tokens
 
 LENGTH, STEPS = 16, 50
-POWER = {"attention_power": 0.3, "update_power": 0.5, "hidden_power": 2.0}
+POWER = {"attention_mean_square": 0.3, "update_mean_square": 0.5, "hidden_mean_square": 2.0}
 LOGITS = dict(objective="forward_kl", train=["mixer", "mlp", "norm"])
 IN_FOUR = dict(sequences_per_step=4, micro_batch=1)  # several micro-batches on each of two processes
 
@@ -89,7 +90,7 @@ def write_rows(folder: Path) -> None:
 
 
 def run_case(name: str, root: Path, folder: str | None = None, **changes) -> None:
-    """Runs a case, or goes on with it, in root/folder; root holds the data set, `changes` are of the stage."""
+    """Runs a case, or resumes with it, in root/folder; root holds the data set, `changes` are of the stage."""
     case, folder = CASES[name], root / (folder or name)
     settings = dict(sequence_length=LENGTH, sequences_per_step=2, micro_batch=2, learning_rate=1e-4)
     settings |= case.stage | changes
@@ -100,14 +101,14 @@ def run_case(name: str, root: Path, folder: str | None = None, **changes) -> Non
     if stage.needs_teacher:
         teacher = _shorten(make_teacher(case.family)).to(case.dtype).requires_grad_(False)
         if distributed.processes() > 1:
-            distributed.shard(teacher, compares="end_to_end", dtype=case.dtype, device="cpu")
+            shard(teacher, compares="end_to_end", dtype=case.dtype, device="cpu")
     seen = _watch_dtypes(student.model.layers[0].linear_attn)
     _, optimizer = train_stage(
         stage,
         teacher,
         student,
         PackedDataset(root),
-        certificate={"layers": [{"layer": i} | POWER for i in student.config.layers_of_type("linear_attention")]},
+        conversion_report={"layers": [{"layer": i} | POWER for i in student.config.layers_of_type("linear_attention")]},
         vocabulary=97,
         dtype=case.dtype,
         device="cpu",
@@ -118,7 +119,7 @@ def run_case(name: str, root: Path, folder: str | None = None, **changes) -> Non
         console=Console(quiet=True),
     )
     weights = optimizer.weights()
-    if distributed.is_first():
+    if distributed.is_rank_zero():
         torch.save(weights, folder / "weights.pt")
         student.save_pretrained(folder / "student", state_dict=weights)  # empties the dictionary
         (folder / "seen.json").write_text(json.dumps(seen))
@@ -234,11 +235,11 @@ def main(root: Path) -> None:
     (root / f"errors-{distributed.rank()}.json").write_text(json.dumps(errors))
     uneven_recipe(root)
     cli.app(["run", str(root / "tiny.yaml"), "--output", str(root / "run")], standalone_mode=False)
-    distributed.wait_for_all()
+    distributed.barrier()
     if last:
         (root / "died").write_text(str(time.time()))
         die()
-    distributed.wait_for_all()
+    distributed.barrier()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import small_models
 from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.stage import train_stage
-from gendistill.recipe import Stage
+from gendistill.recipe.stage import Stage
 from small_models import SHAPE, make_student, make_teacher
 
 LENGTH = 12
@@ -83,12 +83,12 @@ def shrink(monkeypatch):
 
 
 @pytest.fixture
-def certificate():
+def conversion_report():
     """Powers of each replaced layer, none of them 1 and none like another."""
 
     def measure(student):
         layers = student.config.layers_of_type("linear_attention")
-        powers = dict(attention_power=0.5, update_power=2.0, hidden_power=3.0)
+        powers = dict(attention_mean_square=0.5, update_mean_square=2.0, hidden_mean_square=3.0)
         return {"layers": [{"layer": i} | {name: x * (i + 1) for name, x in powers.items()} for i in layers]}
 
     return measure
@@ -110,12 +110,12 @@ class Outcome:
     @property
     def numbers(self):
         """All that a resume must give again to the last bit."""
-        timed = ("seconds", "tokens_per_second", "share_of_peak")
+        timed = ("seconds", "tokens_per_second", "mfu")
         return [{name: x for name, x in vars(m).items() if name not in timed} for m in self.history]
 
 
 @pytest.fixture
-def run(rows, certificate, tmp_path):
+def run(rows, conversion_report, tmp_path):
     """Runs a stage as the pipeline does, from a fresh student of the family."""
 
     def call(stage, *, folder="run", family="qwen3", keep=(1,), dtype=torch.float32, dataset=None, change=None):
@@ -129,7 +129,7 @@ def run(rows, certificate, tmp_path):
             teacher.to(dtype),
             student,
             dataset if dataset is not None else rows(stage.steps * stage.sequences_per_step, stage.sequence_length),
-            certificate=certificate(student),
+            conversion_report=conversion_report(student),
             vocabulary=97,
             dtype=dtype,
             device="cpu",

@@ -61,9 +61,9 @@ def test_borders_are_those_of_the_documents(stage):
 
 
 def test_alignment_counts_tokens_of_documents_and_no_filler(stage, make_stage):
-    counted = torch.cat([batch.counted for batch in Loader(PACKED, stage).step(0).batches])
+    valid_mask = torch.cat([batch.valid_mask for batch in Loader(PACKED, stage).step(0).batches])
     # A document of one token is neither learnt nor does it help to predict one.
-    assert counted.tolist() == [[1] * 8, [1] * 8, [1] * 4 + [0] * 4, [0] * 8]
+    assert valid_mask.tolist() == [[1] * 8, [1] * 8, [1] * 4 + [0] * 4, [0] * 8]
     alignment = stage.model_copy(update={"objective": "block_l2"})
     assert Loader(PACKED, stage).step(0).loss_tokens == 13 + 2
     assert Loader(PACKED, alignment).step(0).loss_tokens == 8 + 8 + 4

@@ -146,7 +146,7 @@ def full_disk(room=8192):
 
 def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, optimizer_at):
     save_checkpoint(tmp_path, 1, optimizer_at(1), FINGERPRINT)
-    message = r"step-00000002: the checkpoint could not be written \(.*(File too large|write).*Free some space.*goes on"
+    message = r"step-00000002: the checkpoint could not be written \(.*(File too large|write).*Free some space.*resumes"
     with full_disk(), pytest.raises(UserError, match=message) as caught:
         save_checkpoint(tmp_path, 2, optimizer_at(2), FINGERPRINT)
     assert "\n" not in str(caught.value)

@@ -24,7 +24,7 @@ from gendistill.distill.tracking import flatten
 from gendistill.errors import UserError
 from gendistill.models.mixers.layer import LinearAttention
 from gendistill.models.modeling import LlamaMLP
-from gendistill.recipe import Schedule
+from gendistill.recipe.stage import Schedule
 from small_models import make_student, make_teacher
 
 MIXTURE = {"forward_kl": 1.0, "cross_entropy": 0.1, "hidden_l2": 0.3, "hidden_cosine": 0.2}
@@ -157,7 +157,7 @@ RESUMED = dict(steps=7, checkpoint_every=3, sequences_per_step=4, micro_batch=1)
 @pytest.mark.parametrize("place", PASSES)
 @pytest.mark.parametrize("seed", range(2))
 def test_a_stopped_run_resumes_to_the_bit(make_stage, run, short, place, seed):
-    """At a random place, mostly in the middle of an accumulation; and once more while it goes on."""
+    """At a random place, mostly in the middle of an accumulation; and once more while it resumes."""
     stage = make_stage(**RESUMED, **PASSES[place])
     unbroken = run(stage, folder="unbroken")
     chance = random.Random(f"{place} {seed}")
@@ -411,7 +411,7 @@ def nan_gradient(objective):
     ids=["loss is nan", "loss is infinite", "gradient is nan", "loss too high", "loss too low"],
 )
 def test_a_run_gone_wrong_stops_and_keeps_the_last_good_checkpoint(make_stage, run, short, spoil, message):
-    """Step 5 is spoilt; checkpoints are of steps 2 and 4. With the mistake gone the run goes on from there."""
+    """Step 5 is spoilt; checkpoints are of steps 2 and 4. With the mistake gone the run resumes from there."""
     stage = make_stage(**RESUMED | dict(checkpoint_every=2, micro_batch=4), expected_loss=[0, 100])
     unbroken = run(stage, folder="unbroken")
     with (

@@ -85,7 +85,7 @@ def end_to_end_by_definition(terms, temperature, data, teacher, student, powers)
         for name in terms:
             if name.startswith("hidden"):
                 layers = (
-                    distances(name, states[i][before], teacher_states[i][before], x["hidden_power"])
+                    distances(name, states[i][before], teacher_states[i][before], x["hidden_mean_square"])
                     for i, x in powers.items()
                 )
                 sums[name] = sums[name] + sum(layers) / len(powers)
@@ -99,8 +99,8 @@ def alignment_by_definition(terms, data, teacher, student, powers):
     documents, positions = Documents.from_position_ids(data.positions), data.positions
     document = (positions == 0).cumsum(1)
     mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]
-    counted = data.mask.clone()
-    counted[:, :-1] |= data.mask[:, 1:]
+    valid_mask = data.mask.clone()
+    valid_mask[:, :-1] |= data.mask[:, 1:]
     inputs = teacher.model(
         input_ids=data.ids, position_ids=positions, use_cache=False, output_hidden_states=True
     ).hidden_states
@@ -112,10 +112,10 @@ def alignment_by_definition(terms, data, teacher, student, powers):
             if name.startswith("mixer"):
                 normed = original.input_layernorm(x)
                 got, wanted = block.linear_attn(normed, documents=documents)[0], original.self_attn(normed, **given)[0]
-                size = power["attention_power"]
+                size = power["attention_mean_square"]
             else:
-                got, wanted, size = block(x, documents=documents), original(x, **given), power["update_power"]
-            sums[name] = sums[name] + distances(name, got, wanted, size)[counted].sum() / len(powers)
+                got, wanted, size = block(x, documents=documents), original(x, **given), power["update_mean_square"]
+            sums[name] = sums[name] + distances(name, got, wanted, size)[valid_mask].sum() / len(powers)
     return torch.stack(list(sums.values()))
 
 
@@ -142,10 +142,12 @@ def check(objective, batch, expected, terms, student):
     [(terms, 1.0) for terms in END_TO_END] + [(terms, 2.0) for terms in END_TO_END if any("kl" in t for t in terms)],
     **named,
 )
-def test_end_to_end_objectives_are_their_formulas(make_stage, rows, models, batch_of, certificate, terms, temperature):
+def test_end_to_end_objectives_are_their_formulas(
+    make_stage, rows, models, batch_of, conversion_report, terms, temperature
+):
     teacher, student = models
     set_trainable(student, ["mixer", "mlp", "norm", "attention", "embedding"])
-    measured = certificate(student)
+    measured = conversion_report(student)
     stage = make_stage(objective=terms, temperature=temperature, sequences_per_step=ROWS, micro_batch=ROWS)
     data = rows(ROWS, words=WORDS)
     powers = {layer["layer"]: layer for layer in measured["layers"]}
@@ -159,10 +161,10 @@ def test_end_to_end_objectives_are_their_formulas(make_stage, rows, models, batc
 
 
 @pytest.mark.parametrize("terms", ALIGNMENT, **named)
-def test_alignment_objectives_are_their_formulas(make_stage, rows, models, batch_of, certificate, terms):
+def test_alignment_objectives_are_their_formulas(make_stage, rows, models, batch_of, conversion_report, terms):
     teacher, student = models
     set_trainable(student, ["mixer"])
-    measured = certificate(student)
+    measured = conversion_report(student)
     stage = make_stage(objective=terms, train=["mixer"], sequences_per_step=ROWS, micro_batch=ROWS)
     data = rows(ROWS)
     powers = {layer["layer"]: layer for layer in measured["layers"]}
@@ -171,7 +173,9 @@ def test_alignment_objectives_are_their_formulas(make_stage, rows, models, batch
     assert check(objective, batch_of(stage, data), expected, terms, student) > 50
 
 
-def test_the_first_answer_token_is_predicted_by_the_position_before_it(make_stage, rows, models, batch_of, certificate):
+def test_the_first_answer_token_is_predicted_by_the_position_before_it(
+    make_stage, rows, models, batch_of, conversion_report
+):
     """And the first token of a row by nothing, even if the data say that it counts."""
     teacher, student = models
     data = rows(2, words=WORDS)
@@ -180,7 +184,7 @@ def test_the_first_answer_token_is_predicted_by_the_position_before_it(make_stag
     data.mask[1, 0] = data.mask[0, 5] = True
     stage = make_stage(objective="cross_entropy", sequences_per_step=2, micro_batch=2)
     set_trainable(student, stage.train)
-    got = build_objective(stage, teacher, student, certificate(student), WORDS).backward(
+    got = build_objective(stage, teacher, student, conversion_report(student), WORDS).backward(
         batch_of(stage, data), torch.tensor(1.0)
     )
     logits = student(input_ids=data.ids, use_cache=False).logits[0, :, :WORDS]
@@ -190,13 +194,13 @@ def test_the_first_answer_token_is_predicted_by_the_position_before_it(make_stag
 
 
 @pytest.mark.parametrize("terms", [*END_TO_END[-1:], {"block_l2": 1.0}], **named)
-def test_a_micro_batch_without_loss_tokens_adds_nothing(make_stage, rows, models, batch_of, certificate, terms):
+def test_a_micro_batch_without_loss_tokens_adds_nothing(make_stage, rows, models, batch_of, conversion_report, terms):
     teacher, student = models
     stage = make_stage(objective=terms, train=["mixer"], sequences_per_step=2, micro_batch=2)
     set_trainable(student, stage.train)
     data = rows(2, words=WORDS)
     data.mask[:] = False
-    sums = build_objective(stage, teacher, student, certificate(student), WORDS).backward(
+    sums = build_objective(stage, teacher, student, conversion_report(student), WORDS).backward(
         batch_of(stage, data), torch.tensor(1.0)
     )
     assert sums.tolist() == [0.0] * len(terms)
@@ -204,7 +208,7 @@ def test_a_micro_batch_without_loss_tokens_adds_nothing(make_stage, rows, models
 
 
 @pytest.mark.parametrize("terms", [*END_TO_END[-1:], {"block_l2": 1.0}], **named)
-def test_batches_of_fixed_shape_give_the_same(make_stage, rows, certificate, terms):
+def test_batches_of_fixed_shape_give_the_same(make_stage, rows, conversion_report, terms):
     """Entries that only fill up count for nothing."""
     stage = make_stage(objective=terms, train=["mixer"], sequences_per_step=ROWS, micro_batch=ROWS)
     teacher, outcomes = make_teacher("qwen3").double(), []
@@ -213,22 +217,22 @@ def test_batches_of_fixed_shape_give_the_same(make_stage, rows, certificate, ter
         set_trainable(student, stage.train)
         (batch,) = Loader(rows(ROWS, words=WORDS), stage, fixed_shape=fixed_shape).step(0).batches
         assert fixed_shape == (batch.weights == 0).any()
-        objective = build_objective(stage, teacher, student, certificate(student), WORDS)
+        objective = build_objective(stage, teacher, student, conversion_report(student), WORDS)
         sums = objective.backward(batch, torch.tensor(SCALE))
         outcomes.append([sums, *(p.grad for p in student.parameters() if p.requires_grad)])
     torch.testing.assert_close(*outcomes, rtol=1e-5, atol=1e-8)
 
 
-def test_cross_entropy_runs_no_teacher(make_stage, models, batch_of, certificate):
+def test_cross_entropy_runs_no_teacher(make_stage, models, batch_of, conversion_report):
     teacher, student = models
     stage = make_stage(objective="cross_entropy", sequences_per_step=ROWS, micro_batch=ROWS)
     set_trainable(student, stage.train)
     teacher.model.forward = None
-    objective = build_objective(stage, teacher, student, certificate(student), WORDS)
+    objective = build_objective(stage, teacher, student, conversion_report(student), WORDS)
     assert objective.teacher is None and objective.backward(batch_of(stage), torch.tensor(1.0)) > 0
 
 
-def test_layers_are_aligned_one_by_one(make_stage, batch_of, certificate):
+def test_layers_are_aligned_one_by_one(make_stage, batch_of, conversion_report):
     """Each sees the teacher's input, so its gradient is the same to the bit whatever the layers below it do."""
     teacher = make_teacher("qwen3").requires_grad_(False)
     stage = make_stage(objective="mixer_l2", train=["mixer"], sequences_per_step=ROWS, micro_batch=ROWS)
@@ -239,13 +243,13 @@ def test_layers_are_aligned_one_by_one(make_stage, batch_of, certificate):
             with torch.no_grad():
                 student.model.layers[0].linear_attn.o_proj.weight.mul_(-3)
         set_trainable(student, stage.train)
-        Alignment(teacher, student, stage, certificate(student)).backward(batch_of(stage), torch.tensor(1.0))
+        Alignment(teacher, student, stage, conversion_report(student)).backward(batch_of(stage), torch.tensor(1.0))
         gradients.append([student.model.layers[i].linear_attn.q_proj.weight.grad for i in (0, 3)])
     assert not torch.equal(gradients[0][0], gradients[1][0])
     assert gradients[0][1].any() and torch.equal(gradients[0][1], gradients[1][1])
 
 
-def test_alignment_keeps_the_activations_of_one_layer_only(make_stage, models, batch_of, certificate):
+def test_alignment_keeps_the_activations_of_one_layer_only(make_stage, models, batch_of, conversion_report):
     """Tensors saved for a backward pass, alive at once: no more with three layers than with one."""
     teacher, student = models
     stage = make_stage(objective="block_l2", train=["mixer"], sequences_per_step=ROWS, micro_batch=ROWS)
@@ -264,7 +268,7 @@ def test_alignment_keeps_the_activations_of_one_layer_only(make_stage, models, b
 
     most = []
     for layers in ([0], [0, 2, 3]):
-        measured = {"layers": [layer for layer in certificate(student)["layers"] if layer["layer"] in layers]}
+        measured = {"layers": [layer for layer in conversion_report(student)["layers"] if layer["layer"] in layers]}
         objective, Saved.alive, Saved.most = Alignment(teacher, student, stage, measured), 0, 0
         with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
             objective.backward(batch_of(stage), torch.tensor(1.0))

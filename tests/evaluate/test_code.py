@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gendistill.evaluate.code import code_of, mark_code, solution
-from gendistill.evaluate.tasks import Item
+from gendistill.evaluate.code import code_of, grade_code, solution
+from gendistill.evaluate.items import Item
 
 # A problem whose function needs an import and a helper that only the prefix has.
 PREFIX = '''import math
@@ -89,7 +89,7 @@ def item(checks):
 
 
 def reasons(checks, replies):
-    marked = mark_code([item(checks)] * len(replies), list(replies.values()))
+    marked = grade_code([item(checks)] * len(replies), list(replies.values()))
     return {name: each.reason for name, each in zip(replies, marked, strict=True)}
 
 
@@ -122,7 +122,7 @@ def test_a_prefix_that_is_only_a_signature():
 
 
 def test_what_is_kept_for_the_record():
-    good, bad, none = mark_code([item(CHECKS)] * 3, [BODY, NOT_SOLVED["wrong"], "No."])
+    good, bad, none = grade_code([item(CHECKS)] * 3, [BODY, NOT_SOLVED["wrong"], "No."])
     assert good == ((PREFIX + BODY, True), "passed")
     assert (bad.answer.correct, bad.reason) == (False, "failed")
     assert "return 1" in bad.answer.parsed and "check" not in bad.answer.parsed
@@ -157,10 +157,10 @@ def victim():
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o777)
         file = Path(folder) / "victim.txt"
-        file.write_text("untouched")
+        file.write_text("untrained")
         file.chmod(0o666)
         yield file
-        assert [file.read_text(), [*Path(folder).iterdir()]] == ["untouched", [file]]
+        assert [file.read_text(), [*Path(folder).iterdir()]] == ["untrained", [file]]
 
 
 def test_hostile_replies_fail_beside_good_ones(victim):

@@ -3,11 +3,11 @@ import json
 import pytest
 import torch
 
+from gendistill.analysis.scores import TaskScore
 from gendistill.errors import UserError
 from gendistill.evaluate import run
 from gendistill.evaluate.run import evaluate_model
-from gendistill.evaluate.statistics import TaskScore
-from gendistill.recipe import Evaluation
+from gendistill.recipe.evaluation import Evaluation
 
 
 @pytest.fixture

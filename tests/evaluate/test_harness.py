@@ -16,14 +16,15 @@ from rich.console import Console
 from cli_tools import RECIPE
 from gendistill.errors import UserError
 from gendistill.evaluate.harness import check_harness, harness_cells, run_harness, write_harness_task
-from gendistill.evaluate.protocols import rank, render_prompts
-from gendistill.evaluate.tasks import load_items
+from gendistill.evaluate.items import load_items
+from gendistill.evaluate.ranking import rank, render_prompts
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_model, load_tokenizer
-from gendistill.pipeline import Run
-from gendistill.recipe import Evaluation, Harness, Task, parse_recipe
+from gendistill.recipe.evaluation import Evaluation, Harness, Task
+from gendistill.recipe.loading import parse_recipe
 from gendistill.report.summary import write_summary
+from gendistill.run.run import Run
 
 with_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed")
 

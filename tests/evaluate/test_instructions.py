@@ -8,11 +8,11 @@ from gendistill.evaluate.instructions import (
     INSTRUCTIONS,
     check_instruction,
     count_sentences,
+    flexible_variants,
     follows,
-    lenient_variants,
-    mark_instructions,
+    grade_instructions,
 )
-from gendistill.evaluate.tasks import Item
+from gendistill.evaluate.items import Item
 
 GERMAN = "Der Zug fährt heute leider nicht, weil auf der Strecke gebaut wird. Bitte nehmen Sie den Bus."
 HINDI = "मुझे सुबह की चाय के साथ अख़बार पढ़ना बहुत अच्छा लगता है।"
@@ -214,16 +214,16 @@ def test_sentences_are_counted(text, count):
     assert count_sentences(text) == count
 
 
-def test_lenient_readings_drop_first_and_last_line_and_asterisks():
-    assert lenient_variants("a\n*b*\n\nc") == [
+def test_flexible_readings_drop_first_and_last_line_and_asterisks():
+    assert flexible_variants("a\n*b*\n\nc") == [
         *("a\n*b*\n\nc", "a\n*b*", "*b*\n\nc", "*b*"),
         *("a\nb\n\nc", "a\nb", "b\n\nc", "b"),
     ]
-    assert set(lenient_variants("one line")) == {"one line", ""}
+    assert set(flexible_variants("one line")) == {"one line", ""}
 
 
 @pytest.mark.parametrize(
-    ("reply", "strict", "lenient"),
+    ("reply", "strict", "flexible"),
     [
         ('{"a": 1}', (True, True), (True, True)),
         ('Sure, here it is:\n{"a": 1}', (False, False), (True, True)),
@@ -236,19 +236,19 @@ def test_lenient_readings_drop_first_and_last_line_and_asterisks():
         ("", (False, False), (False, False)),
     ],
 )
-def test_strict_and_lenient(reply, strict, lenient):
+def test_strict_and_flexible(reply, strict, flexible):
     asked = item(("detectable_format:json_format", {}), ("punctuation:no_comma", {}))
-    [marked] = mark_instructions([asked], [reply])
-    assert (marked.followed, marked.followed_leniently) == (strict, lenient)
+    [marked] = grade_instructions([asked], [reply])
+    assert (marked.followed, marked.followed_flexibly) == (strict, flexible)
     assert marked.strict == (f"{sum(strict)} of 2", all(strict))
-    assert marked.lenient == (f"{sum(lenient)} of 2", all(lenient))
+    assert marked.flexible == (f"{sum(flexible)} of 2", all(flexible))
 
 
-def test_a_lenient_reading_never_takes_away():
-    """The reply itself is one of the variants, so what is followed strictly is followed leniently."""
+def test_a_flexible_reading_never_takes_away():
+    """The reply itself is one of the variants, so what is followed strictly is followed flexibly."""
     for name, settings, right, wrong in CASES:
-        for marked in mark_instructions([item((name, settings))] * len(right + wrong), right + wrong):
-            assert marked.followed <= marked.followed_leniently
+        for marked in grade_instructions([item((name, settings))] * len(right + wrong), right + wrong):
+            assert marked.followed <= marked.followed_flexibly
 
 
 def test_a_language_is_the_same_every_time():
@@ -275,7 +275,7 @@ def test_a_language_is_the_same_every_time():
 )
 def test_instructions_that_cannot_be_checked_are_refused(name, settings, message):
     with pytest.raises(UserError, match=message):
-        mark_instructions([item((name, settings))], ["A reply."])
+        grade_instructions([item((name, settings))], ["A reply."])
 
 
 def test_languages_need_a_package(monkeypatch):

@@ -11,9 +11,9 @@ from gendistill.data.chat import render_prompt
 from gendistill.embedded import teacher_folder
 from gendistill.errors import UserError
 from gendistill.evaluate import long_context
+from gendistill.evaluate.items import load_items
 from gendistill.evaluate.long_context import long_context_items, parse_value
-from gendistill.evaluate.tasks import load_items
-from gendistill.recipe import Task
+from gendistill.recipe.evaluation import Task
 
 KINDS = [("needle", 1), ("needle", 4), ("recall", 1), ("recall", 3)]
 NEEDLE = re.compile(r"One of the special magic numbers for ([a-z]+ [a-z]+) is (\d+)\. ?")

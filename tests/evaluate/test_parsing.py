@@ -3,15 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from gendistill.evaluate.parsing import (
-    LETTERS,
-    last_number,
-    normalise,
-    number_leniently,
-    parse_letter,
-    parse_short,
-)
-from gendistill.evaluate.tasks import Item
+from gendistill.evaluate.items import Item
+from gendistill.evaluate.parsing import last_number, normalise, number_flexibly, parse_letter, parse_short
+from gendistill.names import LETTERS
 
 CHOICES = ("a cat", "Paris", "42", "the Moon")
 
@@ -205,11 +199,11 @@ REAL = json.loads((Path(__file__).parent / "real_replies.json").read_text())["re
 
 @pytest.mark.parametrize("row", REAL)
 def test_real_replies_are_read_as_they_were_by_hand(row):
-    """Strictly and leniently, through an item as `evaluate_model` does."""
+    """Strictly and flexibly, through an item as `evaluate_model` does."""
     letters = tuple(LETTERS[: len(row.get("choices", ()))])
     candidates = letters or (*row.get("accepted", ()), *row.get("others", ()))
     item = Item(0, row["kind"], "?", candidates, (0,), tuple(row.get("accepted", ())), tuple(row.get("choices", ())))
-    for how, read in (("strict", item.parse), ("lenient", item.parse_leniently)):
+    for how, read in (("strict", item.parse), ("flexible", item.parse_flexibly)):
         answer = read(row["reply"])
         if row["kind"] == "short_answer":
             assert {None: None, True: "right", False: "wrong"}[answer.parsed and answer.correct] == row[how]
@@ -219,7 +213,7 @@ def test_real_replies_are_read_as_they_were_by_hand(row):
 
 def test_there_are_enough_real_replies():
     assert len(REAL) >= 60
-    for how in ("strict", "lenient"):
+    for how in ("strict", "flexible"):
         assert len({row[how] for row in REAL if row["kind"] == "multiple_choice"}) >= 4
 
 
@@ -236,5 +230,5 @@ def test_there_are_enough_real_replies():
         ("none", None),
     ],
 )
-def test_lenient_numbers(reply, number):
-    assert number_leniently(reply) == number
+def test_flexible_numbers(reply, number):
+    assert number_flexibly(reply) == number

@@ -5,9 +5,10 @@ import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from gendistill.errors import UserError
-from gendistill.evaluate.protocols import generate, rank, render_prompts
-from gendistill.evaluate.tasks import load_items
-from gendistill.recipe import Task
+from gendistill.evaluate.items import load_items
+from gendistill.evaluate.ranking import rank, render_prompts
+from gendistill.inference.generation import generate
+from gendistill.recipe.evaluation import Task
 
 KINDS = {"multiple_choice": "choice", "short_answer": "short", "last_number": "number"}
 

@@ -1,14 +1,14 @@
-"""From records to questions: what fields may look like, the worked examples, and the shipped task files."""
+"""From records to questions: what fields may look like, the few-shot examples, and the shipped task files."""
 
 import pytest
 import yaml
 
-from gendistill import recipe
 from gendistill.errors import UserError
-from gendistill.evaluate.parsing import LETTERS, last_number, normalise
+from gendistill.evaluate.items import load_items
+from gendistill.evaluate.parsing import last_number, normalise
 from gendistill.evaluate.records import worked_answer
-from gendistill.evaluate.tasks import load_items
-from gendistill.recipe import Task, task_names
+from gendistill.names import LETTERS
+from gendistill.recipe.evaluation import TASK_FILES, Task, read_task_file, task_names
 
 
 def choice(files, **settings):
@@ -48,7 +48,7 @@ def test_test_questions_in_the_shots_file_are_never_shown(files, write_records):
     path = write_records("mixed.jsonl", records)
     items = load_items("n", number(files, shots=1, shots_path=path, items=2), seed=3)
     assert items[0].shots == (("What is 500 + 7?", "The answer is 507."),)
-    with pytest.raises(UserError, match=r"asks for 2 worked examples; .* has 1 \(11 more are questions of the test"):
+    with pytest.raises(UserError, match=r"asks for 2 few-shot examples; .* has 1 \(11 more are questions of the test"):
         load_items("n", number(files, shots=2, shots_path=path, items=2), seed=3)
 
 
@@ -320,7 +320,7 @@ def test_worked_examples_are_of_the_items_subject(write_records):
     three = drawn(range(9, 15), 3)
     assert three[0] == [10, 12, 14] and three[1][0] in (10, 12) or three[1][-1] == 14
     assert {11, 13} < set(three[1]) and 9 not in three[1] and len(three[1]) == 3
-    with pytest.raises(UserError, match="no worked example has 'odd' in field 'subject'"):
+    with pytest.raises(UserError, match="no few-shot example has 'odd' in field 'subject'"):
         drawn([10, 12], 1)
 
 
@@ -336,7 +336,7 @@ def test_a_folder_holds_items_and_examples(tmp_path, files):
     (folder / "train.jsonl").unlink()
     with pytest.raises(UserError) as raised:
         load_items("c", task, seed=0)
-    assert "task 'c' asks for 2 worked examples" in str(raised.value)
+    assert "task 'c' asks for 2 few-shot examples" in str(raised.value)
     assert "no split 'train'; it holds test" in str(raised.value) and "shots: 0" in str(raised.value)
 
 
@@ -376,8 +376,8 @@ def test_anyones_records_are_a_task_through_a_few_lines(tmp_path, write_records)
 @pytest.mark.parametrize("name", task_names())
 def test_shipped_task_files_are_whole(name):
     task = Task(task=name)
-    written = recipe.read_task_file(name)
+    written = read_task_file(name)
     assert {"kind", "version", "hub", "split", "max_new_tokens"} <= written.keys()
     assert task.task is None and task.hub == written["hub"]
     assert Task.model_validate(task.model_dump(mode="json")) == task
-    assert (recipe.LIBRARY / f"{name}.yaml").read_text().startswith("# ")
+    assert (TASK_FILES / f"{name}.yaml").read_text().startswith("# ")

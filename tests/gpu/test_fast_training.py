@@ -12,7 +12,7 @@ from gendistill.distill.stage import train_stage
 from gendistill.errors import UserError
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
-from gendistill.recipe import Stage
+from gendistill.recipe.stage import Stage
 
 pytestmark = [
     pytest.mark.gpu,
@@ -71,13 +71,13 @@ def train(stage: str, folder, fast: bool, packed: bool = True, mixer: str = "kda
     student, _ = convert(teacher, student_config(config, [1], mixer=mixer, log_decay_bound=bound), seed=0)
     student = student.to("cuda", torch.float32).train()
     set_trainable(student, stage.train)
-    power = dict(attention_power=1.0, update_power=1.0, hidden_power=1.0)
+    power = dict(attention_mean_square=1.0, update_mean_square=1.0, hidden_mean_square=1.0)
     history, optimizer = train_stage(
         stage,
         teacher,
         student,
         Rows(48, packed),
-        certificate={"layers": [{"layer": i} | power for i in (0, 2)]},
+        conversion_report={"layers": [{"layer": i} | power for i in (0, 2)]},
         vocabulary=WORDS,
         dtype=torch.bfloat16,
         device="cuda",

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from gendistill.evaluate import decoding
-from gendistill.evaluate.decoding import Prefix, Sampling, continue_prompts
+from gendistill.inference import decoding
+from gendistill.inference.decoding import Prefix, Sampling, decode
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
 
@@ -52,16 +52,16 @@ def test_graphs_decode_like_eager_steps(name, monkeypatch):
     monkeypatch.setattr(decoding._Batch, "_capture", lambda batch: (captured.append(len(batch.token)), capture(batch)))
     for sampling in (None, Sampling(1.0, 0.95, keys)):
         how = dict(pad=0, prefix=prefix, sampling=sampling)
-        unended = continue_prompts(model, prompts, 64, ends=[-1], **how)
+        unended = decode(model, prompts, 64, ends=[-1], **how)
         assert captured == [8]
         # Ends that five of the eight rows say some time: half of them leave, and the rest is captured anew.
         last = {ids[at] for ids, at in zip(unended[:5], (10, 12, 14, 16, 18), strict=True)}
-        replies = continue_prompts(model, prompts, 64, ends=sorted(last), **how)
+        replies = decode(model, prompts, 64, ends=sorted(last), **how)
         assert len(captured) > 2
         captured.clear()
         monkeypatch.setattr(decoding._Batch, "_is_worth_a_graph", lambda batch: False)
-        assert continue_prompts(model, prompts, 64, ends=[-1], **how) == unended
-        assert continue_prompts(model, prompts, 64, ends=sorted(last), **how) == replies
+        assert decode(model, prompts, 64, ends=[-1], **how) == unended
+        assert decode(model, prompts, 64, ends=sorted(last), **how) == replies
         assert captured == []
         monkeypatch.undo()
         monkeypatch.setattr(

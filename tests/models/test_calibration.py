@@ -1,14 +1,14 @@
-"""Start values read off the teacher are what they claim to be, and touch only tensors the teacher does not have."""
+"""Initialisation read off the teacher are what they claim to be, and touch only tensors the teacher does not have."""
 
 import math
 
 import pytest
 import torch
 
-from gendistill.models.calibration import STARTS, _gate_bias, calibrate, match_heads, mean_look_back
-from gendistill.models.capture import side_by_side
+from gendistill.models.calibration import INITIALISATIONS, _gate_bias, calibrate, match_heads, mean_attention_distance
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
+from gendistill.models.hooks import side_by_side
 from small_models import MIXERS, make_teacher, tokens
 
 LENGTHS = [25, 1, 34]
@@ -24,7 +24,7 @@ def test_look_back_is_that_of_each_document(family):
     """Against weights computed document by document, apart; the softmax implementation is put back."""
     teacher = make_teacher(family)
     before = teacher.config._attn_implementation
-    measured = mean_look_back(teacher, batches(), [0, 3])
+    measured = mean_attention_distance(teacher, batches(), [0, 3])
     assert teacher.config._attn_implementation == before
     teacher.set_attn_implementation("eager")
     sums, seen = {0: 0.0, 3: 0.0}, 0
@@ -65,7 +65,7 @@ def test_a_gate_can_start_at_any_size(activation, function):
 
 @torch.no_grad()
 @pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("start", INITIALISATIONS)
 def test_calibration_touches_new_tensors_only(mixer, start):
     teacher = make_teacher("qwen2")
     student, ledger = convert(teacher, student_config(teacher.config, [1], mixer=mixer), seed=0)
@@ -76,5 +76,5 @@ def test_calibration_touches_new_tensors_only(mixer, start):
     if start == "teacher" and mixer != "lightning":
         layer = student.model.layers[0].linear_attn
         half_life = math.log(2) / torch.nn.functional.softplus(layer.dt_bias).unflatten(0, (4, -1)).mean(1)
-        expected = mean_look_back(teacher, batches(), [0])[0].clamp(min=1.0)
+        expected = mean_attention_distance(teacher, batches(), [0])[0].clamp(min=1.0)
         torch.testing.assert_close(half_life.double(), expected, rtol=1e-3, atol=1e-3)

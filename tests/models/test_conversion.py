@@ -1,4 +1,4 @@
-"""Conversion accounts for every tensor and fails loudly; its certificate says what the untouched student is."""
+"""Conversion accounts for every tensor and fails loudly; its conversion report says what the untrained student is."""
 
 import math
 
@@ -9,7 +9,15 @@ from transformers import GPT2Config, Qwen2Config
 
 from gendistill.errors import UserError
 from gendistill.models.calibration import match_scale
-from gendistill.models.conversion import Certificate, LayerReport, Ledger, certify, convert, mean_loss, weights_sha256
+from gendistill.models.conversion import (
+    ConversionReport,
+    LayerReport,
+    ParameterAccounting,
+    convert,
+    mean_loss,
+    measure_conversion,
+    weights_sha256,
+)
 from gendistill.models.families import student_config
 from small_models import FAMILIES, make_teacher
 
@@ -109,12 +117,18 @@ def test_certificate_measures_losses_and_cosines():
     teacher = make_teacher("qwen3")
     student, ledger = convert(teacher, student_config(teacher.config, [1]), seed=0)
     data = [batch(seed=0), batch(seed=1)]
-    certificate = certify(
-        teacher, student, ledger, data, name="test", seed=0, losses_by_start={"standard": mean_loss(student, data)}
+    conversion_report = measure_conversion(
+        teacher,
+        student,
+        ledger,
+        data,
+        name="test",
+        seed=0,
+        losses_by_initialisation={"standard": mean_loss(student, data)},
     )
-    assert certificate.tokens == 2 * 3 * (60 - 2)
-    assert certificate.uniform_loss == math.log(97)
-    assert [report.layer for report in certificate.layers] == [0, 2, 3]
+    assert conversion_report.tokens == 2 * 3 * (60 - 2)
+    assert conversion_report.uniform_loss == math.log(97)
+    assert [report.layer for report in conversion_report.layers] == [0, 2, 3]
     expected = 0.0
     with torch.no_grad():
         for piece in data:
@@ -123,7 +137,7 @@ def test_certificate_measures_losses_and_cosines():
                 logits.flatten(0, 1), piece["input_ids"][:, 1:].flatten(), reduction="none"
             )
             expected += (losses * piece["loss_mask"][:, 1:].flatten()).sum().item()
-    assert certificate.teacher_loss == pytest.approx(expected / certificate.tokens, rel=1e-5)
+    assert conversion_report.teacher_loss == pytest.approx(expected / conversion_report.tokens, rel=1e-5)
 
 
 @torch.no_grad()
@@ -131,7 +145,9 @@ def test_powers_are_mean_squares_of_what_the_teachers_layers_say():
     """The last layer's hidden state is the one before the final norm, as in every other layer."""
     teacher = make_teacher("qwen3")
     student, ledger = convert(teacher, student_config(teacher.config, [1]), seed=0)
-    reports = certify(teacher, student, ledger, [batch()], name="t", seed=0, losses_by_start={"": 0.0}).layers
+    reports = measure_conversion(
+        teacher, student, ledger, [batch()], name="t", seed=0, losses_by_initialisation={"": 0.0}
+    ).layers
     seen = {}
     for i, layer in enumerate(teacher.model.layers):
         layer.register_forward_hook(lambda _, args, out, i=i: seen.update({i: (args[0], out)}))
@@ -140,7 +156,9 @@ def test_powers_are_mean_squares_of_what_the_teachers_layers_say():
     for report in reports:
         before, after = seen[report.layer]
         powers = [x.square().mean().item() for x in (seen[f"attention {report.layer}"], after - before, after)]
-        assert [report.attention_power, report.update_power, report.hidden_power] == pytest.approx(powers, rel=1e-4)
+        assert [report.attention_mean_square, report.update_mean_square, report.hidden_mean_square] == pytest.approx(
+            powers, rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("output_norm", [True, False])
@@ -160,19 +178,19 @@ def test_certificate_refuses_a_bad_student():
         seed=0,
         tokens=1,
         teacher_loss=1.0,
-        losses_by_start={},
+        losses_by_initialisation={},
         uniform_loss=3.0,
         parameters=1,
-        ledger=Ledger([], [], [], []),
+        ledger=ParameterAccounting([], [], [], []),
     )
     good, bad = LayerReport(0, 0.4, 1.0, 1.0, 1.0), LayerReport(5, -0.1, 1.0, 1.0, 1.0)
-    Certificate(student_loss=2.0, layers=[good], **fine).check()
+    ConversionReport(student_loss=2.0, layers=[good], **fine).check()
     with pytest.raises(UserError, match=r"layer\(s\) 5 \(cosine -0.100\)"):
-        Certificate(student_loss=2.0, layers=[good, bad], **fine).check()
+        ConversionReport(student_loss=2.0, layers=[good, bad], **fine).check()
     with pytest.raises(UserError, match="cosine nan"):
-        Certificate(student_loss=2.0, layers=[LayerReport(5, math.nan, 1.0, 1.0, 1.0)], **fine).check()
+        ConversionReport(student_loss=2.0, layers=[LayerReport(5, math.nan, 1.0, 1.0, 1.0)], **fine).check()
     with pytest.raises(UserError, match="not below a uniform guess"):
-        Certificate(student_loss=3.1, layers=[good], **fine).check()
+        ConversionReport(student_loss=3.1, layers=[good], **fine).check()
 
 
 def test_weights_hash_sees_a_changed_weight(tmp_path):

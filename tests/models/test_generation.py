@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
-from gendistill.models.modeling import PureCache
+from gendistill.models.cache import PureCache
 from small_models import CLOSE, VARIANTS, make_student, pad_left, tokens
 
 GREEDY = dict(do_sample=False, eos_token_id=None)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from gendistill.models.cache import new_cache
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
-from gendistill.models.modeling import new_cache
 from small_models import CLOSE, MIXERS, make_student, make_teacher, pad_left, tokens
 
 OPTIONS = [
@@ -20,7 +20,7 @@ OPTIONS = [
 
 
 def layer(mixer, family="qwen3", **options):
-    """The first layer's mixer, with its start values."""
+    """The first layer's mixer, with its initialisation."""
     teacher = make_teacher(family)
     return convert(teacher, student_config(teacher.config, [], mixer=mixer, **options), seed=0)[0].model.layers[0]
 
@@ -82,7 +82,7 @@ def test_no_decay_is_below_the_bound(mixer, bound):
 @pytest.mark.parametrize("family", ["qwen3", "qwen2"])
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_expanded_keys_and_values_start_as_the_grouped_ones(family, mixer):
-    """What is drawn has the same shapes either way, so one seed gives the same start values."""
+    """What is drawn has the same shapes either way, so one seed gives the same initialisation."""
     teacher = make_teacher(family)
     configs = [student_config(teacher.config, [1], mixer=mixer, expand_kv=expand) for expand in (False, True)]
     (grouped, _), (expanded, ledger) = (convert(teacher, config, seed=0) for config in configs)

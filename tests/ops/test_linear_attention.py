@@ -64,7 +64,7 @@ def run(form, inputs, dtype, documents=None):
 
 def assert_equal(got, expected, bound):
     for name, exact in expected.items():
-        # A gradient that is exactly zero (an initial state cut off by a border) may come back as no gradient at all.
+        # A gradient that is exactly zero (an initial state cut off by a boundary) may come back as no gradient at all.
         value = torch.zeros_like(exact) if got[name] is None else got[name].double()
         assert torch.isfinite(value).all(), name
         assert (value - exact).norm() <= bound * exact.norm() + 1e-12, name

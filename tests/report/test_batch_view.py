@@ -15,7 +15,7 @@ from gendistill.data.chat import encode_conversation
 from gendistill.distill.batches import Loader, Step
 from gendistill.embedded import records
 from gendistill.models.loading import load_config, load_tokenizer
-from gendistill.recipe import Stage
+from gendistill.recipe.stage import Stage
 from gendistill.report.batch_page import to_page
 from gendistill.report.batch_view import (
     CUT,

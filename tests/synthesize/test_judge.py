@@ -2,9 +2,9 @@
 
 import pytest
 
-from gendistill.evaluate.protocols import Reply
-from gendistill.evaluate.tasks import Item
-from gendistill.recipe import Prompts, Synthesis
+from gendistill.evaluate.items import Item
+from gendistill.inference.generation import Reply
+from gendistill.recipe.data import Prompts, Synthesis
 from gendistill.synthesize.judge import Answered, code_of, judge, letters
 from gendistill.synthesize.overlap import OverlapIndex
 from gendistill.synthesize.prompts import Prompt

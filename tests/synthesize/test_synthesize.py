@@ -11,7 +11,8 @@ from gendistill.embedded import records, teacher_folder
 from gendistill.errors import UserError
 from gendistill.evaluate.parsing import last_number
 from gendistill.models.loading import load_model, load_tokenizer
-from gendistill.recipe import Source, Synthesis, Task
+from gendistill.recipe.data import Source, Synthesis
+from gendistill.recipe.evaluation import Task
 from gendistill.synthesize import run
 from gendistill.synthesize.run import synthesize
 

@@ -1,4 +1,4 @@
-"""The command line: one file a verb. Nothing heavy is imported until a command runs."""
+"""The command line: one file per verb. Nothing heavy is imported until a command runs."""
 
 import sys
 
@@ -27,5 +27,5 @@ def main() -> None:
         print(f"gendistill: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("gendistill: interrupted; the same command goes on from here", file=sys.stderr)
+        print("gendistill: interrupted; the same command resumes from here", file=sys.stderr)
         sys.exit(130)

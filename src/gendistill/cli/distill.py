@@ -13,7 +13,7 @@ def command(
     output: Output = None,
     stage: Annotated[str | None, typer.Option(help="this stage only; all that are not done if not given")] = None,
 ) -> None:
-    """Distil the converted student, stage by stage; goes on where it stopped."""
+    """Distil the converted student, stage by stage; resumes where it stopped."""
     run = open_run(recipe, overrides, output, trains=[stage] if stage else None)
     for name in [stage] if stage else run.recipe.stages:
         run.distil(name)

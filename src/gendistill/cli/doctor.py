@@ -28,7 +28,9 @@ def command(
     import torch
     from rich.console import Console
 
-    from gendistill import doctor, machine
+    from gendistill.doctor import machine
+    from gendistill.doctor.checks import failures
+    from gendistill.doctor.plan import plan
     from gendistill.ops import set_backend
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -44,11 +46,11 @@ def command(
     known = machine.known_problems(this)
     print_machine(console, this, known)
     outcomes = []
-    for title, checks in groupby(doctor.plan(this), lambda check: check.table):
+    for title, checks in groupby(plan(this), lambda check: check.table):
         measured = measure(list(checks))
         print_table(console, title, measured)
         outcomes += measured
-    print_failures(console, doctor.failures(outcomes))
+    print_failures(console, failures(outcomes))
     failed = sum(not outcome.passed for outcome in outcomes)
     unfit = sum(problem.fatal for problem in known)
     passed = not failed and not unfit

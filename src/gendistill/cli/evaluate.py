@@ -25,8 +25,8 @@ def command(
         raise UserError(f"{run.folder.root} holds no student yet; run 'gendistill convert' or 'gendistill run' first")
     point = point or reached[-1]
 
-    from gendistill.evaluate.statistics import paired_table
-    from gendistill.evaluate.tables import PAIRED_HEADER, paired_cells, to_rich
+    from gendistill.analysis.scores import paired_table
+    from gendistill.analysis.tables import PAIRED_HEADER, paired_cells, to_rich
 
     teacher, student = run.evaluate_teacher(), run.evaluate_student(point)
     if teacher is None or student is None:  # the first process does the talking

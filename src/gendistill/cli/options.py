@@ -21,9 +21,9 @@ def open_run(recipe: Path, overrides: list[str] | None, output: Path | None, tra
     """
     from rich.console import Console
 
-    from gendistill.recipe import load_recipe
+    from gendistill.recipe.loading import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
-    from gendistill.pipeline import Run
+    from gendistill.run.run import Run
 
     return Run(settings, output or Path("runs") / settings.name, Console(highlight=False), trains)

@@ -25,27 +25,29 @@ def command(
 
     from rich.console import Console
 
-    from gendistill.recipe import load_recipe
+    from gendistill.recipe.loading import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
 
     import torch
 
-    from gendistill import machine, plan
+    from gendistill.compute import arithmetic_of, device_memory
     from gendistill.models.loading import load_config
-    from gendistill.pipeline import check_shapes
+    from gendistill.plan.price import Planner
+    from gendistill.plan.refusal import refusal
+    from gendistill.run.run import check_shapes
 
     console = Console(highlight=False)
     # Without a GPU, a recipe that does not ask for the CPU is priced for one all the same.
     device = "cpu" if settings.device == "cpu" else "cuda"
     present = device == "cpu" or torch.cuda.is_available()
     student = check_shapes(settings)
-    planner = plan.Planner(load_config(settings.teacher), student, plan.arithmetic_of(settings, device))
+    planner = Planner(load_config(settings.teacher), student, arithmetic_of(settings, device))
     prices = {name: planner.price(stage) for name, stage in settings.stages.items()}
-    name, memory = machine.device_memory(device) if present else (None, None)
+    name, memory = device_memory(device) if present else (None, None)
     refusals = {}
     if memory is not None:
-        reasons = {stage: plan.refusal(stage, settings.stages[stage], planner, name, memory) for stage in prices}
+        reasons = {stage: refusal(stage, settings.stages[stage], planner, name, memory) for stage in prices}
         refusals = {stage: reason for stage, reason in reasons.items() if reason is not None}
     probed = [stage for stage in prices if stage not in refusals] if probe and present else []
     probes = measure(settings, probed, console)
@@ -66,7 +68,7 @@ def measure(settings, stages: list[str], console) -> dict:
         return {}
     from rich.console import Console
 
-    from gendistill.pipeline import Run
+    from gendistill.run.run import Run
 
     bars = console if console.is_terminal else Console(quiet=True)
     with tempfile.TemporaryDirectory(prefix="gendistill-plan-") as folder:
@@ -105,7 +107,7 @@ def to_table(settings, planner, prices: dict, probes: dict):
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from gendistill.plan import gib
+    from gendistill.plan.refusal import gib
 
     arithmetic = planner.arithmetic
     title = f"{settings.name} on {arithmetic.device}, {str(arithmetic.dtype).removeprefix('torch.')}"
@@ -151,7 +153,7 @@ def to_table(settings, planner, prices: dict, probes: dict):
 
 def notes(report: dict, settings, probes: dict, *, asked: bool, present: bool) -> list[str]:
     """What is to be said under the table."""
-    from gendistill.plan import gib
+    from gendistill.plan.refusal import gib
 
     lines = [f"disk in all, with the converted student: {gib(report['disk_bytes'])} GiB"]
     device, refusals = report["device"], [stage["refusal"] for stage in report["stages"].values() if stage["refusal"]]

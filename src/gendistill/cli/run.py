@@ -4,11 +4,11 @@ from gendistill.cli.options import Output, Overrides, RecipeFile, open_run
 
 
 def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = None) -> None:
-    """Convert, distil in stages, evaluate after each, and write a summary; goes on where it stopped."""
+    """Convert, distil in stages, evaluate after each, and write a summary; resumes where it stopped."""
     run = open_run(recipe, overrides, output, trains=None)
 
-    from gendistill.evaluate.statistics import paired_table
-    from gendistill.evaluate.tables import PAIRED_HEADER, paired_cells, points_cells, to_rich
+    from gendistill.analysis.scores import paired_table
+    from gendistill.analysis.tables import PAIRED_HEADER, paired_cells, points_cells, to_rich
     from gendistill.report.summary import write_summary
 
     run.console.print(

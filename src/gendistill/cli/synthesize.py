@@ -10,7 +10,7 @@ SetName = Annotated[str | None, typer.Option("--set", help="one set of the synth
 
 
 def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = None, name: SetName = None) -> None:
-    """Have the teacher answer the prompts of the recipe's synthesis section; goes on where it stopped."""
+    """Have the teacher answer the prompts of the recipe's synthesis section; resumes where it stopped."""
     run = open_run(recipe, overrides, output)
 
     from gendistill.errors import UserError

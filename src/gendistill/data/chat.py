@@ -114,10 +114,10 @@ class _Turn(NamedTuple):
 
 
 class _Reply(NamedTuple):
-    """A learnt reply's two borders in the text, each as the slice that runs to it from the last control token on.
+    """A learnt reply's two boundaries in the text, each as the slice that runs to it from the last control token on.
 
     A tokenizer encodes the text between two control tokens for itself, so a slice alone says which ids lead up to the
-    border, and nothing longer need be tokenised again.
+    boundary, and nothing longer need be tokenised again.
     """
 
     prompt: slice
@@ -332,14 +332,14 @@ def _span(reply: _Reply, text: str, tokens: _Tokens, encodings: dict) -> tuple[i
         if tokens.ids[start : positions[-1]] != leading:
             raise UserError(
                 "the tokenizer cuts the prompt otherwise once the reply follows (joining characters across the "
-                "border), so generation could never give this reply; take leading blanks and line breaks off it. "
+                "boundary), so generation could never give this reply; take leading blanks and line breaks off it. "
                 f"It reads {_excerpt(text[reply.prompt.stop : reply.whole.stop])}"
             )
     return tuple(positions)
 
 
 def _slice_to(border: int, controls: list[int]) -> slice:
-    """The slice of a text that ends at `border` and begins with the last control token before it, if there is one."""
+    """The slice of a text that ends at `boundary` and begins with the last control token before it, if there is one."""
     before = bisect_left(controls, border)
     return slice(controls[before - 1] if before else 0, border)
 

@@ -4,7 +4,7 @@
     cache/<key>/stats.json                                       counts, and the key
 
 A folder appears under its key only when it is complete. While it is made it is called <key>.partial, and holds the
-state of the stream besides: a preparation that was killed goes on there. It may be deleted.
+state of the stream besides: a preparation that was killed resumes there. It may be deleted.
 """
 
 import fcntl
@@ -24,12 +24,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from gendistill import __version__
 from gendistill.data.chat import ends_of_turns
-from gendistill.data.mixture import Mixture, end_of_text
+from gendistill.data.encoding import end_of_text
+from gendistill.data.mixture import Mixture
 from gendistill.data.packing import Piece, lay_out_row
 from gendistill.data.sources import EMBEDDED, local_files, local_suffix
 from gendistill.errors import UserError
 from gendistill.files import write_atomically
-from gendistill.recipe import Source
+from gendistill.recipe.data import Source
 
 FORMAT = 2  # raise when the same inputs come to give other rows
 STATE = "state.json"
@@ -114,7 +115,7 @@ def prepare(
     """Tokenises and packs a mixture, or finds it in the cache.
 
     Each source gives tokens in proportion to its weight. Text is poured into rows; conversations stay whole, cut only
-    where one is longer than a row. A preparation that is killed goes on when it is called again.
+    where one is longer than a row. A preparation that is killed resumes when it is called again.
 
     Args:
         sources: the mixture.
@@ -147,7 +148,7 @@ def prepare(
                 except OSError as error:
                     raise UserError(
                         f"{partial}: the data set could not be written ({error}). Free some space and run the same "
-                        "command again: it goes on from here"
+                        "command again: it resumes from here"
                     ) from None
     return PackedDataset(folder)
 

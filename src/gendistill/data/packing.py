@@ -1,6 +1,6 @@
 """Lays tokenised documents into rows of fixed length.
 
-Text is poured: a document that reaches a row's end goes on in the next row. Conversations are never split: best-fit
+Text is poured: a document that reaches a row's end continues in the next row. Conversations are never split: best-fit
 decreasing finds each the fullest row that still holds it.
 """
 

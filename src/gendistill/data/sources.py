@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gendistill.errors import UserError
-from gendistill.recipe import Source
+from gendistill.recipe.data import Source
 
 EMBEDDED = "embedded:"
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")

@@ -10,7 +10,7 @@ import torch
 
 from gendistill.data.dataset import PackedDataset
 from gendistill.ops import Documents
-from gendistill.recipe import Stage
+from gendistill.recipe.stage import Stage
 
 STEPS_AHEAD = 2
 
@@ -22,8 +22,8 @@ class Batch:
     Attributes:
         input_ids: [B, T] int64.
         position_ids: [B, T] int64; None if every row is one document.
-        cu_seqlens: [N + 1] int64, borders of documents as in `Documents`; None if every row is one document.
-        counted: [B, T] float32, 1 for the tokens of documents and 0 for filler.
+        cu_seqlens: [N + 1] int64, boundaries of documents as in `Documents`; None if every row is one document.
+        valid_mask: [B, T] float32, 1 for the tokens of documents and 0 for filler.
         predictors: [P] int64, places in the flattened batch whose next token is a loss target.
         targets: [P] int64, those next tokens.
         weights: [P] float32, 1; 0 for entries that only fill up to a fixed shape.
@@ -32,7 +32,7 @@ class Batch:
     input_ids: torch.Tensor
     position_ids: torch.Tensor | None
     cu_seqlens: torch.Tensor | None
-    counted: torch.Tensor
+    valid_mask: torch.Tensor
     predictors: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
@@ -100,7 +100,7 @@ class Loader:
         start = index * self.stage.sequences_per_step
         rows = self.dataset[start : start + self.stage.sequences_per_step]
         ends_in_logits = self.stage.compares == "end_to_end"
-        counts = rows["loss_mask"][:, 1:] if ends_in_logits else _counted(rows["loss_mask"])
+        counts = rows["loss_mask"][:, 1:] if ends_in_logits else _valid_mask(rows["loss_mask"])
         mine = range(self.offset, self.offset + self.share)
         batches = []
         for first in range(mine.start, mine.stop, self.stage.micro_batch):
@@ -125,7 +125,7 @@ class Loader:
             input_ids=torch.from_numpy(ids),
             position_ids=torch.from_numpy(positions) if packed else None,
             cu_seqlens=torch.from_numpy(borders) if packed else None,
-            counted=torch.from_numpy(_counted(mask)),
+            valid_mask=torch.from_numpy(_valid_mask(mask)),
             predictors=torch.from_numpy(predictors),
             targets=torch.from_numpy(targets),
             weights=torch.from_numpy(weights),
@@ -133,11 +133,11 @@ class Loader:
         )
 
 
-def _counted(loss_mask: np.ndarray) -> np.ndarray:
+def _valid_mask(loss_mask: np.ndarray) -> np.ndarray:
     """[B, T] float32: tokens that are learnt or help to predict one that is; filler does neither."""
-    counted = loss_mask.astype(np.float32)
-    counted[:, :-1] = np.maximum(counted[:, :-1], loss_mask[:, 1:])
-    return counted
+    valid_mask = loss_mask.astype(np.float32)
+    valid_mask[:, :-1] = np.maximum(valid_mask[:, :-1], loss_mask[:, 1:])
+    return valid_mask
 
 
 def _documents(dataset: PackedDataset, size: int) -> tuple[bool, int]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
 
-from gendistill.distill.distributed import first_alone, is_first, processes
 from gendistill.distill.optimizer import MasterOptimizer
+from gendistill.distributed import is_rank_zero, on_rank_zero, processes
 from gendistill.errors import UserError
 
 KEEP = 2
@@ -23,15 +23,15 @@ def save_checkpoint(folder: Path, step: int, optimizer: MasterOptimizer, fingerp
         fingerprint: what decides the trajectory; compared when the checkpoint is loaded.
 
     Raises:
-        UserError: the disk is full or a file cannot be written; earlier checkpoints are untouched.
+        UserError: the disk is full or a file cannot be written; earlier checkpoints are untrained.
     """
     final, partial = folder / f"step-{step:08d}", folder / f"partial-{step:08d}"
     try:
-        first_alone(lambda: _empty(partial))
+        on_rank_zero(lambda: _empty(partial))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is one process only is no mistake
             dcp.save(optimizer.state_dict(), checkpoint_id=partial, no_dist=processes() == 1)
-        if is_first():
+        if is_rank_zero():
             sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
             manifest = {"step": step, "fingerprint": fingerprint, "bytes": sizes}
             (partial / MANIFEST).write_text(json.dumps(manifest))
@@ -41,9 +41,9 @@ def save_checkpoint(folder: Path, step: int, optimizer: MasterOptimizer, fingerp
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"{final}: the checkpoint could not be written ({_reason(error)}). Free some space and run the same "
-            f"command again: it goes on from the last whole checkpoint in {folder}."
+            f"command again: it resumes from the last whole checkpoint in {folder}."
         ) from error
-    first_alone(lambda: [shutil.rmtree(old) for old in checkpoints(folder)[:-KEEP]])
+    on_rank_zero(lambda: [shutil.rmtree(old) for old in checkpoints(folder)[:-KEEP]])
 
 
 def load_checkpoint(folder: Path, optimizer: MasterOptimizer, fingerprint: dict) -> tuple[int, list[str]]:
@@ -78,7 +78,7 @@ def load_checkpoint(folder: Path, optimizer: MasterOptimizer, fingerprint: dict)
                 optimizer.load(lambda state, path=path: dcp.load(state, checkpoint_id=path, no_dist=processes() == 1))
         except (OSError, RuntimeError, dcp.api.CheckpointException) as error:  # too late to go back: half may be loaded
             raise UserError(
-                f"{path}: the checkpoint's files cannot be read. Delete it and run the same command again: it goes on "
+                f"{path}: the checkpoint's files cannot be read. Delete it and run the same command again: it resumes "
                 f"from the one before, if there is one in {folder}."
             ) from error
         return manifest["step"], notes

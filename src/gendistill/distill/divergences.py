@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from gendistill.distill import divergence_kernels
-from gendistill.recipe import DIVERGENCES
+from gendistill.names import DIVERGENCES
 
 CHUNK = 1024  # tokens whose logits are in memory at once
 LOG_2 = math.log(2)

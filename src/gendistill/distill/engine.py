@@ -21,14 +21,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gendistill.distill.acceleration import GraphedMicroBatch
 from gendistill.distill.batches import Batch, Loader, Step
 from gendistill.distill.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from gendistill.distill.distributed import is_first, processes, rank
 from gendistill.distill.objectives import TrainingObjective, part_of_step
 from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.distill.schedule import learning_rate_share
 from gendistill.distill.tracking import Curves
+from gendistill.distributed import is_rank_zero, processes, rank
 from gendistill.errors import UserError
 from gendistill.files import write_atomically
-from gendistill.recipe import Stage
+from gendistill.recipe.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class StepMetrics:
     learning_rate: float  # the highest of all roles
     seconds: float  # since the step before was done
     tokens_per_second: float
-    share_of_peak: float | None  # of the GPU's arithmetic at bfloat16; None where it is not known
+    mfu: float | None  # of the GPU's arithmetic at bfloat16; None where it is not known
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Trainer:
             return self._train(self._resume())
 
     def _train(self, history: list[StepMetrics]) -> list[StepMetrics]:
-        log_path = self.folder / "metrics.jsonl" if is_first() else os.devnull
+        log_path = self.folder / "metrics.jsonl" if is_rank_zero() else os.devnull
         with open(log_path, "a") as log, self._progress() as progress, Curves(self.folder, len(history)) as curves:
             bar = progress.add_task(
                 self.title, total=self.stage.steps, completed=len(history), loss=math.nan, speed=0.0
@@ -150,7 +150,7 @@ class Trainer:
                 curves.add(metrics)
                 progress.update(bar, completed=metrics.step, loss=metrics.loss, speed=metrics.tokens_per_second)
                 if self._saves_after(metrics.step):
-                    if is_first():
+                    if is_rank_zero():
                         os.fsync(log.fileno())
                     save_checkpoint(self.folder / "checkpoints", metrics.step, self.optimizer, self.fingerprint)
                     before = _Clock(self.device)
@@ -215,7 +215,7 @@ class Trainer:
             learning_rate=max(self.optimizer.peaks) * running.share,
             seconds=round(seconds, 4),
             tokens_per_second=round(speed, 1),
-            share_of_peak=self.pace.share(speed),
+            mfu=self.pace.share(speed),
         )
 
     def _check(self, metrics: StepMetrics) -> None:
@@ -249,7 +249,7 @@ class Trainer:
             )
         if done:
             self.console.print(f"{self.title}: going on from step {done}")
-        if is_first():
+        if is_rank_zero():
             write_atomically(log, "".join(line + "\n" for line in lines[:done]))
         return [StepMetrics(**json.loads(line)) for line in lines[:done]]
 
@@ -263,7 +263,7 @@ class Trainer:
                 raise
             raise UserError(
                 f"{self.folder}: metrics.jsonl or the curves could not be written ({error}). Free some space and run "
-                "the same command again: it goes on from the last whole checkpoint."
+                "the same command again: it resumes from the last whole checkpoint."
             ) from error
 
     def _progress(self) -> Progress:
@@ -276,5 +276,5 @@ class Trainer:
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
-            disable=not is_first(),
+            disable=not is_rank_zero(),
         )

@@ -10,8 +10,8 @@ on how it is cut into micro-batches or over processes. Nothing here makes the ho
 | hidden_l2, hidden_cosine     | hidden states of the student's own pass, after each mixer's block | the teacher's  |
 | forward_kl, reverse_kl, jensen_shannon, cross_entropy | next-token distributions       | see `divergences`        |
 
-L2 terms are squared errors divided by the teacher's power in that layer, as the certificate measured it, so that 1 is
-no better than silence; cosine terms are 1 - cosine. Both are means over layers.
+L2 terms are squared errors divided by the teacher's power in that layer, as the conversion report measured it, so that
+1 is no better than silence; cosine terms are 1 - cosine. Both are means over layers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,15 +26,19 @@ from gendistill.distill.acceleration import SideStream
 from gendistill.distill.batches import Batch
 from gendistill.distill.divergences import VocabularyLoss
 from gendistill.errors import UserError
+from gendistill.models.attention import PACKED
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.modeling import GendistillForCausalLM
-from gendistill.models.packed_attention import NAME as PACKED
-from gendistill.recipe import Stage
+from gendistill.recipe.stage import Stage
 
-POWER = {"mixer": "attention_power", "block": "update_power", "hidden": "hidden_power"}  # names in the certificate
+POWER = {
+    "mixer": "attention_mean_square",
+    "block": "update_mean_square",
+    "hidden": "hidden_mean_square",
+}  # names in the conversion report
 
 
-def unmeasured_certificate(config: GendistillConfig) -> dict:
+def unmeasured_conversion_report(config: GendistillConfig) -> dict:
     """Powers of 1 where no conversion has measured any: what a stage costs does not depend on them."""
     layers = config.layers_of_type("linear_attention")
     return {"layers": [{"layer": i} | dict.fromkeys(POWER.values(), 1.0) for i in layers]}
@@ -60,7 +64,7 @@ class EndToEnd:
         teacher: PreTrainedModel | None,
         student: GendistillForCausalLM,
         stage: Stage,
-        certificate: dict,
+        conversion_report: dict,
         vocabulary: int,
         fast: bool = False,
     ):
@@ -71,7 +75,7 @@ class EndToEnd:
         on_words = {name: weight for name, weight in stage.terms.items() if not name.startswith("hidden")}
         self.settings = {"terms": on_words, "vocabulary": vocabulary, "temperature": stage.temperature}
         self.hidden_terms = {name: weight for name, weight in stage.terms.items() if name.startswith("hidden")}
-        self.power = _power(certificate, "hidden") if self.hidden_terms else {}
+        self.power = _power(conversion_report, "hidden") if self.hidden_terms else {}
 
     def backward(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
         """Sums of the terms [terms]; gradients of their mixture times `scale` are added to the student's parameters."""
@@ -135,14 +139,14 @@ class Alignment:
         teacher: PreTrainedModel,
         student: GendistillForCausalLM,
         stage: Stage,
-        certificate: dict,
+        conversion_report: dict,
         fast: bool = False,
     ):
         self.teacher, self.student = teacher, student
         self.distance_sums = torch.compile(distance_sums, dynamic=False) if fast else distance_sums
         self.place, self.terms = stage.compares, stage.terms
         # As tensors: torch.compile would compile anew for every number.
-        power = _power(certificate, self.place)
+        power = _power(conversion_report, self.place)
         device = next(teacher.parameters()).device
         self.power = {i: torch.tensor(value, dtype=torch.float64, device=device) for i, value in power.items()}
 
@@ -158,7 +162,7 @@ class Alignment:
                     output, _ = block.linear_attn(inputs, documents=documents)
                 else:
                     output = block(inputs, documents=documents)
-                values = self.distance_sums(tuple(self.terms), output, target, self.power[i], batch.counted)
+                values = self.distance_sums(tuple(self.terms), output, target, self.power[i], batch.valid_mask)
                 values = values / len(self.power)
                 loss = sum(weight * value for weight, value in zip(self.terms.values(), values, strict=True))
                 (loss * scale).backward()
@@ -200,8 +204,8 @@ def _inputs(model: PreTrainedModel, batch: Batch) -> dict:
     return inputs
 
 
-def _power(certificate: dict, place: str) -> dict[int, float]:
-    return {layer["layer"]: layer[POWER[place]] for layer in certificate["layers"]}
+def _power(conversion_report: dict, place: str) -> dict[int, float]:
+    return {layer["layer"]: layer[POWER[place]] for layer in conversion_report["layers"]}
 
 
 @contextmanager
@@ -228,18 +232,18 @@ def build_objective(
     stage: Stage,
     teacher: PreTrainedModel,
     student: GendistillForCausalLM,
-    certificate: dict,
+    conversion_report: dict,
     vocabulary: int,
     fast: bool = False,
 ) -> TrainingObjective:
     """The objective of a recipe's stage.
 
     Args:
-        certificate: of the conversion; holds the teacher's power in each replaced layer.
+        conversion_report: of the conversion; holds the teacher's power in each replaced layer.
         vocabulary: words that the tokenizer has; rows of the embedding beyond it are padding.
         fast: on a CUDA device: losses as few kernels, and end to end the teacher on a stream of its own.
     """
     if stage.compares == "end_to_end":
         teacher = teacher if stage.needs_teacher else None
-        return EndToEnd(teacher, student, stage, certificate, vocabulary, fast)
-    return Alignment(teacher, student, stage, certificate, fast)
+        return EndToEnd(teacher, student, stage, conversion_report, vocabulary, fast)
+    return Alignment(teacher, student, stage, conversion_report, fast)

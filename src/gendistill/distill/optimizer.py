@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor
 from gendistill.distill.accumulation import accumulate
 from gendistill.distill.roles import role_of
 from gendistill.errors import UserError
-from gendistill.recipe import Role, Stage
+from gendistill.names import Role
+from gendistill.recipe.stage import Stage
 
 DECAY_GATE = ("A_log", "dt_bias")  # float32 always, and never decayed
 BETAS = (0.9, 0.95)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from gendistill.errors import UserError
-from gendistill.recipe import Role
+from gendistill.names import Role
 
 MIXER_ROLES: dict[Role, tuple[str, ...]] = {
     "mixer_qk": ("q_proj", "k_proj"),

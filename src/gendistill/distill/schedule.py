@@ -2,7 +2,7 @@
 
 import math
 
-from gendistill.recipe import Schedule
+from gendistill.recipe.stage import Schedule
 
 
 def learning_rate_share(schedule: Schedule, step: int, steps: int) -> float:

@@ -7,16 +7,17 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from gendistill import distributed
 from gendistill.data.dataset import PackedDataset
-from gendistill.distill import distributed
 from gendistill.distill.acceleration import can_capture, compiled_layers
 from gendistill.distill.batches import Loader
 from gendistill.distill.engine import Pace, StepMetrics, Trainer
 from gendistill.distill.objectives import build_objective
 from gendistill.distill.optimizer import MasterOptimizer
+from gendistill.distill.sharding import shard
+from gendistill.models.attention import PACKED, attention_switched_to
 from gendistill.models.modeling import GendistillForCausalLM
-from gendistill.models.packed_attention import packed_attention_in
-from gendistill.recipe import Stage
+from gendistill.recipe.stage import Stage
 
 
 def train_stage(
@@ -25,7 +26,7 @@ def train_stage(
     student: GendistillForCausalLM,
     dataset: PackedDataset,
     *,
-    certificate: dict,
+    conversion_report: dict,
     vocabulary: int,
     dtype: torch.dtype,
     device: str,
@@ -41,7 +42,7 @@ def train_stage(
     Args:
         teacher: in `dtype`, frozen, sharded if there are many processes; None if the objective needs none.
         student: float32, with the stage's roles set trainable; it is sharded and rounded here.
-        certificate: of the conversion.
+        conversion_report: of the conversion.
         vocabulary: words that the tokenizer has.
         dtype: of the arithmetic.
         fast: torch.compile, and CUDA graphs on a CUDA device.
@@ -60,18 +61,20 @@ def train_stage(
         enable = getattr(student, new if hasattr(student, new) else old)
         enable({"use_reentrant": False, "preserve_rng_state": keep_random_state})
     if distributed.processes() > 1:
-        distributed.shard(student, compares=stage.compares, dtype=dtype, device=device)
+        shard(student, compares=stage.compares, dtype=dtype, device=device)
     optimizer = MasterOptimizer(student, stage, dtype)
     graphs = device == "cuda" and fast and can_capture(student)
     in_pieces = stage.compares == "mixer" or stage.gradient_checkpointing
     models = [model for model in (teacher, student) if model is not None]
     with ExitStack() as stack:
         if device == "cuda":
-            stack.enter_context(packed_attention_in(*models))
+            stack.enter_context(attention_switched_to(PACKED, *models))
         if fast:
             stack.enter_context(compiled_layers(*models, in_pieces=in_pieces))
         loader = Loader(dataset, stage, rank=distributed.rank(), processes=distributed.processes(), fixed_shape=graphs)
-        objective = build_objective(stage, teacher, student, certificate, vocabulary, fast=device == "cuda" and fast)
+        objective = build_objective(
+            stage, teacher, student, conversion_report, vocabulary, fast=device == "cuda" and fast
+        )
         trainer = Trainer(
             stage,
             objective,

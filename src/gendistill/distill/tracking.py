@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gendistill.distill.distributed import is_first
+from gendistill.distributed import is_rank_zero
 
 
 class Curves:
@@ -13,7 +13,7 @@ class Curves:
         self.folder, self.done, self._writer, self._trackio = folder, done, None, None
 
     def __enter__(self) -> "Curves":
-        if is_first():
+        if is_rank_zero():
             try:
                 from torch.utils.tensorboard import SummaryWriter
 

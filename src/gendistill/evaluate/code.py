@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from gendistill.evaluate.items import Item
 from gendistill.evaluate.parsing import Answer
-from gendistill.evaluate.tasks import Item
 from gendistill.sandbox import Outcome, run_many
 
 # The language of a fence is kept: a block of shell or of output ends where it ends, and is no code.
@@ -18,7 +18,7 @@ _OPENS_CODE = re.compile(r"^(?:def |async def |class |import |from \S+ import |@
 _INDENTATION = 4
 
 
-class Marked(NamedTuple):
+class Graded(NamedTuple):
     """The verdict on a reply that should be a program.
 
     Attributes:
@@ -30,7 +30,7 @@ class Marked(NamedTuple):
     reason: str
 
 
-def mark_code(items: Sequence[Item], replies: Sequence[str]) -> list[Marked]:
+def grade_code(items: Sequence[Item], replies: Sequence[str]) -> list[Graded]:
     """Runs each reply against its item's tests (`Item.checks`), as many at a time as there are cores.
 
     Raises:
@@ -42,10 +42,10 @@ def mark_code(items: Sequence[Item], replies: Sequence[str]) -> list[Marked]:
     return [_marked(code, None if code is None else next(outcomes)) for code in codes]
 
 
-def _marked(code: str | None, outcome: Outcome | None) -> Marked:
+def _marked(code: str | None, outcome: Outcome | None) -> Graded:
     if outcome is None:
-        return Marked(Answer(None, False), "unparsed")
-    return Marked(Answer(code, outcome.ok), outcome.reason)
+        return Graded(Answer(None, False), "unparsed")
+    return Graded(Answer(code, outcome.ok), outcome.reason)
 
 
 def solution(reply: str, checks: Mapping[str, Any]) -> str | None:

@@ -15,10 +15,10 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.errors import UserError
+from gendistill.evaluate.items import Item
 from gendistill.evaluate.run import model_fingerprint
-from gendistill.evaluate.tasks import Item
 from gendistill.files import write_atomically
-from gendistill.recipe import Harness
+from gendistill.recipe.evaluation import Harness
 
 RESULTS = "harness.json"
 HARNESS_HEADER = ["lm_eval task", "items", "shots", "metric", "teacher", "student"]

@@ -24,7 +24,7 @@ from gendistill.errors import UserError
 from gendistill.evaluate.parsing import Answer
 
 if TYPE_CHECKING:
-    from gendistill.evaluate.tasks import Item  # made from records, whose reader checks instructions
+    from gendistill.evaluate.items import Item  # made from records, whose reader checks instructions
 
 _CAPITALS = re.compile(r"[^\s,;:!?()\[\]{}<>\"“”*'’—]+")
 _SENTENCE_END = re.compile(r"(?:[.!?…]+[\"'”’)\]*_]*(?=\s|$))|[。！？।]+")
@@ -34,15 +34,15 @@ _NO_SENTENCE_END = re.compile(
 _LIST_NUMBER = re.compile(r"(?:^|\n)[ \t>*_#]*\d+$")
 
 
-class Marked(NamedTuple):
+class Graded(NamedTuple):
     """Which of an item's instructions a reply follows, in their order; the answers are correct if it follows all.
 
-    Strictly read is the reply as it is; leniently also what is left of it without its first line, its last, both, or
+    Strictly read is the reply as it is; flexibly also what is left of it without its first line, its last, both, or
     its asterisks, and each instruction may be followed by another of these.
     """
 
     followed: tuple[bool, ...]
-    followed_leniently: tuple[bool, ...]
+    followed_flexibly: tuple[bool, ...]
 
     @property
     def strict(self) -> Answer:
@@ -50,15 +50,15 @@ class Marked(NamedTuple):
         return _answer(self.followed)
 
     @property
-    def lenient(self) -> Answer:
-        return _answer(self.followed_leniently)
+    def flexible(self) -> Answer:
+        return _answer(self.followed_flexibly)
 
 
 def _answer(followed: tuple[bool, ...]) -> Answer:
     return Answer(f"{sum(followed)} of {len(followed)}", all(followed))
 
 
-def mark_instructions(items: Sequence["Item"], replies: Sequence[str]) -> list[Marked]:
+def grade_instructions(items: Sequence["Item"], replies: Sequence[str]) -> list[Graded]:
     """Checks each reply against its item's instructions (`Item.checks`).
 
     Raises:
@@ -67,16 +67,16 @@ def mark_instructions(items: Sequence["Item"], replies: Sequence[str]) -> list[M
     return [_mark(item.checks, reply) for item, reply in zip(items, replies, strict=True)]
 
 
-def _mark(checks: Mapping[str, Any], reply: str) -> Marked:
-    variants = lenient_variants(reply)
-    strict, lenient = [], []
+def _mark(checks: Mapping[str, Any], reply: str) -> Graded:
+    variants = flexible_variants(reply)
+    strict, flexible = [], []
     for instruction_id, kwargs in zip(checks["instruction_ids"], checks["kwargs"], strict=True):
         strict.append(follows(instruction_id, kwargs, reply))
-        lenient.append(strict[-1] or any(follows(instruction_id, kwargs, variant) for variant in variants))
-    return Marked(tuple(strict), tuple(lenient))
+        flexible.append(strict[-1] or any(follows(instruction_id, kwargs, variant) for variant in variants))
+    return Graded(tuple(strict), tuple(flexible))
 
 
-def lenient_variants(reply: str) -> list[str]:
+def flexible_variants(reply: str) -> list[str]:
     """The reply, and that without its first line, its last line, both, or asterisks: what the benchmark calls loose."""
     lines = reply.split("\n")
     texts = ["\n".join(lines[first : len(lines) - last]).strip() for first, last in product((0, 1), repeat=2)]

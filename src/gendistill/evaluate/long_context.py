@@ -20,9 +20,10 @@ import numpy as np
 from gendistill.data.chat import render_prompt
 from gendistill.data.sources import read_documents
 from gendistill.errors import UserError
+from gendistill.evaluate.items import DISTRACTORS, Item
 from gendistill.evaluate.parsing import Answer
-from gendistill.evaluate.tasks import DISTRACTORS, Item
-from gendistill.recipe import Source, Task
+from gendistill.recipe.data import Source
+from gendistill.recipe.evaluation import Task
 
 ITEMS = 50  # where a task does not say
 FULL = 0.97  # of the length asked for

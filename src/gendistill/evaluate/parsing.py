@@ -11,7 +11,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+from gendistill.names import LETTERS
+
 _ARTICLES = {"a", "an", "the"}
 _WORD = re.compile(r"(?<!\w)-?\d+(?:\.\d+)*\w*|\w+")
 # A minus sign belongs to the number unless something to subtract from stands before it ("10-5", "(2)-5").
@@ -68,7 +69,7 @@ def _letter_patterns(count: int) -> tuple[re.Pattern, re.Pattern, re.Pattern]:
     )
 
 
-def parse_letter_leniently(reply: str, choices: Sequence[str]) -> str | None:
+def parse_letter_flexibly(reply: str, choices: Sequence[str]) -> str | None:
     """Letter of the option a reply picks in whatever words, or None.
 
     Beyond `parse_letter`: the last letter that is boxed, in brackets or behind "answer", "option" or "choice"; else the
@@ -77,7 +78,7 @@ def parse_letter_leniently(reply: str, choices: Sequence[str]) -> str | None:
     if strict := parse_letter(reply, choices):
         return strict
     text = re.sub(r"[*`]", "", reply)
-    stated, alone = _lenient_patterns(len(choices))
+    stated, alone = _flexible_patterns(len(choices))
     if found := [letter for match in stated.finditer(text) for letter in match.groups() if letter]:
         return found[-1]
     if _letter_patterns(len(choices))[0].search(text):  # goes through the options, and was cut off or names none
@@ -89,7 +90,7 @@ def parse_letter_leniently(reply: str, choices: Sequence[str]) -> str | None:
 
 
 @lru_cache
-def _lenient_patterns(count: int) -> tuple[re.Pattern, re.Pattern]:
+def _flexible_patterns(count: int) -> tuple[re.Pattern, re.Pattern]:
     """Patterns for a letter that is stated to be the answer; for a capital letter alone, but for the article."""
     capital = f"[{LETTERS[:count]}]"
     stated = (
@@ -137,7 +138,7 @@ def parse_short(reply: str, accepted: Sequence[str], candidates: Sequence[str]) 
     return Answer(found.pop() if found else text, False)
 
 
-def parse_short_leniently(reply: str, accepted: Sequence[str], candidates: Sequence[str]) -> Answer:
+def parse_short_flexibly(reply: str, accepted: Sequence[str], candidates: Sequence[str]) -> Answer:
     """Right if the reply holds an accepted answer, whatever else it holds; else as `parse_short` says."""
     text = normalise(reply)
     for answer in map(normalise, accepted):
@@ -158,7 +159,7 @@ def last_number(text: str) -> str | None:
     return format((Decimal(numbers[-1].replace(",", "")) + 0).normalize(), "f")
 
 
-def number_leniently(text: str) -> str | None:
+def number_flexibly(text: str) -> str | None:
     """The last number that is boxed, behind "####" or stated to be the answer; else the last of the text.
 
     A fraction in LaTeX is one number, "2/3" if it has no end as a decimal.

@@ -1,12 +1,13 @@
-"""Answers kept as they come in, so that an evaluation that is killed goes on behind its last whole one."""
+"""Answers kept as they come in, so that an evaluation that is killed resumes behind its last whole one."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gendistill.evaluate.protocols import Ranking, Reply
+from gendistill.evaluate.ranking import Ranking
 from gendistill.files import write_atomically
+from gendistill.inference.generation import Reply
 
 
 class Partial:

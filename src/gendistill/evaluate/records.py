@@ -7,8 +7,9 @@ from typing import Any
 
 from gendistill.errors import UserError
 from gendistill.evaluate.instructions import check_instruction
-from gendistill.evaluate.parsing import LETTERS, last_number, normalise
-from gendistill.recipe import Corrections, Task
+from gendistill.evaluate.parsing import last_number, normalise
+from gendistill.names import LETTERS
+from gendistill.recipe.evaluation import Corrections, Task
 
 
 @dataclass(frozen=True)

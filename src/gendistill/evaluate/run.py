@@ -13,15 +13,16 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gendistill.analysis.scores import Scores, TaskScore
 from gendistill.errors import UserError
-from gendistill.evaluate.decoding import Sampling
-from gendistill.evaluate.marking import Marks, mark
+from gendistill.evaluate.grading import Grades, mark
+from gendistill.evaluate.items import Item, load_items
 from gendistill.evaluate.partial import Partial
-from gendistill.evaluate.protocols import Ranking, Reply, end_ids, generate, rank, render_prompts
-from gendistill.evaluate.statistics import Scores, TaskScore
-from gendistill.evaluate.tasks import Item, load_items
+from gendistill.evaluate.ranking import Ranking, rank, render_prompts
 from gendistill.files import read_jsonl, write_atomically, write_jsonl
-from gendistill.recipe import Evaluation, Task
+from gendistill.inference.decoding import Sampling
+from gendistill.inference.generation import Reply, end_ids, generate
+from gendistill.recipe.evaluation import Evaluation, Task
 from gendistill.sandbox import check_isolation
 
 FORMAT = 2  # of the records; raise it when their content or the reading of answers changes
@@ -69,11 +70,11 @@ def evaluate_model(
 
     Writes `folder/label/TASK.jsonl`, one record per item, and beside it `TASK.meta.json`, written last, with a hash of
     all that the records depend on: settings, prompts, candidates, seed, model. A task with a fitting hash is not
-    asked again, so a killed evaluation goes on where it was. The model is left in the modes it came in.
+    asked again, so a killed evaluation resumes where it was. The model is left in the modes it came in.
 
     Args:
         model: any Hugging Face causal model, on the device and in the precision to evaluate in.
-        seed: draws items, worked examples and distractors.
+        seed: draws items, few-shot examples and distractors.
         label: names the model in the scores and the folder.
         progress: shows a progress bar on the terminal.
 
@@ -184,19 +185,19 @@ def _ranked(item: Item, ranking: Ranking | None, rank_by: str) -> dict[str, Any]
     }
 
 
-def _replied(reply: Reply, marks: Marks) -> dict[str, Any]:
+def _replied(reply: Reply, marks: Grades) -> dict[str, Any]:
     return {
         "reply": reply.text,
         "reply_tokens": reply.tokens,
         "truncated": reply.truncated,
         "parsed": marks.strict.parsed,
         "generation_correct": marks.strict.correct,
-        "lenient_parsed": marks.lenient.parsed,
-        "lenient_correct": marks.lenient.correct,
+        "flexible_parsed": marks.flexible.parsed,
+        "flexible_correct": marks.flexible.correct,
     } | marks.notes
 
 
-def _rotation(item: Item, by: int, reply: Reply, marks: Marks) -> dict[str, Any]:
+def _rotation(item: Item, by: int, reply: Reply, marks: Grades) -> dict[str, Any]:
     """The answer with the options moved up by so many places; "choice" counts them in their original order."""
     letter = marks.strict.parsed
     choice = None if letter is None else (item.candidates.index(letter) + by) % len(item.choices)

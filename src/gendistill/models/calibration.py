@@ -1,36 +1,40 @@
-"""Start values read off the teacher on a little text: which way a head points, how large it is, how long it remembers.
+"""Initialisation read off the teacher on a little text: a head's direction, its size, how long it remembers.
 
 Only tensors the teacher does not have are touched; copied weights stay copied. Batches hold input_ids and position_ids,
 each [B, T], on the models' device.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import get_args
 
 import torch
 from transformers import PreTrainedModel
 
-from gendistill.models.capture import side_by_side
+from gendistill.models.attention import attention_switched_to
+from gendistill.models.hooks import side_by_side
 from gendistill.models.mixers.layer import LinearAttention
 from gendistill.models.modeling import GendistillForCausalLM
+from gendistill.names import Initialisation
 from gendistill.ops.output_gate import GATE_ACTIVATIONS
-from gendistill.recipe import Start
 
 Batch = dict[str, torch.Tensor]
-STARTS: tuple[Start, ...] = get_args(Start)
+INITIALISATIONS: tuple[Initialisation, ...] = get_args(Initialisation)
 SHORTEST_HALF_LIFE = 1.0  # tokens: a head that looks at its own token only would start with no memory at all
 
 
-def calibrate(teacher: PreTrainedModel, student: GendistillForCausalLM, batches: list[Batch], start: Start) -> None:
-    """Sets the start values that need the teacher.
+def calibrate(
+    teacher: PreTrainedModel, student: GendistillForCausalLM, batches: list[Batch], start: Initialisation
+) -> None:
+    """Sets the initialisation that need the teacher.
 
     standard: heads that point away are turned round, layers are scaled; half-lives stay as published.
-    teacher: also each head's half-life from the teacher's mean look-back, and each head's size by least squares
+    teacher: also each head's half-life from the teacher's mean attention distance, and its size by least squares
         (Taylor-Calibrate, arXiv 2606.16429).
     """
     if start == "teacher":
-        for i, distance in mean_look_back(teacher, batches, student.config.layers_of_type("linear_attention")).items():
+        for i, distance in mean_attention_distance(
+            teacher, batches, student.config.layers_of_type("linear_attention")
+        ).items():
             student.model.layers[i].linear_attn.set_half_lives(distance.clamp(min=SHORTEST_HALF_LIFE))
     orient_heads(teacher, student, batches)
     match_scale(teacher, student, batches)
@@ -39,7 +43,7 @@ def calibrate(teacher: PreTrainedModel, student: GendistillForCausalLM, batches:
 
 
 @torch.inference_mode()
-def mean_look_back(
+def mean_attention_distance(
     teacher: PreTrainedModel, batches: Iterable[Batch], layers: Iterable[int]
 ) -> dict[int, torch.Tensor]:
     """How far back each head of a layer looks, in tokens [heads]: the mean over tokens t of sum_s a_ts (t - s)."""
@@ -56,7 +60,7 @@ def mean_look_back(
         for i in layers
     ]
     try:
-        with _eager_attention(teacher):
+        with attention_switched_to("eager", teacher):  # the one implementation that has its weights to show
             for batch in batches:
                 teacher.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
                 tokens += batch["input_ids"].numel()
@@ -64,17 +68,6 @@ def mean_look_back(
         for hook in hooks:
             hook.remove()
     return {layer: total / tokens for layer, total in sums.items()}
-
-
-@contextmanager
-def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The one implementation of softmax attention that has its weights to show."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 @torch.inference_mode()
@@ -147,7 +140,7 @@ def match_scale(teacher: PreTrainedModel, student: GendistillForCausalLM, batche
     the teacher's is.
 
     Returns:
-        The factor of each layer. A mixer that points away from its teacher keeps its scale, for the certificate to see.
+        The factor of each layer. A mixer that points away from its teacher keeps its scale, for the report to see.
     """
     products: dict[int, torch.Tensor] = {}  # <mixer, teacher>, <mixer, mixer>
     for pair in side_by_side(teacher, student, batches):

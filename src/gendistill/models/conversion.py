@@ -1,4 +1,4 @@
-"""Teacher -> student: the surgery, with every tensor accounted for, and the certificate of what came out."""
+"""Teacher -> student: the surgery, with every tensor accounted for, and the conversion report of what came out."""
 
 import hashlib
 import math
@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from gendistill.errors import UserError
-from gendistill.models.capture import side_by_side
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.families import teacher_name
+from gendistill.models.hooks import side_by_side
 from gendistill.models.mixers.layer import LinearAttention
 from gendistill.models.modeling import GendistillForCausalLM
 
@@ -27,7 +27,7 @@ DROPPED_FROM_ATTENTION = ("q_norm.weight", "k_norm.weight")  # a mixer L2-normal
 
 
 @dataclass(frozen=True)
-class Ledger:
+class ParameterAccounting:
     """Every tensor of teacher and student, by student name (dropped ones by teacher name)."""
 
     copied: list[str]
@@ -36,8 +36,10 @@ class Ledger:
     dropped: list[str]
 
 
-def convert(teacher: PreTrainedModel, config: GendistillConfig, seed: int) -> tuple[GendistillForCausalLM, Ledger]:
-    """Builds the student on the CPU in the teacher's dtype; new tensors get their start values from `seed`.
+def convert(
+    teacher: PreTrainedModel, config: GendistillConfig, seed: int
+) -> tuple[GendistillForCausalLM, ParameterAccounting]:
+    """Builds the student on the CPU in the teacher's dtype; new tensors get their initialisation from `seed`.
 
     Raises:
         UserError: a tensor has no counterpart, or one of another shape.
@@ -49,7 +51,7 @@ def convert(teacher: PreTrainedModel, config: GendistillConfig, seed: int) -> tu
         torch.manual_seed(seed)
         for module in student.modules():
             if isinstance(module, LinearAttention):
-                module.set_start_values()
+                module.initialise()
 
     source = dict(teacher.named_parameters())
     copied, repeated, new = [], [], []
@@ -73,7 +75,7 @@ def convert(teacher: PreTrainedModel, config: GendistillConfig, seed: int) -> tu
     if lost := [n for n in source if not (n.startswith(replaced) and n.endswith(DROPPED_FROM_ATTENTION))]:
         raise UserError(f"conversion: the student has no place for the teacher's {', '.join(sorted(lost))}")
     student.generation_config = teacher.generation_config
-    return student.eval(), Ledger(copied, repeated, new, sorted(source))
+    return student.eval(), ParameterAccounting(copied, repeated, new, sorted(source))
 
 
 def _repeat_heads(projection: torch.Tensor, config: GendistillConfig) -> torch.Tensor:
@@ -88,25 +90,27 @@ class LayerReport:
 
     layer: int
     cosine: float  # mean over tokens between mixer output and attention output
-    attention_power: float  # mean square of an element of the teacher's attention output
-    update_power: float  # mean square of an element of what the teacher's block adds to its input
-    hidden_power: float  # mean square of an element of the teacher's hidden state after the block
+    attention_mean_square: float  # mean square of an element of the teacher's attention output
+    update_mean_square: float  # mean square of an element of what the teacher's block adds to its input
+    hidden_mean_square: float  # mean square of an element of the teacher's hidden state after the block
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """What the untouched student is, measured on `tokens` loss tokens of plain text; losses in nats a token."""
+class ConversionReport:
+    """What the untrained student is, measured on `tokens` loss tokens of plain text; losses in nats a token."""
 
     teacher: str
     seed: int
     tokens: int
     teacher_loss: float
-    losses_by_start: dict[str, float]  # of the untouched student, by start values; the last one is this student's
+    losses_by_initialisation: dict[
+        str, float
+    ]  # of the untrained student, by initialisation; the last one is this student's
     student_loss: float
     uniform_loss: float
     layers: list[LayerReport]
     parameters: int
-    ledger: Ledger
+    ledger: ParameterAccounting
     weights_sha256: str = ""
 
     def to_dict(self) -> dict:
@@ -121,28 +125,28 @@ class Certificate:
             )
         if not self.student_loss < self.uniform_loss:
             raise UserError(
-                f"conversion: the untouched student's loss {self.student_loss:.3f} is not below a uniform guess "
+                f"conversion: the untrained student's loss {self.student_loss:.3f} is not below a uniform guess "
                 f"({self.uniform_loss:.3f}). Keep more layers, or place them differently."
             )
 
 
 @torch.inference_mode()
-def certify(
+def measure_conversion(
     teacher: PreTrainedModel,
     student: GendistillForCausalLM,
-    ledger: Ledger,
+    ledger: ParameterAccounting,
     batches: list[dict[str, torch.Tensor]],
     *,
     name: str,
     seed: int,
-    losses_by_start: dict[str, float],
-) -> Certificate:
-    """Measures the untouched student beside its teacher.
+    losses_by_initialisation: dict[str, float],
+) -> ConversionReport:
+    """Measures the untrained student beside its teacher.
 
     Args:
         batches: input_ids, position_ids and loss_mask, each [B, T], on the models' device.
         name: the teacher's name as in the recipe.
-        losses_by_start: `mean_loss` of students that differ in their start values only, this one last.
+        losses_by_initialisation: `mean_loss` of students that differ in their initialisation only, this one last.
     """
     sums: dict[int, torch.Tensor] = {}  # the four measures of a LayerReport, tokens
     for pair in side_by_side(teacher, student, batches):
@@ -154,13 +158,13 @@ def certify(
         measured = torch.stack([cosine, power, update, hidden, torch.ones_like(cosine)])
         sums[pair.layer] = sums.get(pair.layer, 0) + measured.sum(dim=(1, 2)).double().cpu()
     reports = [LayerReport(i, *(total[:-1] / total[-1]).tolist()) for i, total in sums.items()]
-    return Certificate(
+    return ConversionReport(
         teacher=name,
         seed=seed,
         tokens=sum(int(batch["loss_mask"][:, 1:].sum()) for batch in batches),
         teacher_loss=mean_loss(teacher, batches),
-        losses_by_start=losses_by_start,
-        student_loss=list(losses_by_start.values())[-1],
+        losses_by_initialisation=losses_by_initialisation,
+        student_loss=list(losses_by_initialisation.values())[-1],
         uniform_loss=math.log(student.config.vocab_size),
         layers=reports,
         parameters=sum(p.numel() for p in student.parameters()),

@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 from gendistill.errors import UserError
 from gendistill.models.configuration import GendistillConfig
-from gendistill.recipe import MixerName
+from gendistill.names import MixerName
 
 SUPPORTED = ("qwen3", "qwen2", "llama")
 SAME_IN_ALL = (

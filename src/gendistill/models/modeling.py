@@ -6,7 +6,7 @@ Read top-down: attention, decoder layer, model, causal language model. Cache, ma
 import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -22,36 +22,10 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from gendistill.models.cache import PureCache, new_cache
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.mixers.layer import LinearAttention
 from gendistill.ops import Documents
-
-
-class PureCache(DynamicCache):
-    """The cache of a student without any attention layer: it counts its tokens, since no layer keeps keys to count."""
-
-    is_compileable = False  # generate() would compile the whole model by itself
-
-    def __init__(self, config: GendistillConfig):
-        super().__init__(config=config)
-        self.seen = 0
-
-    def update_conv_state(self, conv_states: torch.Tensor, layer_idx: int, *args, **kwargs) -> torch.Tensor:
-        if layer_idx == 0:
-            self.seen += conv_states.shape[-1]
-        return super().update_conv_state(conv_states, layer_idx, *args, **kwargs)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.seen
-
-    def reset(self) -> None:
-        super().reset()
-        self.seen = 0
-
-
-def new_cache(config: GendistillConfig) -> DynamicCache:
-    """transformers' cache, which must be told the layers' types; one that counts by itself for pure students."""
-    return PureCache(config) if config.is_pure else DynamicCache(config=config)
 
 
 def create_masks(
@@ -163,7 +137,7 @@ class GendistillPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, LinearAttention):
-            module.set_start_values()
+            module.initialise()
 
 
 class GendistillModel(GendistillPreTrainedModel):
@@ -200,7 +174,7 @@ class GendistillModel(GendistillPreTrainedModel):
             input_ids: [B, T]; or inputs_embeds: [B, T, hidden].
             attention_mask: [B, T_past + T], 0 for padding; or the masks ready-made, one for each layer type.
             position_ids: [B, T].
-            documents: what `position_ids` say of borders, where it is known beforehand: reading it off a CUDA tensor
+            documents: what `position_ids` say of boundaries, where it is known beforehand: reading it off a CUDA tensor
                 makes the host wait.
         """
         if (input_ids is None) == (inputs_embeds is None):

@@ -6,12 +6,12 @@ from typing import get_args
 import torch
 
 from gendistill.errors import UserError
+from gendistill.names import Backend
 from gendistill.ops.chunked import chunked_linear_attention
 from gendistill.ops.decay import DecayGate, log_decay
 from gendistill.ops.documents import Documents
 from gendistill.ops.kernels import kernel_linear_attention, load_kernels
 from gendistill.ops.reference import recurrent_linear_attention
-from gendistill.recipe import Backend
 
 _FORMS = {"reference": recurrent_linear_attention, "chunked": chunked_linear_attention}
 _chosen: Backend = "auto"

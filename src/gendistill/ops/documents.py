@@ -12,7 +12,7 @@ class Documents:
     Attributes:
         starts: [B, T] bool, True at each document's first token.
         positions: [B, T] int64, position of each token in its document.
-        cu_seqlens: [N + 1] int64, borders of the N documents in the flattened batch.
+        cu_seqlens: [N + 1] int64, boundaries of the N documents in the flattened batch.
         fixed_shape: cu_seqlens ends in empty documents, so that its length says nothing about the batch: the kernels of
             Kimi Delta Attention then read nothing on the host, and CUDA graphs can capture them.
     """
@@ -24,7 +24,7 @@ class Documents:
 
     @classmethod
     def from_position_ids(cls, position_ids: torch.Tensor) -> "Documents | None":
-        """Reads borders off position ids [B, T] as transformers' masks do: a document goes on while they count up by 1.
+        """Boundaries by position ids [B, T], as transformers' masks see them: a document continues while they count up.
 
         Returns None if every row is one document that starts at position 0, so that the plain path can be taken.
         """

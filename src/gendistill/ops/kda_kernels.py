@@ -11,7 +11,7 @@ Of one chunk and head, forward (g sums up the decay from the chunk's start; h is
 Backward, with dv the whole gradient of v_new and Y = A^T dv the one of beta (v - (k 2^g) h): A needs no gradient of its
 own, for dL = -A^T (dv (A^-1 v_new)^T) A^T = -Y v_new^T. And dbeta_i = Y_i v_new_i / beta_i, which has all that comes by
 way of L. So nothing is summed over the channels of keys: what they share, one kernel computes first, and in the other a
-program takes as few of them as it likes. Another makes P^T do, which dv needs before; the last goes on from log decays
+program takes as few of them as it likes. Another makes P^T do, which dv needs before; the last resumes from log decays
 to what their gates come from.
 """
 
@@ -81,7 +81,7 @@ def chunk_backward(
         A: [B, T, H, 64].
         h, dh: [N, H, D, D], key channels before value channels; N = B * ceil(T / 64) without documents.
         scale: of q.
-        cu_seqlens: [documents + 1], the borders of documents, for B = 1.
+        cu_seqlens: [documents + 1], the boundaries of documents, for B = 1.
         chunk_indices: [N, 2], document and chunk in it; a document of -1 is a chunk that does not exist.
 
     Returns:

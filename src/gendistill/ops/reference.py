@@ -33,7 +33,7 @@ def recurrent_linear_attention(
         g: log decay, <= 0: [B, T, H, K] per channel or [B, T, H] per head.
         beta: [B, T, H], write strength in [0, 1] of the delta rule; None adds without it.
         initial_state: [B, H, K, V].
-        documents: borders at which the state is cleared.
+        documents: boundaries at which the state is cleared.
 
     Returns:
         o [B, T, H, V] in v's dtype and the final state [B, H, K, V] in float32 (float64 for float64 inputs).

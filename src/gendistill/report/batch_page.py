@@ -65,15 +65,15 @@ dd { margin: 0; font-size: 1.1rem; font-variant-numeric: tabular-nums; }
 .sound { color: var(--green); } .unsound, .cut { color: var(--red); font-weight: 600; }
 .legend, article > p { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: .9rem; }
 .legend > * { margin-right: 1.5rem; } .legend > em { color: var(--dim); font-style: normal; }
-article, .filler { border: 1px solid var(--edge); border-radius: 4px; padding: .6rem .8rem; flex: 1 1 auto;
-                   max-width: 100%; box-sizing: border-box; }
-article { border-left-width: 4px; } .filler { flex: 0 0 100%; border-style: dashed; color: var(--dim);
+article, .filler { boundary: 1px solid var(--edge); boundary-radius: 4px; padding: .6rem .8rem; flex: 1 1 auto;
+                   max-width: 100%; box-sizing: boundary-box; }
+article { boundary-left-width: 4px; } .filler { flex: 0 0 100%; boundary-style: dashed; color: var(--dim);
                                           font-size: .85rem; }
 article > p { margin: 0; line-height: 1.75; overflow-wrap: anywhere; }
 article > .cut { margin-top: .3rem; }
 span { margin-right: 1px; }
 .context { color: var(--dim); } p > .context:hover, .learnt:hover { outline: 1px solid var(--ink); }
-.learnt { color: var(--green); background: var(--soft); border-bottom: 2px solid var(--green); padding-bottom: 2px; }
+.learnt { color: var(--green); background: var(--soft); boundary-bottom: 2px solid var(--green); padding-bottom: 2px; }
 .wrong { color: var(--red); background: var(--pale); text-decoration: wavy underline; font-weight: 700; }
 </style>
 <h1>$title</h1>

@@ -124,7 +124,7 @@ class BatchView:
         if self.problems:
             return [f"inconsistent: {problem}" for problem in self.problems]
         if self.alignment:
-            return [f"consistent: borders agree with positions, and the loss is divided by {self.learnt:,} tokens"]
+            return [f"consistent: boundaries agree with positions, and the loss is divided by {self.learnt:,} tokens"]
         return [
             f"consistent: each of {self.learnt:,} targets is the token after its predictor and in the same document"
         ]
@@ -137,12 +137,12 @@ def view_step(step: Step, tokenizer, ends: Collection[int], *, alignment: bool) 
         step: the whole step, of one process.
         tokenizer: a fast transformers tokenizer.
         ends: ids that end a document or a turn.
-        alignment: the stage compares layers: what counts is `Batch.counted` [B, T], and predictors do not matter.
+        alignment: the stage compares layers: what counts is `Batch.valid_mask` [B, T], and predictors do not matter.
     """
     text_of = token_texts(tokenizer)
     rows = []
     for batch in step.batches:
-        weights, targets = (batch.counted.numpy(), None) if alignment else _predicted(batch)
+        weights, targets = (batch.valid_mask.numpy(), None) if alignment else _predicted(batch)
         positions = _positions(batch)
         for row, ids in enumerate(batch.input_ids.tolist()):
             expected = [None] * len(ids) if targets is None else targets[row]
@@ -189,13 +189,13 @@ def _documents(row: list[Token], ends: Collection[int], pad_id: int | None) -> I
 def _problems(step: Step, alignment: bool) -> list[str]:
     counts = Counter()
     for batch in step.batches:
-        counts["borders of documents that cu_seqlens and positions disagree on"] += _disputed_borders(batch)
+        counts["boundaries of documents that cu_seqlens and positions disagree on"] += _disputed_borders(batch)
         if not alignment:
             counts.update(_misplaced(batch))
     problems = [f"{what}: {count:,}" for what, count in counts.items() if count]
-    counted = sum((batch.counted if alignment else batch.weights).sum().item() for batch in step.batches)
-    if counted != step.loss_tokens:
-        problems.append(f"the step divides its loss by {step.loss_tokens:,} tokens, its batches hold {counted:,g}")
+    valid_mask = sum((batch.valid_mask if alignment else batch.weights).sum().item() for batch in step.batches)
+    if valid_mask != step.loss_tokens:
+        problems.append(f"the step divides its loss by {step.loss_tokens:,} tokens, its batches hold {valid_mask:,g}")
     return problems
 
 

@@ -87,7 +87,7 @@ class Evaluations:
                 raise UserError(f"{label} has not been asked '{task}' yet; evaluate it first")
             path = self._root / label / f"{task}.jsonl"
             found[label] = read_jsonl(path)
-            if "lenient_correct" not in found[label][0]:
+            if "flexible_correct" not in found[label][0]:
                 raise UserError(f"{path} was written by an earlier version; evaluate again")
         if len({tuple((record["id"], record["question"]) for record in records) for records in found.values()}) > 1:
             raise UserError(f"{' and '.join(labels)} were asked other items of '{task}'; evaluate them again")

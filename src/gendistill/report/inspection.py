@@ -11,17 +11,17 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from gendistill.analysis.repetition import repeats
+from gendistill.analysis.scores import READINGS
 from gendistill.errors import UserError
-from gendistill.evaluate.loops import repeats
-from gendistill.evaluate.parsing import LETTERS
-from gendistill.evaluate.statistics import READINGS
+from gendistill.names import LETTERS
 from gendistill.report.evaluations import TEACHER, Evaluations, Record
 
 VERDICTS: dict[str, Callable[[Record], bool]] = {
     "right": lambda record: record["generation_correct"],
     "wrong": lambda record: not record["generation_correct"],
-    "leniently right": lambda record: record["lenient_correct"],
-    "leniently wrong": lambda record: not record["lenient_correct"],
+    "flexibly right": lambda record: record["flexible_correct"],
+    "flexibly wrong": lambda record: not record["flexible_correct"],
     "ranks right": lambda record: record["ranking_correct"] is True,
     "ranks wrong": lambda record: record["ranking_correct"] is False,
     "parsed": lambda record: record["parsed"] is not None,
@@ -93,7 +93,7 @@ def matching(records: Mapping[str, Sequence[Record]], conditions: Sequence[Condi
 
 
 def counts_table(tasks: Mapping[str, Mapping[str, Sequence[Record]]], student: str) -> Table:
-    """Who is right on how many items of each task, by ranking, by generation, and with replies read leniently."""
+    """Who is right on how many items of each task, by ranking, by generation, and with replies read flexibly."""
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
     for column, header in enumerate(["task", "by", "both right", "only teacher", "only student", "neither", "items"]):
         table.add_column(header.replace(" ", "\n", 1), justify="left" if column < 2 else "right")
@@ -198,11 +198,11 @@ def _tokens(record: Record) -> Text:
     return count.append(", then the budget ran out", "yellow") if record["truncated"] else count
 
 
-def _leniently(record: Record) -> Text | None:
+def _flexibly(record: Record) -> Text | None:
     """Only if it changes anything."""
-    if (record["lenient_parsed"], record["lenient_correct"]) == (record["parsed"], record["generation_correct"]):
+    if (record["flexible_parsed"], record["flexible_correct"]) == (record["parsed"], record["generation_correct"]):
         return None
-    return _read(record["lenient_parsed"]).append(": ").append_text(_verdict(record["lenient_correct"]))
+    return _read(record["flexible_parsed"]).append(": ").append_text(_verdict(record["flexible_correct"]))
 
 
 def _ranks(record: Record) -> Text | None:
@@ -216,7 +216,7 @@ _ROWS: dict[str, Callable[[Record], Text | None]] = {
     "reply": lambda record: Text(_first(_plain(record["reply"].rstrip()), REPLY_SHOWN)),
     "tokens": _tokens,
     "read as": lambda record: _read(record["parsed"]).append(": ").append_text(_verdict(record["generation_correct"])),
-    "leniently": _leniently,
+    "flexibly": _flexibly,
     "rotated": _rotations,
     "tests": lambda record: Text(_plain(record["tests"])) if "tests" in record else None,
 }
@@ -233,7 +233,7 @@ def _first(text: str, limit: int) -> str:
 
 
 def _asked(record: Record) -> str:
-    """The prompt from the turn on that asks the question, without the worked examples before it."""
+    """The prompt from the turn on that asks the question, without the few-shot examples before it."""
     prompt = record["prompt"].rstrip()
     question = prompt.rfind(record["question"])
     turn = prompt.rfind("\n", 0, max(0, question - 1)) + 1  # the line before the question names the speaker

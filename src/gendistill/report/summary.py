@@ -5,11 +5,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from gendistill.evaluate.comparison import compare, rank_flips
-from gendistill.evaluate.diagnostics import Diagnostics, diagnose
-from gendistill.evaluate.harness import HARNESS_HEADER, harness_cells
-from gendistill.evaluate.statistics import Scores, paired_table
-from gendistill.evaluate.tables import (
+from gendistill.analysis.diagnostics import Diagnostics, diagnose
+from gendistill.analysis.scores import Scores, paired_table
+from gendistill.analysis.significance import compare, rank_flips
+from gendistill.analysis.tables import (
     PAIRED_HEADER,
     RANKINGS_HEADER,
     REPLIES_HEADER,
@@ -23,8 +22,9 @@ from gendistill.evaluate.tables import (
     sure_cells,
     to_markdown,
 )
+from gendistill.evaluate.harness import HARNESS_HEADER, harness_cells
 from gendistill.files import read_jsonl, write_atomically
-from gendistill.runfolder import RunFolder
+from gendistill.run.folder import RunFolder
 
 EXAMPLES_PER_TASK = 2
 
@@ -37,7 +37,7 @@ def write_summary(run: RunFolder, teacher: Scores, students: Mapping[str, Scores
     """
     paired = paired_table(teacher, students)
     last = list(students)[-1]
-    certificate = json.loads((run.student("conversion") / "certificate.json").read_text())
+    conversion_report = json.loads((run.student("conversion") / "conversion_report.json").read_text())
     plotted = plot_losses(run)
     records = {label: _all_records(run, label) for label in ("teacher", *students)}
     sure = compare(records["teacher"], records[last], run.recipe.seed)
@@ -50,15 +50,15 @@ def write_summary(run: RunFolder, teacher: Scores, students: Mapping[str, Scores
         f"# {run.recipe.name}: {run.recipe.teacher} -> hybrid, after {last}",
         _ABOUT.format(
             kept=len(run.recipe.student.keep_attention),
-            linear=len(certificate["layers"]),
-            teacher_loss=certificate["teacher_loss"],
-            student_loss=certificate["student_loss"],
-            uniform_loss=certificate["uniform_loss"],
+            linear=len(conversion_report["layers"]),
+            teacher_loss=conversion_report["teacher_loss"],
+            student_loss=conversion_report["student_loss"],
+            uniform_loss=conversion_report["uniform_loss"],
         ),
         "## Teacher and student on the same items",
         to_markdown(PAIRED_HEADER, paired_cells(paired[last])),
-        "Accuracy and unparsed replies in percent; kept = student / teacher; lenient = by generation, replies read "
-        "leniently; gap = kept by ranking minus kept by generation (read strictly), in points.",
+        "Accuracy and unparsed replies in percent; kept = student / teacher; flexible = by generation, replies read "
+        "flexibly; gap = kept by ranking minus kept by generation (read strictly), in points.",
         "## How sure",
         to_markdown(SURE_HEADER, sure_cells(sure)),
         "Kept and gap with 95 % intervals of a paired bootstrap over items; above chance = what is kept of the "
@@ -87,7 +87,7 @@ def write_summary(run: RunFolder, teacher: Scores, students: Mapping[str, Scores
 
 _ABOUT = (
     "{kept} layers keep softmax attention, {linear} hold Kimi Delta Attention. Next-token loss before any training: "
-    "teacher {teacher_loss:.3f}, untouched student {student_loss:.3f}, uniform guess {uniform_loss:.3f} nats."
+    "teacher {teacher_loss:.3f}, untrained student {student_loss:.3f}, uniform guess {uniform_loss:.3f} nats."
 )
 
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gendistill.analysis.repetition import repeats
 from gendistill.evaluate.code import code_of
-from gendistill.evaluate.loops import repeats
-from gendistill.evaluate.protocols import Reply
-from gendistill.recipe import Synthesis
+from gendistill.inference.generation import Reply
+from gendistill.recipe.data import Synthesis
 from gendistill.sandbox import run_many
 from gendistill.synthesize.checks import Duplicates
 from gendistill.synthesize.overlap import OverlapIndex

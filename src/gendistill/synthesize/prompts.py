@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from gendistill.data.chat import render_prompt
 from gendistill.data.sources import read_records
 from gendistill.errors import UserError
-from gendistill.evaluate.tasks import Item, load_items
-from gendistill.recipe import Prompts, Synthesis, Task
+from gendistill.evaluate.items import Item, load_items
+from gendistill.recipe.data import Prompts, Synthesis
+from gendistill.recipe.evaluation import Task
 
 QUESTIONS = ("multiple_choice", "short_answer", "last_number")
 
@@ -42,7 +43,7 @@ class Prompt:
     tests: str | None = None
 
 
-def read_prompts(synthesis: Synthesis, tokenizer, seed: int) -> list[Prompt]:
+def prefill(synthesis: Synthesis, tokenizer, seed: int) -> list[Prompt]:
     """All prompts of a set, in the order of their sources.
 
     Raises:

@@ -1,7 +1,7 @@
 """Has the teacher answer a set of prompts and keeps what passes the checks.
 
 folder/settings.json   hash of all that the replies depend on
-folder/replies.jsonl   every reply, written batch by batch; a killed run goes on behind the last whole batch
+folder/replies.jsonl   every reply, written batch by batch; a killed run resumes behind the last whole batch
 folder/records.jsonl   the replies that passed, as records to train on
 folder/rejected.jsonl  the others, with the check they failed
 folder/stats.json      counts of every check, tokens, seconds; written last
@@ -18,16 +18,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.errors import UserError
-from gendistill.evaluate.decoding import Sampling
-from gendistill.evaluate.protocols import Reply, end_ids, generate, rank
+from gendistill.evaluate.items import load_items
+from gendistill.evaluate.ranking import rank
 from gendistill.evaluate.run import model_fingerprint
-from gendistill.evaluate.tasks import load_items
 from gendistill.files import write_atomically, write_jsonl
-from gendistill.recipe import Synthesis, Task
+from gendistill.inference.decoding import Sampling
+from gendistill.inference.generation import Reply, end_ids, generate
+from gendistill.recipe.data import Synthesis
+from gendistill.recipe.evaluation import Task
 from gendistill.synthesize.checks import Duplicates
 from gendistill.synthesize.judge import Answered, judge, letters
 from gendistill.synthesize.overlap import OverlapIndex
-from gendistill.synthesize.prompts import Prompt, read_prompts
+from gendistill.synthesize.prompts import Prompt, prefill
 
 RECORDS = "records.jsonl"
 
@@ -43,7 +45,7 @@ def synthesize(
     teacher: str,
     console: Console,
 ) -> dict[str, Any]:
-    """Writes a set of records into `folder`, or goes on with it; returns its statistics.
+    """Writes a set of records into `folder`, or resumes with it; returns its statistics.
 
     Prompts that are there twice, or share `synthesis.overlap` words with an item of any task, are not even asked.
 
@@ -56,7 +58,7 @@ def synthesize(
         UserError: a source does not fit, a prompt and its reply exceed the model's positions, nothing passed, or the
             folder holds replies of other prompts or another teacher.
     """
-    prompts = read_prompts(synthesis, tokenizer, seed)
+    prompts = prefill(synthesis, tokenizer, seed)
     overlap = index_of(tasks, synthesis.overlap, seed)
     asked, dropped = _worth_asking(prompts, overlap)
     _check_length(model, asked, synthesis)

@@ -8,14 +8,14 @@
 | mamba2         | adding     | per head    | arXiv 2405.21060 |
 | lightning      | adding     | fixed       | arXiv 2405.17381 |
 
-Everything else (projections, convolutions, normalised q and k, output gate and norm, start values) is the same, so
+Everything else (projections, convolutions, normalised q and k, output gate and norm, initialisation) is the same, so
 comparing mixers compares state updates. Mamba-2 is its discrete form as used for conversion (arXiv 2408.10189): the
 decay alone depends on the input, and values are written unscaled.
 """
 
 from typing import Literal, NamedTuple
 
-from gendistill.recipe import MixerName
+from gendistill.names import MixerName
 
 
 class Mixer(NamedTuple):

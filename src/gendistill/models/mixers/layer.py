@@ -64,8 +64,8 @@ class LinearAttention(nn.Module):
         self.g_b_proj = nn.Linear(self.head_dim, self.queries, bias=True)
         self.o_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.output_norm else None
 
-    def set_start_values(self) -> None:
-        """Start values of every tensor the teacher does not have.
+    def initialise(self) -> None:
+        """Initialisation of every tensor the teacher does not have.
 
         Decay: a rate of A * dt a token with dt log-uniform in [1e-3, 0.1] and A uniform in [1, 16], half-lives of about
         1 to 100 tokens.
@@ -120,7 +120,7 @@ class LinearAttention(nn.Module):
             hidden_states: [B, T, hidden].
             attention_mask: [B, T], 1 for tokens and 0 for padding; None if there is no padding.
             past_key_values: transformers' cache; holds convolution window and state, updated in place.
-            documents: borders of packed documents; not together with a cache.
+            documents: boundaries of packed documents; not together with a cache.
         """
         mixed = joint_projection(hidden_states, [self.q_proj, self.k_proj, self.v_proj])
         if attention_mask is not None:  # after the projections, whose biases would bring padding back
@@ -148,7 +148,7 @@ class LinearAttention(nn.Module):
         return self.o_proj(gated_norm(o, gate, self.g_b_proj.bias, norm, eps=eps, activation=activation)), None
 
     def _gates(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor | DecayGate, torch.Tensor | None, torch.Tensor]:
-        """Log decay, write strength and output gate; what is narrow of them, and fills no GPU, by one product.
+        """Log decay, write strength and output gate; what is narrow of them, and fills no GPU, fused.
 
         Returns:
             what the log decays come from, or fixed ones [B, T, H]; beta [B, T, H] or None; the output
@@ -210,7 +210,7 @@ class LinearAttention(nn.Module):
 
 
 def joint_projection(x: torch.Tensor, projections: Sequence[nn.Linear]) -> torch.Tensor:
-    """What the projections make of x [..., hidden], side by side, by one product; all of them have a bias, or none.
+    """What the projections make of x [..., hidden], side by side, fused; all of them have a bias, or none.
 
     Putting the weights together costs less than putting their outputs.
     """

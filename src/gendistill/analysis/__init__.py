@@ -1,0 +1,1 @@
+"""Scores, significance and diagnoses: records in, tables out; no model, no torch."""

@@ -1,0 +1,49 @@
+"""Layers of teacher and student sharded over all processes by torch's FSDP2.
+
+Every process holds a share of each decoder layer, teacher's and student's, and takes an equal share of a step's rows.
+Embedding, head, final norm and the decay gates' float32 parameters stay whole on each: the loss needs the head whole,
+and FSDP would round the gates.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from gendistill.distill.optimizer import DECAY_GATE
+from gendistill.distributed import processes
+from gendistill.errors import UserError
+from gendistill.recipe.stage import Stage
+
+
+def check_divisible(name: str, stage: Stage) -> None:
+    """Raises UserError if a step's rows cannot be dealt out evenly."""
+    if stage.sequences_per_step % processes():
+        raise UserError(
+            f"stages.{name}: sequences_per_step {stage.sequences_per_step} cannot be dealt out to {processes()} "
+            "processes; start a number of processes that divides it"
+        )
+
+
+def shard(model: nn.Module, *, compares: str, dtype: torch.dtype, device: str) -> None:
+    """Shards a teacher or student over all processes, in units that the objective calls.
+
+    Args:
+        compares: the stage's pass. Alignment of mixers calls each by itself, so each is a unit.
+        dtype: of the arithmetic; a float32 student keeps its shards in float32 and rounds what it gathers.
+    """
+    mesh = dist.init_device_mesh(device, (processes(),))
+    layers = model.model.layers
+    alone = [layer.linear_attn for layer in layers if hasattr(layer, "linear_attn")] if compares == "mixer" else []
+    body = model.model
+    whole = {
+        p for name, p in model.named_parameters() if not name.startswith("model.layers.") or name.endswith(DECAY_GATE)
+    }
+    policy = MixedPrecisionPolicy(
+        param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.promote_types(dtype, torch.float32)
+    )
+    options = {"mesh": mesh, "mp_policy": policy, "ignored_params": whole}
+    for unit in (*alone, *layers):
+        fully_shard(unit, **options)
+    if compares == "end_to_end":
+        fully_shard(body, **options)  # so that layers are gathered ahead of their turn

@@ -1,0 +1,182 @@
+"""Checks of the recurrence of every mixer against one token at a time in float64."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from gendistill.doctor.checks import Check, Errors, relative_errors
+from gendistill.doctor.machine import Machine
+from gendistill.models.mixers import MIXERS
+from gendistill.models.mixers.layer import fixed_log_decay
+from gendistill.ops import KERNEL_BOUND, DecayGate, Documents, linear_attention
+from gendistill.ops.decay import log_decay
+from gendistill.ops.reference import l2_normalize, recurrent_linear_attention
+
+# Relative errors between two ways to compute the same, by device. float32 runs through TF32 in fla's kernels.
+BOUNDS = {"cpu": {torch.float32: 1e-5}, "cuda": {torch.float32: 5e-3, torch.bfloat16: 2e-2}}
+HEAD_SIZES = (64, 128)
+SHUT = -30.0  # the log decay of a gate that forgets everything
+FORGET = 20.0  # at which a bounded gate is at its bound
+
+
+class Sizes(NamedTuple):
+    """Of the measured tensors. One batch and head count for all: fla's kernels compile anew for others."""
+
+    batch: int = 2
+    length: int = 200
+    heads: int = 2
+    steps: int = 8
+
+
+def recurrence_checks(machine: Machine, sizes: Sizes, head_sizes: tuple[int, ...]) -> Iterator[Check]:
+    fallback = "chunked" if machine.uses_kernels else "reference"
+    speed = "slower" if fallback == "chunked" else "very slow"
+    advice = f"set backend: {fallback} in the recipe ({speed}), and report this with the file of --json"
+    for dtype, bound in BOUNDS[machine.device].items():
+        name = str(dtype).removeprefix("torch.")
+        trains_in_it = dtype == list(BOUNDS[machine.device])[-1]  # packed rows compile anew, and are for training
+        for head_size in head_sizes:
+            for kind in KINDS:
+                if kind.bounded and not machine.uses_kernels:  # a promise that only the kernels make use of
+                    continue
+                cases = CASES if kind.decay != "fixed" else {k: v for k, v in CASES.items() if k != "shut gates"}
+                for column, case in cases.items():
+                    if column == "packed" and not trains_in_it:
+                        continue
+                    tensors = Tensors(kind, head_size, dtype, machine.device, sizes)
+                    measure = partial(case, tensors)
+                    yield Check(f"recurrence in {name}", f"{kind.name} {head_size}", column, bound, measure, advice)
+
+
+class Kind(NamedTuple):
+    """What a mixer asks of the recurrence."""
+
+    name: str
+    delta_rule: bool
+    decay: str  # channel, head or fixed
+    bounded: bool = False
+
+
+KINDS = [Kind(name, *mixer) for name, mixer in MIXERS.items()]
+
+
+class Tensors(NamedTuple):
+    """Which inputs to make."""
+
+    kind: Kind
+    head_size: int
+    dtype: torch.dtype
+    device: str
+    sizes: Sizes
+
+    def make(self, shut: bool = False) -> dict[str, torch.Tensor]:
+        """Random inputs, the same on every device; with `shut`, every tenth gate forgets (nearly) everything.
+
+        g is a log decay, but for bounded ones what it comes from, see `decay`.
+        """
+        batch, length, heads, _ = self.sizes
+        generator = torch.Generator().manual_seed(0)
+        normal, uniform = partial(torch.randn, generator=generator), partial(torch.rand, generator=generator)
+        shape = (batch, length, heads, self.head_size)
+        q, k, v = l2_normalize(normal(shape)), l2_normalize(normal(shape)), normal(shape)
+        inputs = {name: x.to(self.dtype) for name, x in (("q", q), ("k", k), ("v", v))}
+        gates = normal(shape if self.kind.decay == "channel" else shape[:3])
+        if self.kind.bounded:
+            g = (gates - 2).to(self.dtype)
+        elif self.kind.decay == "fixed":
+            g = fixed_log_decay(heads, "cpu").expand(shape[:3]).contiguous()
+        else:
+            g = -torch.exp(gates - 2)
+        if shut:
+            g = torch.where(uniform(g.shape) < 0.1, FORGET if self.kind.bounded else SHUT, g)
+        inputs["g"] = g
+        if self.kind.delta_rule:
+            inputs["beta"] = uniform(shape[:3])
+        inputs["initial_state"] = normal(batch, heads, self.head_size, self.head_size)
+        return {name: x.to(self.device) for name, x in inputs.items()}
+
+    def form(self, **inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The recurrence as this machine's students call it."""
+        return linear_attention(**inputs | {"g": self.decay(inputs["g"])})
+
+    def exact(self, **inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """The recurrence token by token."""
+        return recurrent_linear_attention(**inputs | {"g": log_decay(self.decay(inputs["g"]))})
+
+    def decay(self, g: torch.Tensor) -> torch.Tensor | DecayGate:
+        """As a student's layer hands it to the recurrence."""
+        heads = g.shape[2]
+        zeros = torch.zeros(heads * self.head_size, device=g.device)
+        return DecayGate(g, zeros[:heads], zeros, KERNEL_BOUND) if self.kind.bounded else g
+
+
+def compare_with_reference(tensors: Tensors, shut: bool = False) -> Errors:
+    """Outputs, final state and every gradient against one token at a time in float64."""
+    inputs = tensors.make(shut)
+    exact = _with_gradients(tensors.exact, _double(inputs), tensors.kind)
+    return relative_errors(_with_gradients(tensors.form, inputs, tensors.kind), exact)
+
+
+def compare_packed(tensors: Tensors) -> Errors:
+    """Packed documents, outputs and gradients, against the same documents one by one in float64."""
+    batch, length = tensors.sizes.batch, tensors.sizes.length
+    rows = [[length // 3 + row, 1, length - length // 3 - row - 1] for row in range(batch)]
+    inputs = tensors.make()
+    inputs.pop("initial_state")
+    positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in rows]).to(tensors.device)
+    documents = Documents.from_position_ids(positions)
+
+    def one_by_one(**inputs):
+        outputs = []
+        for row, lengths in enumerate(rows):
+            split = {name: x[row : row + 1].split(lengths, dim=1) for name, x in inputs.items()}
+            parts = [{name: pieces[i] for name, pieces in split.items()} for i in range(len(lengths))]
+            outputs.append(torch.cat([tensors.exact(**part)[0] for part in parts], dim=1))
+        return torch.cat(outputs), None
+
+    exact = _with_gradients(one_by_one, _double(inputs), tensors.kind)
+    packed = partial(tensors.form, documents=documents)
+    return relative_errors(_with_gradients(lambda **x: (packed(**x)[0], None), inputs, tensors.kind), exact)
+
+
+@torch.no_grad()
+def compare_steps(tensors: Tensors) -> Errors:
+    """One pass over a prompt and then token by token, the state carried on, against one pass over everything."""
+    inputs = tensors.make()
+    state, prompt = inputs.pop("initial_state"), tensors.sizes.length - tensors.sizes.steps
+    whole, final = tensors.form(**inputs, initial_state=state)
+    outputs = []
+    for part in [slice(prompt), *(slice(t, t + 1) for t in range(prompt, tensors.sizes.length))]:
+        o, state = tensors.form(**{name: x[:, part] for name, x in inputs.items()}, initial_state=state)
+        outputs.append(o)
+    stepped = torch.cat(outputs[1:], dim=1)
+    return relative_errors({"o": stepped, "state": state}, {"o": whole[:, prompt:], "state": final})
+
+
+CASES = {
+    "usual gates": compare_with_reference,
+    "shut gates": partial(compare_with_reference, shut=True),
+    "packed": compare_packed,
+    "steps": compare_steps,
+}
+
+
+def _double(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: x.double() for name, x in inputs.items()}
+
+
+def _with_gradients(form: Callable, inputs: dict[str, torch.Tensor], kind: Kind) -> dict[str, torch.Tensor | None]:
+    """Outputs, final state if there is one, and gradients of a random readout of both; fixed decays have none."""
+    learned = {name: x.detach().requires_grad_() for name, x in inputs.items() if name != "g" or kind.decay != "fixed"}
+    o, state = form(**inputs | learned)
+    results = {"o": o} if state is None else {"o": o, "state": state}
+    generator = torch.Generator().manual_seed(1)
+    loss = 0.0
+    for x in results.values():
+        readout = torch.randn(x.shape, generator=generator).bfloat16()  # the same numbers whatever the precision
+        loss = loss + (x * readout.to(x)).sum()
+    loss.backward()
+    gradients = {f"d{name.removeprefix('initial_')}": x.grad for name, x in learned.items()}
+    return {name: x if x is None else x.detach() for name, x in (results | gradients).items()}

@@ -1,0 +1,1 @@
+"""Prefill and decoding for any Hugging Face causal model; knows nothing of evaluation."""

@@ -1,0 +1,101 @@
+"""Attention functions of our own, registered with transformers, and the one way to switch a model to another.
+
+`packed` is for training on CUDA: a variable-length kernel, without a [T, T] mask and without work across the boundaries
+of documents. transformers hands a function of this kind no mask, so it fits batches without padding only: packed rows,
+told apart by `documents`, or rows that are one document each. `one_token` is for decoding.
+
+Shapes: B rows, H query heads, G key heads, T tokens, D channels of a head.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from gendistill.ops import Documents
+
+PACKED, ONE_TOKEN = "gendistill_packed", "gendistill_one_token"
+# Newer versions of torch want to be told that key heads may be fewer; older ones just take them.
+VARLEN_OPTIONS = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+
+
+@contextmanager
+def attention_switched_to(name: str, *models: PreTrainedModel) -> Iterator[None]:
+    """Inside the block the models attend by the function of that name.
+
+    Args:
+        name: one that transformers knows ("eager" is the only one with weights to show), PACKED or ONE_TOKEN. With
+            PACKED, forward passes need `documents` if rows are packed.
+    """
+    configs = [model.config.get_text_config() for model in models]
+    before = [config._attn_implementation for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation = name
+        yield
+    finally:
+        for config, own in zip(configs, before, strict=True):
+            config._attn_implementation = own
+
+
+def packed_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    scaling: float,
+    dropout: float = 0.0,
+    documents: Documents | None = None,
+    **_,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention inside each document: query [B, H, T, D], key and value [B, G, T, D] -> [B, T, H, D]."""
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    if documents is None or dropout or not half or scaling != query.shape[-1] ** -0.5:
+        return sdpa_attention_forward(
+            module, query, key, value, _mask(documents), dropout=dropout, scaling=scaling, is_causal=documents is None
+        )
+    batch, _, length, _ = query.shape
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    boundaries = documents.cu_seqlens.int()
+    out = varlen_attn(q, k, v, boundaries, boundaries, length, length, window_size=(-1, 0), **VARLEN_OPTIONS)
+    return out.unflatten(0, (batch, length)), None
+
+
+def _mask(documents: Documents | None) -> torch.Tensor | None:
+    """[B, 1, T, T]: same document and not later."""
+    if documents is None:
+        return None
+    document = documents.starts.cumsum(1)
+    return (document[:, :, None] == document[:, None, :]).tril()[:, None]
+
+
+def one_token_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float,
+    **_,
+) -> tuple[torch.Tensor, None]:
+    """One token's attention: query [B, H, 1, D], key and value [B, G, T, D] -> [B, 1, H, D].
+
+    The heads that share a key head stand in as its queries. transformers 5.17 copied the keys for each instead, which
+    took most of a step.
+    """
+    rows, heads, _, width = query.shape
+    q = query.view(rows, key.shape[1], -1, width)
+    o = F.scaled_dot_product_attention(q, key, value, attn_mask=attention_mask, scale=scaling)
+    return o.reshape(rows, 1, heads, width), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(PACKED, packed_attention)
+ALL_ATTENTION_FUNCTIONS.register(ONE_TOKEN, one_token_attention)

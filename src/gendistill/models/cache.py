@@ -1,0 +1,58 @@
+"""Every operation on caches: new ones, rows of one, fixed size, bytes."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticLayer
+
+from gendistill.models.configuration import GendistillConfig
+
+
+class PureCache(DynamicCache):
+    """The cache of a student without any attention layer: it counts its tokens, since no layer keeps keys to count."""
+
+    is_compileable = False  # generate() would compile the whole model by itself
+
+    def __init__(self, config: GendistillConfig):
+        super().__init__(config=config)
+        self.seen = 0
+
+    def update_conv_state(self, conv_states: torch.Tensor, layer_idx: int, *args, **kwargs) -> torch.Tensor:
+        if layer_idx == 0:
+            self.seen += conv_states.shape[-1]
+        return super().update_conv_state(conv_states, layer_idx, *args, **kwargs)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen
+
+    def reset(self) -> None:
+        super().reset()
+        self.seen = 0
+
+
+def new_cache(config: GendistillConfig) -> DynamicCache:
+    """transformers' cache, which must be told the layers' types; one that counts by itself for pure students."""
+    return PureCache(config) if config.is_pure else DynamicCache(config=config)
+
+
+def select_rows(cache: Cache, rows: Sequence[int]) -> Cache:
+    """A cache with `rows`, any of them any number of times; the one given stays as it is."""
+    selected = copy.copy(cache)
+    selected.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in selected.layers:
+        containers = {name: copy.copy(value) for name, value in vars(layer).items() if isinstance(value, dict | list)}
+        vars(layer).update(containers)  # a linear layer keeps its states in one
+        layer.reorder_cache(torch.tensor(rows, device=layer.device))
+    return selected
+
+
+def with_fixed_size(cache: Cache, length: int) -> Cache:
+    """Gives the layers that keep keys and values room for `length` tokens, at an address that stays."""
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            fixed = StaticLayer(max_cache_len=length)
+            fixed.lazy_initialization(layer.keys, layer.values)
+            fixed.update(layer.keys, layer.values)
+            cache.layers[number] = fixed
+    return cache

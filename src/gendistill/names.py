@@ -1,0 +1,42 @@
+"""What can be named in a recipe, with what the package must know of each; imports nothing heavy."""
+
+from typing import Literal, get_args
+
+Role = Literal[
+    "mixer",  # everything in the layers that replace attention; the four mixer_* roles together
+    "mixer_qk",
+    "mixer_value",
+    "mixer_conv",
+    "mixer_gate",
+    "attention",
+    "mlp",
+    "norm",
+    "embedding",
+    "head",
+]
+MixerName = Literal["kda", "gated_deltanet", "gla", "mamba2", "lightning"]  # what each does: gendistill.models.mixers
+Backend = Literal["auto", "reference", "chunked", "kernels"]  # forms of the recurrence: gendistill.ops.set_backend
+Initialisation = Literal["standard", "teacher"]  # initialisation: gendistill.models.calibration
+# What a stage can minimise, by the pass over the data that it needs; gendistill.distill.objectives says what each is.
+Objective = Literal[
+    "mixer_l2",
+    "mixer_cosine",
+    "block_l2",
+    "block_cosine",
+    "forward_kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "cross_entropy",
+    "hidden_l2",
+    "hidden_cosine",
+]
+Pass = Literal["mixer", "block", "end_to_end"]
+# What a task asks for, and how replies are marked: `Task` says what each is.
+Kind = Literal[
+    "multiple_choice", "short_answer", "last_number", "last_word", "code", "instructions", "needle", "recall"
+]
+MADE: tuple[Kind, ...] = ("needle", "recall")  # without a source
+ASKED: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind not in MADE)
+DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon")  # those that know a temperature
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the options of a multiple-choice question

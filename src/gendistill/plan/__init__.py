@@ -1,0 +1,1 @@
+"""What a run will cost, worked out before it starts."""

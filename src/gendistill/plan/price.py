@@ -1,0 +1,307 @@
+"""What a stage will cost, worked out from configurations alone: memory, disk and arithmetic.
+
+Nothing is loaded and nothing runs: models are built on torch's meta device, which knows shapes and holds no data. How
+long a stage takes cannot be worked out; `run.probe` measures it.
+
+Memory is a sum of what is held throughout and the largest of four moments. All sizes are bytes.
+
+| moment               | alive beside what is held                                                                |
+| -------------------- | ---------------------------------------------------------------------------------------- |
+| setting up           | the student in float32; optimizer state and gradients are not there yet                  |
+| the loss             | what the forward pass kept, and a chunk of logits                                        |
+| the backward pass    | what the forward pass kept and a layer's work; at its end the micro-batch's gradients    |
+| the optimizer's step | two float32 copies of what trains                                                        |
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.initialization import no_init_weights
+
+from gendistill.compute import Arithmetic
+from gendistill.data.dataset import COLUMNS
+from gendistill.distill.acceleration import can_capture
+from gendistill.distill.checkpoint import KEEP
+from gendistill.distill.divergences import CHUNK
+from gendistill.distill.optimizer import DECAY_GATE
+from gendistill.distill.roles import set_trainable
+from gendistill.models.configuration import GendistillConfig
+from gendistill.models.cost import (
+    FLOAT32,
+    RECURRENCE_CHUNK,
+    attention_keeps,
+    mixer_keeps,
+    mlp_keeps,
+    weights_of_products,
+)
+from gendistill.models.mixers import MIXERS
+from gendistill.models.modeling import GendistillForCausalLM
+from gendistill.recipe.loading import Recipe
+from gendistill.recipe.stage import Stage
+
+GIB = 2**30
+ADAM_STATE = {"adamw": 8, "adamw_8bit": 2}  # bytes a parameter: two moments
+STEP_COPIES = 8  # bytes a parameter: `MasterOptimizer.step` keeps the masters of before, and the change
+ROW_BYTES = sum(np.dtype(column).itemsize for column in COLUMNS.values())  # of a prepared data set, a token
+CUDA_CONTEXT = GIB // 2  # driver, kernels and cuBLAS's workspace; torch does not count it
+# The tables below leave out statistics of norms, rotary tables, masks, indices and rounding by the allocator. On an
+# H100 the stages of results/gpu/training_speed.json and plan_accuracy.json, of two shapes, come out within 12 %.
+# Gradients that a layer's backward pass has at once, and what fla's kernels compute again, as a share of what the layer
+# kept for it, which is freed on the way. From the three stages of training_speed.json.
+BACKWARD_WORK = 0.45
+# Layers that are not compiled keep the result of every operation: norms in float32, a shifted copy for each lag of the
+# convolution, every step of the decay; with the recurrence in plain torch, its products at every level too. Rough:
+# what autograd saved of single layers, counted on a CPU (1.6 to 1.9; 2.5 to 3.5; attention layers 1.3).
+EAGER_ATTENTION, EAGER_MIXER, EAGER_CHUNKED_MIXER = 1.3, 1.9, 3.5
+# Tensors [CHUNK, vocabulary] at once in the loss: the last chunk's logits are still there when the next are made. Not
+# fused, log-probabilities, probabilities, slopes and gradient in float32 as well.
+LOGITS, EAGER_LOGITS = {"teacher": 1, "student": 2}, 8
+
+
+class Parameters(NamedTuple):
+    """Counts of parameters; decay gates stay in float32 whatever the arithmetic's dtype."""
+
+    teacher: int
+    student: int
+    student_gates: int
+    trained: int
+    trained_gates: int
+
+
+class Disk(NamedTuple):
+    """Bytes that a stage writes."""
+
+    data_set: int
+    checkpoints: int  # KEEP and the one being written; gone when the stage is done
+    student: int  # what trained is saved in float32
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a stage costs.
+
+    Attributes:
+        parts: bytes of each part of the memory; the last three pass, and are not all there at once.
+        moments: bytes of all that is alive at each moment; see the module.
+        needed: bytes that the device must have.
+        flops_per_token: operations of teacher and student, forward and backward, nothing computed twice.
+    """
+
+    tokens: int
+    steps: int
+    parts: Mapping[str, int]
+    moments: Mapping[str, int]
+    needed: int
+    disk: Disk
+    flops_per_token: float
+
+    @property
+    def total(self) -> int:
+        """Bytes alive at the peak."""
+        return max(self.moments.values())
+
+    @property
+    def counted(self) -> int:
+        """What torch.cuda.max_memory_allocated counts of a stage that is replayed as graphs.
+
+        It does not count replays. The warm-ups before them are the same, but AdamW has no state yet.
+        """
+        return max(self.moments["the optimizer's step"], self.total - self.parts["optimizer state"])
+
+    @property
+    def peak(self) -> str:
+        """The moment of the peak."""
+        return max(self.moments, key=self.moments.get)
+
+    def to_dict(self) -> dict:
+        memory = {"parts": dict(self.parts), "moments": dict(self.moments), "total": self.total, "device": self.needed}
+        return {
+            "tokens": self.tokens,
+            "steps": self.steps,
+            "memory_bytes": memory,
+            "disk_bytes": self.disk._asdict(),
+            "flops_per_token": self.flops_per_token,
+        }
+
+
+class Planner:
+    """Prices stages of one pair of teacher and student, in one process."""
+
+    def __init__(self, teacher: PreTrainedConfig, student: GendistillConfig, arithmetic: Arithmetic):
+        self.config, self.arithmetic = student, arithmetic
+        self.size = arithmetic.dtype.itemsize
+        with torch.device("meta"), no_init_weights():
+            self.teacher = AutoModelForCausalLM.from_config(teacher)
+            self.student = GendistillForCausalLM._from_config(student)
+        self.teacher.tie_weights()
+        self.student.tie_weights()
+        self.graphs = arithmetic.fused and can_capture(self.student)
+
+    def price(self, stage: Stage) -> Price:
+        """Raises UserError if a role of the stage has no parameters in this student."""
+        parameters = self.parameters(stage)
+        trained, rounded = parameters.trained, self.arithmetic.dtype != torch.float32
+        parts = self._held(stage, parameters)
+        held = sum(parts.values())
+        kept, layer = (round(x * stage.micro_batch * stage.sequence_length) for x in self._activations(stage))
+        # A layer at a time: what it keeps comes on top of what is kept of all.
+        alone = layer if stage.gradient_checkpointing or stage.compares != "end_to_end" else 0
+        work, loss = round(layer * BACKWARD_WORK), self._loss(stage)
+        micro_gradients = (trained - parameters.trained_gates) * self.size if rounded else 0
+        parts["gradients"] += micro_gradients
+        parts |= {"activations": kept + alone, "loss": loss, "backward pass": work}
+
+        step = STEP_COPIES * trained
+        # Gradients of the weights come as activations go, so the two are never there in full together.
+        backward = max(kept + alone + work, micro_gradients + layer + work)
+        moments = {
+            "setting up": parameters.teacher * self.size + FLOAT32 * (parameters.student + rounded * trained),
+            "the loss": held + kept + loss,
+            "the backward pass": held + backward,
+            "the optimizer's step": held + step,
+        }
+        needed = max(moments.values())
+        if self.graphs:  # their memory stays reserved during the optimizer's step
+            needed = max(needed, held + max(kept + loss, backward) + step)
+        if self.arithmetic.device == "cuda":
+            needed += CUDA_CONTEXT
+        return Price(
+            tokens=stage.whole_tokens,
+            steps=stage.steps,
+            parts=parts,
+            moments=moments,
+            needed=needed,
+            disk=self._disk(stage, parameters),
+            flops_per_token=self._flops(stage),
+        )
+
+    def parameters(self, stage: Stage) -> Parameters:
+        """Raises UserError if a role of the stage has no parameters in this student."""
+        set_trainable(self.student, stage.train)
+        student = gates = trained = trained_gates = 0
+        for name, parameter in self.student.named_parameters():
+            size, trains, gate = parameter.numel(), parameter.requires_grad, name.endswith(DECAY_GATE)
+            student, trained = student + size, trained + size * trains
+            gates, trained_gates = gates + size * gate, trained_gates + size * gate * trains
+        teacher = sum(parameter.numel() for parameter in self.teacher.parameters())
+        return Parameters(teacher, student, gates, trained, trained_gates)
+
+    def _held(self, stage: Stage, parameters: Parameters) -> dict[str, int]:
+        """Bytes of what is there from the first step to the last. The teacher is, since a run evaluates it."""
+        # Where nothing is rounded a parameter is its own master.
+        masters = 0 if self.arithmetic.dtype == torch.float32 else parameters.trained - parameters.trained_gates
+        return {
+            "teacher weights": parameters.teacher * self.size,
+            "student weights": self._weights(parameters),
+            "float32 masters": masters * FLOAT32,
+            "optimizer state": parameters.trained * ADAM_STATE[stage.optimizer],
+            "gradients": parameters.trained * FLOAT32,  # summed over micro-batches
+        }
+
+    def _weights(self, parameters: Parameters) -> int:
+        return (parameters.student - parameters.student_gates) * self.size + parameters.student_gates * FLOAT32
+
+    def _activations(self, stage: Stage) -> tuple[float, float]:
+        """Bytes a token: what the forward pass keeps for the backward pass, and what the largest layer alone keeps."""
+        config = self.config
+        layers = [self._layer(mixer, stage.compares) for mixer in config.mixers]
+        hidden = config.hidden_size
+        if stage.compares != "end_to_end":
+            # Beside the student's layer is the teacher's: it keeps nothing, and at most an MLP's tensors are alive.
+            teacher = (2 * hidden + 3 * config.intermediate_size) * self.size
+            aligned = max(layer for layer, mixer in zip(layers, config.mixers, strict=True) if mixer is not None)
+            compared = 2 * hidden * self.size if self.arithmetic.fused else len(DISTANCE) * hidden * FLOAT32
+            return 0.0, aligned + teacher + compared
+        if stage.gradient_checkpointing:
+            return len(layers) * hidden * self.size, max(layers)
+        return sum(layers), max(layers)
+
+    def _layer(self, mixer: str | None, compares: str) -> float:
+        """Bytes a token that one layer keeps for its backward pass."""
+        config, arithmetic = self.config, self.arithmetic
+        if mixer is None:
+            kept = sum(attention_keeps(config, self.size).values())
+            factor = EAGER_ATTENTION
+        else:
+            kept = sum(mixer_keeps(config, mixer, self.size, arithmetic.kernels).values())
+            factor = EAGER_MIXER if arithmetic.kernels else EAGER_CHUNKED_MIXER
+        if compares != "mixer":
+            kept += sum(mlp_keeps(config, self.size).values())
+        return kept if arithmetic.compiled else kept * factor
+
+    def _loss(self, stage: Stage) -> int:
+        """Bytes of the loss: chunks of logits, the head's gradient, hidden states of all tokens."""
+        if stage.compares != "end_to_end":
+            return 0  # counted with the layer
+        config, size = self.config, self.size
+        tokens = stage.micro_batch * stage.sequence_length
+        states = 3 if stage.needs_teacher else 2  # teacher's, student's and their gradient
+        loss = states * tokens * config.hidden_size * size
+        compared = [term for term in stage.terms if term.startswith("hidden")]
+        if compared:
+            layers = sum(mixer is not None for mixer in config.mixers)
+            per_state = 2 * size + len(compared) * len(DISTANCE) * FLOAT32
+            loss += layers * tokens * config.hidden_size * per_state
+        if len(compared) < len(stage.terms):
+            chunk = min(CHUNK, tokens) * config.vocab_size
+            copies = LOGITS["student"] + LOGITS["teacher"] * stage.needs_teacher
+            loss += chunk * copies * size
+            if not self.arithmetic.fused:
+                loss += chunk * EAGER_LOGITS * FLOAT32
+            if self.student.lm_head.weight.requires_grad:  # summed in float32, then rounded
+                loss += config.vocab_size * config.hidden_size * (FLOAT32 + size)
+        return loss
+
+    def _disk(self, stage: Stage, parameters: Parameters) -> Disk:
+        rows = stage.steps * stage.sequences_per_step
+        frozen = parameters.student - parameters.trained
+        gates = parameters.student_gates - parameters.trained_gates
+        return Disk(
+            data_set=rows * stage.sequence_length * ROW_BYTES,
+            checkpoints=(KEEP + 1) * parameters.trained * (FLOAT32 + ADAM_STATE[stage.optimizer]),
+            student=parameters.trained * FLOAT32 + (frozen - gates) * self.size + gates * FLOAT32,
+        )
+
+    def whole_disk(self, recipe: Recipe) -> int:
+        """Bytes of a whole run: every student and data set, and the checkpoints of the stage that has the most."""
+        prices = {name: self.price(stage) for name, stage in recipe.stages.items()}
+        made = {}  # a data set that two stages share is there once
+        for name, stage in recipe.stages.items():
+            made[stage.data, stage.sequence_length, prices[name].tokens, stage.loss_on] = prices[name].disk.data_set
+        converted = self._weights(self.parameters(next(iter(recipe.stages.values()))))
+        students = converted + sum(price.disk.student for price in prices.values())
+        measured = recipe.conversion.tokens * ROW_BYTES
+        return measured + sum(made.values()) + students + max(price.disk.checkpoints for price in prices.values())
+
+    def _flops(self, stage: Stage) -> float:
+        """Operations a token, every token a loss target; parameters as `parameters` left them.
+
+        A product with n weights takes 2n forward, 2n for the gradient of its input and, if it trains, 2n for its own.
+        """
+        config, length = self.config, stage.sequence_length
+        queries, head = config.num_attention_heads * config.head_dim, config.head_dim
+        attention = 2 * length * queries  # q k^T and p v over half of the tokens on average
+        teacher_layers = sum(weights_of_products(self.teacher.model.layers)) * 2 + len(config.mixers) * attention
+        student = 0.0
+        for layer, mixer in zip(self.student.model.layers, config.mixers, strict=True):
+            if stage.compares != "end_to_end" and mixer is None:
+                continue
+            unit = layer.linear_attn if stage.compares == "mixer" else layer
+            student += 4 * sum(weights_of_products([unit])) + 2 * sum(weights_of_products([unit], trained=True))
+            mixing = attention
+            if mixer is not None:  # three products with the state, and those inside a chunk, half of them empty
+                mixing = queries * (6 * head + (4 if MIXERS[mixer].delta_rule else 2) * RECURRENCE_CHUNK)
+            student += 3 * mixing
+        teacher = teacher_layers if stage.needs_teacher else 0
+        if stage.compares == "end_to_end" and any(not term.startswith("hidden") for term in stage.terms):
+            head_weights = config.vocab_size * config.hidden_size
+            student += head_weights * (6 if self.student.lm_head.weight.requires_grad else 4)
+            teacher += 2 * head_weights if stage.needs_teacher else 0
+        return float(teacher + student)
+
+
+DISTANCE = ("student's output", "teacher's output", "their difference")  # in float32, what plain distances keep

@@ -1,0 +1,41 @@
+"""Why a stage cannot run on a device, and what to change about it."""
+
+from gendistill.plan.price import GIB, Planner
+from gendistill.recipe.stage import Stage
+
+
+def cheaper(stage: Stage) -> dict[str, Stage]:
+    """What can be changed about a stage that does not fit, by what to write in the recipe."""
+    options = {}
+    smaller = stage.micro_batch
+    while smaller > 1:
+        smaller //= 2
+        options[f"micro_batch: {smaller}"] = {"micro_batch": smaller}
+    if not stage.gradient_checkpointing and stage.compares == "end_to_end":
+        options["gradient_checkpointing: true"] = {"gradient_checkpointing": True}
+    if stage.optimizer != "adamw_8bit":
+        options["optimizer: adamw_8bit"] = {"optimizer": "adamw_8bit"}
+    return {text: stage.model_copy(update=change) for text, change in options.items()}
+
+
+def refusal(name: str, stage: Stage, planner: Planner, device: str, memory: int) -> str | None:
+    """Why a stage cannot run on a device with `memory` bytes, and what to change; None if it can."""
+    price = planner.price(stage)
+    if price.needed <= memory:
+        return None
+    parts = ", ".join(f"{part} {gib(size)}" for part, size in price.parts.items() if size >= GIB // 100)
+    prices = {text: planner.price(other).needed for text, other in cheaper(stage).items()}
+    # Of ever smaller micro-batches the largest that fits, or the smallest there is.
+    sizes = [text for text in prices if text.startswith("micro_batch")]
+    best = next((text for text in sizes if prices[text] <= memory), sizes[-1] if sizes else None)
+    changes = [f"{text} (needs {gib(need)})" for text, need in prices.items() if text == best or text not in sizes]
+    return (
+        f"stages.{name} cannot fit: it needs {gib(price.needed)} GiB, and {device} has {gib(memory)}. "
+        f"In GiB: {parts}; the peak is {price.peak}. Change in stages.{name}: {', '.join(changes) or 'sequence_length'}"
+    )
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB."""
+    digits = 0 if size >= 100 * GIB else 2 if size >= GIB else 3
+    return f"{size / GIB:,.{digits}f}"

@@ -1,0 +1,117 @@
+"""Where data comes from: sources, and what a teacher is asked to write."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    PositiveInt,
+    model_validator,
+)
+
+from gendistill.recipe.fields import Positive, Settings, check_one_of
+
+
+class Source(Settings):
+    """One place records come from: local files, data shipped in the package, a hub data set, or a teacher's answers.
+
+    Plain text is taken from the field `text`. A conversation is taken from `messages` (a list of role/content
+    mappings) or from the two fields `prompt` and `completion`. In a mixture each source gives tokens by its weight.
+    """
+
+    path: str | None = Field(
+        None, description="local .txt, .jsonl, .jsonl.gz or .parquet file, a folder or pattern of them, 'embedded:NAME'"
+    )
+    hub: str | None = Field(None, description="data set id on the Hugging Face hub, e.g. 'openai/gsm8k'")
+    synthesis: str | None = Field(None, description="what the teacher wrote: name of a set in the synthesis section")
+    subset: str | None = Field(None, description="configuration name of the hub data set")
+    split: str | None = Field(None, description="split of the hub data set (train if absent) or of a folder")
+    text: str = Field("text", description="field with plain text")
+    messages: str | None = Field(None, description="field with a list of {role, content}")
+    prompt: str | None = Field(None, description="field with the user's turn")
+    completion: str | None = Field(None, description="field with the assistant's turn")
+    weight: Positive = Field(1.0, description="share of the mixture's tokens, beside the other sources' weights")
+    epochs: PositiveInt = Field(1, description="passes over the records at most; a source that runs dry is an error")
+    skip_malformed: Annotated[int, Field(ge=0)] = Field(
+        100, description="records that may be skipped as unreadable, but not the first: one more is an error"
+    )
+
+    @property
+    def is_chat(self) -> bool:
+        return self.messages is not None or self.prompt is not None
+
+    @property
+    def label(self) -> str:
+        return self.path or (f"hub:{self.hub}" if self.hub else f"synthesis:{self.synthesis}")
+
+    @model_validator(mode="after")
+    def check(self):
+        check_one_of(self, "path", "hub", "synthesis")
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("'prompt' and 'completion' go together")
+        if self.prompt is not None and self.messages is not None:
+            raise ValueError("give either 'messages' or 'prompt' and 'completion'")
+        return self
+
+
+class Prompts(Settings):
+    """What a teacher is asked, and what is known of the right reply.
+
+    instruction: `prompt`, with `input` below it; `completion` is a reply somebody else wrote, kept as the reference.
+    multiple_choice, short_answer, last_number: fields as in a `Task`; multiple_choice is asked under all rotations of
+        its options.
+    code: `prompt` asks for Python, and `tests` is a program that is run after it.
+    continuation: the first `prompt_tokens` tokens of `text`, without a chat template.
+    """
+
+    kind: Literal["instruction", "multiple_choice", "short_answer", "last_number", "code", "continuation"]
+    path: str | None = Field(None, description="as in a data source")
+    hub: str | None = None
+    subset: str | None = None
+    split: str | None = None
+    prompt: str = "prompt"
+    input: str | None = None
+    completion: str | None = None
+    question: str = "question"
+    choices: str = "choices"
+    answer: str = "answer"
+    tests: str = "tests"
+    text: str = "text"
+    prompt_tokens: PositiveInt = 64
+    records: PositiveInt | None = Field(None, description="how many, drawn by the recipe's seed; all if absent")
+
+    @model_validator(mode="after")
+    def check(self):
+        check_one_of(self, "path", "hub")
+        return self
+
+    @property
+    def source(self) -> Source:
+        return Source(path=self.path, hub=self.hub, subset=self.subset, split=self.split)
+
+
+class Synthesis(Settings):
+    """A set of records that the teacher writes: its replies to prompts, those that pass the checks."""
+
+    prompts: Annotated[list[Prompts], Field(min_length=1)]
+    samples: PositiveInt = Field(1, description="replies to each prompt")
+    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0 takes the likeliest token each time")
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: PositiveInt = Field(256, description="a reply that has not ended by then is rejected")
+    min_new_tokens: PositiveInt = Field(1, description="a reply of fewer tokens, its end not counted, is rejected")
+    batch_size: PositiveInt = 64
+    known_answer: bool = Field(True, description="reject replies that do not reach the known answer")
+    margin: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="least lead, in nats, of the chosen letter over the next, under every rotation"
+    )
+    overlap: Annotated[int, Field(ge=6)] = Field(
+        13, description="reject what shares as many words in sequence with an evaluation item"
+    )
+
+    @model_validator(mode="after")
+    def check(self):
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples > 1 needs a temperature above 0: greedy replies are all the same")
+        kinds = {prompts.kind for prompts in self.prompts}
+        if "continuation" in kinds and len(kinds) > 1:
+            raise ValueError("continuations are plain text, the other kinds conversations: make them sets of their own")
+        return self

@@ -1,0 +1,139 @@
+"""One stage of the distillation."""
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import (
+    Field,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+
+from gendistill.names import DIVERGENCES, Objective, Pass, Role
+from gendistill.recipe.fields import MAPPING, ONE, Fraction, Positive, Settings, one_or_mapping
+
+Objectives = Annotated[
+    Annotated[Objective, Tag(ONE)] | Annotated[dict[Objective, Positive], Field(min_length=1), Tag(MAPPING)],
+    one_or_mapping,
+]
+LearningRates = Annotated[Annotated[Positive, Tag(ONE)] | Annotated[dict[Role, Positive], Tag(MAPPING)], one_or_mapping]
+
+
+class Schedule(Settings):
+    """Learning rate over a stage, as a share of the peak: linear warm-up, a plateau, then a fall to `final`.
+
+    `shape: cosine` falls from the end of the warm-up; `shape: wsd` (warm-up, stable, decay) falls linearly over the
+    last `decay` share of the steps.
+    """
+
+    shape: Literal["wsd", "cosine"] = "wsd"
+    warmup: Fraction = 0.1
+    decay: Fraction = 0.1
+    final: Fraction = 0.02
+
+    @model_validator(mode="after")
+    def check(self):
+        if self.shape == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError("warmup + decay may not exceed 1")
+        return self
+
+
+class Stage(Settings):
+    """One stage of the distillation: an objective, what trains, on which data, for how long."""
+
+    objective: Objectives = Field(
+        description="what is minimised; several with their weights as {forward_kl: 1, cross_entropy: 0.01}"
+    )
+    temperature: Positive = Field(1.0, description="divides the logits of the divergences, which grow by its square")
+    loss_on: Literal["all", "completion"] = "all"
+    train: list[Role]
+    data: str = Field(description="name of a mixture in the recipe's data section")
+    tokens: PositiveInt = Field(description="token budget of the stage, rounded up to whole steps")
+    sequence_length: Annotated[int, Field(ge=2)]
+    sequences_per_step: PositiveInt
+    micro_batch: PositiveInt = Field(description="sequences in memory at once; changes nothing but memory and speed")
+    learning_rate: LearningRates = Field(description="peak; for all roles or role by role")
+    schedule: Schedule = Schedule()
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    gradient_clip: Positive = 1.0
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="adamw_8bit keeps its state in 8 bits, by torchao; master weights stay float32"
+    )
+    gradient_checkpointing: bool = False
+    checkpoint_every: PositiveInt = Field(100, description="steps between checkpoints")
+    expected_loss: tuple[float, float] | None = Field(
+        None, description="a step whose loss lies outside this range stops the run"
+    )
+
+    @property
+    def terms(self) -> dict[Objective, float]:
+        """The objective's terms and their weights."""
+        return self.objective if isinstance(self.objective, dict) else {self.objective: 1.0}
+
+    @property
+    def compares(self) -> Pass:
+        """The pass over the data that the objective needs."""
+        return _pass_of(next(iter(self.terms)))
+
+    @property
+    def needs_teacher(self) -> bool:
+        return set(self.terms) != {"cross_entropy"}
+
+    @property
+    def steps(self) -> int:
+        return -(-self.tokens // (self.sequence_length * self.sequences_per_step))
+
+    @property
+    def whole_tokens(self) -> int:
+        """The budget rounded up to whole steps."""
+        return self.steps * self.sequences_per_step * self.sequence_length
+
+    def peak_learning_rate(self, role: Role) -> float:
+        """The peak learning rate of a role that trains; `mixer` stands for all four mixer roles."""
+        if not isinstance(self.learning_rate, dict):
+            return self.learning_rate
+        return self.learning_rate.get(role) or self.learning_rate["mixer"]
+
+    @model_validator(mode="after")
+    def check(self):
+        if not self.train:
+            raise ValueError(f"train names no role, so nothing would train; name some of {', '.join(get_args(Role))}")
+        if len({_pass_of(term) for term in self.terms}) > 1:
+            raise ValueError(
+                f"objective mixes {', '.join(self.terms)}: mixer_*, block_* and end-to-end terms need different "
+                "passes; make them stages of their own"
+            )
+        if self.temperature != 1 and not set(self.terms) & set(DIVERGENCES):
+            raise ValueError(f"temperature changes {', '.join(DIVERGENCES)} only, and the objective has none of them")
+        if self.compares != "end_to_end":
+            if self.loss_on != "all":
+                raise ValueError(f"objective {self.objective} compares layers, so loss_on must be 'all'")
+            if outside := [role for role in self.train if not role.startswith("mixer")]:
+                raise ValueError(f"objective {self.objective} trains mixers only, not {', '.join(outside)}")
+        if "head" in self.train and all(term.startswith("hidden") for term in self.terms):
+            raise ValueError("objective compares hidden states, which the head has no part in; take head out of train")
+        if self.micro_batch > self.sequences_per_step:
+            raise ValueError(f"micro_batch {self.micro_batch} exceeds sequences_per_step {self.sequences_per_step}")
+        if isinstance(self.learning_rate, dict):
+            self._check_learning_rates(self.learning_rate)
+        if self.expected_loss is not None and not self.expected_loss[0] < self.expected_loss[1]:
+            raise ValueError(f"expected_loss is [lowest, highest], not {list(self.expected_loss)}")
+        return self
+
+    def _check_learning_rates(self, rates: dict[Role, float]) -> None:
+        def covers(role: Role, roles) -> bool:
+            return role in roles or (role.startswith("mixer_") and "mixer" in roles)
+
+        mixer_roles = [role for role in get_args(Role) if role.startswith("mixer_")]
+        trained = {part for role in self.train for part in (mixer_roles if role == "mixer" else [role])}
+        if missing := sorted(role for role in trained if not covers(role, rates)):
+            raise ValueError(f"learning_rate says nothing of {', '.join(missing)}, which train; give each role a rate")
+        if idle := sorted(
+            role for role in rates if role not in trained and not (role == "mixer" and trained & set(mixer_roles))
+        ):
+            raise ValueError(f"learning_rate names {', '.join(idle)}, not under train; add them there or take them out")
+
+
+def _pass_of(term: Objective) -> Pass:
+    place = term.split("_")[0]
+    return place if place in ("mixer", "block") else "end_to_end"

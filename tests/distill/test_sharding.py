@@ -1,0 +1,173 @@
+"""Many processes are one: same losses, gradients and weights; and what breaks one of them breaks no run.
+
+One process here, and two that torchrun starts, run the stages of cases.py.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cases
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from cli_tools import environment
+from gendistill.distill.checkpoint import checkpoints
+from gendistill.models.conversion import weights_sha256
+
+EXACT = [name for name, case in cases.CASES.items() if case.dtype == torch.float32]
+DECAY_GATE = ("A_log", "dt_bias")
+
+
+def metrics(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "weights.pt")
+
+
+def assert_equal(found: Path, expected: Path) -> None:
+    assert metrics(found) == metrics(expected)
+    torch.testing.assert_close(weights(found), weights(expected), rtol=0, atol=0)
+
+
+def assert_same_trajectory(found: Path, expected: Path) -> None:
+    """Losses to 1e-5; later gradients and updates to what Adam makes of rounding in the steps before."""
+    for a, b in zip(metrics(expected), metrics(found), strict=True):
+        for key in ("step", "tokens", "loss_tokens", "learning_rate"):
+            assert b[key] == a[key]
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5), a["step"]
+        assert b["terms"] == pytest.approx(a["terms"], rel=1e-5), a["step"]
+        assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-5 if a["step"] == 1 else 1e-3), a["step"]
+        assert b["update_ratio"] == pytest.approx(a["update_ratio"], rel=1e-3), a["step"]
+    torch.testing.assert_close(weights(found), weights(expected), rtol=0, atol=5e-6)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """Folder of one process."""
+    root = tmp_path_factory.mktemp("one")
+    cases.write_rows(root)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more would get in each other's way
+    for name in cases.CASES:
+        cases.run_case(name, root)
+    yield root
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def ended(one, tmp_path_factory):
+    """Folder of two processes, what they said, and when all was over; one was killed twice, and revived once."""
+    root = tmp_path_factory.mktemp("two")
+    cases.write_rows(root)
+    (root / "tiny.yaml").write_text(yaml.safe_dump(cases.SHORT_RECIPE, sort_keys=False))
+    cases.run_and_stop(root, "one, then two")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+        + [cases.__file__, str(root)],
+        capture_output=True,
+        text=True,
+        env=environment() | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        timeout=300,
+        check=False,
+    )
+    assert (root / "died").exists(), done.stdout + done.stderr
+    return root, done, time.time()
+
+
+@pytest.fixture(scope="module")
+def two(ended):
+    return ended[0]
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_two_processes_train_as_one(one, two, case):
+    assert len(metrics(two / case)) == cases.CASES[case].steps
+    assert_same_trajectory(two / case, one / case)
+
+
+def test_two_processes_round_as_one(one, two):
+    for a, b in zip(metrics(one / "bfloat16"), metrics(two / "bfloat16"), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-2)
+        assert b["update_ratio"] == pytest.approx(a["update_ratio"], rel=2e-2)
+    seen = json.loads((two / "bfloat16" / "seen.json").read_text())
+    assert seen == {name: f"torch.{'float32' if name in DECAY_GATE else 'bfloat16'}" for name in seen}
+
+
+@pytest.mark.parametrize("case", ["hidden states, tied embedding", "data only, head of its own", "bfloat16"])
+def test_the_gathered_student_is_a_folder_for_transformers(two, case):
+    folder = two / case / "student"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    stored, expected = load_file(folder / "model.safetensors"), weights(two / case)
+    torch.testing.assert_close(stored, expected, rtol=0, atol=0)
+    gates = [name for name in stored if name.endswith(DECAY_GATE)]
+    assert gates and all(stored[name].dtype == torch.float32 for name in gates)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, stored[name].to(parameter.dtype)), name
+
+
+def test_a_worker_killed_in_an_accumulation_leaves_no_trace(ended, two):
+    assert "exitcode: -9" in ended[1].stderr
+    assert_equal(two / "killed", two / "short")
+
+
+def test_two_processes_go_on_where_one_stopped(one, two):
+    assert_same_trajectory(two / "one, then two", one / "short")
+
+
+def test_one_process_goes_on_where_two_stopped(one, two):
+    assert len(metrics(two / "two, then one")) < 12
+    cases.run_case("short", two, "two, then one")
+    assert_same_trajectory(two / "two, then one", one / "short")
+
+
+def test_a_disk_full_for_one_process_is_one_clear_error_and_loses_nothing(one, two):
+    said = [json.loads((two / f"errors-{rank}.json").read_text())["disk"] for rank in (0, 1)]
+    assert said[0] == said[1]
+    assert "step-00000006: the checkpoint could not be written (OSError: [Errno 27] File too large). Free" in said[0]
+    folder = two / "full" / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step-00000003"]
+    cases.run_case("short", two, "full")
+    assert_same_trajectory(two / "full", one / "short")
+    assert len(checkpoints(folder)) == 2
+
+
+def test_8_bit_state_is_refused_in_two_processes(two):
+    for rank in (0, 1):
+        said = json.loads((two / f"errors-{rank}.json").read_text())["optimizer"]
+        assert "adamw_8bit runs in one process only; take adamw" in said
+
+
+def test_a_whole_run_ends_with_its_summary_and_says_everything_once(ended, two):
+    output, run = ended[1].stdout, two / "run"
+    said = ["tiny: embedded on cpu, float32", "teacher and student, percent", "summary: "]
+    said += [f"{stage}: {what}" for stage in cases.STAGES for what in ("what trains", "loss")]
+    assert {text: output.count(text) for text in said} == dict.fromkeys(said, 1), output
+    assert "2-instruction_distillation" in (run / "summary.md").read_text()
+    for number, stage in enumerate(cases.STAGES, 1):
+        student = run / f"{number}-{stage}" / "student"
+        conversion_report = json.loads((student / "conversion_report.json").read_text())
+        assert conversion_report["weights_sha256"] == weights_sha256(student)
+        assert len(metrics(student.parent)) == 2
+        assert not (student.parent / "checkpoints").exists()
+
+
+def test_a_death_without_restarts_left_ends_the_run(ended, two):
+    _, done, end = ended
+    assert done.returncode != 0
+    assert "Root Cause" in done.stderr and "Signal 9 (SIGKILL)" in done.stderr
+    assert end - float((two / "died").read_text()) < 20
+
+
+def test_an_error_of_all_processes_is_said_once(ended):
+    said = ended[1].stderr
+    assert said.count("gendistill: ") == 1, said
+    assert "gendistill: stages.qk_alignment: sequences_per_step 3 cannot be dealt out to 2 processes; start" in said

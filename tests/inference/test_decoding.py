@@ -1,0 +1,164 @@
+"""Continuing prompts by our own loop: what transformers' generate() says, whatever company and beginning they share."""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from gendistill.errors import UserError
+from gendistill.evaluate.items import load_items
+from gendistill.evaluate.ranking import render_prompts
+from gendistill.inference import decoding
+from gendistill.inference.decoding import Prefix, Sampling, can_decode, decode, extend, prefill
+from gendistill.inference.generation import end_ids, generate
+from gendistill.models.loading import load_model, load_tokenizer
+from gendistill.recipe.evaluation import Task
+from small_models import VARIANTS, make_student, make_teacher
+
+ENDS = [1]
+SHARED = [7, 3, 9, 4] * 10
+
+
+NAMES = [name for name in VARIANTS if not (name.startswith("qwen2") and name.endswith("mixed"))]
+
+
+def models():
+    yield from (pytest.param(make_teacher, name, id=f"teacher-{name}") for name in ("qwen3", "qwen2", "llama"))
+    yield from (pytest.param(lambda name: make_student(**VARIANTS[name]), name, id=name) for name in NAMES)
+
+
+every_model = pytest.mark.parametrize("make, name", list(models()))
+
+
+def prompts_of(*lengths, shared=()):
+    draw = torch.Generator().manual_seed(0)
+    return [[*shared, *torch.randint(2, 97, (length,), generator=draw).tolist()] for length in lengths]
+
+
+def generated(model, prompt, steps):
+    settings = GenerationConfig(do_sample=False, max_new_tokens=steps, eos_token_id=ENDS, pad_token_id=0)
+    model.generation_config = settings
+    return model.generate(torch.tensor([prompt]))[0, len(prompt) :].tolist()
+
+
+def replies(model, prompts, steps=12, **how):
+    return decode(model, prompts, steps, ends=ENDS, pad=0, **how)
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.inference_mode():
+        yield
+
+
+@every_model
+def test_replies_are_those_of_generate_behind_a_shared_beginning_too(make, name):
+    model = make(name).double()
+    assert can_decode(model)
+    prompts = prompts_of(5, 1, 9, 2, 30, shared=SHARED)
+    expected = [generated(model, prompt, 12) for prompt in prompts]
+    prefix = Prefix.of(model, prompts)
+    assert prefix.length == len(SHARED)
+    for _ in range(2):  # the prefix is as good the second time
+        assert replies(model, prompts, prefix=prefix) == expected
+    assert replies(model, prompts) == expected
+    assert [replies(model, [prompt])[0] for prompt in prompts] == expected
+    assert name == "llama" or len(set(map(tuple, expected))) > 2  # that random teacher says one token for ever
+
+
+def test_rows_that_end_leave_the_batch_and_change_nothing(monkeypatch):
+    model = make_student("qwen2", keep=(1,), mixer="kda").double()
+    prompts = prompts_of(*range(3, 19))
+    unended = decode(model, prompts, 24, ends=[-1], pad=0)
+    said = [token for ids in unended for token in ids]
+    ends = sorted(set(said), key=said.count)[len(set(said)) // 2 :][:4]  # said now and then
+    rows = []
+    kept = decoding._Batch.keep
+    monkeypatch.setattr(decoding._Batch, "keep", lambda batch, places: (rows.append(len(places)), kept(batch, places)))
+    got = decode(model, prompts, 24, ends=ends, pad=0)
+    for ids, whole in zip(got, unended, strict=True):
+        length = next((at for at, token in enumerate(whole) if token in ends), len(whole) - 1) + 1
+        assert ids == whole[:length]
+    assert rows and rows == sorted(rows, reverse=True)
+
+
+@every_model
+def test_reading_on_is_one_pass(make, name):
+    """Candidates of unequal length behind prompts of unequal length, several to a prompt."""
+    model = make(name).double()
+    prompts = prompts_of(4, 1, 11, shared=SHARED)
+    rows, ids = [2, 0, 0, 1], prompts_of(3, 1, 6, 2)
+    read = prefill(model, prompts, 0, Prefix.of(model, prompts), keep_cache=True)
+    got = extend(model, read, rows, ids)
+    again = extend(model, read, rows[::-1], ids[::-1])
+    for place, (row, tokens) in enumerate(zip(rows, ids, strict=True)):
+        whole = model(torch.tensor([prompts[row] + tokens]), use_cache=False).logits[0]
+        for logits in (got[place], again[len(rows) - 1 - place]):
+            torch.testing.assert_close(logits[: len(tokens)], whole[-len(tokens) :], rtol=0, atol=1e-4)
+        torch.testing.assert_close(read.logits[row], whole[-len(tokens) - 1], rtol=0, atol=1e-4)
+
+
+def test_a_sample_depends_on_its_key_and_not_on_its_company():
+    model = make_teacher("qwen3").double()
+    prompts = prompts_of(4, 9, 4, 2)
+    keys = ["a", "b", "c", "d"]
+    together = replies(model, prompts, sampling=Sampling(1.0, 0.9, keys))
+    alone = [
+        replies(model, [prompt], sampling=Sampling(1.0, 0.9, [key]))[0]
+        for prompt, key in zip(prompts, keys, strict=True)
+    ]
+    assert alone == together
+    assert replies(model, prompts, sampling=Sampling(1.0, 0.9, [*"bcde"])) != together
+    likeliest = replies(model, prompts, sampling=Sampling(1.0, 1e-6, keys))
+    assert likeliest == replies(model, prompts)
+
+
+def test_samples_follow_the_probabilities_of_the_likeliest():
+    logits = torch.tensor([[2.0, 0.0, 1.0, -1.0]]).expand(4000, -1) * 0.7
+    keys = [str(row) for row in range(4000)]
+    sampling = Sampling(0.7, 0.9, keys)
+    drawn = decoding._draw(logits, decoding._draws(keys, 1), sampling)
+    shares = torch.bincount(drawn, minlength=4) / 4000
+    expected = torch.tensor([2.0, 0.0, 1.0]).softmax(-1)  # the fourth is not needed for 90 %
+    torch.testing.assert_close(shares, torch.tensor([*expected, 0.0]), rtol=0, atol=0.03)
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch, tokenizer, model):
+    prompts = prompts_of(*range(3, 14))
+    expected = generate(model, tokenizer, prompts, 6, 1)
+    whole = decoding.prefill
+    sizes = []
+
+    def scarce(model, prompts, *rest):
+        sizes.append(len(prompts))
+        if len(prompts) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(model, prompts, *rest)
+
+    monkeypatch.setattr(decoding, "prefill", scarce)
+    assert generate(model, tokenizer, prompts, 6, 11) == expected
+    assert sizes[:4] == [11, 5, 2, 2]
+    monkeypatch.setattr(decoding, "prefill", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    with pytest.raises(UserError, match="single prompt of 13 tokens"):
+        generate(model, tokenizer, prompts, 6, 4)
+
+
+def test_200_replies_of_the_embedded_teacher_are_those_of_generate():
+    """Sums with their working and letters, asked together; by transformers those of one length."""
+    model = load_model("embedded", torch.float32, torch.device("cpu"))
+    tokenizer = load_tokenizer("embedded", model.config.vocab_size)
+    prompts = []
+    for kind, source in (("multiple_choice", "choice"), ("last_number", "arithmetic")):
+        task = Task(kind=kind, path=f"embedded:{source}", items=100)
+        prompts += render_prompts(tokenizer, load_items(source, task, seed=0))
+    replies = generate(model, tokenizer, prompts, 40)
+    ends = end_ids(model, tokenizer)
+    model.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=40, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+    )
+    lengths = {len(prompt) for prompt in prompts}
+    for length in lengths:  # those of one length together, so that nothing is padded
+        places = [place for place, prompt in enumerate(prompts) if len(prompt) == length]
+        ids = model.generate(torch.tensor([prompts[place] for place in places]))[:, length:].tolist()
+        for place, said in zip(places, ids, strict=True):
+            until = next((at for at, token in enumerate(said) if token in ends), len(said))
+            assert list(replies[place].ids) == said[:until]

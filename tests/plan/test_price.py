@@ -1,0 +1,189 @@
+"""What a stage needs, by formula: exact where counting is exact, near what was measured where it is not."""
+
+import json
+
+import pytest
+import torch
+from figures import QWEN3_0_6B, ROOT
+from transformers import Qwen3Config
+
+from gendistill.compute import Arithmetic, peak_flops
+from gendistill.distill.checkpoint import save_checkpoint
+from gendistill.distill.optimizer import MasterOptimizer
+from gendistill.models.families import student_config
+from gendistill.plan.price import CUDA_CONTEXT, GIB, STEP_COPIES, Planner
+from gendistill.plan.refusal import refusal
+from gendistill.recipe.loading import load_recipe
+from gendistill.run.probe import short_stage, timing
+from small_models import FAMILIES, make_student, make_teacher
+
+RECIPE = load_recipe(ROOT / "recipes/qwen3-0.6b.yaml")
+STAGES = {name: stage.model_copy(update={"micro_batch": 4}) for name, stage in RECIPE.stages.items()}
+KD = STAGES["logit_distillation"]
+ON_GPU = Arithmetic("cuda", torch.bfloat16, compiled=True, kernels=True)
+ON_CPU = Arithmetic("cpu", torch.float32, compiled=False, kernels=False)
+
+
+def make_planner(**options):
+    teacher = Qwen3Config(**QWEN3_0_6B)
+    return Planner(teacher, student_config(teacher, RECIPE.student.keep_attention, **options), ON_GPU)
+
+
+@pytest.fixture(scope="module")
+def planner():
+    return make_planner()
+
+
+def test_parameters_are_counted_exactly(planner):
+    counts = planner.parameters(KD)
+    assert (counts.teacher, counts.student) == (596_049_920, 613_422_800)
+    # 21 mixers, the MLPs of 28 layers, every norm; seven attention layers and the embedding stay as they are.
+    assert counts.trained == 413_798_352
+    assert counts.trained_gates == counts.student_gates == 21 * (16 + 2048)
+
+
+def test_what_is_held_follows_from_the_counts(planner):
+    parts, counts = planner.price(KD).parts, planner.parameters(KD)
+    rounded = counts.trained - counts.trained_gates
+    assert parts["teacher weights"] == 2 * 596_049_920
+    assert parts["student weights"] == 2 * 613_422_800 + 2 * counts.student_gates
+    assert parts["float32 masters"] == 4 * rounded
+    assert parts["optimizer state"] == 8 * counts.trained
+    assert parts["gradients"] == 4 * counts.trained + 2 * rounded
+    smaller = planner.price(KD.model_copy(update={"optimizer": "adamw_8bit"}))
+    assert smaller.parts["optimizer state"] == 2 * counts.trained
+    assert planner.price(KD).total - smaller.total == 6 * counts.trained
+
+
+def test_memory_measured_on_an_h100():
+    """Peaks of torch.cuda.max_memory_allocated in results/gpu/training_speed.json."""
+    raw = json.loads((ROOT / "results/gpu/training_speed.json").read_text())
+    planner = make_planner(log_decay_bound=raw["kd ours 1"]["log_decay_bound"])
+    measured = {"kd ours 1": KD, "qk_alignment": STAGES["qk_alignment"], "block_alignment": STAGES["block_alignment"]}
+    for name, stage in measured.items():
+        planned = planner.price(stage.model_copy(update={"micro_batch": raw[name]["micro_batch"]})).counted / GIB
+        assert planned == pytest.approx(raw[name]["peak_gib"], rel=0.12), name
+
+
+def test_gradient_checkpointing_keeps_one_layer(planner):
+    checkpointed = planner.price(KD.model_copy(update={"gradient_checkpointing": True}))
+    hidden_states = 28 * 4 * 2048 * 1024 * 2
+    layer = checkpointed.parts["activations"] - hidden_states
+    assert 0 < layer < planner.price(KD).parts["activations"] / 20
+    assert checkpointed.total < 0.6 * planner.price(KD).total
+
+
+def test_alignment_needs_a_layer_and_no_logits(planner):
+    price = planner.price(STAGES["block_alignment"])
+    assert price.parts["loss"] == 0
+    assert price.parts["activations"] < planner.price(KD).parts["activations"] / 10
+
+
+def test_graphs_keep_their_memory_during_the_optimizers_step(planner):
+    price = planner.price(KD)
+    step = STEP_COPIES * planner.parameters(KD).trained
+    assert planner.graphs and price.needed == price.total + step + CUDA_CONTEXT
+
+
+def test_steps_and_disk(planner):
+    price, counts = planner.price(KD), planner.parameters(KD)
+    assert price.steps == -(-500_000_000 // (64 * 2048)) and price.tokens == price.steps * 64 * 2048
+    assert price.disk.data_set == 9 * price.tokens
+    assert price.disk.checkpoints == 3 * 12 * counts.trained
+    frozen = counts.student - counts.trained
+    assert price.disk.student == 4 * counts.trained + 2 * frozen  # all gates train
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_small_student_takes_what_is_planned(family, tmp_path):
+    """Counts, masters, a checkpoint and a saved student of a real model, in bfloat16 on a CPU."""
+    stage = KD.model_copy(update={"micro_batch": 1, "sequence_length": 16})
+    student = make_student(family)
+    planner = Planner(FAMILIES[family], student.config, Arithmetic("cpu", torch.bfloat16, False, False))
+    price = planner.price(stage)
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(dict(planner.student.named_parameters())[name].requires_grad)
+    optimizer = MasterOptimizer(student, stage, torch.bfloat16)
+    optimizer.step(1.0)
+
+    def size(tensors) -> int:
+        return sum(tensor.nbytes for tensor in tensors)
+
+    masters = [m for name, m in optimizer.masters.items() if m is not optimizer.parameters[name]]
+    assert price.parts["student weights"] == size(student.parameters())
+    assert price.parts["float32 masters"] == size(masters)
+    assert price.disk.student == size(optimizer.weights().values())
+    save_checkpoint(tmp_path, 1, optimizer, {})
+    written = sum(path.stat().st_size for path in (tmp_path / "step-00000001").iterdir())
+    assert written >= price.disk.checkpoints / 3
+    state = size(t for name, t in optimizer.state_dict().items() if not name.startswith("step."))
+    assert state == price.disk.checkpoints / 3
+
+
+def test_operations_of_the_teacher():
+    """Against torch's own count of a forward pass, which takes every token to meet every other one."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    teacher, length = make_teacher("qwen3"), 64
+    teacher.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        teacher(torch.zeros(1, length, dtype=torch.long), use_cache=False)
+    planner = Planner(teacher.config, student_config(teacher.config, [0]), ON_CPU)
+    # A causal pass over twice as many: half of them meet on average.
+    with_teacher, without = (
+        planner.price(KD.model_copy(update={"sequence_length": 2 * length, "objective": objective})).flops_per_token
+        for objective in ("forward_kl", "cross_entropy")
+    )
+    assert with_teacher - without == pytest.approx(counter.get_total_flops() / length, rel=1e-6)
+
+
+def test_refusal_says_parts_and_ways_out(planner):
+    memory = 40 * GIB
+    assert refusal("kd", KD, planner, "a card", memory) is None
+    large = KD.model_copy(update={"micro_batch": 16})
+    reason = refusal("kd", large, planner, "a card", memory)
+    for needle in (
+        "stages.kd cannot fit",
+        "a card has 40.00",
+        "teacher weights 1.11",
+        "micro_batch: 4 (needs",
+        "gradient_checkpointing: true",
+        "optimizer: adamw_8bit",
+    ):
+        assert needle in reason
+    assert "micro_batch: 8" not in reason  # that would not fit either
+
+
+def test_float32_has_no_masters():
+    student = make_student("qwen3")
+    price = Planner(FAMILIES["qwen3"], student.config, ON_CPU).price(KD)
+    assert price.parts["float32 masters"] == 0
+    assert price.needed == price.total
+
+
+def test_a_probe_is_the_stage_in_short():
+    short = short_stage(KD)
+    assert (short.steps, short.sequences_per_step) == (20, 8 * KD.micro_batch)
+    assert short.micro_batch == KD.micro_batch and short.terms == KD.terms
+    probe = timing([9.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 5.0], 23.0, 32, None)
+    assert (probe.step_seconds, probe.start_up_seconds) == (1.0, 15.0)
+    assert probe.hours(KD) == pytest.approx(KD.steps * 2 / 3600)  # a step has 64 sequences, the probe's 32
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA GB200", None),
+        ("Tesla T4", None),
+        (None, None),
+    ],
+)
+def test_peak_of_known_gpus(name, flops):
+    assert peak_flops(name) == flops
