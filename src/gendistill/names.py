@@ -1,6 +1,23 @@
 """What can be named in a recipe, with what the package must know of each; imports nothing heavy."""
 
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Literal, TypeVar, get_args
+
+from gendistill.errors import UserError
+
+Row = TypeVar("Row")
+
+
+def look_up(table: Mapping[str, Row], name: str, what: str) -> Row:
+    """The row of a table; `what` says in the error what the table lists ("mixer").
+
+    Raises:
+        UserError: there is no such row; says which there are.
+    """
+    if name not in table:
+        raise UserError(f"unknown {what} '{name}'; known: {', '.join(table)}")
+    return table[name]
+
 
 Role = Literal[
     "mixer",  # everything in the layers that replace attention; the four mixer_* roles together

@@ -1,10 +1,11 @@
 """The base of every section of a recipe, and types that several sections share."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -39,5 +40,23 @@ def check_one_of(settings: Settings, *names: str) -> None:
 
 
 def hint(given: str, known: Sequence[str]) -> str:
+    """What to say of a name that is not known: the nearest that is, or all of them."""
     near = difflib.get_close_matches(given, known, n=1)
     return f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+
+
+def one_of(table: Collection[str], what: str) -> Any:
+    """The type of a setting that names an entry of a table, which is looked into when a recipe is read.
+
+    Args:
+        what: what the table lists, for the error message ("mixer").
+    """
+
+    def check(name: str) -> str:
+        if name not in table:
+            near = difflib.get_close_matches(name, list(table), n=1)
+            meant = f"did you mean '{near[0]}'? " if near else ""
+            raise ValueError(f"unknown {what} '{name}'; {meant}Known: {', '.join(table)}")
+        return name
+
+    return Annotated[str, AfterValidator(check)]
