@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gendistill import sandbox
 from gendistill.errors import UserError
-from gendistill.sandbox import MIB, OUTPUT_BYTES, PROCESSES, run_many, run_python
+from gendistill.sandbox import run as sandbox
+from gendistill.sandbox.processes import descendants
+from gendistill.sandbox.run import run_many, run_python
+from gendistill.sandbox.task import MIB, OUTPUT_BYTES, PROCESSES, Task
 
 SECONDS = 2
 PASSES = "assert 1 + 1 == 2"
@@ -87,7 +89,7 @@ def folders(monkeypatch):
     folder.chmod(0o755)  # also for the user root drops to
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     yield folder
-    assert not list(sandbox._descendants(os.getpid()))
+    assert not list(descendants(os.getpid()))
     assert not list(folder.iterdir())
     folder.rmdir()
 
@@ -106,7 +108,7 @@ def other_isolation() -> tuple[str, dict]:
 
 def run_otherwise(code: str, **limits):
     isolation, settings = other_isolation()
-    return sandbox._run(sandbox._Task(code, "", limits.get("seconds", SECONDS), 512 * MIB, isolation, **settings))
+    return sandbox.run_task(Task(code, "", limits.get("seconds", SECONDS), 512 * MIB, isolation, **settings))
 
 
 @pytest.fixture
@@ -233,13 +235,14 @@ def test_daemons_do_not_outlive_their_program(otherwise):
 @pytest.mark.parametrize("isolation", ["own", "other"])
 def test_a_killed_caller_takes_its_programs_along(isolation, otherwise, folders):
     way, settings = (sandbox.check_isolation(), {}) if isolation == "own" else other_isolation()
-    task = sandbox._Task("import time\ntime.sleep(60)", "", 60, 512 * MIB, way, **settings)
+    task = Task("import time\ntime.sleep(60)", "", 60, 512 * MIB, way, **settings)
     script = f"import tempfile; tempfile.tempdir = {str(folders)!r}\n"
-    script += f"from gendistill import sandbox; print(flush=True); sandbox._run(sandbox._Task(*{tuple(task)!r}))"
+    script += "from gendistill.sandbox.run import run_task; from gendistill.sandbox.task import Task\n"
+    script += f"print(flush=True); run_task(Task(*{tuple(task)!r}))"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as caller:
         caller.stdout.readline()
         time.sleep(0.5)
-        family = list(sandbox._descendants(caller.pid))
+        family = list(descendants(caller.pid))
         assert len(family) >= 2  # the supervisor and the program at least
         caller.kill()
     deadline = time.monotonic() + 5
@@ -284,21 +287,25 @@ def test_an_ordinary_user_is_isolated_as_well():
     try:
         package = folder / "gendistill"
         package.mkdir()
-        for name in ("__init__", "errors", "sandbox"):
-            shutil.copy(Path(sandbox.__file__).with_name(f"{name}.py"), package)
+        source = Path(sandbox.__file__).parents[1]
+        for name in ("__init__", "errors"):
+            shutil.copy(source / f"{name}.py", package)
+        shutil.copytree(source / "sandbox", package / "sandbox", ignore=shutil.ignore_patterns("__pycache__"))
         (folder / "victim").write_text("untouched")
         script = textwrap.dedent(f"""
             import sys
             sys.path.insert(0, {str(folder)!r})
-            from gendistill import sandbox
+            from gendistill.errors import UserError
+            from gendistill.sandbox.run import run_task
+            from gendistill.sandbox.task import Task
             programs = ["print(1)", "open({str(folder / "victim")!r}, 'a')", "import os; os.kill(os.getppid(), 9)",
                         "import os; os.kill({os.getpid()}, 0)", "import os; os.kill(-1, 9)", "import os; os._exit(0)",
                         "import socket; socket.socket()", "import os\\nwhile True: os.fork()", "x = bytearray(10**10)"]
             for isolation in ("namespaces", "seccomp"):
                 try:
-                    tasks = [sandbox._Task(code, "", 5, 2**29, isolation) for code in programs]
-                    print(isolation, *[sandbox._run(task).reason for task in tasks])
-                except sandbox.UserError as refusal:
+                    tasks = [Task(code, "", 5, 2**29, isolation) for code in programs]
+                    print(isolation, *[run_task(task).reason for task in tasks])
+                except UserError as refusal:
                     print(isolation, "refused:", refusal)
         """)
         for path in (folder, *folder.rglob("*")):
@@ -320,7 +327,7 @@ def test_without_isolation_nothing_runs(monkeypatch):
     def refuse(task):
         raise UserError("not permitted")
 
-    monkeypatch.setattr(sandbox, "_run", refuse)
+    monkeypatch.setattr(sandbox, "run_task", refuse)
     sandbox.check_isolation.cache_clear()
     with pytest.raises(
         UserError, match="cannot be isolated.*namespaces: not permitted; seccomp: not permitted.*Needed is"
@@ -330,6 +337,6 @@ def test_without_isolation_nothing_runs(monkeypatch):
 
 
 def test_a_refused_setup_says_which_call_failed():
-    task = sandbox._Task(PASSES, "", SECONDS, 512 * MIB, sandbox.check_isolation(), python="/nowhere/python")
+    task = Task(PASSES, "", SECONDS, 512 * MIB, sandbox.check_isolation(), python="/nowhere/python")
     with pytest.raises((UserError, FileNotFoundError), match="/nowhere/python"):
-        sandbox._run(task)
+        sandbox.run_task(task)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from gendistill.evaluate.items import Item
 from gendistill.evaluate.parsing import Answer
-from gendistill.sandbox import Outcome, run_many
+from gendistill.sandbox.run import Outcome, run_many
 
 # The language of a fence is kept: a block of shell or of output ends where it ends, and is no code.
 _FENCED = re.compile(r"```[ \t]*([\w+#.-]*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)

@@ -23,7 +23,7 @@ from gendistill.files import read_jsonl, write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, end_ids, generate
 from gendistill.recipe.evaluation import Evaluation, Task
-from gendistill.sandbox import check_isolation
+from gendistill.sandbox.run import check_isolation
 
 FORMAT = 2  # of the records; raise it when their content or the reading of answers changes
 LONGEST_TEXT = 20_000  # characters of a prompt kept in a record; of longer ones the ends

@@ -9,7 +9,7 @@ from gendistill.analysis.repetition import repeats
 from gendistill.evaluate.code import code_of
 from gendistill.inference.generation import Reply
 from gendistill.recipe.data import Synthesis
-from gendistill.sandbox import run_many
+from gendistill.sandbox.run import run_many
 from gendistill.synthesize.checks import Duplicates
 from gendistill.synthesize.overlap import OverlapIndex
 from gendistill.synthesize.prompts import Prompt

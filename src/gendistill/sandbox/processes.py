@@ -1,0 +1,46 @@
+"""Finds, reaps and kills the descendants of this process, by what /proc says."""
+
+import mmap
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+
+def reap(child: int | None) -> int | None:
+    """Reaps every child that has ended; the exit status of `child` if it is among them (128 + n: ended by signal n)."""
+    found = None
+    with suppress(ChildProcessError):  # no children at all
+        while (dead := os.waitpid(-1, os.WNOHANG))[0]:
+            if dead[0] == child:
+                code = os.waitstatus_to_exitcode(dead[1])
+                found = code if code >= 0 else 128 - code  # a signal n comes as -n
+    return found
+
+
+def descendants(process: int | str) -> Iterator[int]:
+    """Children of a process, their children, and so on. One that ends meanwhile is passed over."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for thread in os.listdir(f"/proc/{process}/task"):  # the kernel lists children by the thread that forked them
+            for child in Path(f"/proc/{process}/task/{thread}/children").read_text().split():
+                yield int(child)
+                yield from descendants(child)
+
+
+def resident_bytes() -> int:
+    """Resident memory of all descendants of this process; pages that they share count for each."""
+    pages = 0
+    for process in descendants(os.getpid()):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            pages += int(Path(f"/proc/{process}/statm").read_text().split()[1])  # size, resident, ...
+    return pages * mmap.PAGESIZE
+
+
+def end_descendants() -> None:
+    """Kills until nobody is left: a process may fork while its siblings are being killed."""
+    while living := list(descendants(os.getpid())):
+        for process in living:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        reap(None)  # a dead child stays in /proc until it is reaped, and the loop would never end

@@ -1,0 +1,132 @@
+"""Runs programs through a supervisor each, and finds out how this machine can isolate them."""
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from gendistill.errors import UserError
+from gendistill.sandbox.task import MIB, Isolation, Task
+
+GRACE_SECONDS = 30  # beyond a program's own time, after which a supervisor that does not reply is killed
+
+
+class Outcome(NamedTuple):
+    """What became of a program: what it printed is cut at `task.OUTPUT_BYTES` bytes a stream."""
+
+    ok: bool
+    reason: Literal["passed", "failed", "timeout", "memory", "output"]
+    output: str
+    error: str
+
+
+def run_python(code: str, *, seconds: float = 5, memory: int = 512 * MIB, stdin: str = "") -> Outcome:
+    """Runs a Python program in isolation; it passes if its last line is reached without an exception.
+
+    A program that exits before its last line fails, whatever its exit status; so does one that closes its standard
+    streams or deletes its folder. The proof of having passed is a random token that the program never sees unless it
+    searches the interpreter's frames for it.
+
+    Args:
+        code: the source, run as `__main__` by this Python with its installed packages, in an empty folder.
+        seconds: wall time, the start of the interpreter included.
+        memory: bytes of address space a process, and of resident memory over all the program's processes.
+        stdin: what standard input holds.
+
+    Raises:
+        UserError: this machine offers no isolation; the program has not been run.
+    """
+    return run_task(Task(code, stdin, seconds, memory, check_isolation()))
+
+
+def run_many(
+    codes: Iterable[str], *, workers: int | None = None, seconds: float = 5, memory: int = 512 * MIB
+) -> list[Outcome]:
+    """Outcomes of many programs, in order, `workers` at a time (default: one a usable core).
+
+    More workers than cores make programs wait for each other, and the wall time of each runs on meanwhile.
+    """
+    check_isolation()  # once, not in every thread
+    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(functools.partial(run_python, seconds=seconds, memory=memory), codes))
+
+
+@functools.cache
+def check_isolation() -> Isolation:
+    """The first way of isolating in which an empty program passes.
+
+    Raises:
+        UserError: there is none on this machine.
+    """
+    refusals = []
+    for isolation in get_args(Isolation):  # the stronger one first
+        try:
+            outcome = run_task(Task("", "", 20, 512 * MIB, isolation))
+        except UserError as refusal:
+            refusals.append(f"{isolation}: {refusal}")
+            continue
+        if outcome.ok:
+            return isolation
+        refusals.append(f"{isolation}: an empty program ended as {outcome.reason}. {outcome.error.strip()}")
+    raise UserError(
+        f"Programs written by a model cannot be isolated on this machine, so none is run ({'; '.join(refusals)}). "
+        "Needed is Linux on x86-64 or aarch64 with one of: namespaces (a container with the capability SYS_ADMIN, or "
+        "user namespaces allowed); Landlock (Linux 6.2 or newer); or to be root, with a Python outside root's home."
+    )
+
+
+def run_task(task: Task) -> Outcome:
+    """Runs a program in the way of isolating that its task names.
+
+    Raises:
+        UserError: that way is not possible on this machine; the program has not been run.
+    """
+    if sys.platform != "linux":
+        raise UserError(f"Programs can be isolated on Linux only, and this is {sys.platform}.")
+    if task.isolation not in get_args(Isolation):  # nothing would be given up for a name that no step knows
+        raise ValueError(f"unknown isolation '{task.isolation}'; known: {', '.join(get_args(Isolation))}")
+    folder = tempfile.mkdtemp(prefix="gendistill-program-")
+    try:
+        reply = _ask_supervisor(task, folder)
+    finally:
+        with suppress(RecursionError):  # folders nested by the thousand; then a rest stays
+            shutil.rmtree(folder, ignore_errors=True)
+    if "refusal" in reply:
+        raise UserError(reply["refusal"])
+    return Outcome(reply["reason"] == "passed", **reply)
+
+
+def _ask_supervisor(task: Task, folder: str) -> dict[str, str]:
+    """The supervisor's reply: `reason`, `output` and `error` of an outcome, or a `refusal` alone."""
+    source = str(Path(__file__).parents[2])  # the folder of the package: the supervisor's Python knows no site-packages
+    start = f"import sys; sys.path.insert(0, {source!r}); "
+    start += "from gendistill.sandbox.supervisor import supervise; supervise()"
+    # The supervisor ends everything when its standard input closes: also if this process is killed.
+    with subprocess.Popen(
+        [task.python, "-I", "-S", "-c", start],  # -I, -S: neither environment nor site-packages; and a fast start
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={},
+        cwd=folder,
+        start_new_session=True,  # an interrupt at the terminal goes to this process alone
+    ) as supervisor:
+        guard = threading.Timer(task.seconds + GRACE_SECONDS, supervisor.kill)
+        guard.start()
+        try:
+            with suppress(BrokenPipeError):  # it has ended already; its reply says why
+                supervisor.stdin.write(json.dumps(task).encode() + b"\n")
+                supervisor.stdin.flush()
+            reply = supervisor.stdout.read()
+        finally:
+            guard.cancel()
+    return json.loads(reply or '{"reason": "failed", "output": "", "error": "The supervisor was killed."}')
