@@ -20,6 +20,6 @@ time, memory, processes, open files and file sizes.
     libc.py        calls into the C library
     task.py        what a supervisor is given, and the limits
 
-All but run.py run in the supervisor, which starts without site-packages: they import the standard library alone, and
-this file imports nothing, so that a supervisor starts within some ten milliseconds.
+All but run.py run in the supervisor, which starts without site-packages, once for every program: they import the
+standard library alone, and this file imports nothing.
 """

@@ -35,7 +35,7 @@ _ARCHITECTURES = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}
 # Operations and verdicts of a filter, from <linux/bpf_common.h> and <linux/seccomp.h>.
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _KILL_PROCESS, _ERRNO, _ALLOW = 0x80000000, 0x50000, 0x7FFF0000
-_ANY_NAMESPACE = 0x7E020000  # all CLONE_NEW* flags
+_ANY_NAMESPACE = 0x7E020000  # the CLONE_NEW* flags that clone takes
 _X32 = 0x40000000  # system calls of a second table, under other numbers
 _Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, value
 

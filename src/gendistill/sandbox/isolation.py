@@ -120,9 +120,8 @@ def guard_files(folder: str, packages: Iterable[str], *, required: bool) -> None
         if required:
             raise OSError("Landlock is missing or too old (Linux 6.2 or newer has it)")
         return
-    everything = (
-        (1 << 13) - 1 | _REFER | _TRUNCATE
-    )  # every right of version 3: what is handled and not allowed is refused
+    # What version 3 knows: of these rights, those that no rule allows are refused.
+    everything = (1 << 13) - 1 | _REFER | _TRUNCATE
     rules = libc("syscall", _LANDLOCK_CREATE, struct.pack("=Q", everything), 8, 0)
     read = {path: _EXECUTE | _READ_FILE | _READ_DIR for path in _readable(packages)}
     devices = {path: _READ_FILE | _WRITE_FILE | _TRUNCATE for path in DEVICES}

@@ -79,8 +79,8 @@ def run_child(task: Task, token: bytes, writers: dict[str, int], user: int | Non
 def _become_program(task: Task, token: bytes, writers: dict[str, int], folder: str, user: int | None) -> NoReturn:
     """Gives up privileges, one after another, and executes the runner.
 
-    The order matters: limits while it is still root, the user before the filter that would refuse the change, the
-    filter last, as everything before it needs calls that it refuses.
+    The order matters: what needs root comes before the change of user, and the filter comes last, as it refuses calls
+    that the steps before it need (making files in memory, changing another limit).
     """
     os.setsid()  # or it could signal the supervisor as one of its own process group
     stdin, proof = _in_memory(task.stdin.encode(errors="replace")), _in_memory(token)
