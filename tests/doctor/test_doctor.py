@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from cli_tools import command, environment
 from gendistill.cli import app
+from gendistill.doctor import checks as doctor_checks
 from gendistill.doctor import machine as machines
-from gendistill.doctor import plan as doctor_plan
 from gendistill.doctor import recurrence, student
 from gendistill.errors import UserError
 from gendistill.models.mixers.layer import LinearAttention
@@ -51,7 +51,7 @@ def machine():
 @pytest.fixture
 def run_doctor(monkeypatch):
     """The command in this process, on small tensors."""
-    monkeypatch.setattr(doctor_plan, "plan", partial(doctor_plan.plan, **SMALL))
+    monkeypatch.setattr(doctor_checks, "all_checks", partial(doctor_checks.all_checks, **SMALL))
     monkeypatch.setenv("COLUMNS", "80")
     yield lambda *arguments: CliRunner().invoke(app, ["doctor", *map(str, arguments)])
     set_backend("auto")
@@ -59,7 +59,7 @@ def run_doctor(monkeypatch):
 
 def failed(machine):
     """{table: {column or, for students, row}} of the checks that fail, and all their wrong quantities."""
-    outcomes = [check.run() for check in doctor_plan.plan(machine, **SMALL) if "bounded" not in check.row]
+    outcomes = [check.run() for check in doctor_checks.all_checks(machine, **SMALL) if "bounded" not in check.row]
     bad = [outcome for outcome in outcomes if not outcome.passed]
     quantities = {name for outcome in bad for name, error in outcome.errors.items() if not error <= outcome.check.bound}
     columns = {outcome.check.column for outcome in bad if outcome.check.table == RECURRENCE}
@@ -111,7 +111,7 @@ def test_a_wrong_gradient(machine, monkeypatch):
     assert failed(machine) == ({"usual gates", "shut gates", "packed"}, set(), {"dk"})
 
 
-def test_a_leak_across_document_borders(machine, monkeypatch):
+def test_a_leak_across_document_boundaries(machine, monkeypatch):
     def leaks(q, k, v, g, beta, state, documents):
         return chunked_linear_attention(q, k, v, g, beta, state)
 
@@ -239,7 +239,7 @@ def test_versions_are_those_the_package_asks_for():
 
 
 def test_what_is_measured_on_a_gpu():
-    checks = doctor_plan.plan(HOPPER)
+    checks = doctor_checks.all_checks(HOPPER)
     tables = {check.table: check.bound for check in checks}
     assert tables == {"recurrence in float32": 5e-3, "recurrence in bfloat16": 2e-2, STUDENT: 5e-2}
     assert {"kda bounded 64", "kda bounded 128"} < {check.row for check in checks}
@@ -248,7 +248,7 @@ def test_what_is_measured_on_a_gpu():
 
 
 @pytest.mark.parametrize(
-    ("capability", "environment", "said"),
+    ("capability", "environment", "shown"),
     [
         (None, {}, "not needed"),
         ((9, 0), {}, "shipped ones for Hopper"),
@@ -257,9 +257,9 @@ def test_what_is_measured_on_a_gpu():
         ((9, 0), {"FLA_CONFIG_DIR": "/mine"}, "those of FLA_CONFIG_DIR"),
     ],
 )
-def test_launch_settings(monkeypatch, capability, environment, said):
+def test_launch_settings(monkeypatch, capability, environment, shown):
     for name in ("FLA_CACHE_MODE", "FLA_CONFIG_DIR"):
         monkeypatch.delitem(os.environ, name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert machines._launch_settings(capability).startswith(said)
+    assert machines._launch_settings(capability).startswith(shown)

@@ -29,8 +29,8 @@ def command(
     from rich.console import Console
 
     from gendistill.doctor import machine
-    from gendistill.doctor.checks import failures
-    from gendistill.doctor.plan import plan
+    from gendistill.doctor.checks import all_checks
+    from gendistill.doctor.measurement import failures
     from gendistill.ops import set_backend
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -46,7 +46,7 @@ def command(
     known = machine.known_problems(this)
     print_machine(console, this, known)
     outcomes = []
-    for title, checks in groupby(plan(this), lambda check: check.table):
+    for title, checks in groupby(all_checks(this), lambda check: check.table):
         measured = measure(list(checks))
         print_table(console, title, measured)
         outcomes += measured

@@ -1,96 +1,12 @@
-"""A check is one measurement: two ways to compute the same numbers, and how far apart they may be."""
+"""Which checks a machine is given: the recurrence of every mixer, and a small student of all of them."""
 
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-
-import torch
-
-Errors = dict[str, float]  # relative errors by the name of what was compared
+from gendistill.doctor.machine import Machine
+from gendistill.doctor.measurement import Check
+from gendistill.doctor.recurrence import HEAD_SIZES, Sizes, recurrence_checks
+from gendistill.doctor.student import student_checks
 
 
-@dataclass(frozen=True)
-class Check:
-    """Two ways to compute the same, and the relative error allowed between them.
-
-    `table` and `row` and `column` say where its outcome stands: "recurrence in float32", "kda 64", "packed".
-    """
-
-    table: str
-    row: str
-    column: str
-    bound: float
-    measure: Callable[[], Errors] = field(repr=False)
-    advice: str
-
-    def run(self) -> "Outcome":
-        """Measures; whatever goes wrong becomes a failed outcome."""
-        start = time.perf_counter()
-        errors, reason = {}, None
-        try:
-            errors = self.measure()
-        except Exception as error:  # a kernel that does not compile raises almost anything
-            reason = f"{type(error).__name__}: {error}"
-        return Outcome(self, errors, reason, time.perf_counter() - start)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a check measured, or the reason why it could not."""
-
-    check: Check
-    errors: Errors
-    reason: str | None
-    seconds: float
-
-    @property
-    def worst(self) -> tuple[str, float] | None:
-        """Name and size of the largest error."""
-        return max(self.errors.items(), key=lambda item: item[1], default=None)
-
-    @property
-    def passed(self) -> bool:
-        return self.reason is None and self.worst[1] <= self.check.bound
-
-    @property
-    def where(self) -> str:
-        """The check's place in its table, with every error above the bound."""
-        wrong = [f"{name} {error:.0e}" for name, error in self.errors.items() if error > self.check.bound]
-        return f"{self.check.row}, {self.check.column}" + (f": {', '.join(wrong)}" if wrong else "")
-
-    def to_dict(self) -> dict:
-        """Everything, for JSON (which has no infinity)."""
-        check = self.check
-        return {
-            "table": check.table,
-            "row": check.row,
-            "column": check.column,
-            "passed": self.passed,
-            "bound": check.bound,
-            "worst": self.worst and self.worst[0],
-            "errors": {name: error if error < float("inf") else "inf" for name, error in self.errors.items()},
-            "reason": self.reason,
-            "advice": None if self.passed else check.advice,
-            "seconds": round(self.seconds, 3),
-        }
-
-
-def failures(outcomes: Iterable[Outcome]) -> dict[tuple[str, str], list[str]]:
-    """Where checks failed, by what went wrong and what to do about it."""
-    places: dict[tuple[str, str], list[str]] = {}
-    for outcome in outcomes:
-        if not outcome.passed:
-            check = outcome.check
-            what = outcome.reason or f"relative errors above the bound of {check.bound:.0e}"
-            places.setdefault((f"{check.table}: {what}", check.advice), []).append(outcome.where)
-    return places
-
-
-def relative_errors(got: dict[str, torch.Tensor | None], exact: dict[str, torch.Tensor]) -> Errors:
-    """Norm of the difference over the norm; infinite for what is missing or not finite."""
-    errors = {}
-    for name, expected in exact.items():
-        expected = expected.double()
-        error = float("inf") if got[name] is None else ((got[name].double() - expected).norm() / expected.norm()).item()
-        errors[name] = error if error < float("inf") else float("inf")  # NaN too
-    return errors
+def all_checks(machine: Machine, sizes: Sizes | None = None, head_sizes: tuple[int, ...] = HEAD_SIZES) -> list[Check]:
+    """Every check of this machine, not measured yet; those of one table stand together."""
+    sizes = sizes or Sizes()
+    return [*recurrence_checks(machine, sizes, head_sizes), *student_checks(machine, sizes)]

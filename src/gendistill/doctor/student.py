@@ -6,8 +6,8 @@ from functools import cache, partial
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from gendistill.doctor.checks import Check, Errors, relative_errors
 from gendistill.doctor.machine import Machine
+from gendistill.doctor.measurement import Check, Errors, relative_errors
 from gendistill.doctor.recurrence import Sizes
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
@@ -18,6 +18,8 @@ STUDENT_BOUND = {"cpu": 1e-4, "cuda": 5e-2}  # in float32; norms amplify TF32's 
 
 
 def student_checks(machine: Machine, sizes: Sizes) -> Iterator[Check]:
+    """One table: ways of running a model that must give the same logits."""
+    # Built by the first check that asks, so that a failure to build it is a failed check and not a traceback.
     student = cache(partial(small_student, machine.device, sizes.heads))
     advice = "do not train or evaluate on this machine; report this with the file of --json"
     for row, case in STUDENT_CASES.items():
@@ -26,8 +28,8 @@ def student_checks(machine: Machine, sizes: Sizes) -> Iterator[Check]:
 
 
 def small_student(device: str, heads: int, head_size: int = 64) -> GendistillForCausalLM:
-    """A converted random Qwen3: one layer of attention, then one of each mixer; all new tensors off their start."""
-    names = dict(enumerate(MIXERS, start=1))
+    """A converted random Qwen3: one layer of attention, then one of each mixer; no new tensor at its initialisation."""
+    names = dict(enumerate(MIXERS, start=1))  # layer -> mixer; layer 0 keeps attention
     config = Qwen3Config(
         vocab_size=97,
         hidden_size=64,
@@ -45,6 +47,7 @@ def small_student(device: str, heads: int, head_size: int = 64) -> GendistillFor
         torch.manual_seed(0)
         teacher = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         student, _ = convert(teacher, student_config(config, [0], mixer_in_layer=names), seed=0)
+        # A zero bias or a convolution that passes its input through would hide a mistake in them.
         with torch.no_grad():
             for name, parameter in student.named_parameters():
                 if any(part in name for part in ("conv1d", "f_b_proj", "g_b_proj", "norm", "bias")):
@@ -58,21 +61,24 @@ def small_student(device: str, heads: int, head_size: int = 64) -> GendistillFor
 def _compare_student(case: Callable, student: Callable, device: str, sizes: Sizes) -> Errors:
     model = student()
     shape = (sizes.batch, sizes.length)
-    ids = torch.randint(2, 97, shape, generator=torch.Generator().manual_seed(0)).to(device)
+    ids = torch.randint(2, 97, shape, generator=torch.Generator().manual_seed(0)).to(device)  # neither padding nor end
     got, expected = case(model, ids, sizes)
     return relative_errors({"logits": got}, {"logits": expected})
 
 
 def _padded(model: GendistillForCausalLM, ids: torch.Tensor, sizes: Sizes) -> tuple[torch.Tensor, torch.Tensor]:
-    padding = ids[:, : sizes.length // 3].flip(0)  # arbitrary tokens: their content must not matter
-    mask = torch.cat([torch.zeros_like(padding), torch.ones_like(ids)], dim=1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    """Padding on the left, against none; logits [B, T, V], as of all cases."""
+    padding = ids[:, : sizes.length // 3].flip(0)  # [B, P] arbitrary tokens: their content must not matter
+    mask = torch.cat([torch.zeros_like(padding), torch.ones_like(ids)], dim=1)  # [B, P + T]
+    positions = (mask.cumsum(1) - 1).clamp(min=0)  # 0 at the first token that is not padding
     padded = model(torch.cat([padding, ids], dim=1), attention_mask=mask, position_ids=positions, use_cache=False)
     return padded.logits[:, padding.shape[1] :], model(ids, use_cache=False).logits
 
 
 def _packed(model: GendistillForCausalLM, ids: torch.Tensor, sizes: Sizes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two documents in one packed sequence, against each alone."""
     lengths = [sizes.length // 3, sizes.length - sizes.length // 3]
+    # Positions that restart at 0 are all that tells where a document begins.
     positions = torch.cat([torch.arange(n, device=ids.device) for n in lengths]).expand_as(ids)
     separate = [model(part, use_cache=False).logits for part in ids.split(lengths, dim=1)]
     return model(ids, position_ids=positions, use_cache=False).logits, torch.cat(separate, dim=1)
@@ -81,6 +87,7 @@ def _packed(model: GendistillForCausalLM, ids: torch.Tensor, sizes: Sizes) -> tu
 def _in_pieces(
     lengths: Callable[[Sizes], list[int]], model: GendistillForCausalLM, ids: torch.Tensor, sizes: Sizes
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Piece after piece with the cache of those before, against one pass."""
     logits, past = [], None
     for piece in ids.split(lengths(sizes), dim=1):
         out = model(piece, past_key_values=past, use_cache=True)
