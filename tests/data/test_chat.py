@@ -62,7 +62,7 @@ def assistant(content):
     return {"role": "assistant", "content": content}
 
 
-def learnt(tokenizer, messages) -> str:
+def loss_tokens(tokenizer, messages) -> str:
     ids, mask = encode_conversation(tokenizer, messages)
     return tokenizer.decode([token for token, wanted in zip(ids, mask, strict=True) if wanted])
 
@@ -107,7 +107,7 @@ def test_past_turn_without_its_thinking_block_is_context_only(make_tokenizer, te
     messages = [user("a"), assistant("first"), user("b"), assistant("second")]
     ids, _ = encode_conversation(tokenizer, messages)
     assert "assistant\nfirst" in tokenizer.decode(ids)
-    assert learnt(tokenizer, messages) == "second<|im_end|>"
+    assert loss_tokens(tokenizer, messages) == "second<|im_end|>"
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -150,7 +150,7 @@ def test_markers_may_leave_a_turn_out(make_tokenizer):
         "<|im_end|>\n"
     )
     messages = [user("a"), assistant("first"), user("b"), assistant("second")]
-    assert learnt(make_tokenizer(template), messages) == "second<|im_end|>"
+    assert loss_tokens(make_tokenizer(template), messages) == "second<|im_end|>"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_empty_batch(make_tokenizer):
 
 
 def test_markers_cover_a_last_character_of_many_tokens(make_tokenizer):
-    assert learnt(make_tokenizer(MARKED_WITHOUT_END), [user("a"), assistant("é😀")]) == "é😀<|im_end|>"
+    assert loss_tokens(make_tokenizer(MARKED_WITHOUT_END), [user("a"), assistant("é😀")]) == "é😀<|im_end|>"
 
 
 def test_ends_of_turns_that_differ(make_tokenizer):

@@ -2,7 +2,7 @@
 
 The templates are our own and yield the families' formats; the tokenizer (see conftest) has their control tokens.
 
-Expectations are written as text: «...» is one control token, ⟦...⟧ is what is learnt, and all else is ordinary text,
+Expectations are written as text: «...» is one control token, ⟦...⟧ are the loss tokens, and all else is ordinary text,
 a control token's name without «» too.
 """
 
@@ -26,7 +26,7 @@ class Family:
     end: str  # of an assistant's turn
     expected: dict[str, str]  # by case
     plain: list[str] = field(default_factory=list)  # added tokens that are not special
-    past_turns_learnt: bool = True
+    past_turns_trained_on: bool = True
 
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -106,7 +106,7 @@ QWEN3 = Family(
     controls=CHATML_CONTROLS,
     plain=["<think>", "</think>"],
     end="<|im_end|>",
-    past_turns_learnt=False,
+    past_turns_trained_on=False,
     expected={
         "one turn": (
             "«<|im_start|>»user\nWhy?«<|im_end|>»\n"
@@ -286,13 +286,13 @@ def conversation(case: str, end: str) -> list[dict]:
 
 
 def by_hand(expected: str) -> list[tuple[str, bool]]:
-    """Tokens of an expectation, as the tokenizer names them, and whether they are learnt."""
-    pairs, learnt = [], False
+    """Tokens of an expectation, as the tokenizer names them, and whether they are loss tokens."""
+    pairs, target = [], False
     for control, piece in re.findall("«(.+?)»|(hi|ok|\n\n|.|\n)", expected):
         if piece in ("⟦", "⟧"):
-            learnt = piece == "⟦"
+            target = piece == "⟦"
         else:
-            pairs.append((control or piece.replace("\n", "Ċ").replace(" ", "Ġ"), learnt))
+            pairs.append((control or piece.replace("\n", "Ċ").replace(" ", "Ġ"), target))
     return pairs
 
 
@@ -385,7 +385,7 @@ def test_whole_is_made_of_its_turns(tokenizer_of, name, data):
     end = tokenizer.convert_tokens_to_ids(family.end)
 
     union = [False] * len(ids)
-    for position in range(1, len(messages), 2) if family.past_turns_learnt else [len(messages) - 1]:
+    for position in range(1, len(messages), 2) if family.past_turns_trained_on else [len(messages) - 1]:
         prompt = render_prompt(tokenizer, messages[:position])
         answer = messages[position]["content"]
         reply = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]

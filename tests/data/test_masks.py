@@ -24,7 +24,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def sound(tokenizer, tmp_path_factory):
-    """Rows of replies, by what is learnt of them."""
+    """Rows of replies, by which of their tokens are loss targets."""
     settings = dict(sequence_length=128, tokens=128 * 40, seed=0, cache=tmp_path_factory.mktemp("cache"))
     return {loss_on: prepare([CHAT], tokenizer, loss_on=loss_on, **settings) for loss_on in ("completion", "all")}
 
@@ -84,7 +84,7 @@ def test_a_mask_one_late_is_refused(sound, tokenizer, changed):
 @pytest.mark.parametrize(
     ("loss_on", "change", "message"),
     [
-        ("completion", lambda mask, rows: 0 * mask, "no token of the first 40 rows is learnt"),
+        ("completion", lambda mask, rows: 0 * mask, "no token of the first 40 packed sequences is a loss target"),
         ("completion", lambda mask, rows: (rows["position_ids"] > 0).astype(np.uint8), "every token counts"),
         ("all", lambda mask, rows: mask * (rows["position_ids"] != 5), "left out of a loss on all.*row 0, token 5"),
     ],

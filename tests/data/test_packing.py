@@ -37,7 +37,7 @@ def prepared(tmp_path, make_tokenizer):
 
 
 def pieces_of(data: PackedDataset) -> list[tuple[list[int], list[int]]]:
-    """(ids, loss mask) of each run of tokens whose positions start at 0, filler included, in the rows' order."""
+    """(ids, loss mask) of each run of tokens whose positions start at 0, padding included, in the rows' order."""
     found = []
     for row in range(len(data)):
         columns = data[row]
@@ -121,7 +121,7 @@ def test_one_epoch_holds_every_token_once(prepared, folder, make_tokenizer):
     assert all(mask == [0] + [1] * (len(ids) - 1) for ids, mask in pieces)
     assert data.stats["documents"] == 30
     assert data.stats["tokens"] == total
-    assert (data.stats["filler_tokens"], data.stats["sources"][0]["passes"]) == (0, 1)
+    assert (data.stats["padding_tokens"], data.stats["sources"][0]["passes"]) == (0, 1)
 
 
 def test_documents_are_shuffled_before_they_are_packed(prepared, folder):
@@ -136,7 +136,7 @@ def test_a_source_is_read_again_as_often_as_allowed(prepared, folder):
     path = folder("a.jsonl", [{"text": "abc"}] * 4)
     data = prepared([Source(path=path, epochs=3)], tokens=4 * 4 * 3)
     assert (data.stats["sources"][0]["passes"], data.stats["documents"], len(data)) == (3, 12, 3)
-    with pytest.raises(UserError, match=r"a\.jsonl: runs dry after 32 tokens in 2 pass.* about 49 .* epochs: 4"):
+    with pytest.raises(UserError, match=r"a\.jsonl: is exhausted after 32 tokens in 2 pass.* about 49 .* epochs: 4"):
         prepared([Source(path=path, epochs=2)], tokens=4 * 4 * 3)
 
 
@@ -164,7 +164,7 @@ def test_every_token_comes_back_in_order(prepared, folder, make_tokenizer):
     assert data.stats["documents"] == 1
 
 
-def test_conversations_masks_and_filler(prepared, folder, make_tokenizer):
+def test_conversations_masks_and_padding(prepared, folder, make_tokenizer):
     records = [{"q": "q" * number, "a": "ABC"[: number % 3 + 1]} for number in range(1, 60)]
     source = Source(path=folder("a.jsonl", records), prompt="q", completion="a")
     data = prepared([source], sequence_length=256, tokens=8 * 256, loss_on="completion")
@@ -177,12 +177,12 @@ def test_conversations_masks_and_filler(prepared, folder, make_tokenizer):
         if set(ids) == {tokenizer.pad_token_id}:
             assert not any(mask)
         else:
-            learnt = [token for token, wanted in zip(ids, mask, strict=True) if wanted]
-            assert tokenizer.decode(learnt) == expected[text] + "<|im_end|>"
+            targets = [token for token, wanted in zip(ids, mask, strict=True) if wanted]
+            assert tokenizer.decode(targets) == expected[text] + "<|im_end|>"
     valid_mask = data[:]["loss_mask"].sum()
     assert data.stats["loss_tokens"] == valid_mask > 0
-    assert data.stats["tokens"] + data.stats["filler_tokens"] == 8 * 256
-    assert data.stats["filler_tokens"] == (data[:]["input_ids"] == tokenizer.pad_token_id).sum()
+    assert data.stats["tokens"] + data.stats["padding_tokens"] == 8 * 256
+    assert data.stats["padding_tokens"] == (data[:]["input_ids"] == tokenizer.pad_token_id).sum()
 
 
 def test_loss_on_all_learns_prompts_too(prepared, folder):
@@ -197,7 +197,7 @@ def test_short_chats_waste_little(prepared, folder):
         path=folder("a.jsonl", [{"q": "q" * int(n), "a": "A"} for n in lengths]), prompt="q", completion="a"
     )
     data = prepared([source], sequence_length=512, tokens=40 * 512, loss_on="completion")
-    assert data.stats["filler_tokens"] < 0.03 * 40 * 512
+    assert data.stats["padding_tokens"] < 0.03 * 40 * 512
 
 
 def test_sources_give_tokens_by_their_weights(prepared, folder, make_tokenizer):
@@ -218,7 +218,7 @@ def test_sources_give_tokens_by_their_weights(prepared, folder, make_tokenizer):
     shares = np.array(list(valid_mask.values())) / sum(valid_mask.values())
     assert shares == pytest.approx([0.2, 0.6, 0.2], abs=0.01)
     assert [source["share"] for source in data.stats["sources"]] == pytest.approx([0.2, 0.6, 0.2], abs=0.005)
-    assert data.stats["tokens"] + data.stats["filler_tokens"] == 2**20
+    assert data.stats["tokens"] + data.stats["padding_tokens"] == 2**20
 
 
 def test_rows_follow_the_seed(prepared, folder):
@@ -339,7 +339,7 @@ def test_long_conversations_are_cut_and_hopeless_ones_skipped(prepared, folder):
         ([{"text": ""}] * 4, {}, {}, "4 of 4 documents were skipped"),
         ([{"q": "q" * 90, "a": "A"}] * 3, {"prompt": "q", "completion": "a"}, {"loss_on": "completion"}, "3 of 3"),
         ([{"text": "abc"}], {}, {"loss_on": "completion"}, "plain text has no completions"),
-        ([{"text": "abc"}] * 16, {}, {"sequence_length": 1}, "none to learn from"),
+        ([{"text": "abc"}] * 16, {}, {"sequence_length": 1}, "no loss token"),
         (
             [{"q": "q", "a": "\nA"}],
             {"prompt": "q", "completion": "a"},

@@ -1,13 +1,13 @@
-"""Conversations to token ids and a mask of what is to be learnt, for any chat template.
+"""Conversations to token ids and a mask of loss tokens, for any chat template.
 
-The rule: a learnt reply must stand behind exactly the ids that generation sees (the generation prompt, thinking off),
-and must end with the token that ends the turn. Real templates break this in many ways: they close a turn with a newline
-that generation never emits, render past turns differently from the current one, or add thinking blocks in one mode
-only. So nothing is assumed about the template: it is rendered for each turn and the ids are compared.
+The rule: a reply that is trained on must stand behind exactly the ids that generation sees (the generation prompt,
+thinking off), and must end with the token that ends the turn. Real templates break this in many ways: they close a turn
+with a newline that generation never emits, render past turns differently from the current one, or add thinking blocks
+in one mode only. So nothing is assumed about the template: it is rendered for each turn and the ids are compared.
 
 Control tokens come from the template alone. Where a message quotes one ("<|im_end|>"), it is text like any other.
 
-`{% generation %}` markers, where a template has them, can only narrow what is learnt down.
+`{% generation %}` markers, where a template has them, can only take tokens out of the loss mask.
 """
 
 import re
@@ -44,7 +44,7 @@ def encode_conversation(tokenizer, messages: list[Message]) -> Encoded:
     """Token ids of a conversation and which of them are completions.
 
     The sequence is the generation prompt of the last turn, the reply and its end-of-turn token, and ends there. An
-    earlier assistant turn is learnt too if it stands in this sequence as generation would have seen it; where a
+    earlier assistant turn is trained on too if it stands in this sequence as generation would have seen it; where a
     template renders past turns differently (Qwen3 drops their thinking block), it serves as context only.
 
     Args:
@@ -89,11 +89,12 @@ def render_prompt(tokenizer, messages: list[Message]) -> list[int]:
 
 
 def ends_of_turns(tokenizer) -> set[int]:
-    """Ids of the tokens that end an assistant's turn under this chat template: the last of every run that is learnt.
+    """Ids of the tokens that end an assistant's turn under this chat template: the last of every run of loss tokens.
 
     Raises:
         UserError: as `encode_conversation`.
     """
+    # A template may end the only turn and one in the middle of a conversation with different tokens.
     exchange = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hi"}]
     return {encode_conversation(tokenizer, exchange * turns).input_ids[-1] for turns in (1, 2)}
 
@@ -114,7 +115,7 @@ class _Turn(NamedTuple):
 
 
 class _Reply(NamedTuple):
-    """A learnt reply's two boundaries in the text, each as the slice that runs to it from the last control token on.
+    """A reply's two boundaries in the text, each as the slice that runs to it from the last control token on.
 
     A tokenizer encodes the text between two control tokens for itself, so a slice alone says which ids lead up to the
     boundary, and nothing longer need be tokenised again.
@@ -129,7 +130,7 @@ class _Conversation(NamedTuple):
 
     Attributes:
         text: from the first character to the last end-of-turn token, guards included.
-        replies: those to be learnt, in order.
+        replies: those to be trained on, in order.
         marked: (start, end) in characters of what the template's own markers cover; None without markers.
     """
 
@@ -139,7 +140,7 @@ class _Conversation(NamedTuple):
 
     def texts(self) -> list[str]:
         """What is to be tokenised for it."""
-        return [self.text, *(self.text[border] for reply in self.replies for border in reply)]
+        return [self.text, *(self.text[leading] for reply in self.replies for leading in reply)]
 
 
 class _Template:
@@ -180,14 +181,16 @@ class _Template:
     def render_conversation(self, messages: list[Message]) -> _Conversation:
         messages = self.quote(messages)
         last = self._render_turn(messages)
+        # Each earlier turn as if the conversation had ended there, as generation saw it.
         earlier = [
             self._render_turn(messages[: position + 1])
             for position, message in enumerate(messages[:-1])
             if message["role"] == "assistant"
         ]
+        # Where the template renders a past turn otherwise than generation saw it, that turn is context.
         turns = [turn for turn in earlier if last.whole.startswith(turn.whole)] + [last]
         controls = [match.start() for match in self.control.finditer(last.whole)]
-        replies = [_Reply(*(_slice_to(len(border), controls) for border in turn)) for turn in turns]
+        replies = [_Reply(*(_slice_to(len(text), controls) for text in turn)) for turn in turns]
         marked = self._marked(messages, last.whole) if MARKER.search(self.source) else None
         return _Conversation(last.whole, replies, marked)
 
@@ -196,9 +199,10 @@ class _Template:
         *context, reply = messages
         prompt = self.render(context, add_generation_prompt=True)
         full = self.render(messages)
-        closing = self._known_closing(prompt, reply["content"], full)
+        closing = self._known_closing(prompt, reply["content"], full)  # saves a rendering for nearly every turn
         if closing is None:
             head, closing = self._probe(context)
+            # Blanks that the template puts between the prompt and the reply count as the reply's.
             if not (head.startswith(prompt) and not head[len(prompt) :].strip()):
                 # The template shows a finished turn otherwise than it opens one for generation, which is what counts.
                 self._check_opens_turn(prompt, context)
@@ -222,7 +226,7 @@ class _Template:
         head, found, closing = self.render([*context, {"role": "assistant", "content": PROBE}]).rpartition(PROBE)
         if not found:
             raise UserError("the chat template leaves the assistant's reply out of the conversation")
-        self._ending(closing)
+        self._ending(closing)  # raises where there is none
         self.closings.add(closing)
         return head, closing
 
@@ -278,8 +282,8 @@ class _Tokens:
 
     def at(self, character: int) -> int:
         """Position of the token that holds this character of the text."""
-        position = self.encoding.char_to_token(character) or 0
-        return position - bisect_left(self.guards, position)
+        position = self.encoding.char_to_token(character) or 0  # None where no token holds it
+        return position - bisect_left(self.guards, position)  # guards before it are not among the ids
 
     def within(self, spans: list[tuple[int, int]]) -> list[bool]:
         """Which tokens lie, if only in part, in one of these spans of characters."""
@@ -310,14 +314,15 @@ def _encode(conversation: _Conversation, encodings: dict) -> Encoded:
     loss_mask = [False] * len(tokens.ids)
     for reply in conversation.replies:
         start, end = _span(reply, conversation.text, tokens, encodings)
-        learnt = [True] * (end - start) if marked is None else marked[start:end]
-        learnt[-1] = any(learnt)  # markers may leave out the end-of-turn token, but a turn that is learnt must end
-        loss_mask[start:end] = learnt
+        targets = [True] * (end - start) if marked is None else marked[start:end]
+        # Markers may leave out the end-of-turn token, but a model that is never trained on it never stops.
+        targets[-1] = any(targets)
+        loss_mask[start:end] = targets
     if not any(loss_mask) or all(loss_mask):
         extent = "every token" if any(loss_mask) else "no token"
         raise UserError(
             f"the chat template marks {extent} of the conversation as the assistant's, so there is nothing sound to "
-            "learn; check its {% generation %} markers and its generation prompt"
+            "train on; check its {% generation %} markers and its generation prompt"
         )
     return Encoded(tokens.ids, loss_mask)
 
@@ -325,11 +330,12 @@ def _encode(conversation: _Conversation, encodings: dict) -> Encoded:
 def _span(reply: _Reply, text: str, tokens: _Tokens, encodings: dict) -> tuple[int, int]:
     """Positions of a reply and its end-of-turn token, proven by comparing ids."""
     positions = []
-    for border in reply:
-        leading = _Tokens(text[border], encodings).ids
-        start = tokens.at(border.start)
-        positions.append(start + len(leading))
-        if tokens.ids[start : positions[-1]] != leading:
+    for leading in reply:
+        # Ids of the text that leads to the boundary, by itself, as generation has them before the reply.
+        ids = _Tokens(text[leading], encodings).ids
+        start = tokens.at(leading.start)
+        positions.append(start + len(ids))
+        if tokens.ids[start : positions[-1]] != ids:
             raise UserError(
                 "the tokenizer cuts the prompt otherwise once the reply follows (joining characters across the "
                 "boundary), so generation could never give this reply; take leading blanks and line breaks off it. "
@@ -338,10 +344,10 @@ def _span(reply: _Reply, text: str, tokens: _Tokens, encodings: dict) -> tuple[i
     return tuple(positions)
 
 
-def _slice_to(border: int, controls: list[int]) -> slice:
+def _slice_to(boundary: int, controls: list[int]) -> slice:
     """The slice of a text that ends at `boundary` and begins with the last control token before it, if there is one."""
-    before = bisect_left(controls, border)
-    return slice(controls[before - 1] if before else 0, border)
+    before = bisect_left(controls, boundary)
+    return slice(controls[before - 1] if before else 0, boundary)
 
 
 def _excerpt(quoted: str) -> str:
@@ -349,4 +355,4 @@ def _excerpt(quoted: str) -> str:
 
 
 def _any_of(patterns: Iterable[str]) -> re.Pattern:
-    return re.compile("|".join(patterns) or "(?!)")
+    return re.compile("|".join(patterns) or "(?!)")  # of no pattern: what matches nowhere

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -24,9 +24,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from gendistill import __version__
 from gendistill.data.chat import ends_of_turns
-from gendistill.data.encoding import end_of_text
+from gendistill.data.encoding import LossOn, end_of_text
 from gendistill.data.mixture import Mixture
-from gendistill.data.packing import Piece, lay_out_row
+from gendistill.data.packing import Piece, lay_out_row, token_count
 from gendistill.data.sources import EMBEDDED, local_files, local_suffix
 from gendistill.errors import UserError
 from gendistill.files import write_atomically
@@ -39,35 +39,46 @@ COLUMNS = {"input_ids": np.int32, "position_ids": np.int32, "loss_mask": np.uint
 
 @dataclass
 class Counts:
-    """What stands in the rows.
+    """What stands in the packed sequences.
 
     Attributes:
         documents: begun here.
-        pieces: runs of tokens whose positions start at 0, without filler.
-        tokens: without filler.
+        pieces: runs of tokens whose positions start at 0, padding not among them.
+        tokens: without padding.
     """
 
     documents: int = 0
     pieces: int = 0
     tokens: int = 0
     loss_tokens: int = 0
-    filler_tokens: int = 0
+    padding_tokens: int = 0
 
     def add_row(self, pieces: list[Piece], sequence_length: int) -> None:
-        tokens = sum(len(piece.input_ids) for piece in pieces)
+        tokens = sum(map(token_count, pieces))
         self.documents += sum(piece.opens_document for piece in pieces)
         self.pieces += len(pieces)
         self.tokens += tokens
         self.loss_tokens += sum(int(piece.loss_mask.sum()) for piece in pieces)
-        self.filler_tokens += sequence_length - tokens
+        self.padding_tokens += sequence_length - tokens
+
+
+class _Request(NamedTuple):
+    """All that decides what the packed sequences are, see `prepare`."""
+
+    sources: Sequence[Source]
+    tokenizer: Any
+    sequence_length: int
+    rows: int
+    loss_on: LossOn
+    seed: int
 
 
 class PackedDataset:
-    """Rows of a prepared data set, in the order in which they are to be consumed; the rows are already shuffled.
+    """Packed sequences of a prepared data set, in the order in which they are to be consumed: already shuffled.
 
     Attributes:
-        stats: `Counts` of these rows; `sources`, the `SourceCounts` of each with its label, share and passes; `ends`,
-            ids that end a document or an assistant's turn; `loss_on`; `tokenizer`, the hash of the tokenizer.
+        stats: `Counts` of these rows; `sources`, the `stream.SourceCounts` of each with its label, share and passes;
+            `ends`, ids that end a document or an assistant's turn; `loss_on`; `tokenizer`, the tokenizer's hash.
         key: hash of all that made the rows.
     """
 
@@ -99,6 +110,7 @@ class PackedDataset:
 
     def __getitem__(self, rows: int | slice) -> dict[str, np.ndarray]:
         """Copies of input_ids, position_ids (int32), loss_mask (uint8): [sequence_length], or [n, ...] for a slice."""
+        # Copies: torch warns of memory that it may not write.
         return {name: np.array(column[rows]) for name, column in self._columns.items()}
 
 
@@ -108,30 +120,32 @@ def prepare(
     *,
     sequence_length: int,
     tokens: int,
-    loss_on: Literal["all", "completion"],
+    loss_on: LossOn,
     seed: int,
     cache: str | Path,
 ) -> PackedDataset:
     """Tokenises and packs a mixture, or finds it in the cache.
 
-    Each source gives tokens in proportion to its weight. Text is poured into rows; conversations stay whole, cut only
-    where one is longer than a row. A preparation that is killed resumes when it is called again.
+    Each source gives tokens in proportion to its weight. Text fills packed sequences to their end and continues in the
+    next; conversations stay whole, cut only where one is longer than sequence_length. A preparation that is killed
+    resumes when it is called again.
 
     Args:
         sources: the mixture.
         tokenizer: a fast transformers tokenizer; for conversations, one with a chat template.
-        sequence_length: tokens a row.
-        tokens: how many are wanted, filler included; rounded up to whole rows.
+        sequence_length: tokens of a packed sequence.
+        tokens: how many are wanted, padding included; rounded up to whole packed sequences.
         loss_on: "all" takes every token that can be predicted as a loss target, "completion" those of replies.
         seed: of the shuffle and of generated data. Same inputs, same seed: same rows.
         cache: folder for prepared data sets. Changed local files are noticed by content; a changed hub data set is not.
 
     Raises:
-        UserError: a source cannot be read, runs dry, or has too many records that are malformed or empty; nothing to
-            learn is left; the disk is full.
+        UserError: a source cannot be read, is exhausted, or has too many records that are malformed or empty; no loss
+            token is left; the disk is full.
     """
-    rows = -(-tokens // sequence_length)
-    key = _cache_key(sources, tokenizer, sequence_length, rows, loss_on, seed)
+    rows = -(-tokens // sequence_length)  # rounded up
+    request = _Request(sources, tokenizer, sequence_length, rows, loss_on, seed)
+    key = _cache_key(request)
     folder = Path(cache) / key
     if not folder.is_dir():
         partial = folder.with_name(f"{key}.partial")
@@ -139,11 +153,7 @@ def prepare(
         with _locked(partial):
             if not folder.is_dir():  # nobody else has finished it in the meantime
                 try:
-                    counts, mixture = _write(partial, sources, tokenizer, sequence_length, rows, loss_on, seed)
-                    _check_learnable(counts, sources, loss_on)
-                    stats = _stats(counts, mixture, tokenizer, loss_on)
-                    write_atomically(partial / "stats.json", json.dumps({"key": key, "stats": stats}, indent=2) + "\n")
-                    (partial / STATE).unlink()
+                    _fill(partial, key, request)
                     partial.rename(folder)
                 except OSError as error:
                     raise UserError(
@@ -161,27 +171,39 @@ def _locked(partial: Path) -> Iterator[None]:
         yield
 
 
-def _write(folder: Path, sources, tokenizer, sequence_length, rows, loss_on, seed) -> tuple[Counts, Mixture]:
+def _fill(folder: Path, key: str, request: _Request) -> None:
+    """Makes all of a data set's files; the state is gone only when everything else is there."""
+    counts, mixture = _write(folder, request)
+    _check_loss_tokens(counts, request)
+    described = {"key": key, "stats": _stats(counts, mixture, request)}
+    write_atomically(folder / "stats.json", json.dumps(described, indent=2) + "\n")
+    (folder / STATE).unlink()
+
+
+def _write(folder: Path, request: _Request) -> tuple[Counts, Mixture]:
     """Fills the columns round by round, from the state that an earlier attempt left."""
+    rows, length, tokenizer = request.rows, request.sequence_length, request.tokenizer
     state = json.loads((folder / STATE).read_text()) if (folder / STATE).exists() else {}
     counts = Counts(**state.get("counts", {}))
-    mixture = Mixture(sources, tokenizer, sequence_length, rows, loss_on, seed, state.get("mixture"))
+    mixture = Mixture(**request._asdict(), state=state.get("mixture"))
+    # Any id will do: padding is a document of its own without loss tokens.
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     # Neighbouring rows come from one window of the sources, often from one document: scatter them over the whole set.
-    places = np.random.default_rng(seed).permutation(rows)
+    order = np.random.default_rng(request.seed).permutation(rows)
     with _progress() as progress:
         bar = progress.add_task("Preparing data", total=rows, completed=mixture.made)
         while mixture.made < rows:
             start = mixture.made
             made = mixture.next_round()
             # Opened for each round: the pages of those before would stay in the process's memory.
-            columns = {name: _column(folder, name, (rows, sequence_length)) for name in COLUMNS}
-            for place, pieces in zip(places[start:], made, strict=False):
-                for name, values in lay_out_row(pieces, sequence_length, pad_id).items():
-                    columns[name][place] = values
-                counts.add_row(pieces, sequence_length)
+            columns = {name: _column(folder, name, (rows, length)) for name in COLUMNS}
+            for index, pieces in zip(order[start:], made, strict=False):
+                for name, values in lay_out_row(pieces, length, pad_id).items():
+                    columns[name][index] = values
+                counts.add_row(pieces, length)
             for column in columns.values():
                 column.flush()
+            # Only now: killed before, the round is made again, and writes the same rows to the same indices.
             write_atomically(folder / STATE, json.dumps({"counts": asdict(counts), "mixture": mixture.state()}))
             progress.update(bar, completed=mixture.made)
     return counts, mixture
@@ -204,51 +226,54 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
-def _stats(counts: Counts, mixture: Mixture, tokenizer, loss_on: str) -> dict[str, Any]:
+def _stats(counts: Counts, mixture: Mixture, request: _Request) -> dict[str, Any]:
     total = sum(stream.counts.tokens for stream in mixture.streams)
-    sources = [
-        {"source": stream.source.label, "share": round(stream.counts.tokens / total, 6)}
-        | {"passes": stream.position.epoch}
-        | asdict(stream.counts)
-        for stream in mixture.streams
-    ]
-    ends = {end_of_text(tokenizer)} - {None}
-    if any(stream.source.is_chat for stream in mixture.streams):
-        ends |= ends_of_turns(tokenizer)
+    sources = []
+    for stream in mixture.streams:
+        given = stream.counts
+        about = {"source": stream.source.label, "share": round(given.tokens / total, 6)}
+        sources.append(about | {"passes": stream.position.epoch} | asdict(given))
+    ends = {end_of_text(request.tokenizer)} - {None}
+    if any(source.is_chat for source in request.sources):
+        ends |= ends_of_turns(request.tokenizer)
     return asdict(counts) | {
         "sources": sources,
         "ends": sorted(ends),
-        "loss_on": loss_on,
-        "tokenizer": tokenizer_hash(tokenizer),
+        "loss_on": request.loss_on,
+        "tokenizer": tokenizer_hash(request.tokenizer),
     }
 
 
-def _check_learnable(counts: Counts, sources, loss_on: str) -> None:
-    labels = ", ".join(source.label for source in sources)
+def _check_loss_tokens(counts: Counts, request: _Request) -> None:
+    labels = ", ".join(source.label for source in request.sources)
     if counts.loss_tokens == 0:
-        raise UserError(f"{labels}: {counts.tokens} tokens but none to learn from; take longer rows or other data")
-    if loss_on == "completion" and counts.loss_tokens == counts.tokens - counts.pieces:
+        raise UserError(
+            f"{labels}: {counts.tokens} tokens but no loss token; take a longer sequence_length or other data"
+        )
+    # The first token of each piece is never a loss token, so these are all that could be.
+    if request.loss_on == "completion" and counts.loss_tokens == counts.tokens - counts.pieces:
         raise UserError(
             f"{labels}: every token counts as a completion, prompts too, so the mask is wrong; check the chat template"
         )
 
 
-def _cache_key(sources, tokenizer, sequence_length: int, rows: int, loss_on: str, seed: int) -> str:
+def _cache_key(request: _Request) -> str:
+    # Names of the fields go into the hash too: another spelling here would prepare all data anew.
     everything = {
         "format": FORMAT,
-        "sources": [_fingerprint(source) for source in sources],
-        "tokenizer": tokenizer_hash(tokenizer),
-        "sequence_length": sequence_length,
-        "rows": rows,
-        "loss_on": loss_on,
-        "seed": seed,
+        "sources": [_fingerprint(source) for source in request.sources],
+        "tokenizer": tokenizer_hash(request.tokenizer),
+        "sequence_length": request.sequence_length,
+        "rows": request.rows,
+        "loss_on": request.loss_on,
+        "seed": request.seed,
     }
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def _fingerprint(source: Source) -> dict:
     """What a source will yield, whatever it is called: fields and content, not the path."""
-    fields = source.model_dump(exclude={"path", "skip_malformed"})
+    fields = source.model_dump(exclude={"path", "skip_malformed"})  # how many may be bad changes no good record
     if source.path is None:
         return fields
     if source.path.startswith(EMBEDDED):
@@ -272,7 +297,7 @@ def tokenizer_hash(tokenizer) -> str:
         raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer; give the teacher a tokenizer.json")
     backend.no_truncation()  # left over from earlier calls, and set anew by every call
     backend.no_padding()
-    ids = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
+    ids = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)  # end documents, fill padding
     digest = hashlib.sha256(backend.to_str().encode())
     digest.update(json.dumps([tokenizer.chat_template, *ids]).encode())
     return digest.hexdigest()[:20]

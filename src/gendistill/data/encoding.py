@@ -3,9 +3,8 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -14,48 +13,45 @@ from gendistill.data.packing import Piece, make_piece
 from gendistill.data.sources import Document
 from gendistill.errors import UserError
 
+LossOn = Literal["all", "completion"]  # every token that can be predicted, or those of replies
+
 BATCH_CHARACTERS = 1_000_000  # tokenised in one call: the tokenizer's objects take 100 bytes a token while it lasts
 AHEAD = 2  # batches: a core that is through with its own takes from the next, while a book keeps another busy
 
 
-@dataclass
-class SourceCounts:
-    """What one source gave (`documents`, `tokens`) and what was met in reading it (the rest).
+class EncodedDocuments(NamedTuple):
+    """What became of a list of documents.
 
     Attributes:
-        malformed: records that could not be read or encoded.
-        skipped: records that are empty, or have no token to learn within sequence_length.
-        cut: conversations longer than a row.
+        documents: token ids of a text, int32 [length], or the piece of a conversation.
+        skipped: how many are empty, or have no loss token within sequence_length.
+        cut: how many conversations were longer than a packed sequence.
+        malformed: why others could not be encoded.
     """
 
-    documents: int = 0
-    tokens: int = 0
-    read: int = 0
-    malformed: int = 0
-    skipped: int = 0
-    cut: int = 0
-
-    def __add__(self, other: "SourceCounts") -> "SourceCounts":
-        mine, theirs = asdict(self), asdict(other)
-        return SourceCounts(**{name: mine[name] + theirs[name] for name in mine})
+    documents: list[np.ndarray | Piece]
+    skipped: int
+    cut: int
+    malformed: list[UserError]
 
 
 class Encoder:
-    """Documents of a window to token ids, checked against the vocabulary."""
+    """Documents to token ids, checked against the vocabulary."""
 
-    def __init__(self, tokenizer, sequence_length: int, loss_on: str):
+    def __init__(self, tokenizer, sequence_length: int, loss_on: LossOn):
+        if loss_on not in get_args(LossOn):  # another word would silently train on every token
+            raise ValueError(f"unknown loss_on '{loss_on}'; known: {', '.join(get_args(LossOn))}")
         self.tokenizer, self.sequence_length, self.loss_on = tokenizer, sequence_length, loss_on
         self.vocabulary = len(tokenizer)
         self.end = end_of_text(tokenizer)
 
-    def texts(self, documents: list[Document], met: SourceCounts) -> list[np.ndarray]:
-        """Token ids and one end token of each plain text, int32; empty texts are skipped."""
+    def texts(self, documents: list[Document]) -> EncodedDocuments:
+        """Token ids and one end token of each plain text; empty texts are skipped."""
         if self.loss_on == "completion" and documents:
             raise UserError(
                 f"{documents[0].where}: plain text has no completions; loss_on completion needs conversations"
             )
         texts = [document.content for document in documents if document.content]
-        met.skipped += len(documents) - len(texts)
         if self.end is None and texts:
             raise UserError("the tokenizer has no end-of-text token to put between documents; set its eos_token")
         backend = self.tokenizer.backend_tokenizer
@@ -66,31 +62,33 @@ class Encoder:
         encoded = []
         for encodings in _ahead(encode, batches(texts, len)):
             for encoding in encodings:
-                encoded.append(self._checked(np.array([*encoding.ids, self.end], dtype=np.int32)))
-        return encoded
+                ids = np.array([*encoding.ids, self.end], dtype=np.int32)  # [length + 1]
+                encoded.append(self._checked(ids))
+        return EncodedDocuments(encoded, skipped=len(documents) - len(texts), cut=0, malformed=[])
 
-    def conversations(self, documents: list[Document], met: SourceCounts, malformed: list[UserError]) -> list[Piece]:
-        """Each conversation as one piece, cut at sequence_length; one without a token to learn is skipped.
-
-        Why one cannot be encoded is added to `malformed`.
-        """
-        pieces = []
-        encoded = []
-        for batch in batches(documents, characters_of):
-            encoded += encode_conversations(self.tokenizer, [document.content for document in batch])
-        for document, conversation in zip(documents, encoded, strict=True):
+    def conversations(self, documents: list[Document]) -> EncodedDocuments:
+        """Each conversation as one piece, cut at sequence_length; one without a loss token is skipped."""
+        conversations = []
+        for batch in batches(documents, lambda document: document.characters):
+            conversations += encode_conversations(self.tokenizer, [document.content for document in batch])
+        pieces, skipped, cut, malformed = [], 0, 0, []
+        for document, conversation in zip(documents, conversations, strict=True):
             if isinstance(conversation, UserError):
                 malformed.append(UserError(f"{document.where}: {conversation}"))
                 continue
-            ids, mask = conversation
-            cut = slice(self.sequence_length)
-            piece = make_piece(self._checked(np.array(ids))[cut], mask[cut] if self.loss_on == "completion" else None)
+            piece = self._piece(conversation.input_ids, conversation.loss_mask)
             if not piece.loss_mask.any():
-                met.skipped += 1
+                skipped += 1
                 continue
-            met.cut += len(ids) > self.sequence_length
+            cut += len(conversation.input_ids) > self.sequence_length
             pieces.append(piece)
-        return pieces
+        return EncodedDocuments(pieces, skipped, cut, malformed)
+
+    def _piece(self, input_ids: list[int], loss_mask: list[bool]) -> Piece:
+        ids = self._checked(np.array(input_ids))  # [length]; checked whole, also what is cut off
+        row = slice(self.sequence_length)
+        mask = loss_mask[row] if self.loss_on == "completion" else None
+        return make_piece(ids[row], mask)
 
     def _checked(self, ids: np.ndarray) -> np.ndarray:
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocabulary:
@@ -102,17 +100,18 @@ class Encoder:
 
 def end_of_text(tokenizer) -> int | None:
     """The id that is put behind each plain text, or None if the tokenizer has none."""
-    ends = (tokenizer.eos_token_id, tokenizer.sep_token_id)
+    ends = (tokenizer.eos_token_id, tokenizer.sep_token_id)  # BERT's kind has the second alone
     return next((token for token in ends if token is not None), None)
 
 
 def _ahead(function: Callable[[list], list], items: Iterator[list]) -> Iterator[list]:
     """function(item) of each in order, those of the next AHEAD items computed in threads meanwhile."""
+    # Threads are enough: the tokenizer is compiled code, and releases Python's lock while it works.
     with ThreadPoolExecutor(AHEAD) as pool:
         waiting: deque[Future] = deque()
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) > AHEAD:
+            if len(waiting) > AHEAD:  # no more in memory than are worked on
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -129,9 +128,3 @@ def batches(items: list, characters: Callable[[Any], int]) -> Iterator[list]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def characters_of(document: Document) -> int:
-    if isinstance(document.content, str):
-        return len(document.content)
-    return sum(len(message["content"]) for message in document.content)

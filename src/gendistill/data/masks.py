@@ -1,33 +1,28 @@
-"""Refuses rows whose loss mask is empty, full or shifted: training on them looks healthy and teaches something else."""
+"""Refuses data whose loss mask is empty, full or shifted: training on it looks healthy and teaches something else."""
+
+from typing import Any, get_args
 
 import numpy as np
 
 from gendistill.data.dataset import PackedDataset, tokenizer_hash
+from gendistill.data.encoding import LossOn
 from gendistill.errors import UserError
 
-ROWS = 512  # looked at, the first to be consumed
+ROWS = 512  # packed sequences looked at, the first to be consumed
 
 
 def check_masks(dataset: PackedDataset, tokenizer) -> None:
-    """Checks the rows a stage is about to train on, whatever made them.
+    """Checks the packed sequences a stage is about to train on, whatever made them.
 
     Raises:
-        UserError: the rows were made with another tokenizer; the first token of a document is a loss target; on "all" a
-            token is left out; on "completion" no token is learnt, or every one, or most learnt runs do not end with a
-            token that ends a turn, which is how a mask shifted by one looks.
+        UserError: they were made with another tokenizer; the first token of a document is a loss target; on "all" a
+            token is left out; on "completion" no token is a loss target, or every one, or most runs of targets do not
+            end with a token that ends a turn, which is how a mask shifted by one looks.
     """
     if dataset.stats["tokenizer"] != tokenizer_hash(tokenizer):
         raise UserError(f"{dataset.folder}: made with another tokenizer than this teacher's; prepare the data again")
     rows = dataset[:ROWS]
-    learnt, starts = rows["loss_mask"] > 0, rows["position_ids"] == 0
-    problem = _first(learnt & starts, "the first token of a document is a loss target, and nothing predicts it")
-    if not learnt.any():
-        problem = f"no token of the first {len(learnt)} rows is learnt"
-    context = ~learnt & ~starts & ~_filler(learnt, starts)
-    if problem is None and dataset.stats["loss_on"] == "all":
-        problem = _first(context, "a token inside a document is left out of a loss on all tokens")
-    elif problem is None:
-        problem = _misplaced(learnt, starts, context, np.isin(rows["input_ids"], dataset.stats["ends"]))
+    problem = _find_problem(rows, dataset.stats)
     if problem:
         raise UserError(
             f"{dataset.folder}: the loss mask is wrong: {problem}. Look at it with gendistill show-batch; then delete "
@@ -35,20 +30,36 @@ def check_masks(dataset: PackedDataset, tokenizer) -> None:
         )
 
 
-def _filler(learnt: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """The last run of positions in a row, where nothing of it is learnt."""
-    run = starts.cumsum(1)
+def _find_problem(rows: dict[str, np.ndarray], stats: dict[str, Any]) -> str | None:
+    targets = rows["loss_mask"] > 0  # [rows, sequence_length], as all arrays here
+    starts = rows["position_ids"] == 0
+    if not targets.any():
+        return f"no token of the first {len(targets)} packed sequences is a loss target"
+    if problem := _first(targets & starts, "the first token of a document is a loss target, and nothing predicts it"):
+        return problem
+    context = ~targets & ~starts & ~_padding(targets, starts)
+    if stats["loss_on"] == "all":
+        return _first(context, "a token inside a document is left out of a loss on all tokens")
+    if stats["loss_on"] == "completion":
+        return _find_misplaced(targets, starts, context, np.isin(rows["input_ids"], stats["ends"]))
+    raise ValueError(f"unknown loss_on '{stats['loss_on']}'; known: {', '.join(get_args(LossOn))}")
+
+
+def _padding(targets: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The last run of positions in a row, where no token of it is a loss target."""
+    run = starts.cumsum(1)  # number of each token's run in its row
     last = run == run[:, -1:]
-    return last & ~(learnt & last).any(1, keepdims=True)
+    return last & ~(targets & last).any(1, keepdims=True)
 
 
-def _misplaced(learnt: np.ndarray, starts: np.ndarray, context: np.ndarray, ends: np.ndarray) -> str | None:
+def _find_misplaced(targets: np.ndarray, starts: np.ndarray, context: np.ndarray, ends: np.ndarray) -> str | None:
     """On "completion" some tokens are context, and a reply ends with its end-of-turn token or where it is cut."""
     if not context.any():
         return "every token counts as a completion, prompts too"
-    followed = np.pad(learnt[:, 1:], ((0, 0), (0, 1)))
+    followed = np.pad(targets[:, 1:], ((0, 0), (0, 1)))  # whether the next token is a target
+    # The document ends here without a token that ends a turn: it was longer than a row.
     cut = np.pad(starts[:, 1:], ((0, 0), (0, 1)), constant_values=True) & ~ends
-    last = learnt & ~followed  # token of each reply
+    last = targets & ~followed  # token of each reply
     wrong = last & ~ends & ~cut
     if 2 * wrong.sum() <= last.sum():  # a template's own markers may leave parts of some replies out
         return None
@@ -60,7 +71,7 @@ def _misplaced(learnt: np.ndarray, starts: np.ndarray, context: np.ndarray, ends
 
 
 def _first(wrong: np.ndarray, problem: str) -> str | None:
-    """The problem with the place where it is first met, if there is one."""
+    """The problem with the index of the first token that shows it, if there is one."""
     if not wrong.any():
         return None
     row, token = np.argwhere(wrong)[0]

@@ -1,7 +1,7 @@
-"""The stream from sources to packed rows: each source gives its share of the tokens; shuffle, tokenise, pack, count.
+"""The stream from sources to packed sequences: each source gives its share of the tokens; shuffled, tokenised, packed.
 
 The stream is cut into rounds. Between two rounds all of its state is a small JSON value, so that a preparation that was
-killed resumes after its last round and gives the same rows.
+killed resumes after its last round and gives the same packed sequences.
 """
 
 from collections.abc import Sequence
@@ -11,23 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from gendistill.data.encoding import Encoder
-from gendistill.data.packing import ConversationPacker, Piece, TextPacker
-from gendistill.data.stream import Position, Stream, length
+from gendistill.data.encoding import Encoder, LossOn
+from gendistill.data.packing import ConversationPacker, Piece, TextPacker, token_count
+from gendistill.data.stream import Position, Stream
 from gendistill.recipe.data import Source
 
 ROUND_TOKENS = 2**20  # drawn, packed and written before the state is kept again
 
 
 class Mixture:
-    """Rows of a mixture, a round at a time.
+    """Packed sequences of a mixture, a round at a time.
 
     Args:
         sources: each gives tokens in proportion to its weight, to within a document.
         tokenizer: a fast transformers tokenizer; for conversations, one with a chat template.
-        rows: how many are wanted in all.
+        rows: how many packed sequences are wanted in all.
         loss_on: "all" or "completion", see `dataset.prepare`.
-        state: `state()` of an earlier Mixture of the same arguments, to go on from there.
+        state: `state()` of an earlier Mixture of the same arguments, to resume from there.
     """
 
     def __init__(
@@ -36,29 +36,29 @@ class Mixture:
         tokenizer,
         sequence_length: int,
         rows: int,
-        loss_on: str,
+        loss_on: LossOn,
         seed: int,
         state: dict[str, Any] | None = None,
     ):
         self.sequence_length, self.rows, self.seed = sequence_length, rows, seed
-        encoder = Encoder(tokenizer, sequence_length, loss_on)
         state = state or {"round": 0, "made": 0, "texts": [], "conversations": [], "streams": []}
-        positions = [Position.from_json(position) for position in state["streams"]] or [Position() for _ in sources]
-        weights = sum(source.weight for source in sources)
-        shares = [source.weight / weights for source in sources]
-        pool = ThreadPoolExecutor(1)
-        self.streams = [
-            Stream(source, number, seed, encoder, round(rows * sequence_length * share) + 1, position, pool)
-            for number, (source, share, position) in enumerate(zip(sources, shares, positions, strict=True))
-        ]
-        self.texts = TextPacker(sequence_length, [Piece.from_json(piece) for piece in state["texts"]])
-        self.conversations = ConversationPacker(
-            sequence_length, [Piece.from_json(piece) for piece in state["conversations"]]
-        )
         self.round, self.made = state["round"], state["made"]
+        texts = [Piece.from_json(piece) for piece in state["texts"]]
+        conversations = [Piece.from_json(piece) for piece in state["conversations"]]
+        self.texts = TextPacker(sequence_length, texts)
+        self.conversations = ConversationPacker(sequence_length, conversations)
+
+        positions = [Position.from_json(position) for position in state["streams"]] or [Position() for _ in sources]
+        encoder = Encoder(tokenizer, sequence_length, loss_on)
+        pool = ThreadPoolExecutor(1)  # one for all: while this thread packs, one window is read and encoded
+        weights = sum(source.weight for source in sources)
+        self.streams = []
+        for number, (source, position) in enumerate(zip(sources, positions, strict=True)):
+            budget = round(rows * sequence_length * (source.weight / weights)) + 1  # tokens, never 0
+            self.streams.append(Stream(source, number, seed, encoder, budget, position, pool))
 
     def state(self) -> dict[str, Any]:
-        """All that the rows to come depend on besides the arguments, as JSON."""
+        """All that the packed sequences to come depend on besides the arguments, as JSON."""
         return {
             "round": self.round,
             "made": self.made,
@@ -68,19 +68,20 @@ class Mixture:
         }
 
     def next_round(self) -> list[list[Piece]]:
-        """The next rows, each a list of pieces, in random order; at most as many as are still wanted.
+        """The next packed sequences, each a list of pieces, in random order; at most as many as are still wanted.
 
         Raises:
-            UserError: a source cannot be read or runs dry, or too much of it is malformed or empty.
+            UserError: a source cannot be read or is exhausted, or too much of it is malformed or empty.
         """
-        waiting = sum(map(length, [*self.texts.waiting, *self.conversations.waiting]))
+        waiting = sum(map(token_count, [*self.texts.waiting, *self.conversations.waiting]))
         wanted = (self.rows - self.made) * self.sequence_length - waiting
         wanted = max(1, min(ROUND_TOKENS, wanted))  # conversations can wait for one that fits
         texts, conversations = [], []
         while wanted > 0:
+            # Whoever is furthest behind its weight gives next: shares hold at every moment, not only at the end.
             document = min(self.streams, key=lambda stream: stream.share).take()
             (conversations if isinstance(document, Piece) else texts).append(document)
-            wanted -= length(document)
+            wanted -= token_count(document)
         rows = self.texts.add(texts) + self.conversations.add(conversations)
         # Best-fit packing leaves rows sorted by length of document; the last round is cut somewhere.
         np.random.default_rng([self.seed, self.round]).shuffle(rows)

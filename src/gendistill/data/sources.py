@@ -31,6 +31,13 @@ class Document(NamedTuple):
     where: str  # "file:line" or the like, for error messages
     content: str | list[Message]
 
+    @property
+    def characters(self) -> int:
+        """Of the text, or of all messages together."""
+        if isinstance(self.content, str):
+            return len(self.content)
+        return sum(len(message["content"]) for message in self.content)
+
 
 def read_records(source: Source, seed: int = 0) -> Iterator[dict]:
     """Yields the records of a source in their stored order.
@@ -58,7 +65,7 @@ def read_documents(source: Source, seed: int = 0) -> Iterator[Document | UserErr
         UserError: a file is missing, of an unknown kind, empty or damaged; or the first record is malformed, which is
             the recipe's mistake rather than the record's.
     """
-    first = True
+    first = True  # a later one is yielded: only a mistake that begins with the first is surely the recipe's
     for where, record in _located_records(source, seed):
         document = _document(source, where, record)
         if first and isinstance(document, UserError):
@@ -96,7 +103,7 @@ def local_files(source: Source) -> list[Path]:
     """
     path = Path(source.path)
     if path.is_file():
-        return [path]
+        return [path]  # asked for by name, whatever its suffix: `_read_file` says which are known
     if not path.is_dir():
         if found := sorted(Path(name) for name in glob(source.path, recursive=True) if _is_data(Path(name).name)):
             return found
@@ -111,7 +118,7 @@ def local_files(source: Source) -> list[Path]:
     splits = {file: _split_of(file.relative_to(path)) for file in files}
     named = sorted(filter(None, set(splits.values())))
     if source.split is None:
-        if len(named) > 1:
+        if len(named) > 1:  # all of them together would train on the test set
             raise UserError(f"{path}: holds the splits {', '.join(named)}; say which one by split: NAME")
         return files
     chosen = [file for file in files if splits[file] == source.split]
@@ -127,7 +134,7 @@ def _is_data(name: str) -> bool:
 
 def _split_of(file: Path) -> str | None:
     """The split a file belongs to by its name (train.jsonl, train-00000-of-00002.parquet) or its folder's."""
-    for name in (file.name, *reversed(file.parts[:-1])):
+    for name in (file.name, *reversed(file.parts[:-1])):  # the nearest folder first
         if match := SPLIT.match(name):
             return match[1]
     return None
@@ -135,6 +142,7 @@ def _split_of(file: Path) -> str | None:
 
 def local_suffix(path: str) -> str | None:
     """The suffix that says how to read a file, or None if it is not one of SUFFIXES."""
+    # Not Path.suffix, which of .jsonl.gz sees the end alone.
     return next((suffix for suffix in SUFFIXES if path.endswith(suffix)), None)
 
 
@@ -155,6 +163,8 @@ def _located_records(source: Source, seed: int) -> Located:
 def _open(source: Source, seed: int) -> Located:
     if source.hub is not None:
         yield from _numbered(source.label, _hub_records(source))
+    elif source.path is None:
+        raise ValueError(f"{source.label}: is written by a run first, which then gives the path of its records")
     elif source.path.startswith(EMBEDDED):
         from gendistill import embedded
 
@@ -170,11 +180,11 @@ def _read_file(path: Path, text_field: str) -> Located:
         return _read_text(path, text_field)
     if suffix == ".parquet":
         return _numbered(str(path), _read_parquet(path))
-    if suffix is None:
-        raise UserError(
-            f"{path}: unknown kind of file; known: {', '.join(SUFFIXES)}. Convert it, or rename it if it is one"
-        )
-    return _read_json_lines(path)
+    if suffix in (".jsonl", ".jsonl.gz"):
+        return _read_json_lines(path)
+    raise UserError(
+        f"{path}: unknown kind of file; known: {', '.join(SUFFIXES)}. Convert it, or rename it if it is one"
+    )
 
 
 def _numbered(label: str, records: Iterator[dict]) -> Located:
@@ -184,15 +194,15 @@ def _numbered(label: str, records: Iterator[dict]) -> Located:
 
 def _read_text(path: Path, field: str) -> Located:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")  # with or without the mark that some editors put in front
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
-    if text.strip():
+    if text.strip():  # a whole file is one document
         yield str(path), {field: text}
 
 
 def _read_json_lines(path: Path) -> Located:
-    opener = gzip.open if path.name.endswith(".gz") else open
+    opener = gzip.open if path.name.endswith(".gz") else open  # in bytes: a line that is not UTF-8 spoils no other
     number = 0
     try:
         with opener(path, "rb") as lines:
@@ -221,7 +231,7 @@ def _read_parquet(path: Path) -> Iterator[dict]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
+            for batch in file.iter_batches():  # a file may be larger than memory
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: damaged or not a Parquet file ({error}); fetch or write it again") from None
@@ -229,7 +239,7 @@ def _read_parquet(path: Path) -> Iterator[dict]:
 
 def _hub_records(source: Source) -> Iterator[dict]:
     try:
-        import datasets
+        import datasets  # an extra of this package
     except ImportError:
         raise UserError(
             f'{source.label}: reading from the hub needs the datasets package: pip install "gendistill[hub]", '
@@ -251,7 +261,7 @@ def _field(record: dict, name: str, kind: type, where: str) -> Any:
     if not isinstance(value, kind):
         expected = {str: "a string", list: "a list"}[kind]
         raise UserError(f"{where}: field '{name}' should be {expected}, this is {_kind_name(value)}")
-    if kind is str:
+    if kind is str:  # what is in a list is checked message by message
         _check_text(value, f"{where}: field '{name}'")
     return value
 
@@ -281,7 +291,7 @@ def _check_messages(messages: list, where: str) -> list[Message]:
         checked.append({"role": role, "content": content})
     if not checked or checked[-1]["role"] != "assistant":
         last = f"the last turn is the {checked[-1]['role']}'s" if checked else "there are no messages"
-        raise UserError(f"{where}: {last}; a conversation to learn from ends with the assistant's turn")
+        raise UserError(f"{where}: {last}; a conversation to train on ends with the assistant's turn")
     return checked
 
 

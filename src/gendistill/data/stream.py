@@ -3,19 +3,19 @@
 import logging
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from gendistill.data.encoding import Encoder, SourceCounts, characters_of
-from gendistill.data.packing import Piece
+from gendistill.data.encoding import Encoder
+from gendistill.data.packing import Piece, token_count
 from gendistill.data.sources import read_documents
 from gendistill.errors import UserError
 from gendistill.recipe.data import Source
 
-# Documents are read, shuffled and tokenised by the window; the second bound keeps a window of long documents in memory.
+# Documents are read, shuffled and tokenised by the window; the second bound keeps a window of books small in memory.
 WINDOW_DOCUMENTS = 1000
 WINDOW_CHARACTERS = 8_000_000
 CHARACTERS_PER_TOKEN = 16  # generous, so that a window of a small budget still holds several times what is needed
@@ -24,12 +24,34 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
+class SourceCounts:
+    """What one source gave (`documents`, `tokens`) and what happened in reading it (the rest).
+
+    Attributes:
+        malformed: records that could not be read or encoded.
+        skipped: records that are empty, or have no loss token within sequence_length.
+        cut: conversations longer than a packed sequence.
+    """
+
+    documents: int = 0
+    tokens: int = 0
+    read: int = 0
+    malformed: int = 0
+    skipped: int = 0
+    cut: int = 0
+
+    def __add__(self, other: "SourceCounts") -> "SourceCounts":
+        mine, theirs = asdict(self), asdict(other)
+        return SourceCounts(**{name: mine[name] + theirs[name] for name in mine})
+
+
+@dataclass
 class Position:
     """Where a stream stands: in which pass, at which record its window begins, how much of the window is used."""
 
-    epoch: int = 1
-    record: int = 0
-    used: int = 0
+    epoch: int = 1  # pass over the records, from 1
+    record: int = 0  # number of the window's first record in the source's stored order
+    used: int = 0  # documents of the window
     finished: SourceCounts = field(default_factory=SourceCounts)  # of the windows before this one
 
     @classmethod
@@ -42,14 +64,15 @@ class _Window:
     """Records that were read together, shuffled and encoded.
 
     Attributes:
+        documents: token ids of texts or pieces of conversations, shuffled.
         end: number of the record behind the last.
-        met: in reading it.
+        read: counts of reading it; what it gives is counted as it is taken.
         malformed: why records of it could not be read or encoded.
     """
 
     documents: list[np.ndarray | Piece]
     end: int
-    met: SourceCounts
+    read: SourceCounts
     malformed: list[UserError]
 
 
@@ -61,7 +84,7 @@ class Stream:
         source: Source,
         number: int,
         seed: int,
-        encoder: "Encoder",
+        encoder: Encoder,
         budget: int,
         position: Position,
         pool: ThreadPoolExecutor,
@@ -70,21 +93,22 @@ class Stream:
         Args:
             number: of the source in the mixture; sources of the same files are shuffled differently.
             budget: tokens that the mixture wants of it, for the size of windows and for error messages.
-            position: where to go on.
+            position: where to resume.
             pool: of one thread, in which windows are read and encoded while this one packs.
         """
         self.source, self.number, self.seed, self.encoder = source, number, seed, encoder
         self.budget, self.position, self.pool = budget, position, pool
         self.characters = min(WINDOW_CHARACTERS, CHARACTERS_PER_TOKEN * budget)
-        self.records: Iterator | None = None
-        self.ahead: Future[_Window] | None = None
+        self.records: Iterator | None = None  # of this pass, open where the last window ended; the pool's thread reads
+        self.ahead: Future[_Window] | None = None  # the window behind this one
         self.window: _Window | None = None
-        self.used_tokens = 0
+        self.used_tokens = 0  # of this window
 
     @property
     def counts(self) -> SourceCounts:
-        met = SourceCounts() if self.window is None else self.window.met
-        return self.position.finished + met + SourceCounts(self.position.used, self.used_tokens)
+        """Up to the position: all of the windows before, and of this one what was read and what was taken."""
+        read = SourceCounts() if self.window is None else self.window.read
+        return self.position.finished + read + SourceCounts(self.position.used, self.used_tokens)
 
     @property
     def share(self) -> float:
@@ -99,41 +123,43 @@ class Stream:
         """
         if self.window is None:
             self._load()
-            self.used_tokens = sum(map(length, self.window.documents[: self.position.used]))
-        while self.position.used == len(self.window.documents):
+            # After a restart the position may lie inside the window, which was read and shuffled as before.
+            self.used_tokens = sum(map(token_count, self.window.documents[: self.position.used]))
+        while self.position.used == len(self.window.documents):  # a window may be empty: all of it skipped
             self._move_on()
         document = self.window.documents[self.position.used]
         self.position.used += 1
-        self.used_tokens += length(document)
+        self.used_tokens += token_count(document)
         return document
 
     def check_skipped(self) -> None:
+        """Raises UserError if most of what was read so far gave nothing."""
         counts = self.counts
         if 2 * counts.skipped > counts.read:
             raise UserError(
                 f"{self.source.label}: {counts.skipped} of {counts.read} documents were skipped: empty, or with no "
-                "token to learn within sequence_length; take longer rows, or data that fits"
+                "loss token within sequence_length; take a longer sequence_length, or data that fits"
             )
 
     def _move_on(self) -> None:
         """To the next window, of the next pass if this one is at its end."""
         self._start(self.position.epoch, self.window.end)
-        if self.window.end > self.position.record:
+        if self.window.end > self.position.record:  # a window that ends where it begins lies behind the last record
             return
         self.check_skipped()
         counts, passes = self.counts, self.position.epoch
         if not counts.documents:
-            raise UserError(f"{self.source.label}: none of its {counts.read} records can be learnt from")
+            raise UserError(f"{self.source.label}: none of its {counts.read} records can be trained on")
         if passes == self.source.epochs:
             needed = -(-self.budget * passes // counts.tokens)
             raise UserError(
-                f"{self.source.label}: runs dry after {counts.tokens:,} tokens in {passes} pass(es); the mixture wants "
-                f"about {self.budget:,} of it. Give it more data or less weight, lower the stage's tokens, or allow "
-                f"repetition by epochs: {max(needed, passes + 1)}"
+                f"{self.source.label}: is exhausted after {counts.tokens:,} tokens in {passes} pass(es); the mixture "
+                f"wants about {self.budget:,} of it. Give it more data or less weight, lower the stage's tokens, or "
+                f"allow repetition by epochs: {max(needed, passes + 1)}"
             )
-        if passes == 1:
+        if passes == 1:  # told once, not in every pass
             logger.warning("%s: shorter than its share of the tokens, read again", self.source.label)
-        self.records = None
+        self.records = None  # opened anew by the next read
         self._start(passes + 1, 0)
 
     def _start(self, epoch: int, record: int) -> None:
@@ -144,41 +170,41 @@ class Stream:
     def _load(self) -> None:
         """Takes the window that begins at the position, and has the one behind it prepared if it will be wanted."""
         epoch, record, finished = self.position.epoch, self.position.record, self.position.finished
+        # The window ahead, if there is one, begins at this very position: nothing moves it but the end of this window.
         ahead = self.ahead or self.pool.submit(self._read, epoch, record)
         self.ahead, window = None, ahead.result()
         self._check_malformed(window, finished.malformed)
         if not window.documents and not finished.documents and window.malformed:
             raise window.malformed[0]  # all of them: the template's or the recipe's mistake, not the record's
         self.window = window
-        if (finished + window.met).read >= WINDOW_DOCUMENTS:
+        if (finished + window.read).read >= WINDOW_DOCUMENTS:  # before, a few short records would decide it
             self.check_skipped()
-        if window.end > record and finished.tokens + sum(map(length, window.documents)) < self.budget:
+        if window.end > record and finished.tokens + sum(map(token_count, window.documents)) < self.budget:
             self.ahead = self.pool.submit(self._read, epoch, window.end)
 
     def _read(self, epoch: int, record: int) -> _Window:
         """Reads, shuffles and encodes the window that begins at a record; in the pool's thread."""
         if self.records is None:
             self.records = islice(read_documents(self.source, self.seed), record, None)
-        window = _Window([], record, SourceCounts(), [])
-        documents, size = [], 0
+        documents, malformed = [], []
+        end, size = record, 0
         for document in self.records:
-            window.end += 1
+            end += 1
             if isinstance(document, UserError):
-                window.malformed.append(document)
+                malformed.append(document)
             else:
                 documents.append(document)
-                size += characters_of(document)
+                size += document.characters
             full = len(documents) == WINDOW_DOCUMENTS or size >= self.characters
-            if full or len(window.malformed) > self.source.skip_malformed:
+            if full or len(malformed) > self.source.skip_malformed:  # more than allowed: an error anyhow
                 break
-        window.met.read = window.end - record
+        # By the window's place, not by what was drawn before: a stream that resumes here shuffles in the same way.
         np.random.default_rng([self.seed, self.number, epoch, record]).shuffle(documents)
-        if self.source.is_chat:
-            window.documents = self.encoder.conversations(documents, window.met, window.malformed)
-        else:
-            window.documents = self.encoder.texts(documents, window.met)
-        window.met.malformed = len(window.malformed)
-        return window
+        encode = self.encoder.conversations if self.source.is_chat else self.encoder.texts
+        encoded = encode(documents)
+        malformed += encoded.malformed
+        read = SourceCounts(read=end - record, malformed=len(malformed), skipped=encoded.skipped, cut=encoded.cut)
+        return _Window(encoded.documents, end, read, malformed)
 
     def _check_malformed(self, window: _Window, before: int) -> None:
         """Shows the first malformed records of the source, and raises if there are more than it may have."""
@@ -190,8 +216,3 @@ class Stream:
             )
         for error in window.malformed[: max(0, SHOWN - before)]:
             logger.warning("skipped: %s", error)
-
-
-def length(document: np.ndarray | Piece) -> int:
-    """Tokens of an encoded document."""
-    return len(document.input_ids if isinstance(document, Piece) else document)

@@ -1,4 +1,4 @@
-"""Where data comes from: sources, and what a teacher is asked to write."""
+"""Where data comes from: sources, and what a teacher is prompted to write."""
 
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ from gendistill.recipe.fields import Positive, Settings, check_one_of
 
 
 class Source(Settings):
-    """One place records come from: local files, data shipped in the package, a hub data set, or a teacher's answers.
+    """One place records come from: local files, data shipped in the package, a hub data set, or a teacher's replies.
 
     Plain text is taken from the field `text`. A conversation is taken from `messages` (a list of role/content
     mappings) or from the two fields `prompt` and `completion`. In a mixture each source gives tokens by its weight.
@@ -29,8 +29,11 @@ class Source(Settings):
     messages: str | None = Field(None, description="field with a list of {role, content}")
     prompt: str | None = Field(None, description="field with the user's turn")
     completion: str | None = Field(None, description="field with the assistant's turn")
+    # What a source gives of the mixture, and how often.
     weight: Positive = Field(1.0, description="share of the mixture's tokens, beside the other sources' weights")
-    epochs: PositiveInt = Field(1, description="passes over the records at most; a source that runs dry is an error")
+    epochs: PositiveInt = Field(
+        1, description="passes over the records at most; a source that is exhausted is an error"
+    )
     skip_malformed: Annotated[int, Field(ge=0)] = Field(
         100, description="records that may be skipped as unreadable, but not the first: one more is an error"
     )
@@ -41,11 +44,13 @@ class Source(Settings):
 
     @property
     def label(self) -> str:
+        """Its name in messages and statistics."""
         return self.path or (f"hub:{self.hub}" if self.hub else f"synthesis:{self.synthesis}")
 
     @model_validator(mode="after")
     def check(self):
         check_one_of(self, "path", "hub", "synthesis")
+        # `text` has a default, so that it stands beside the others unused: plain text is what is left.
         if (self.prompt is None) != (self.completion is None):
             raise ValueError("'prompt' and 'completion' go together")
         if self.prompt is not None and self.messages is not None:
@@ -54,7 +59,7 @@ class Source(Settings):
 
 
 class Prompts(Settings):
-    """What a teacher is asked, and what is known of the right reply.
+    """What a teacher is prompted with, and what is known of the right reply.
 
     instruction: `prompt`, with `input` below it; `completion` is a reply somebody else wrote, kept as the reference.
     multiple_choice, short_answer, last_number: fields as in a `Task`; multiple_choice is asked under all rotations of
@@ -68,6 +73,7 @@ class Prompts(Settings):
     hub: str | None = None
     subset: str | None = None
     split: str | None = None
+    # Names of fields in a record; which of them are read depends on the kind.
     prompt: str = "prompt"
     input: str | None = None
     completion: str | None = None
@@ -86,6 +92,7 @@ class Prompts(Settings):
 
     @property
     def source(self) -> Source:
+        """Where the records come from; which fields they have is not the source's to say."""
         return Source(path=self.path, hub=self.hub, subset=self.subset, split=self.split)
 
 
@@ -99,6 +106,7 @@ class Synthesis(Settings):
     max_new_tokens: PositiveInt = Field(256, description="a reply that has not ended by then is rejected")
     min_new_tokens: PositiveInt = Field(1, description="a reply of fewer tokens, its end not counted, is rejected")
     batch_size: PositiveInt = 64
+    # What rejects a reply.
     known_answer: bool = Field(True, description="reject replies that do not reach the known answer")
     margin: Annotated[float, Field(ge=0)] | None = Field(
         None, description="least lead, in nats, of the chosen letter over the next, under every rotation"
@@ -111,6 +119,7 @@ class Synthesis(Settings):
     def check(self):
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples > 1 needs a temperature above 0: greedy replies are all the same")
+        # A set becomes one source of training data, and a source is either text or chat.
         kinds = {prompts.kind for prompts in self.prompts}
         if "continuation" in kinds and len(kinds) > 1:
             raise ValueError("continuations are plain text, the other kinds conversations: make them sets of their own")
