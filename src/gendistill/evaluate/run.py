@@ -15,39 +15,39 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.analysis.scores import Scores, TaskScore
 from gendistill.errors import UserError
-from gendistill.evaluate.grading import Grades, mark
-from gendistill.evaluate.items import Item, load_items
+from gendistill.evaluate.items import load_items
+from gendistill.evaluate.kinds.base import TaskSettings
+from gendistill.evaluate.kinds.item import Grades, Item
 from gendistill.evaluate.partial import Partial
 from gendistill.evaluate.ranking import Ranking, rank, render_prompts
 from gendistill.files import read_jsonl, write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, end_ids, generate
-from gendistill.recipe.evaluation import Evaluation, Task
-from gendistill.sandbox import check_isolation
+from gendistill.recipe.evaluation import Evaluation
 
-FORMAT = 2  # of the records; raise it when their content or the reading of answers changes
+FORMAT = 2  # of the records; raise it when their content or the extraction of answers changes
 LONGEST_TEXT = 20_000  # characters of a prompt kept in a record; of longer ones the ends
 
 
 @dataclass(frozen=True)
 class _Questions:
-    """A task, ready to be asked.
+    """A task, ready to be put to a model.
 
-    `asked` are the items and behind them, where the task wants them, the other rotations of each in turn; `prompts` go
-    with it.
+    `asked` are the items and behind them, where the task wants them, the other forms of each in turn; `prompts` go with
+    it.
     """
 
     name: str
-    task: Task
+    task: TaskSettings
     items: list[Item]
     asked: list[Item]
     prompts: list[list[int]]
 
     @classmethod
-    def read(cls, name: str, task: Task, seed: int, tokenizer: PreTrainedTokenizerBase) -> "_Questions":
+    def read(cls, name: str, task: TaskSettings, seed: int, tokenizer: PreTrainedTokenizerBase) -> "_Questions":
         items = load_items(name, task, seed, tokenizer)
-        turned = [rotation for item in items for rotation in item.rotations()[1:]] if task.rotations else []
-        asked = [*items, *turned]
+        other_forms = [form for item in items for form in task.other_forms(item)]
+        asked = [*items, *other_forms]
         return cls(name, task, items, asked, render_prompts(tokenizer, asked))
 
     @property
@@ -66,11 +66,11 @@ def evaluate_model(
     label: str,
     progress: bool = True,
 ) -> Scores:
-    """Asks the model every task by ranking and by generation.
+    """Evaluates the model on every task by ranking and by generation.
 
     Writes `folder/label/TASK.jsonl`, one record per item, and beside it `TASK.meta.json`, written last, with a hash of
     all that the records depend on: settings, prompts, candidates, seed, model. A task with a fitting hash is not
-    asked again, so a killed evaluation resumes where it was. The model is left in the modes it came in.
+    evaluated again, so a killed evaluation resumes where it was. The model is left in the modes it came in.
 
     Args:
         model: any Hugging Face causal model, on the device and in the precision to evaluate in.
@@ -88,25 +88,24 @@ def evaluate_model(
                 f"'{name}' names files, so it may hold letters, digits, '_', '-' and '.' only, and not start with '.'"
             )
     # All tasks are read and checked before the first is asked: a mistake in the last should not cost an hour.
-    asked = []
+    tasks = []
     for name, task in evaluation.tasks.items():
-        if task.kind == "code":
-            check_isolation()
-        asked.append(_Questions.read(name, task, seed, tokenizer))
-        _check_length(model, tokenizer, asked[-1])
+        task.check_machine()
+        tasks.append(_Questions.read(name, task, seed, tokenizer))
+        _check_length(model, tokenizer, tasks[-1])
     folder = Path(folder) / label
     folder.mkdir(parents=True, exist_ok=True)
     fingerprint = model_fingerprint(model)
     scores = {}
     with _evaluation_mode(model), _progress_bar(progress) as bar:
-        for questions in asked:
+        for questions in tasks:
             todo = bar.add_task(f"{label}: {questions.name}", total=questions.answers)
             digest = _digest(model, tokenizer, evaluation, questions, seed, fingerprint)
             records = _finished(folder, questions, digest)
             if records is None:
                 with Partial(folder / f"{questions.name}.partial.jsonl", digest) as partial:
                     bar.advance(todo, len(partial.rankings) + len(partial.replies))
-                    partial.told = lambda count, todo=todo: bar.advance(todo, count)
+                    partial.on_answers = lambda count, todo=todo: bar.advance(todo, count)
                     records = _ask(model, tokenizer, evaluation, questions, seed, partial)
                 _store(folder, questions, records, digest)
                 partial.path.unlink()
@@ -115,93 +114,106 @@ def evaluate_model(
     return Scores(label, scores)
 
 
-def _ask(model, tokenizer, evaluation: Evaluation, questions: _Questions, seed: int, partial: Partial):
+def _ask(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    evaluation: Evaluation,
+    questions: _Questions,
+    seed: int,
+    partial: Partial,
+) -> list[dict[str, Any]]:
     """Records of all items, by ranking and by generation."""
-    task, items = questions.task, questions.items
-    ranked = [place for place, item in enumerate(items) if item.candidates]
-    places = {place: number for number, place in enumerate(ranked)}
+    rankings = _rank(model, tokenizer, evaluation, questions, partial)
+    replies = _generate(model, tokenizer, evaluation, questions, seed, partial)
+    grades = questions.task.grade(questions.asked, [reply.text for reply in replies])
+    answers = list(zip(replies, grades, strict=True))
+    other_forms = iter(answers[len(questions.items) :])
+    records = []
+    for index, item in enumerate(questions.items):
+        prompt = tokenizer.decode(questions.prompts[index])
+        forms = [answers[index], *islice(other_forms, len(questions.task.other_forms(item)))]
+        records.append(_record(questions.task, item, prompt, rankings.get(index), forms))
+    return records
+
+
+def _rank(model, tokenizer, evaluation: Evaluation, questions: _Questions, partial: Partial) -> dict[int, Ranking]:
+    """Rankings of the items that have candidates, by the items' indices."""
+    ranked = [index for index, item in enumerate(questions.items) if item.candidates]
     rankings = rank(
         model,
         tokenizer,
-        [items[place] for place in ranked],
-        [questions.prompts[place] for place in ranked],
+        [questions.items[index] for index in ranked],
+        [questions.prompts[index] for index in ranked],
         evaluation.batch_size,
         partial.add,
-        texts=task.kind == "multiple_choice",
+        texts=True,
         known=partial.rankings,
     )
+    return dict(zip(ranked, rankings, strict=True))
+
+
+def _generate(
+    model, tokenizer, evaluation: Evaluation, questions: _Questions, seed: int, partial: Partial
+) -> list[Reply]:
+    """Replies to all that is asked, in its order."""
     sampling = None
     if evaluation.temperature:
+        # A key for each reply, so that it is the same in any batch, and in a run that is killed and resumed.
         keys = [f"{seed}/{questions.name}/{number}" for number in range(len(questions.asked))]
         sampling = Sampling(evaluation.temperature, evaluation.top_p, keys)
-    replies = generate(
+    return generate(
         model,
         tokenizer,
         questions.prompts,
-        task.max_new_tokens,
+        questions.task.max_new_tokens,
         evaluation.batch_size,
         partial.add,
         sampling=sampling,
         known=partial.replies,
     )
-    marks = mark(questions.asked, replies)
-    turned = zip(replies[len(items) :], marks[len(items) :], strict=True)
-    records = []
-    for place, item in enumerate(items):
-        record = {
-            "id": item.id,
-            "question": _text(item.question),
-            "choices": list(item.choices),
-            "candidates": list(item.candidates),
-            "gold": list(item.gold),
-            "answers": list(item.answers),
-            "prompt": _text(tokenizer.decode(questions.prompts[place])),
-        }
-        record |= _ranked(item, rankings[places[place]] if place in places else None, task.rank_by)
-        records.append(record | _replied(replies[place], marks[place]))
-        if task.is_made:
-            records[-1]["checks"] = item.checks
-        if task.rotations:
-            answers = [(replies[place], marks[place]), *islice(turned, len(item.choices) - 1)]
-            records[-1]["rotations"] = [_rotation(item, by, *answer) for by, answer in enumerate(answers)]
-    return records
 
 
-def _ranked(item: Item, ranking: Ranking | None, rank_by: str) -> dict[str, Any]:
+def _record(
+    task: TaskSettings, item: Item, prompt: str, ranking: Ranking | None, forms: Sequence[tuple[Reply, Grades]]
+) -> dict[str, Any]:
+    """All that is kept of an item; `forms` are reply and grades of the item and of its other forms."""
+    record = {
+        "id": item.id,
+        "question": _text(item.question),
+        "choices": list(item.choices),
+        "candidates": list(item.candidates),
+        "gold": list(item.gold),
+        "answers": list(item.answers),
+        "prompt": _text(prompt),
+    }
+    record |= _ranked(task, item, ranking)
+    record |= _replied(*forms[0])
+    return record | task.notes(item, [(reply.text, grades) for reply, grades in forms])
+
+
+def _ranked(task: TaskSettings, item: Item, ranking: Ranking | None) -> dict[str, Any]:
     if ranking is None:
         return {"scores": None, "ranked": None, "ranking_correct": None}
-    if not ranking.by:
-        return {
-            "scores": list(ranking.scores),
-            "ranked": item.candidates[ranking.prediction],
-            "ranking_correct": ranking.prediction in item.gold,
-        }
-    return {
-        "scores": list(ranking.scores),
-        "text_scores": list(ranking.text_scores),
-        "ranked": item.candidates[ranking.by[rank_by]],
-        "ranking_correct": ranking.by[rank_by] in item.gold,
-        "ranking_by": {form: best in item.gold for form, best in ranking.by.items()},
-    }
+    first = task.ranked_first(ranking.prediction, ranking.by)
+    record: dict[str, Any] = {"scores": list(ranking.scores)}
+    if ranking.by:
+        record["text_scores"] = list(ranking.text_scores)
+    record |= {"ranked": item.candidates[first], "ranking_correct": first in item.gold}
+    if ranking.by:
+        record["ranking_by"] = {form: best in item.gold for form, best in ranking.by.items()}
+    return record
 
 
-def _replied(reply: Reply, marks: Grades) -> dict[str, Any]:
+def _replied(reply: Reply, grades: Grades) -> dict[str, Any]:
     return {
         "reply": reply.text,
         "reply_tokens": reply.tokens,
         "truncated": reply.truncated,
-        "parsed": marks.strict.parsed,
-        "generation_correct": marks.strict.correct,
-        "flexible_parsed": marks.flexible.parsed,
-        "flexible_correct": marks.flexible.correct,
-    } | marks.notes
-
-
-def _rotation(item: Item, by: int, reply: Reply, marks: Grades) -> dict[str, Any]:
-    """The answer with the options moved up by so many places; "choice" counts them in their original order."""
-    letter = marks.strict.parsed
-    choice = None if letter is None else (item.candidates.index(letter) + by) % len(item.choices)
-    return {"reply": reply.text, "parsed": letter, "choice": choice, "correct": marks.strict.correct}
+        "parsed": grades.strict.parsed,
+        "generation_correct": grades.strict.correct,
+        "flexible_parsed": grades.flexible.parsed,
+        "flexible_correct": grades.flexible.correct,
+    } | grades.notes
 
 
 def _text(text: str) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gendistill.analysis.repetition import repeats
-from gendistill.evaluate.code import code_of
+from gendistill.evaluate.kinds import grade
+from gendistill.evaluate.kinds.shared.programs import code_of
 from gendistill.inference.generation import Reply
 from gendistill.recipe.data import Synthesis
 from gendistill.sandbox import run_many
@@ -34,7 +35,7 @@ class Answered:
 
 
 def judge(answered: list[Answered], synthesis: Synthesis, overlap: OverlapIndex) -> dict[str, dict[str, int]]:
-    """Marks every reply with the first check it fails.
+    """Notes for every reply the first check it fails.
 
     In this order: truncated, too_short, repeats, unparsed, wrong_answer, tests, rotations (another rotation of the
     question was rejected or answered otherwise), margin, overlap, duplicate.
@@ -43,8 +44,9 @@ def judge(answered: list[Answered], synthesis: Synthesis, overlap: OverlapIndex)
         for each check how many replies it saw and how many it rejected.
     """
     duplicates = Duplicates()
+    # In an order that matters: `unparsed` extracts the answers that later checks compare, and the cheap ones go first.
     checks: dict[str, Callable[[list[Answered]], Iterator[Answered]]] = {
-        "truncated": lambda left: (a for a in left if a.reply.truncated and a.prompt.kind != "continuation"),
+        "truncated": lambda left: (a for a in left if a.reply.truncated and a.prompt.is_chat),
         "too_short": lambda left: (a for a in left if a.reply.tokens < synthesis.min_new_tokens),
         "repeats": lambda left: (a for a in left if repeats(a.reply.text)),
         "unparsed": lambda left: (a for a in left if a.prompt.item is not None and _parse(a) is None),
@@ -68,9 +70,10 @@ def judge(answered: list[Answered], synthesis: Synthesis, overlap: OverlapIndex)
 
 
 def _parse(a: Answered) -> str | None:
-    answer = a.prompt.item.parse(a.reply.text)
-    a.notes |= {"answer": answer.parsed, "correct": answer.correct}
-    return answer.parsed
+    """The answer by strict extraction, noted with whether it is right: records to train on should be in form."""
+    (grades,) = grade([a.prompt.item], [a.reply.text])
+    a.notes |= {"answer": grades.strict.parsed, "correct": grades.strict.correct}
+    return grades.strict.parsed
 
 
 def _failing_tests(left: list[Answered]) -> Iterator[Answered]:
@@ -91,7 +94,7 @@ def _groups(left: list[Answered]) -> Iterator[list[Answered]]:
     """The replies to one multiple-choice question under its rotations, those that are left."""
     groups = defaultdict(list)
     for a in left:
-        if a.prompt.kind == "multiple_choice":
+        if a.prompt.has_options:
             groups[a.prompt.group, a.sample].append(a)
     yield from groups.values()
 
@@ -124,5 +127,5 @@ def _overlaps(a: Answered, overlap: OverlapIndex) -> bool:
 
 def letters(answered: list[Answered]) -> dict[str, int]:
     """How often each letter is the answer among the multiple-choice replies that are kept."""
-    kept = (a for a in answered if a.failed is None and a.prompt.kind == "multiple_choice")
+    kept = (a for a in answered if a.failed is None and a.prompt.has_options)
     return dict(sorted(Counter(a.notes["answer"] for a in kept).items()))

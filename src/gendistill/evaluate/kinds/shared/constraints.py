@@ -16,15 +16,11 @@ import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from gendistill.errors import UserError
-from gendistill.evaluate.parsing import Answer
-
-if TYPE_CHECKING:
-    from gendistill.evaluate.items import Item  # made from records, whose reader checks instructions
 
 _CAPITALS = re.compile(r"[^\s,;:!?()\[\]{}<>\"“”*'’—]+")
 _SENTENCE_END = re.compile(r"(?:[.!?…]+[\"'”’)\]*_]*(?=\s|$))|[。！？।]+")
@@ -32,48 +28,6 @@ _NO_SENTENCE_END = re.compile(
     r"(?:^|(?<=[\s(\"'“*]))(?:[A-HJ-Z]|(?:[A-Za-z]\.)+[A-Za-z]|(?i:mr|mrs|ms|dr|prof|rev|st|jr|sr|vs|etc|fig|approx))$"
 )
 _LIST_NUMBER = re.compile(r"(?:^|\n)[ \t>*_#]*\d+$")
-
-
-class Graded(NamedTuple):
-    """Which of an item's instructions a reply follows, in their order; the answers are correct if it follows all.
-
-    Strictly read is the reply as it is; flexibly also what is left of it without its first line, its last, both, or
-    its asterisks, and each instruction may be followed by another of these.
-    """
-
-    followed: tuple[bool, ...]
-    followed_flexibly: tuple[bool, ...]
-
-    @property
-    def strict(self) -> Answer:
-        """`parsed` says how many are followed ("2 of 3")."""
-        return _answer(self.followed)
-
-    @property
-    def flexible(self) -> Answer:
-        return _answer(self.followed_flexibly)
-
-
-def _answer(followed: tuple[bool, ...]) -> Answer:
-    return Answer(f"{sum(followed)} of {len(followed)}", all(followed))
-
-
-def grade_instructions(items: Sequence["Item"], replies: Sequence[str]) -> list[Graded]:
-    """Checks each reply against its item's instructions (`Item.checks`).
-
-    Raises:
-        UserError: what `check_instruction` raises.
-    """
-    return [_mark(item.checks, reply) for item, reply in zip(items, replies, strict=True)]
-
-
-def _mark(checks: Mapping[str, Any], reply: str) -> Graded:
-    variants = flexible_variants(reply)
-    strict, flexible = [], []
-    for instruction_id, kwargs in zip(checks["instruction_ids"], checks["kwargs"], strict=True):
-        strict.append(follows(instruction_id, kwargs, reply))
-        flexible.append(strict[-1] or any(follows(instruction_id, kwargs, variant) for variant in variants))
-    return Graded(tuple(strict), tuple(flexible))
 
 
 def flexible_variants(reply: str) -> list[str]:
