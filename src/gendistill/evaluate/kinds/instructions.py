@@ -9,7 +9,7 @@ from pydantic import Field
 from gendistill.errors import UserError
 from gendistill.evaluate.kinds.base import SourcedTask
 from gendistill.evaluate.kinds.item import Answer, Draws, Grades, Item
-from gendistill.evaluate.kinds.shared.constraints import check_instruction, flexible_variants, follows
+from gendistill.evaluate.kinds.shared.constraints import check_instruction, followed
 from gendistill.evaluate.kinds.shared.fields import Fields
 
 
@@ -61,13 +61,9 @@ class Instructions(SourcedTask):
 
 
 def _graded(checks: dict[str, Any], reply: str) -> Grades:
-    variants = flexible_variants(reply)
-    strict, flexible = [], []
-    for instruction_id, kwargs in zip(checks["instruction_ids"], checks["kwargs"], strict=True):
-        strict.append(follows(instruction_id, kwargs, reply))
-        flexible.append(strict[-1] or any(follows(instruction_id, kwargs, variant) for variant in variants))
-    return Grades(_answer(strict), _answer(flexible), {"followed": strict})
+    found = followed(checks["instruction_ids"], checks["kwargs"], reply)
+    return Grades(_answer(found.strict), _answer(found.flexible), {"followed": list(found.strict)})
 
 
-def _answer(followed: list[bool]) -> Answer:
+def _answer(followed: Sequence[bool]) -> Answer:
     return Answer(f"{sum(followed)} of {len(followed)}", all(followed))

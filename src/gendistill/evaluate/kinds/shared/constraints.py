@@ -16,9 +16,9 @@ import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from gendistill.errors import UserError
 
@@ -28,6 +28,31 @@ _NO_SENTENCE_END = re.compile(
     r"(?:^|(?<=[\s(\"'“*]))(?:[A-HJ-Z]|(?:[A-Za-z]\.)+[A-Za-z]|(?i:mr|mrs|ms|dr|prof|rev|st|jr|sr|vs|etc|fig|approx))$"
 )
 _LIST_NUMBER = re.compile(r"(?:^|\n)[ \t>*_#]*\d+$")
+
+
+class Followed(NamedTuple):
+    """Which of several instructions a reply follows, in their order.
+
+    Strictly it is taken as it is; flexibly also what is left of it without its first line, its last, both, or its
+    asterisks, and each instruction may be followed by another of these.
+    """
+
+    strict: tuple[bool, ...]
+    flexible: tuple[bool, ...]
+
+
+def followed(instruction_ids: Sequence[str], kwargs: Sequence[Mapping[str, Any]], reply: str) -> Followed:
+    """Checks a reply against instructions.
+
+    Raises:
+        UserError: what `check_instruction` raises.
+    """
+    variants = flexible_variants(reply)
+    strict, flexible = [], []
+    for instruction_id, settings in zip(instruction_ids, kwargs, strict=True):
+        strict.append(follows(instruction_id, settings, reply))
+        flexible.append(strict[-1] or any(follows(instruction_id, settings, variant) for variant in variants))
+    return Followed(tuple(strict), tuple(flexible))
 
 
 def flexible_variants(reply: str) -> list[str]:
