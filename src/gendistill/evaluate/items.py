@@ -46,6 +46,7 @@ def _read_items(task: SourcedTask, draws: Draws) -> list[Item]:
         raise UserError(f"task '{draws.name}' asks for {task.items} items; its source has {len(items)}")
     drawn = items
     if task.items is not None:
+        # Sorted, so that fewer items are in the same order as all of them.
         indices = draws.of("items").sample(range(len(items)), task.items)
         drawn = [items[index] for index in sorted(indices)]
     shots = _shots(task, draws, items)
@@ -90,9 +91,10 @@ def _shots(task: SourcedTask, draws: Draws, items: Sequence[Item]) -> Mapping[st
     if not isinstance(task, FewShotTask) or not task.shots:
         return dict.fromkeys(subjects, ())
     sources = _shots_sources(task, draws)
+    # Read by the same rules as the items, so that they are shown in the same form.
     try:
         examples = _read(task.of_examples(), sources, draws)
-    except UserError as error:
+    except UserError as error:  # a missing split, mostly: say whose it is, and how to do without
         raise UserError(
             f"task '{draws.name}' asks for {task.shots} few-shot examples, which cannot be read: {error}. Give their "
             "source by shots_split and shots_path or shots_hub, or set shots: 0"
@@ -110,6 +112,7 @@ def _shots(task: SourcedTask, draws: Draws, items: Sequence[Item]) -> Mapping[st
 
 def _shots_sources(task: FewShotTask, draws: Draws) -> list[Source]:
     elsewhere = task.shots_path is not None or task.shots_hub is not None
+    # A folder may hold both splits, one file holds one: its items must not be shown with their answers.
     if not elsewhere and task.path is not None and not Path(task.path).is_dir():
         raise UserError(
             f"task '{draws.name}' asks for {task.shots} few-shot examples, and {task.path} holds its test items. Give "

@@ -1,4 +1,4 @@
-"""Answers kept as they come in, so that an evaluation that is killed resumes behind its last whole one."""
+"""Answers stored as they come in, so that an evaluation that is killed resumes behind its last whole one."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class Partial:
     """The answers to a task's items so far: a line with the hash of all they depend on, then one for each.
 
     Attributes:
-        rankings, replies: those that an earlier attempt left, by the index of what was asked.
+        rankings, replies: those that an earlier attempt left, by the index of the prompt.
         on_answers: called with the number of answers that have come in.
     """
 

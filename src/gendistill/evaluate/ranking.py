@@ -63,17 +63,20 @@ def rank(
         UserError: out of memory with a single prompt.
     """
     rankings = dict(known or {})
+    # What all prompts begin with (template, few-shot examples) is prefilled once.
     prefix = Prefix.of(model, prompts)
 
     def score(indices: list[int]) -> None:
         candidates = [_candidates(tokenizer, items[index], texts) for index in indices]
         sums = _log_likelihoods(model, [prompts[index] for index in indices], candidates, prefix)
+        # All candidates of an item share the prompt's cache, so an item is never split between batches.
         finished = {}
         for index, ids, scores in zip(indices, candidates, sums, strict=True):
             finished[index] = _ranking(items[index], [len(tokens) for tokens in ids], scores)
         rankings.update(finished)
         advance(finished)
 
+    # No reply is generated, so a row is as long as its prompt.
     size = batch_size or rows_that_fit(model, prompts, 0)
     in_batches(prompts, [index for index in range(len(items)) if index not in rankings], size, score)
     return [rankings[index] for index in range(len(items))]
@@ -91,7 +94,7 @@ def _candidates(tokenizer: PreTrainedTokenizerBase, item: Item, texts: bool) -> 
 def _ranking(item: Item, lengths: Sequence[int], sums: Sequence[float]) -> Ranking:
     """The ranking from each candidate's tokens and summed log-likelihood, those of the choices' texts behind them."""
     count = len(item.candidates)
-    scores = tuple(sums[:count])
+    scores = tuple(sums[:count])  # of the candidates themselves; those of the choices' texts stand behind them
     if KINDS[item.kind].scores_per_token:
         scores = _per(scores, lengths[:count])
     if len(sums) == count:  # no texts were scored
@@ -111,6 +114,7 @@ def _per(scores: Sequence[float], sizes: Sequence[int]) -> tuple[float, ...]:
 
 
 def _best(scores: Sequence[float]) -> int:
+    # max takes the first of equals.
     return max(range(len(scores)), key=scores.__getitem__)
 
 
@@ -139,6 +143,7 @@ def _log_likelihoods(
                 longer.append((row, number))
     prefilled = prefill(model, prompts, 0, prefix, keep_cache=bool(longer))
     values = iter(_log_probabilities(prefilled.logits, first_tokens))  # logits: [items, V], behind each prompt
+    # Back in the candidates' shape: per item, per candidate.
     sums = [[next(values) for _ in item_candidates] for item_candidates in candidates]
 
     # Candidates in parts, so that the logits held at once stay bounded.

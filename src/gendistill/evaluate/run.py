@@ -33,27 +33,29 @@ LONGEST_TEXT = 20_000  # characters of a prompt kept in a record; of longer ones
 class _Questions:
     """A task, ready to be put to a model.
 
-    `asked` are the items and behind them, where the task wants them, the other forms of each in turn; `prompts` go with
-    it.
+    `prompted` are the items and behind them, where the task wants them, the other forms of each in turn; `prompts` are
+    their ids.
     """
 
     name: str
     task: TaskSettings
     items: list[Item]
-    asked: list[Item]
+    prompted: list[Item]
     prompts: list[list[int]]
 
     @classmethod
     def read(cls, name: str, task: TaskSettings, seed: int, tokenizer: PreTrainedTokenizerBase) -> "_Questions":
         items = load_items(name, task, seed, tokenizer)
+        # Behind the items, not among them: item i has prompt i, and ranking needs the first of them only.
         other_forms = [form for item in items for form in task.other_forms(item)]
-        asked = [*items, *other_forms]
-        return cls(name, task, items, asked, render_prompts(tokenizer, asked))
+        prompted = [*items, *other_forms]
+        return cls(name, task, items, prompted, render_prompts(tokenizer, prompted))
 
     @property
     def answers(self) -> int:
         """How many rankings and replies there will be."""
-        return sum(bool(item.candidates) for item in self.items) + len(self.asked)
+        # One ranking for each item that has candidates, one reply to each prompt.
+        return sum(bool(item.candidates) for item in self.items) + len(self.prompted)
 
 
 def evaluate_model(
@@ -82,12 +84,8 @@ def evaluate_model(
         UserError: a task's source does not fit (see `load_items`), a prompt and its reply exceed the model's positions,
             a task's name or the label cannot name a file, or programs cannot be isolated here.
     """
-    for name in (label, *evaluation.tasks):
-        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
-            raise UserError(
-                f"'{name}' names files, so it may hold letters, digits, '_', '-' and '.' only, and not start with '.'"
-            )
-    # All tasks are read and checked before the first is asked: a mistake in the last should not cost an hour.
+    _check_names(label, *evaluation.tasks)
+    # All tasks are read and checked before the first is evaluated: a mistake in the last should not cost an hour.
     tasks = []
     for name, task in evaluation.tasks.items():
         task.check_machine()
@@ -95,7 +93,7 @@ def evaluate_model(
         _check_length(model, tokenizer, tasks[-1])
     folder = Path(folder) / label
     folder.mkdir(parents=True, exist_ok=True)
-    fingerprint = model_fingerprint(model)
+    fingerprint = model_fingerprint(model)  # once: it samples every tensor
     scores = {}
     with _evaluation_mode(model), _progress_bar(progress) as bar:
         for questions in tasks:
@@ -106,15 +104,24 @@ def evaluate_model(
                 with Partial(folder / f"{questions.name}.partial.jsonl", digest) as partial:
                     bar.advance(todo, len(partial.rankings) + len(partial.replies))
                     partial.on_answers = lambda count, todo=todo: bar.advance(todo, count)
-                    records = _ask(model, tokenizer, evaluation, questions, seed, partial)
+                    records = _evaluate(model, tokenizer, evaluation, questions, seed, partial)
                 _store(folder, questions, records, digest)
-                partial.path.unlink()
+                partial.path.unlink()  # only now: killed before, nothing is generated again
             bar.update(todo, completed=questions.answers)
             scores[questions.name] = TaskScore.from_records(records)
     return Scores(label, scores)
 
 
-def _ask(
+def _check_names(*names: str) -> None:
+    for name in names:
+        # No separators and no "..": a name must not lead out of the folder.
+        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+            raise UserError(
+                f"'{name}' names files, so it may hold letters, digits, '_', '-' and '.' only, and not start with '.'"
+            )
+
+
+def _evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     evaluation: Evaluation,
@@ -125,8 +132,10 @@ def _ask(
     """Records of all items, by ranking and by generation."""
     rankings = _rank(model, tokenizer, evaluation, questions, partial)
     replies = _generate(model, tokenizer, evaluation, questions, seed, partial)
-    grades = questions.task.grade(questions.asked, [reply.text for reply in replies])
+    # All replies at once: programs are run as many at a time as there are cores.
+    grades = questions.task.grade(questions.prompted, [reply.text for reply in replies])
     answers = list(zip(replies, grades, strict=True))
+    # Behind the items' own answers stand those to their other forms, item by item.
     other_forms = iter(answers[len(questions.items) :])
     records = []
     for index, item in enumerate(questions.items):
@@ -138,6 +147,7 @@ def _ask(
 
 def _rank(model, tokenizer, evaluation: Evaluation, questions: _Questions, partial: Partial) -> dict[int, Ranking]:
     """Rankings of the items that have candidates, by the items' indices."""
+    # Programs and instructions have no candidates; they are evaluated by generation alone.
     ranked = [index for index, item in enumerate(questions.items) if item.candidates]
     rankings = rank(
         model,
@@ -146,7 +156,7 @@ def _rank(model, tokenizer, evaluation: Evaluation, questions: _Questions, parti
         [questions.prompts[index] for index in ranked],
         evaluation.batch_size,
         partial.add,
-        texts=True,
+        texts=True,  # of items with options, whatever the task ranks by: diagnoses compare the ways
         known=partial.rankings,
     )
     return dict(zip(ranked, rankings, strict=True))
@@ -155,11 +165,11 @@ def _rank(model, tokenizer, evaluation: Evaluation, questions: _Questions, parti
 def _generate(
     model, tokenizer, evaluation: Evaluation, questions: _Questions, seed: int, partial: Partial
 ) -> list[Reply]:
-    """Replies to all that is asked, in its order."""
+    """Replies to all prompts, in their order."""
     sampling = None
     if evaluation.temperature:
         # A key for each reply, so that it is the same in any batch, and in a run that is killed and resumed.
-        keys = [f"{seed}/{questions.name}/{number}" for number in range(len(questions.asked))]
+        keys = [f"{seed}/{questions.name}/{number}" for number in range(len(questions.prompted))]
         sampling = Sampling(evaluation.temperature, evaluation.top_p, keys)
     return generate(
         model,
@@ -192,10 +202,10 @@ def _record(
 
 
 def _ranked(task: TaskSettings, item: Item, ranking: Ranking | None) -> dict[str, Any]:
-    if ranking is None:
+    if ranking is None:  # keys stay, so that all records of a task can be read alike
         return {"scores": None, "ranked": None, "ranking_correct": None}
     first = task.ranked_first(ranking.prediction, ranking.by)
-    record: dict[str, Any] = {"scores": list(ranking.scores)}
+    record: dict[str, Any] = {"scores": list(ranking.scores)}  # nats, by letter where there are options
     if ranking.by:
         record["text_scores"] = list(ranking.text_scores)
     record |= {"ranked": item.candidates[first], "ranking_correct": first in item.gold}
@@ -220,7 +230,7 @@ def _text(text: str) -> str:
     """A text for a record: of a very long one the two ends."""
     if len(text) <= LONGEST_TEXT:
         return text
-    end = LONGEST_TEXT // 2
+    end = LONGEST_TEXT // 2  # the hash tells two texts apart that differ in the middle
     return f"{text[:end]}\n[{len(text) - 2 * end:,} characters, sha256 {_sha(text)}]\n{text[-end:]}"
 
 
@@ -228,6 +238,7 @@ def _check_length(model, tokenizer, questions: _Questions) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     texts = {text for item in questions.items for text in (*item.candidates, *item.choices)}
     candidate = max((len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts), default=0)
+    # The longest candidate may be longer than any reply: an option's text, say.
     reply = max(candidate, questions.task.max_new_tokens)
     needed = max(map(len, questions.prompts)) + reply
     if limit is not None and needed > limit:
@@ -243,10 +254,12 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     Cheap for a model of any size, and one step of an optimiser changes it.
     """
     config = json.loads(model.config.to_json_string(use_diff=False))
+    # Everything else counts, defaults too: they change with transformers, and scores with them.
     config.pop("_name_or_path", None)  # where the folder lies does not matter
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in model.state_dict().items():
         flat = tensor.detach().flatten()
+        # Spread over the tensor: a step of any optimizer moves some of them, and so does another checkpoint.
         sample = flat[:: max(1, flat.numel() // 64)].cpu()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {sample.tolist()}".encode())
     return digest.hexdigest()
@@ -258,6 +271,7 @@ def _digest(model, tokenizer, evaluation: Evaluation, questions: _Questions, see
         "format": FORMAT,
         "task": questions.task.model_dump(),
         "seed": seed,
+        # Few-shot examples and questions are in the prompts.
         "ids": [item.id for item in questions.items],
         "gold": [(item.candidates, item.gold, item.answers, item.checks) for item in questions.items],
         "sampling": [evaluation.temperature, evaluation.top_p],
@@ -283,12 +297,14 @@ def _stamp(questions: _Questions, digest: str) -> dict[str, Any]:
 def _finished(folder: Path, questions: _Questions, digest: str) -> list[dict[str, Any]] | None:
     """Records of an earlier evaluation, if it is complete and was of the same questions to the same model."""
     path, meta = _paths(folder, questions.name)
+    # Whatever is wrong with the files, evaluating again mends it.
     try:
         if json.loads(meta.read_text(encoding="utf-8")) != _stamp(questions, digest):
             return None
         records = read_jsonl(path)
     except (OSError, ValueError):
         return None
+    # Somebody may have cut the records by hand; their hash is not in the stamp.
     return records if len(records) == len(questions.items) else None
 
 
@@ -302,6 +318,7 @@ def _store(folder: Path, questions: _Questions, records: Sequence[dict[str, Any]
 
 @contextmanager
 def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    # Module by module: a part that was frozen in evaluation mode must not come back in training mode.
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -34,6 +34,7 @@ def _validated(settings: Any) -> Any:
 # task file: `task` names one of those in gendistill/evaluate/tasks, or is the path of any .yaml file with these
 # settings. The recipe's settings win, and its `path` takes the place of the file's hub.
 Task = Annotated[SerializeAsAny[TaskSettings], BeforeValidator(_validated)]
+# SerializeAsAny: written with the settings of its kind, not only those that all kinds have.
 _TASK = TypeAdapter(Task)
 
 
@@ -49,6 +50,7 @@ def make_task(**settings: Any) -> TaskSettings:
 def _started_from_file(settings: dict[str, Any]) -> dict[str, Any]:
     if settings.get("task") is None:
         return settings
+    # What the recipe says, null too, is what counts.
     own = {name: value for name, value in settings.items() if name != "task"}
     replaced = {name for path, names in _REPLACED.items() if own.get(path) is not None for name in names}
     start = read_task_file(str(settings["task"]))
@@ -68,6 +70,7 @@ def _kind_of(settings: Mapping[str, Any]) -> type[TaskSettings]:
 
 def _check_names(kind: type[TaskSettings], settings: Mapping[str, Any]) -> None:
     """Refuses settings that the kind does not have, with the nearest that it has or the kinds that have them."""
+    # Before the kind's own checks: a setting of another kind is named as such, not as unknown.
     others = [name for name in settings if name not in kind.model_fields]
     if unknown := [name for name in others if not _kinds_with(name)]:
         raise _problems([_unknown_setting(name, settings[name], list(kind.model_fields)) for name in unknown])
@@ -108,6 +111,7 @@ def read_task_file(name: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, it is no YAML mapping, or it holds a setting that tasks do not have.
     """
+    # The ending decides: a name without one is never looked for in the current folder.
     path = Path(name) if name.endswith((".yaml", ".yml")) else TASK_FILES / f"{name}.yaml"
     if not path.is_file():
         raise UserError(
@@ -136,6 +140,7 @@ class Harness(Settings):
 
 
 class Evaluation(Settings):
+    # By names of the user's, which name files of the run folder.
     tasks: dict[str, Task] = Field(min_length=1)
     batch_size: PositiveInt | None = Field(
         None, description="prompts at a time; as many as fit if absent. Scores do not depend on it"

@@ -61,6 +61,7 @@ def judge(answered: list[Answered], synthesis: Synthesis, overlap: OverlapIndex)
     }
     counts = {}
     for name, check in checks.items():
+        # What an earlier check rejected is not looked at again: the counts add up.
         left = [a for a in answered if a.failed is None]
         rejected = list(check(left))
         for a in rejected:
@@ -78,6 +79,7 @@ def _parse(a: Answered) -> str | None:
 
 def _failing_tests(left: list[Answered]) -> Iterator[Answered]:
     tested = [a for a in left if a.prompt.tests is not None]
+    # All at once, so that they run in parallel.
     outcomes = run_many([f"{code_of(a.reply.text)}\n\n{a.prompt.tests}\n" for a in tested])
     for a, outcome in zip(tested, outcomes, strict=True):
         a.notes["tests"] = outcome.reason
@@ -87,6 +89,7 @@ def _failing_tests(left: list[Answered]) -> Iterator[Answered]:
 
 def _chosen_option(a: Answered) -> str:
     item = a.prompt.item
+    # By its text: under each rotation it stands at another letter.
     return item.choices[item.candidates.index(a.notes["answer"])]
 
 
@@ -95,12 +98,13 @@ def _groups(left: list[Answered]) -> Iterator[list[Answered]]:
     groups = defaultdict(list)
     for a in left:
         if a.prompt.has_options:
-            groups[a.prompt.group, a.sample].append(a)
+            groups[a.prompt.group, a.sample].append(a)  # samples are judged apart
     yield from groups.values()
 
 
 def _disagreeing(left: list[Answered]) -> Iterator[Answered]:
     for group in _groups(left):
+        # A rotation that an earlier check rejected is missing here, which rejects the question too.
         if len(group) < len(group[0].prompt.item.choices) or len(set(map(_chosen_option, group))) > 1:
             yield from group
 
@@ -112,13 +116,16 @@ def _narrow(left: list[Answered], margin: float | None) -> Iterator[Answered]:
     for group in _groups(left):
         for a in group:
             chosen = a.prompt.item.candidates.index(a.notes["answer"])
+            # Negative if a letter other than the chosen one is the likeliest.
             others = [score for letter, score in enumerate(a.scores) if letter != chosen]
             a.notes["margin"] = round(a.scores[chosen] - max(others), 4)
+        # All rotations or none: else the letters of what is kept would be out of balance.
         if min(a.notes["margin"] for a in group) < margin:
             yield from group
 
 
 def _overlaps(a: Answered, overlap: OverlapIndex) -> bool:
+    # With the reply: it may quote an evaluation that the prompt does not.
     found = overlap.find(f"{a.prompt.asked}\n{a.reply.text}")
     if found is not None:
         a.notes["overlap"] = {"evaluation": found.evaluation, "item": found.item, "words": found.words}

@@ -69,12 +69,14 @@ def all_prompts(synthesis: Synthesis, tokenizer, seed: int) -> list[Prompt]:
 
 def _questions(number: int, prompts: Prompts, tokenizer, seed: int) -> Iterator[Prompt]:
     """Questions as tasks ask them, each under all rotations of its options."""
+    # Those of the fields that the task kind knows: last_number has no choices.
     shared = {"kind", "path", "hub", "subset", "question", "choices", "answer"}
     fields = prompts.model_dump(include=shared & KINDS[prompts.kind].model_fields.keys())
     task = make_task(**fields, split=prompts.split or "train", items=prompts.records)
     for item in load_items(f"prompts {number}", task, seed):
+        # Without options an item has one form, so that all kinds of questions go the same way.
         for rotation, question in enumerate(item.rotations()):
-            (message,) = question.messages
+            (message,) = question.messages  # no few-shot examples: the record to train on has none either
             yield _prompt(
                 number,
                 prompts,
@@ -105,6 +107,7 @@ def _user_turns(prompts: Prompts, tokenizer, seed: int) -> Iterator[tuple[int, d
     for record, fields in _drawn(prompts, seed):
         where = f"{prompts.source.label}: record {record}"
         user = _text(where, fields, prompts.prompt)
+        # Many records have no input of their own; their instruction stands alone.
         if prompts.input is not None and fields.get(prompts.input):
             user += "\n\n" + _text(where, fields, prompts.input)
         yield (
@@ -124,7 +127,7 @@ def _continuations(number: int, prompts: Prompts, tokenizer, seed: int) -> Itera
         text = _text(f"{prompts.source.label}: record {record}", fields, prompts.text)
         # No template: the model is to continue the text as in pretraining, also when tuned to chat.
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][: prompts.prompt_tokens]
-        start = tokenizer.decode(ids)
+        start = tokenizer.decode(ids)  # what the model sees, which may end within a word
         yield _prompt(
             number,
             prompts,
@@ -132,7 +135,7 @@ def _continuations(number: int, prompts: Prompts, tokenizer, seed: int) -> Itera
             ids=ids,
             user=start,
             asked=start,
-            reference=text,
+            reference=text,  # how the source continues
         )
 
 
@@ -169,6 +172,7 @@ def _prompt(number: int, prompts: Prompts, record: int, rotation: int = 0, **con
 
 def _drawn(prompts: Prompts, seed: int) -> list[tuple[int, dict]]:
     """(index, record) of the records to prompt with, in their source's order."""
+    # Numbered before any are drawn: the number is that of the record in its source.
     records = list(enumerate(read_records(prompts.source, seed)))
     if prompts.records is None:
         return records

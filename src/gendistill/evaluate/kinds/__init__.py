@@ -13,6 +13,7 @@ from gendistill.evaluate.kinds.needle import Needle
 from gendistill.evaluate.kinds.recall import Recall
 from gendistill.evaluate.kinds.short_answer import ShortAnswer
 
+# Errors list kinds in this order.
 KINDS: dict[str, type[TaskSettings]] = {
     "multiple_choice": MultipleChoice,
     "short_answer": ShortAnswer,
@@ -31,4 +32,5 @@ def grade(items: Sequence[Item], replies: Sequence[str]) -> list[Grades]:
     Raises:
         UserError: this machine cannot grade such replies.
     """
+    # Items come from a task of a kind in the table, so there is nothing to check.
     return KINDS[items[0].kind].grade(items, replies)

@@ -17,17 +17,19 @@ from gendistill.recipe.fields import Names, Settings, check_one_of
 class TaskSettings(Settings):
     """Settings and duties that all kinds have. Methods below hold for most kinds; a kind overrides what differs."""
 
+    # Facts of the kind, not settings: pydantic leaves class variables alone.
     is_made: ClassVar[bool] = False  # items are made on the spot rather than read
     scores_per_token: ClassVar[bool] = False  # for candidates that differ in length: the mean, not the sum
 
+    # Recipes give these; each kind adds its own. Nothing a kind does not know is accepted, so no setting is ignored.
     task: str | None = Field(None, description="task file to start from; read while the recipe is loaded, then null")
-    kind: str
+    kind: str  # a Literal in each kind, with its name in `KINDS` as the default
     version: PositiveInt = Field(1, description="of the questions and the grading; raised when scores may change")
     items: PositiveInt | None = Field(None, description="number of items, drawn by the recipe's seed; all if absent")
     max_new_tokens: PositiveInt = 32
 
     def check_machine(self) -> None:
-        """Raises a UserError if this machine cannot grade replies; asked before any are generated."""
+        """Raises a UserError if this machine cannot grade replies; called before any are generated."""
 
     def make_items(self, draws: Draws, tokenizer: Any) -> list[Item]:
         """All items, of a kind that `is_made`.
@@ -38,7 +40,7 @@ class TaskSettings(Settings):
         raise NotImplementedError(f"items of kind {self.kind} are read, not made")
 
     def other_forms(self, item: Item) -> list[Item]:
-        """Forms of an item in which it is asked once more, by generation only."""
+        """Forms of an item that are put to the model besides, by generation only."""
         return []
 
     def ranked_first(self, best: int, best_by: Mapping[str, int]) -> int:
@@ -53,6 +55,8 @@ class TaskSettings(Settings):
     def notes(self, item: Item, forms: Sequence[tuple[str, Grades]]) -> dict[str, Any]:
         """What the item's record holds besides; `forms` are reply and grades of the item and of its other forms."""
         return {}
+
+    # Grading is of the class: it takes an item and a reply, and no settings.
 
     @classmethod
     def grade(cls, items: Sequence[Item], replies: Sequence[str]) -> list[Grades]:
@@ -89,10 +93,12 @@ class SourcedTask(TaskSettings):
     both in one list. A list of names in YAML stands for the first of them that a record has.
     """
 
+    # Where the records are: one of path and hub.
     path: str | None = Field(None, description="local file, folder or pattern, as in a data source")
     hub: str | None = Field(None, description="data set id on the Hugging Face hub")
     subset: Names = Field((), description="configurations of the hub data set; their names become the field 'subject'")
     split: str = Field("test", description="split of the hub data set or of a folder")
+    # What is shown of them.
     question: Names = Field(("question",), min_length=1, description="field")
     template: Names = Field(
         (), description="the user's turn, with {question} or other {fields}; of several, the first a record can fill"
@@ -102,6 +108,8 @@ class SourcedTask(TaskSettings):
     def check_source(self) -> Self:
         check_one_of(self, "path", "hub")
         return self
+
+    # The two steps from a record to an item. Between them all records are read: wrong candidates come from other items.
 
     def read(self, fields: Fields, draws: Draws) -> Item | None:
         """The item that a record gives; None if it is to be dropped. Without `shots`, and without wrong candidates if
@@ -134,6 +142,7 @@ class SourcedTask(TaskSettings):
     def user_text(self, fields: Fields, question: str | None = None) -> str:
         """The question (`question`, if it is not the whole field), or the template around it."""
         if self.template:
+            # None if the record has no such field: a template that does not use it needs none.
             question = question or fields.find(self.question)
             return fill_template(self.template, fields, question)
         return question or fields.text(self.question, "a question")
@@ -142,6 +151,7 @@ class SourcedTask(TaskSettings):
 class FewShotTask(SourcedTask):
     """A task whose items may be shown, with their solutions, as few-shot examples."""
 
+    # Zero by default: examples need a source of their own, which only the task can name.
     shots: Annotated[int, Field(ge=0)] = Field(0, description="few-shot examples before the question")
     shots_by: str | None = Field(None, description="field; examples come from records that agree with the item in it")
     shots_path: str | None = Field(None, description="where the examples are, if not where the items are")
@@ -151,11 +161,13 @@ class FewShotTask(SourcedTask):
 
     @model_validator(mode="after")
     def check_shots(self) -> Self:
+        # Both may be absent, unlike the items' own sources: examples then come from another split of those.
         if self.shots_path is not None and self.shots_hub is not None:
             raise ValueError("give either 'shots_path' or 'shots_hub'")
         return self
 
     def subject_of(self, fields: Fields) -> str | None:
+        # As text: a subject may be a number in one file and a text in another.
         return None if self.shots_by is None else str(fields.get([self.shots_by]))
 
     def all_items(self) -> Self:

@@ -29,10 +29,10 @@ class Code(FewShotTask):
     prefix: str | None = Field(None, description="field with code that the reply may complete")
 
     def check_machine(self) -> None:
-        check_isolation()
+        check_isolation()  # programs that a model wrote are run in a sandbox or not at all
 
     def read(self, fields: Fields, draws: Draws) -> Item:
-        tests = "\n".join(fields.texts(self.tests))
+        tests = "\n".join(fields.texts(self.tests))  # one program, or a list of statements
         if not tests.strip():
             raise fields.error(self.tests, "a program, or a list of statements", tests)
         name = None if self.entry_point is None else str(fields.get([self.entry_point]))
@@ -58,7 +58,9 @@ class Code(FewShotTask):
         Raises:
             UserError: this machine offers no isolation, so no program was run.
         """
+        # None where a reply holds no Python: there is nothing to run.
         programs = [program_of(reply, item.checks) for item, reply in zip(items, replies, strict=True)]
+        # Tests behind the program, in one module: they see its names as the data's authors meant them to.
         tested = [
             f"{program}\n\n{item.checks['tests']}\n"
             for item, program in zip(items, programs, strict=True)
@@ -78,7 +80,7 @@ class Code(FewShotTask):
 
     @classmethod
     def right_reply(cls, item: Item) -> str:
-        (grades,) = cls.grade([item], [item.solution])
+        (grades,) = cls.grade([item], [item.solution])  # really run: a data set's own solutions may fail
         passes = "does" if grades.strict.correct else "does not"
         tested = f" of `{item.checks['entry_point']}`" if item.checks["entry_point"] else ""
         return f"Right is a program that passes the data's tests{tested}; its own solution {passes}."

@@ -13,6 +13,7 @@ from gendistill.evaluate.kinds.shared.constraints import check_instruction, foll
 from gendistill.evaluate.kinds.shared.fields import Fields
 
 
+# Not a FewShotTask: records hold no solutions to show.
 class Instructions(SourcedTask):
     """The reply must follow instructions that a program can check. Not ranked, and without few-shot examples.
 
@@ -41,7 +42,7 @@ class Instructions(SourcedTask):
             id=fields.index,
             kind=self.kind,
             question=self.user_text(fields),
-            checks={"instruction_ids": names, "kwargs": arguments},
+            checks={"instruction_ids": names, "kwargs": arguments},  # all that grading needs; there is no answer
         )
 
     @classmethod
@@ -61,6 +62,7 @@ class Instructions(SourcedTask):
 
 
 def _graded(checks: dict[str, Any], reply: str) -> Grades:
+    # Correct only if all are followed: the benchmark's accuracy by prompt.
     found = followed(checks["instruction_ids"], checks["kwargs"], reply)
     return Grades(_answer(found.strict), _answer(found.flexible), {"followed": list(found.strict)})
 

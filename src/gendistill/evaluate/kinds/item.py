@@ -1,4 +1,4 @@
-"""An item, its few-shot examples and its grades: what every task kind makes and everything above it asks."""
+"""An item, its few-shot examples and its grades: what every task kind makes and everything above it evaluates."""
 
 import random
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ class Answer(NamedTuple):
     """What was extracted from a reply: `parsed` is None if no single answer could be read."""
 
     parsed: str | None
-    correct: bool
+    correct: bool  # never without `parsed`
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Item:
     """
 
     id: int
-    kind: str
+    kind: str  # a name in `KINDS`
     question: str
     candidates: tuple[str, ...] = ()
     gold: tuple[int, ...] = ()
@@ -58,6 +58,7 @@ class Item:
     def messages(self) -> list[dict[str, str]]:
         """The conversation up to the reply: the few-shot examples, then the question."""
         turns = []
+        # As turns of a conversation, not as text in one: the template is then applied as in training on chats.
         for user, assistant in self.shots:
             turns += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
         return turns + [{"role": "user", "content": self.user_turn}]
@@ -72,6 +73,7 @@ class Item:
 
         An item without options has one form only.
         """
+        # The first is the item itself, so that [1:] are the forms that were not there yet.
         return [self._rotated(by) for by in range(len(self.choices))] or [self]
 
     def _rotated(self, by: int) -> "Item":
@@ -85,6 +87,7 @@ def user_turn(question: str, choices: Sequence[str] = ()) -> str:
     """The user's turn: the question, with lettered options and the form of the reply if there are any."""
     if not choices:
         return question
+    # Options that are more than letters are an error where they are read, so none is lost here.
     options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
     return f"{question}\n{options}\nAnswer with the letter."
 
@@ -98,4 +101,5 @@ class Draws:
 
     def of(self, *purpose: object) -> random.Random:
         """The stream of one purpose ("items"; item 7's "options")."""
+        # Seeded by a text, which Python hashes the same way on every machine and in every process.
         return random.Random("/".join(map(str, (self.seed, self.name, *purpose))))

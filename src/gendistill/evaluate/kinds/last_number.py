@@ -32,7 +32,7 @@ class LastNumber(FewShotTask):
             id=fields.index,
             kind=self.kind,
             question=self.user_text(fields),
-            answers=(number,),
+            answers=(number,),  # in the spelling that replies are compared in
             solution=solution_of(answer),
             subject=self.subject_of(fields),
         )
@@ -42,17 +42,18 @@ class LastNumber(FewShotTask):
         draws.of(item.id, "distractors").shuffle(numbers)
         # As many digits, so that length does not give the right one away. The sort is stable: ties stay as drawn.
         numbers.sort(key=lambda number: abs(len(number) - len(item.answers[0])))
+        # Sentences, as the few-shot examples end: bare numbers are not what the model is about to write.
         item = among(item, numbers[:DISTRACTORS], draws)
         return replace(item, candidates=tuple(f"The answer is {number}." for number in item.candidates))
 
     @classmethod
     def strict(cls, item: Item, reply: str) -> Answer:
-        number = last_number(reply)
+        number = last_number(reply)  # a calculation ends with its result
         return Answer(number, number in item.answers)
 
     @classmethod
     def flexible(cls, item: Item, reply: str) -> Answer:
-        number = stated_number(reply)
+        number = stated_number(reply)  # where the reply says it is the answer, even if other numbers follow
         return Answer(number, number in item.answers)
 
 

@@ -13,19 +13,20 @@ from gendistill.evaluate.kinds.shared.phrases import flexible_phrase, normalise,
 class LastWord(FewShotTask):
     """The last word of the text in `question` is asked for, the text before it is shown."""
 
-    scores_per_token = True
+    scores_per_token = True  # or a word of one token would win by its length
 
     kind: Literal["last_word"] = "last_word"
 
     def read(self, fields: Fields, draws: Draws) -> Item:
         text = fields.text(self.question, "a text")
+        # At the last blank: the word keeps its punctuation, which grading ignores.
         context, _, word = text.rpartition(" ")
         if not context or not normalise(word):
             raise fields.error(self.question, "a text that ends with the word to ask for", text)
         return Item(
             id=fields.index,
             kind=self.kind,
-            question=self.user_text(fields, context),
+            question=self.user_text(fields, context),  # without the word, in a template too
             answers=(word,),
             solution=word,
             subject=self.subject_of(fields),
@@ -41,4 +42,5 @@ class LastWord(FewShotTask):
 
     @classmethod
     def flexible(cls, item: Item, reply: str) -> Answer:
+        # Anywhere in the reply: a model that writes the whole sentence has the word too.
         return flexible_phrase(reply, item.answers, ())

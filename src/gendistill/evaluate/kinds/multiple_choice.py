@@ -38,6 +38,7 @@ class MultipleChoice(FewShotTask):
     """
 
     kind: Literal["multiple_choice"] = "multiple_choice"
+    # How options and the right one are found in a record.
     choices: Names = Field(("choices",), min_length=1, description="field")
     options: list[str] | None = Field(None, description="options of all records, in the place of `choices`")
     labels: list[str] | None = Field(None, description="how `answer` calls the first, second ... option")
@@ -45,6 +46,7 @@ class MultipleChoice(FewShotTask):
     shuffle: bool = Field(False, description="options in an order drawn by the recipe's seed")
     answer: Names = Field(("answer",), min_length=1, description="field")
     corrections: Corrections | None = None
+    # How they are ranked and generated.
     rank_by: Literal["letter", "text", "text_per_token", "text_per_byte"] = Field(
         "letter",
         description="what is ranked: the option's letter, or its text by the sum, or the sum per token or byte",
@@ -53,6 +55,7 @@ class MultipleChoice(FewShotTask):
 
     @model_validator(mode="after")
     def check_options(self) -> Self:
+        # Refused now: every record of the source would be refused.
         if self.options is not None and self.choice_count not in (None, len(self.options)):
             raise ValueError(f"choice_count {self.choice_count} contradicts the {len(self.options)} options")
         return self
@@ -68,12 +71,13 @@ class MultipleChoice(FewShotTask):
                 f"{fields.where}: {len(options)} choices, and the task says choice_count: {self.choice_count}; mend "
                 f"the record or take choice_count out of the task: {list(options)!r}"
             )
-        gold = _gold(self.answer, fields, options, labels)
+        gold = _gold(self.answer, fields, options, labels)  # in the record's order
         if self.corrections is not None:
             gold = _corrected(self.corrections, fields, gold, len(options))
             if not gold:
                 return None
-        order = list(range(len(options)))
+        # Answers and corrections name options as the record has them, so the order changes only now.
+        order = list(range(len(options)))  # position shown -> option of the record
         if self.shuffle:
             draws.of(fields.index, "options").shuffle(order)
         shown_gold = tuple(position for position, option in enumerate(order) if option in gold)
@@ -81,11 +85,11 @@ class MultipleChoice(FewShotTask):
             id=fields.index,
             kind=self.kind,
             question=self.user_text(fields),
-            candidates=tuple(LETTERS[: len(options)]),
+            candidates=tuple(LETTERS[: len(options)]),  # letters: what the question asks for
             gold=shown_gold,
             answers=tuple(options[index] for index in gold),
             choices=tuple(options[index] for index in order),
-            solution=LETTERS[shown_gold[0]],
+            solution=LETTERS[shown_gold[0]],  # of several right ones the first
             subject=self.subject_of(fields),
         )
 
@@ -93,10 +97,11 @@ class MultipleChoice(FewShotTask):
         return item.rotations()[1:] if self.rotations else []
 
     def ranked_first(self, best: int, best_by: Mapping[str, int]) -> int:
+        # All ways are scored and recorded whatever `rank_by` says; it only chooses the one that counts.
         return best_by[self.rank_by]
 
     def notes(self, item: Item, forms: Sequence[tuple[str, Grades]]) -> dict[str, Any]:
-        if not self.rotations:
+        if not self.rotations:  # the key is absent, which is how diagnoses know
             return {}
         return {"rotations": [_rotation(item, by, reply, grades) for by, (reply, grades) in enumerate(forms)]}
 
@@ -115,6 +120,7 @@ class MultipleChoice(FewShotTask):
 
 
 def _graded(item: Item, letter: str | None) -> Answer:
+    # An unparsed reply is None, which is no candidate.
     return Answer(letter, letter in [item.candidates[index] for index in item.gold])
 
 
@@ -158,10 +164,11 @@ def _corrected(corrections: Corrections, fields: Fields, gold: tuple[int, ...], 
     if verdict in map(plain, corrections.keep):
         return gold
     if verdict not in map(plain, corrections.replace):
-        return ()
+        return ()  # neither right nor mended: not a question to be graded on
     words = re.findall(r"\w+", str(fields.find([corrections.answer]) or ""))
     named = [word for word in words if word not in _JOINING]
     by_letter = {LETTERS[index]: index for index in range(count)}
+    # Both spellings stand in the same data sets ("B", "0, 2").
     indices = by_letter | {str(index): index for index in range(count)}
     # A remark ("depends on interpretation") names no choice, even if some word of it is a letter.
     return tuple(sorted({indices[word] for word in named})) if all(word in indices for word in named) else ()

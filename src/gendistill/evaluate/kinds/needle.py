@@ -63,6 +63,8 @@ class Needle(LongContextTask):
         """Drafts with `keys` needles, the first of which is asked for."""
         self.check_keys(draws, len(KEYS))
         if self.haystack is None:
+            # A sentence has some 13 tokens, so these are more than fill a prompt; the name of the stream is part of
+            # what makes the items what they are.
             text = made_up_text(draws.of("filler"), sentences=1000 + self.length // 8)
         else:
             text = _read(self.haystack)
@@ -72,6 +74,7 @@ class Needle(LongContextTask):
             # The order of the draws is what makes an item the same in every version of this code.
             keys = rng.sample(KEYS, self.keys)
             wanted = self.keys + DISTRACTORS
+            # As many more as may be taken, so that enough are left.
             drawn = map(str, rng.sample(VALUES, wanted + len(taken)))
             values = [value for value in drawn if value not in taken][:wanted]
             depths = [depth, *(rng.random() for _ in keys[1:])]
@@ -127,7 +130,7 @@ def _read(path: str) -> str:
     texts, size = [], 0
     for document in read_documents(Source(path=path)):
         if isinstance(document, UserError):
-            raise document
+            raise document  # a haystack that can only be read in part is not the one that was named
         texts.append(document.content)
         size += len(document.content)
         if size >= HAYSTACK_CHARACTERS:

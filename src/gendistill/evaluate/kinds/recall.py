@@ -42,8 +42,10 @@ class Recall(LongContextTask):
             values = [str(number) for number in rng.sample(VALUES, self.keys + DISTRACTORS)]
             values += [str(number) for number in rng.choices(VALUES, k=len(order) - len(values))]
             lines = [PAIR.format(key=KEYS[key], value=value) for key, value in zip(order, values, strict=True)]
+            # Evenly apart, so that an item asks for something early and something late.
             depths = [(depth + number / self.keys) % 1 for number in range(self.keys)]
             item = self.make_item(index, values[: self.keys], values[self.keys : self.keys + DISTRACTORS], rng)
+            # [lines]; gaps are not needed before it is known which lines are chosen.
             others = Padding(lines[self.keys :], sizes[order[self.keys :]], np.array([0]))
             question = _question([KEYS[key] for key in order[: self.keys]])
             yield Draft(item, partial(_write, draws.name, others, lines[: self.keys], depths, question))
@@ -101,6 +103,7 @@ def _sums(counts: dict[int, int], most: int) -> dict[int, list[int]]:
     made: dict[int, list[int]] = {0: []}
     for total in range(1, most + 1):
         for size, count in counts.items():
+            # A smaller total that leaves a line of this size unused.
             part = made.get(total - size)
             if part is not None and part.count(size) < count:
                 made[total] = [*part, size]

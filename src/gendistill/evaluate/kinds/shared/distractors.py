@@ -19,6 +19,7 @@ def other_answers(item: Item, others: Mapping[str, str], draws: Draws) -> list[s
     Raises:
         UserError: there are none.
     """
+    # No alias of the right answer may stand among the wrong ones.
     accepted = {normalise(answer) for answer in item.answers}
     found = [text for key, text in others.items() if key not in accepted]
     if not found:
@@ -35,5 +36,6 @@ def among(item: Item, wrong: Sequence[str], draws: Draws) -> Item:
     """The item with its first answer as a candidate among the wrong ones, in an order drawn for it."""
     right = item.answers[0]
     candidates = [right, *wrong]
+    # Shuffled with its own stream: the order does not change when another number of wrong candidates is drawn.
     draws.of(item.id, "order").shuffle(candidates)
     return replace(item, candidates=tuple(candidates), gold=(candidates.index(right),))

@@ -7,6 +7,7 @@ from typing import Any
 from gendistill.errors import UserError
 from gendistill.names import LETTERS
 
+# {field} or {a.b}; braces around anything else are part of the text.
 _PLACEHOLDER = re.compile(r"{([\w.]+)}")
 
 
@@ -41,6 +42,7 @@ class Fields:
 
     def text(self, names: Sequence[str], expected: str) -> str:
         """A text that is not blank, without white space around it; `expected` names it in the error."""
+        # Not str(): a number or a list here means that the field is another one than the task thinks.
         text = self.get(names)
         if not isinstance(text, str) or not text.strip():
             raise self.error(names, expected, text)
@@ -62,7 +64,7 @@ def _value(fields: dict, name: str) -> Any:
         if any(value is None for value in values):
             return None
         return [text for value in values for text in (value if isinstance(value, list | tuple) else [value])]
-    for key in name.split("."):
+    for key in name.split("."):  # None as soon as there is nothing to look into
         fields = fields.get(key) if isinstance(fields, dict) else None
     return fields
 
@@ -74,6 +76,7 @@ def fill_template(templates: Sequence[str], fields: Fields, question: Any) -> st
         UserError: the record can fill none.
     """
     for template in templates:
+        # All fields before any text: a template that can be filled in half is not the one for this record.
         names = set(_PLACEHOLDER.findall(template))
         values = {name: question if name == "question" else fields.find([name]) for name in names}
         missing = [name for name in names if values[name] is None]
@@ -103,8 +106,10 @@ def read_options(
     Raises:
         UserError: they are not 2 to 26 texts, or one is empty.
     """
+    # Labels beat letters only where there are some: "1", "2" of some ARC records, say.
     texts, own_labels = given or fields.get(names), None
     if isinstance(texts, dict) and "text" in texts:
+        # How the hub stores a list of mappings: as a mapping of lists.
         texts, own_labels = texts["text"], texts.get("label")
     if not isinstance(texts, list | tuple) or not 2 <= len(texts) <= len(LETTERS):
         raise fields.error(names, f"a list of 2 to {len(LETTERS)} texts", texts)

@@ -22,4 +22,5 @@ lake lamp leaf lemon lion lizard lock maple mask meadow melon mirror moon moose 
 otter owl paddle panda parrot peach pear pencil penguin piano pillow pine planet pony potato puppy rabbit radio raven
 ribbon river robin rocket rose sail seal shell ship shoe
 """.split()
+# Two words of which neither alone says which pair is meant: looking one up takes both.
 KEYS = [f"{first} {second}" for first in FIRST for second in SECOND]

@@ -36,7 +36,7 @@ def _letter_patterns(count: int) -> tuple[re.Pattern, re.Pattern, re.Pattern]:
     """Patterns for: a letter that opens a line; "answer is B"; a reply that opens with two letters."""
     capital = f"[{LETTERS[:count]}]"
     letter = f"[{LETTERS[:count]}{LETTERS[:count].lower()}]"
-    joint = r"\s*(?:,|/|&|and\b|or\b)?\s*"
+    joint = r"\s*(?:,|/|&|and\b|or\b)?\s*"  # between two letters: "A, B", "A/B", "A or B", "AB"
     return (
         # Punctuation or the end of the line must follow, or the article in "A dog" would be read as option A.
         re.compile(rf"^[ \t]*(\()?({letter})(?(1)\)|(?=[.):]|[ \t]*$))", re.MULTILINE),
@@ -63,6 +63,7 @@ def flexible_letter(reply: str, choices: Sequence[str]) -> str | None:
         return found[-1]  # the last one: a reply that reasons comes to its answer at the end
     if _letter_patterns(len(choices))[0].search(text):  # goes through the options, and was cut off or names none
         return None
+    # By an option's text first: a capital letter alone may be an initial.
     for candidates in (_named(text, choices), {match[0] for match in alone.finditer(text)}):
         if len(candidates) == 1:
             return candidates.pop()
@@ -76,6 +77,8 @@ def _flexible_patterns(count: int) -> tuple[re.Pattern, re.Pattern]:
     stated = (
         rf"(?:[Aa]nswer|[Oo]ption|[Cc]hoice)\b(?:(?!\bnot\b)[^.\n]){{0,40}}?(?<![\w'’])({capital})(?![\w'’]| [a-z])"
     )
+    # Behind "answer" up to 40 characters of the same sentence, no "not" among them. A letter that a small letter
+    # follows after a blank is the article.
     return (
         re.compile(rf"\\boxed\{{(?:\\text\{{)?({capital})\W|\(({capital})\)|{stated}"),
         re.compile(rf"(?<![\w'’]){capital}(?![\w'’]| [a-z])"),

@@ -20,6 +20,7 @@ from gendistill.evaluate.kinds.item import Answer, Draws, Grades, Item
 from gendistill.evaluate.kinds.shared.distractors import DISTRACTORS
 
 FULL = 0.97  # share of the length asked for that a prompt has at least
+# Steps of this part of the context spread any number of items over it more evenly than chance does.
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -77,6 +78,7 @@ class LongContextTask(TaskSettings):
 
     items: PositiveInt = Field(50, description="number of items; the first of them are the same for any number")
     length: PositiveInt = Field(description="tokens of the prompt, template and all")
+    # More of them make a task harder at the same length.
     keys: PositiveInt = Field(1, description="needles in the haystack, or pairs that are asked for")
 
     @model_validator(mode="before")
@@ -103,6 +105,7 @@ class LongContextTask(TaskSettings):
                 there are more keys than names or values; the haystack cannot be read.
         """
         drafts = list(self.drafts(draws, tokenizer))
+        # Every prompt without padding, before any is filled: a length that one item cannot have fails at once.
         bare = [_measure(tokenizer, draft, 0) for draft in drafts]
         shortest = max(tokens for _, tokens in bare)
         # Refused by the largest bare prompt: all items of a task should have the same length.
@@ -130,15 +133,16 @@ class LongContextTask(TaskSettings):
 
     def indices(self, draws: Draws) -> Iterator[tuple[int, float, random.Random]]:
         """Of each item the index, the depth, and what it is drawn with."""
-        start = draws.of("depth").random()
+        start = draws.of("depth").random()  # another one for each task, or all would ask for the same depths
         for index in range(self.items):
             yield index, (start + index * GOLDEN) % 1, draws.of(index)
 
     def make_item(self, index: int, values: Sequence[str], others: Sequence[str], rng: random.Random) -> Item:
         """An item that asks for `values`. In each wrong candidate one of them is replaced by one of `others`."""
         candidates = [list(values) for _ in range(1 + DISTRACTORS)]
-        for number, other in enumerate(others):
+        for number, other in enumerate(others):  # each replaces another position, as far as there are some
             candidates[1 + number][number % len(values)] = other
+        # As text, in the form that the question asks for.
         joined = [", ".join(candidate) for candidate in candidates]
         right = joined[0]
         rng.shuffle(joined)
@@ -175,6 +179,7 @@ def grade_values(reply: str, answers: Sequence[str]) -> Answer:
     numbers = re.findall("[0-9]+", reply)
     alike = [number for number in numbers if len(number) == digits]
     found = list(dict.fromkeys(alike or numbers))
+    # The order counts: the question names the keys in it.
     return Answer(", ".join(found) if len(found) == len(wanted) else None, found == wanted)
 
 

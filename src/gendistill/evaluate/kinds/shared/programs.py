@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# The language of a fence is kept: a block of shell or of output ends where it ends, and is no code.
+# The language of a fence is captured: a block of shell or of output ends where it ends, and is no code.
 _FENCED = re.compile(r"```[ \t]*([\w+#.-]*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _PYTHON = {"python", "py", "python3"}
 _OPENS_CODE = re.compile(r"^(?:def |async def |class |import |from \S+ import |@)", re.MULTILINE)
@@ -82,6 +82,7 @@ def _joined(prefix: str, code: str) -> str:
     if prefix and _tree(prefix) is None:  # a function without even a docstring
         prefix = f"{prefix.rstrip()}\n{' ' * _INDENTATION}pass\n"
     lines = code.split("\n")
+    # In front of the prefix, or the program would not compile.
     first = [line for line in lines if line.startswith("from __future__ ")]
     rest = [line for line in lines if not line.startswith("from __future__ ")]
     return "\n".join([*first, *([f"{prefix.rstrip()}\n\n"] if prefix else []), *rest])
