@@ -119,6 +119,7 @@ def run_harness(
             "version": found["versions"].get(task),
             "items": found["n-samples"].get(task, {}).get("effective"),
             "shots": found["n-shot"].get(task),
+            # Among the metrics stand "alias" and the like, which hold no numbers.
             "metrics": {
                 name: value for name, value in scores.items() if "," in name and isinstance(value, int | float)
             },
@@ -132,23 +133,28 @@ def run_harness(
 
 
 def harness_cells(folder: Path, student: str) -> list[list[str]]:
-    """Cells under HARNESS_HEADER, a row a task and metric, as `run_harness` wrote it for "teacher" and a student."""
-    teacher, student = (
+    """Cells under HARNESS_HEADER, a row per task and metric, from what `run_harness` wrote for "teacher" and a student."""
+    teacher_results, student_results = (
         json.loads((Path(folder) / label / RESULTS).read_text())["results"] for label in ("teacher", student)
     )
     cells = []
-    for task, theirs in teacher.items():
-        for name in theirs["metrics"]:
-            metric, _, reading = name.partition(",")
+    for task, found in teacher_results.items():
+        # A group of tasks has no number of shots of its own.
+        about = [task, *("" if found[key] is None else str(found[key]) for key in ("items", "shots"))]
+        for name in found["metrics"]:
+            # "acc,none": the metric, and the filter that replies went through before it.
+            metric, _, reply_filter = name.partition(",")
             if metric.endswith("_stderr"):
                 continue  # shown beside its metric
-            about = [task, *("" if theirs[key] is None else str(theirs[key]) for key in ("items", "shots"))]
-            shown = metric if reading == "none" else f"{metric}, {reading}"
-            cells.append([*about, shown, *(_score(each[task]["metrics"], name) for each in (teacher, student))])
+            shown = metric if reply_filter == "none" else f"{metric}, {reply_filter}"
+            teacher_score = _score(found["metrics"], name)
+            student_score = _score(student_results[task]["metrics"], name)
+            cells.append([*about, shown, teacher_score, student_score])
     return cells
 
 
 def _score(metrics: dict[str, float], name: str) -> str:
+    # "acc,none" has its standard error under "acc_stderr,none"; not all metrics have one.
     error = metrics.get(name.replace(",", "_stderr,", 1))
     return f"{metrics[name]:.3f}" if error is None else f"{metrics[name]:.3f} ± {error:.3f}"
 

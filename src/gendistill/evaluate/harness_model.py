@@ -27,7 +27,7 @@ class GendistillLM(HFLM):
         """
         # lm_eval passes "cuda:0" whether there is one or not.
         device = device if torch.cuda.is_available() else "cpu"
-        if dtype == "auto":
+        if dtype == "auto":  # by the device, not by what the checkpoint was saved in
             dtype = "float32" if device == "cpu" else "bfloat16"
         # By our own loader: transformers would fill missing weights with random ones, and only warn.
         model = load_model(pretrained, getattr(torch, dtype), device)

@@ -119,6 +119,7 @@ def _shots_sources(task: FewShotTask, draws: Draws) -> list[Source]:
             "a file with examples as shots_path, a folder with both splits as path, or shots: 0"
         )
     path, hub = (task.shots_path, task.shots_hub) if elsewhere else (task.path, task.hub)
+    # The items' subsets hold for the examples only where those come from the same data set.
     subsets = task.shots_subset or (() if elsewhere else task.subset) or (None,)
     return [Source(path=path, hub=hub, subset=subset, split=task.shots_split) for subset in subsets]
 

@@ -47,12 +47,14 @@ class Partial:
         # What stands behind the last newline is half a line: the process was killed while it wrote.
         lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []
         read = [json.loads(line) for line in lines]
+        # Of other questions, or another model: nothing of it is of use.
         return read if read and read[0] == {"sha256": self.digest} else []
 
     def add(self, finished: dict[int, Ranking | Reply]) -> None:
         for index, answer in finished.items():
             what = "reply" if isinstance(answer, Reply) else "ranking"
             line = {"what": what, "index": index, "answer": asdict(answer)}
+            # One line each: what a killed process leaves is whole lines and at most one half.
             self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self.file.flush()  # to the system, so that a killed process leaves whole lines
         self.on_answers(len(finished))

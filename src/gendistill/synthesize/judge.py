@@ -46,6 +46,7 @@ def judge(answered: list[Answered], synthesis: Synthesis, overlap: OverlapIndex)
     duplicates = Duplicates()
     # In an order that matters: `unparsed` extracts the answers that later checks compare, and the cheap ones go first.
     checks: dict[str, Callable[[list[Answered]], Iterator[Answered]]] = {
+        # A continuation has no end to reach: it is cut where the budget runs out.
         "truncated": lambda left: (a for a in left if a.reply.truncated and a.prompt.is_chat),
         "too_short": lambda left: (a for a in left if a.reply.tokens < synthesis.min_new_tokens),
         "repeats": lambda left: (a for a in left if repeats(a.reply.text)),
@@ -83,7 +84,7 @@ def _failing_tests(left: list[Answered]) -> Iterator[Answered]:
     outcomes = run_many([f"{code_of(a.reply.text)}\n\n{a.prompt.tests}\n" for a in tested])
     for a, outcome in zip(tested, outcomes, strict=True):
         a.notes["tests"] = outcome.reason
-        if not outcome.ok:
+        if not outcome.ok:  # the notes say why, also of those that passed
             yield a
 
 

@@ -38,7 +38,7 @@ class Prompt:
     rotation: int
     ids: list[int]
     user: str
-    asked: str
+    asked: str  # unlike `user`, the same for all rotations
     item: Item | None = None
     reference: str | None = None
     tests: str | None = None
@@ -51,6 +51,7 @@ class Prompt:
     @property
     def has_options(self) -> bool:
         """Whether the reply picks one of lettered options, under all their rotations."""
+        # Asked of the item, so that a new kind of questions with options is checked under rotations too.
         return self.item is not None and bool(self.item.choices)
 
 
@@ -147,6 +148,7 @@ class PromptKind:
     is_chat: bool = True
 
 
+# Questions are read by the task kinds of the same names; the others are of no use for evaluation.
 PROMPT_KINDS = {
     "instruction": PromptKind(_instructions),
     "multiple_choice": PromptKind(_questions),

@@ -204,7 +204,7 @@ def _count_parts(parts: list[str]) -> int | None:
 
 
 def _nth_paragraph_first_word(reply: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Paragraphs stand between empty lines; the word is compared without leading quotes, up to its first punctuation."""
+    """Paragraphs stand between empty lines; the word is compared without quotes, up to its first punctuation."""
     pieces = reply.split("\n\n")
     # Counted are those with text; the index, as in the benchmark, is among all.
     filled = sum(bool(piece.strip()) for piece in pieces)
