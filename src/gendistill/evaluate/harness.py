@@ -133,7 +133,7 @@ def run_harness(
 
 
 def harness_cells(folder: Path, student: str) -> list[list[str]]:
-    """Cells under HARNESS_HEADER, a row per task and metric, from what `run_harness` wrote for "teacher" and a student."""
+    """Cells under HARNESS_HEADER: a row per task and metric that `run_harness` wrote for "teacher" and a student."""
     teacher_results, student_results = (
         json.loads((Path(folder) / label / RESULTS).read_text())["results"] for label in ("teacher", student)
     )
