@@ -85,9 +85,9 @@ class Bench:
     def load(self, name: str, **others):
         """The task and its items."""
         from gendistill.evaluate.items import load_items
-        from gendistill.recipe.evaluation import Task
+        from gendistill.recipe.evaluation import make_task
 
-        task = Task.model_validate(self.settings(name, **others))
+        task = make_task(**self.settings(name, **others))
         return task, load_items(name, task, 0, self.tokenizer)
 
     def lm(self):

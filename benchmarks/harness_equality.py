@@ -36,7 +36,7 @@ def main() -> None:
     from gendistill.evaluate.items import load_items
     from gendistill.evaluate.ranking import render_prompts
     from gendistill.models.loading import load_model, load_tokenizer
-    from gendistill.recipe.evaluation import Task
+    from gendistill.recipe.evaluation import make_task
 
     versions = {package: version(package) for package in ("torch", "transformers", "lm_eval")}
     machine = {
@@ -50,7 +50,7 @@ def main() -> None:
         model = load_model(folder, float32, arguments.device)
         tokenizer = load_tokenizer(folder, model.config.vocab_size)
         for task, path in (each.split("=", 1) for each in arguments.task):
-            items = load_items(task, Task(path=path, items=arguments.items, **TASK), seed=0)
+            items = load_items(task, make_task(path=path, items=arguments.items, **TASK), seed=0)
             for form, count in (("letter", arguments.items), ("text", arguments.text_items)):
                 about = {"model": name, "task": task, "form": form, "items": count}
                 if count == 0:

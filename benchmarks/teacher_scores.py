@@ -43,7 +43,7 @@ def main() -> None:
     from gendistill.evaluate.items import load_items
     from gendistill.evaluate.run import evaluate_model
     from gendistill.models.loading import load_model, load_tokenizer
-    from gendistill.recipe.evaluation import Evaluation, Task
+    from gendistill.recipe.evaluation import Evaluation, make_task
 
     model = load_model(arguments.model, torch.bfloat16, arguments.device)
     tokenizer = load_tokenizer(arguments.model, model.config.vocab_size)
@@ -52,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.only:
             settings = task_settings(name, arguments.data)
-            count = min(arguments.items, len(load_items(name, Task.model_validate(settings), 0, tokenizer)))
+            count = min(arguments.items, len(load_items(name, make_task(**settings), 0, tokenizer)))
             evaluation = Evaluation.model_validate({"tasks": {name: settings | {"items": count}}})
             began = time.perf_counter()
             evaluate_model(model, tokenizer, evaluation, seed=0, folder=Path(folder), label="model", progress=False)

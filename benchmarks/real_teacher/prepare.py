@@ -15,9 +15,9 @@ import random
 import shutil
 from pathlib import Path
 
-from gendistill.evaluate.items import user_turn
-from gendistill.evaluate.parsing import LETTERS
-from gendistill.evaluate.records import worked_answer
+from gendistill.evaluate.kinds.item import user_turn
+from gendistill.evaluate.kinds.last_number import solution_of
+from gendistill.names import LETTERS
 
 CHOICE_SETS = ("arc_easy", "arc_challenge", "openbookqa")
 TEXT_SETS = ("wikipedia", "factbook", "siyavula", "biology_text")
@@ -49,7 +49,7 @@ def exchanges(data: Path) -> list[list[tuple[str, str]]]:
         if record["question"] in tested:
             left_out += 1
         else:
-            sums.append((record["question"], worked_answer(record["answer"])))
+            sums.append((record["question"], solution_of(record["answer"])))
     print(f"{len(letters)} questions with letters, {len(sums)} worked sums; {left_out} left out, being test questions")
     return [letters, sums]
 

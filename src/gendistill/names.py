@@ -1,7 +1,7 @@
 """What can be named in a recipe, with what the package must know of each; imports nothing heavy."""
 
 from collections.abc import Mapping
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
 from gendistill.errors import UserError
 
@@ -48,12 +48,6 @@ Objective = Literal[
     "hidden_cosine",
 ]
 Pass = Literal["mixer", "block", "end_to_end"]
-# What a task asks for, and how replies are marked: `Task` says what each is.
-Kind = Literal[
-    "multiple_choice", "short_answer", "last_number", "last_word", "code", "instructions", "needle", "recall"
-]
-MADE: tuple[Kind, ...] = ("needle", "recall")  # without a source
-ASKED: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind not in MADE)
 DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon")  # those that know a temperature
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the options of a multiple-choice question

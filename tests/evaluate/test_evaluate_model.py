@@ -30,11 +30,11 @@ def asked(monkeypatch):
     """Names of the tasks that were really put to the model."""
     names = []
 
-    def spy(model, tokenizer, evaluation, questions, *rest, ask=run._ask):
+    def spy(model, tokenizer, evaluation, questions, *rest, ask=run._evaluate):
         names.append(questions.name)
         return ask(model, tokenizer, evaluation, questions, *rest)
 
-    monkeypatch.setattr(run, "_ask", spy)
+    monkeypatch.setattr(run, "_evaluate", spy)
     return names
 
 
@@ -208,7 +208,7 @@ def test_modes_are_restored(model, tokenizer, settings, tmp_path):
 
 def test_modes_are_restored_after_a_failure(model, tokenizer, settings, tmp_path, monkeypatch):
     model.train()
-    monkeypatch.setattr(run, "_ask", lambda *rest: 1 / 0)
+    monkeypatch.setattr(run, "_evaluate", lambda *rest: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(model, tokenizer, settings, tmp_path)
     assert model.training

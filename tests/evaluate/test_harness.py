@@ -21,7 +21,7 @@ from gendistill.evaluate.ranking import rank, render_prompts
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_model, load_tokenizer
-from gendistill.recipe.evaluation import Evaluation, Harness, Task
+from gendistill.recipe.evaluation import Evaluation, Harness, make_task
 from gendistill.recipe.loading import parse_recipe
 from gendistill.report.summary import write_summary
 from gendistill.run.run import Run
@@ -54,7 +54,7 @@ def student(teacher):
 
 @pytest.fixture(scope="module")
 def choices():
-    return load_items("choice", Task(kind="multiple_choice", path="embedded:choice", items=24), seed=0)
+    return load_items("choice", make_task(kind="multiple_choice", path="embedded:choice", items=24), seed=0)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_tasks_of_a_recipe_are_asked_once_a_model(
 @with_lm_eval
 def test_summary_of_a_run_shows_its_scores(task_file, tmp_path):
     settings = copy.deepcopy(RECIPE)
-    settings["evaluation"] |= {"harness": {"tasks": [task_file], "limit": 8}, "points": ["conversion"]}
+    settings["evaluation"] |= {"harness": {"tasks": [task_file], "limit": 8}, "stages": ["conversion"]}
     run = Run(parse_recipe(settings, origin="test"), tmp_path / "run", Console(quiet=True))
     run.check_tasks()
     run.convert()

@@ -8,14 +8,14 @@ from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
 from gendistill.evaluate.ranking import rank, render_prompts
 from gendistill.inference.generation import generate
-from gendistill.recipe.evaluation import Task
+from gendistill.recipe.evaluation import make_task
 
 KINDS = {"multiple_choice": "choice", "short_answer": "short", "last_number": "number"}
 
 
 def items_of(kind, files):
     name = KINDS[kind]
-    task = Task(kind=kind, path=files[f"{name}_test"], shots=1, shots_path=files[f"{name}_train"])
+    task = make_task(kind=kind, path=files[f"{name}_test"], shots=1, shots_path=files[f"{name}_train"])
     return load_items(name, task, seed=0)
 
 

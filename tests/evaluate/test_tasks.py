@@ -5,18 +5,25 @@ import yaml
 
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
-from gendistill.evaluate.parsing import last_number, normalise
-from gendistill.evaluate.records import worked_answer
+from gendistill.evaluate.kinds import grade
+from gendistill.evaluate.kinds.last_number import solution_of
+from gendistill.evaluate.kinds.shared.numbers import last_number
+from gendistill.evaluate.kinds.shared.phrases import normalise
 from gendistill.names import LETTERS
-from gendistill.recipe.evaluation import TASK_FILES, Task, read_task_file, task_names
+from gendistill.recipe.evaluation import TASK_FILES, make_task, read_task_file, task_names
+
+
+def strict(item, reply):
+    (grades,) = grade([item], [reply])
+    return grades.strict
 
 
 def choice(files, **settings):
-    return Task(kind="multiple_choice", path=files["choice_test"], **settings)
+    return make_task(kind="multiple_choice", path=files["choice_test"], **settings)
 
 
 def number(files, **settings):
-    return Task(kind="last_number", path=files["number_test"], **settings)
+    return make_task(kind="last_number", path=files["number_test"], **settings)
 
 
 def test_multiple_choice_prompt_and_candidates(files):
@@ -52,10 +59,10 @@ def test_test_questions_in_the_shots_file_are_never_shown(files, write_records):
         load_items("n", number(files, shots=2, shots_path=path, items=2), seed=3)
 
 
-def test_worked_answer():
+def test_solution_of_gsm8k():
     answer = "She makes 9 * 2 = $<<9*2=18>>18 every day.\n#### 18"
-    assert worked_answer(answer) == "She makes 9 * 2 = $18 every day.\nThe answer is 18."
-    assert worked_answer("18") == "18"
+    assert solution_of(answer) == "She makes 9 * 2 = $18 every day.\nThe answer is 18."
+    assert solution_of("18") == "18"
 
 
 def test_items_are_drawn_by_the_seed_in_source_order(files):
@@ -79,7 +86,7 @@ def test_number_candidates_hold_the_gold_once(files):
 
 
 def test_short_answer_distractors_are_other_items_answers(files):
-    items = load_items("s", Task(kind="short_answer", path=files["short_test"]), seed=0)
+    items = load_items("s", make_task(kind="short_answer", path=files["short_test"]), seed=0)
     for item in items:
         assert item.candidates[item.gold[0]] == item.answers[0]
         wrong = {normalise(candidate) for candidate in item.candidates} - {normalise(item.answers[0])}
@@ -89,7 +96,7 @@ def test_short_answer_distractors_are_other_items_answers(files):
 
 def test_short_answer_uses_the_records_choices(write_records):
     path = write_records("s.jsonl", [{"question": "?", "choices": ["Rome", "PARIS."], "answer": "Paris"}])
-    (item,) = load_items("s", Task(kind="short_answer", path=path), seed=0)
+    (item,) = load_items("s", make_task(kind="short_answer", path=path), seed=0)
     assert (item.candidates, item.gold, item.messages[0]["content"]) == (("Rome", "PARIS."), (1,), "?")
 
 
@@ -133,14 +140,14 @@ def test_short_answer_uses_the_records_choices(write_records):
 def test_bad_records_are_named(write_records, kind, record, message):
     path = write_records("bad.jsonl", [record])
     with pytest.raises(UserError, match="task 'bad'") as raised:
-        load_items("bad", Task(kind=kind, path=path), seed=0)
+        load_items("bad", make_task(kind=kind, path=path), seed=0)
     assert message in str(raised.value)
 
 
 def test_empty_and_short_sources(files, write_records):
     empty = write_records("empty.jsonl", [])
     with pytest.raises(UserError, match="no records"):
-        load_items("c", Task(kind="multiple_choice", path=empty), seed=0)
+        load_items("c", make_task(kind="multiple_choice", path=empty), seed=0)
     with pytest.raises(UserError, match="asks for 12 items; its source has 11"):
         load_items("n", number(files, items=12), seed=0)
 
@@ -191,7 +198,7 @@ PLAIN = {  # the same questions as an index into a list of choices
 def test_shipped_tasks_read_the_hubs_fields_and_plain_ones(write_records, name):
     record, expected = HUB[name]
     for fields in [record, *([PLAIN[name]] if name in PLAIN else [])]:
-        task = Task(task=name, path=write_records(f"{name}.jsonl", [fields]), shots=0)
+        task = make_task(task=name, path=write_records(f"{name}.jsonl", [fields]), shots=0)
         (item,) = load_items(name, task, seed=0)
         assert (item.question, item.choices, item.gold) == expected
 
@@ -199,7 +206,7 @@ def test_shipped_tasks_read_the_hubs_fields_and_plain_ones(write_records, name):
 def test_truthfulqa_moves_the_right_answer_from_the_first_place(write_records):
     targets = {"choices": [*"vwxyz"], "labels": [1, 0, 0, 0, 0]}
     path = write_records("t.jsonl", [{"question": f"Q{i}", "mc1_targets": targets} for i in range(40)])
-    task = Task(task="truthfulqa", path=path)
+    task = make_task(task="truthfulqa", path=path)
     items = load_items("truthfulqa", task, seed=0)
     assert all(item.choices[item.gold[0]] == "v" and sorted(item.choices) == [*"vwxyz"] for item in items)
     assert {item.gold[0] for item in items} == set(range(5))
@@ -209,38 +216,38 @@ def test_truthfulqa_moves_the_right_answer_from_the_first_place(write_records):
 def test_free_answers_of_shipped_tasks(write_records):
     quiz = {"question": "Who?", "answer": {"value": "Ann", "aliases": ["Ann", "Annie"], "type": "x"}}
     other = {"question": "Where?", "answer": {"value": "Rome", "aliases": ["Roma"], "type": "x"}}
-    items = load_items("q", Task(task="triviaqa", path=write_records("q.jsonl", [quiz, other]), shots=0), seed=0)
+    items = load_items("q", make_task(task="triviaqa", path=write_records("q.jsonl", [quiz, other]), shots=0), seed=0)
     assert [item.answers for item in items] == [("Ann", "Annie"), ("Rome", "Roma")]
     assert {*items[0].candidates} == {"Ann", "Rome"} and items[0].question == "Who?\nReply with the answer alone."
-    assert items[0].parse("Annie").correct and not items[0].parse("Rome").correct
+    assert strict(items[0], "Annie").correct and not strict(items[0], "Rome").correct
 
     questions = [{"question": "who", "answer": ["Ann"]}, {"question": "where", "answer": ["Rome", "in Rome"]}]
-    items = load_items("n", Task(task="nq_open", path=write_records("n.jsonl", questions), shots=0), seed=0)
+    items = load_items("n", make_task(task="nq_open", path=write_records("n.jsonl", questions), shots=0), seed=0)
     assert items[1].question == "where?\nReply with the answer alone." and items[1].answers == ("Rome", "in Rome")
 
     texts = [{"text": f"It was late, and she said goodbye to her {word}"} for word in ("horse", "brother", "friend")]
-    items = load_items("l", Task(task="lambada", path=write_records("l.jsonl", texts)), seed=0)
+    items = load_items("l", make_task(task="lambada", path=write_records("l.jsonl", texts)), seed=0)
     assert items[0].answers == ("horse",) and items[0].question.endswith("\n\nIt was late, and she said goodbye to her")
     assert {*items[0].candidates} == {"horse", "brother", "friend"}
-    assert items[0].parse("Horse.").correct and items[0].parse("horse, of course").correct
-    assert not items[0].parse("My horse").correct and items[0].parse(" ").parsed is None
+    assert strict(items[0], "Horse.").correct and strict(items[0], "horse, of course").correct
+    assert not strict(items[0], "My horse").correct and strict(items[0], " ").parsed is None
 
 
 def test_distractors_are_of_the_items_subject(write_records):
     records = [{"input": "So?", "target": target, "subject": "logic"} for target in ("(A)", "(B)", "(C)")]
     records += [{"input": "Sort.", "target": target, "subject": "words"} for target in ("a b", "b c", "c d")]
-    items = load_items("b", Task(task="bbh", path=write_records("b.jsonl", records)), seed=0)
+    items = load_items("b", make_task(task="bbh", path=write_records("b.jsonl", records)), seed=0)
     assert {*items[0].candidates} == {"(A)", "(B)", "(C)"} and {*items[5].candidates} == {"a b", "b c", "c d"}
-    assert items[0].question == "So?\n\nReply with the answer alone." and items[0].parse("(A)").correct
+    assert items[0].question == "So?\n\nReply with the answer alone." and strict(items[0], "(A)").correct
 
 
 def test_humaneval(write_records):
     record = {"task_id": "HumanEval/0", "prompt": "def two():\n    'Two.'\n", "entry_point": "two"}
     record |= {"canonical_solution": "    return 2\n", "test": "def check(candidate):\n    assert candidate() == 2\n"}
-    (item,) = load_items("h", Task(task="humaneval", path=write_records("h.jsonl", [record])), seed=0)
+    (item,) = load_items("h", make_task(task="humaneval", path=write_records("h.jsonl", [record])), seed=0)
     assert (item.candidates, item.gold, item.choices, item.answers) == ((), (), (), ())
     assert item.question.endswith("```python\ndef two():\n    'Two.'\n```")
-    assert item.worked == "```python\ndef two():\n    'Two.'\n    return 2\n```"
+    assert item.solution == "```python\ndef two():\n    'Two.'\n    return 2\n```"
     assert (item.checks["entry_point"], item.checks["prefix"]) == ("two", record["prompt"])
     program = record["prompt"] + record["canonical_solution"] + item.checks["tests"]
     exec(program, {})
@@ -253,7 +260,7 @@ def test_mbpp_in_both_its_forms(write_records):
     sanitized = code | {"prompt": "Give two.", "test_imports": ["import math"]}
     full = code | {"text": "Give two.", "test_setup_code": "import math"}
     for number, fields in enumerate((sanitized, full)):
-        (item,) = load_items("m", Task(task="mbpp", path=write_records(f"m{number}.jsonl", [fields])), seed=0)
+        (item,) = load_items("m", make_task(task="mbpp", path=write_records(f"m{number}.jsonl", [fields])), seed=0)
         assert item.question.startswith(
             "Give two.\n\nThe code must pass these tests:\n\n```python\nassert two() == 2\n"
         )
@@ -264,7 +271,7 @@ def test_mbpp_in_both_its_forms(write_records):
 def test_instructions_drop_the_hubs_empty_arguments(write_records):
     record = {"key": 1, "prompt": "Write.", "instruction_id_list": ["length_constraints:number_words"]}
     record |= {"kwargs": [{"num_words": 30, "relation": "at least", "num_bullets": None}]}
-    (item,) = load_items("i", Task(task="ifeval", path=write_records("i.jsonl", [record])), seed=0)
+    (item,) = load_items("i", make_task(task="ifeval", path=write_records("i.jsonl", [record])), seed=0)
     assert item.messages == [{"role": "user", "content": "Write."}] and item.candidates == ()
     assert item.checks == {
         "instruction_ids": ["length_constraints:number_words"],
@@ -293,16 +300,16 @@ def test_corrected_answers(write_records):
         plain | {"question": f"Q{i}", "error_type": verdict, "correct_answer": answer}
         for i, (verdict, answer, _) in enumerate(cases)
     ]
-    items = load_items("r", Task(task="mmlu_redux", path=write_records("r.jsonl", records), shots=0), seed=0)
+    items = load_items("r", make_task(task="mmlu_redux", path=write_records("r.jsonl", records), shots=0), seed=0)
     assert {item.id: item.gold for item in items} == {i: gold for i, (_, _, gold) in enumerate(cases) if gold}
     both = next(item for item in items if item.gold == (1, 3))
-    assert both.answers == ("x", "z") and both.worked == "B"
-    assert [both.parse(letter).correct for letter in "ABCD"] == [False, True, False, True]
+    assert both.answers == ("x", "z") and both.solution == "B"
+    assert [strict(both, letter).correct for letter in "ABCD"] == [False, True, False, True]
     for turned in both.rotations():
         assert {turned.choices[place] for place in turned.gold} == {"x", "z"}
 
 
-def test_worked_examples_are_of_the_items_subject(write_records):
+def test_few_shot_examples_are_of_the_items_subject(write_records):
     def records(numbers):
         return [
             {"subject": ("even", "odd")[i % 2], "question": f"Q{i}", "choices": [*"wxyz"], "answer": 0} for i in numbers
@@ -310,7 +317,7 @@ def test_worked_examples_are_of_the_items_subject(write_records):
 
     def drawn(examples, shots):
         dev = write_records("dev.jsonl", records(examples))
-        items = load_items("m", Task(task="mmlu", path=path, shots_path=dev, shots=shots), seed=0)
+        items = load_items("m", make_task(task="mmlu", path=path, shots_path=dev, shots=shots), seed=0)
         assert len({item.shots for item in items}) == 2
         return {item.id % 2: sorted(int(user[1:].split()[0]) for user, _ in item.shots) for item in items}
 
@@ -329,7 +336,7 @@ def test_a_folder_holds_items_and_examples(tmp_path, files):
     folder.mkdir()
     for split in ("test", "train"):
         (folder / f"{split}.jsonl").write_bytes((tmp_path / f"choice_{split}.jsonl").read_bytes())
-    task = Task(kind="multiple_choice", path=str(folder), shots=2)
+    task = make_task(kind="multiple_choice", path=str(folder), shots=2)
     apart = choice(files, shots=2, shots_path=files["choice_train"])
     assert load_items("c", task, seed=0) == load_items("c", apart, seed=0)
 
@@ -353,10 +360,10 @@ def test_choices_that_differ_in_number(files):
 def test_a_template_and_what_it_asks_for(write_records):
     path = write_records("t.jsonl", [{"stem": {"text": " What? "}, "hint": ["a", "b"]}])
     settings = {"kind": "code", "path": path, "question": "stem.text", "tests": "hint"}
-    task = Task(**settings, template=["{note}", "{question}\n{hint} {}"])
+    task = make_task(**settings, template=["{note}", "{question}\n{hint} {}"])
     assert load_items("t", task, seed=0)[0].question == "What?\na\nb {}"
     with pytest.raises(UserError, match="no field 'note', which the template asks for; it has: stem, hint"):
-        load_items("t", Task(**settings, template="{question} {note}"), seed=0)
+        load_items("t", make_task(**settings, template="{question} {note}"), seed=0)
 
 
 def test_anyones_records_are_a_task_through_a_few_lines(tmp_path, write_records):
@@ -368,16 +375,16 @@ def test_anyones_records_are_a_task_through_a_few_lines(tmp_path, write_records)
     settings |= {"choices": "correct, wrong", "answer": "correct", "shuffle": True}
     own = tmp_path / "capitals.yaml"
     own.write_text(yaml.safe_dump(settings))
-    items = load_items("capitals", Task(task=str(own), max_new_tokens=4), seed=0)
+    items = load_items("capitals", make_task(task=str(own), max_new_tokens=4), seed=0)
     assert [item.choices[item.gold[0]] for item in items] == ["Paris", "Oslo"]
     assert all(sorted(item.choices) == ["Oslo", "Paris", "Rome"] for item in items)
 
 
 @pytest.mark.parametrize("name", task_names())
 def test_shipped_task_files_are_whole(name):
-    task = Task(task=name)
+    task = make_task(task=name)
     written = read_task_file(name)
     assert {"kind", "version", "hub", "split", "max_new_tokens"} <= written.keys()
     assert task.task is None and task.hub == written["hub"]
-    assert Task.model_validate(task.model_dump(mode="json")) == task
+    assert make_task(**task.model_dump(mode="json")) == task
     assert (TASK_FILES / f"{name}.yaml").read_text().startswith("# ")

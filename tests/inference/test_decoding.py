@@ -11,7 +11,7 @@ from gendistill.inference import decoding
 from gendistill.inference.decoding import Prefix, Sampling, can_decode, decode, extend, prefill
 from gendistill.inference.generation import end_ids, generate
 from gendistill.models.loading import load_model, load_tokenizer
-from gendistill.recipe.evaluation import Task
+from gendistill.recipe.evaluation import make_task
 from small_models import VARIANTS, make_student, make_teacher
 
 ENDS = [1]
@@ -148,7 +148,7 @@ def test_200_replies_of_the_embedded_teacher_are_those_of_generate():
     tokenizer = load_tokenizer("embedded", model.config.vocab_size)
     prompts = []
     for kind, source in (("multiple_choice", "choice"), ("last_number", "arithmetic")):
-        task = Task(kind=kind, path=f"embedded:{source}", items=100)
+        task = make_task(kind=kind, path=f"embedded:{source}", items=100)
         prompts += render_prompts(tokenizer, load_items(source, task, seed=0))
     replies = generate(model, tokenizer, prompts, 40)
     ends = end_ids(model, tokenizer)

@@ -7,8 +7,9 @@ import pytest
 
 from cli_tools import RECIPE
 from gendistill.errors import UserError
+from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.names import Objective, Role
-from gendistill.recipe.evaluation import Task, task_names
+from gendistill.recipe.evaluation import task_names
 from gendistill.recipe.loading import parse_recipe
 
 STAGE = "logit_distillation"
@@ -134,7 +135,7 @@ def test_settings_survive_writing_and_reading():
     assert type(chosen).model_validate(chosen.model_dump(mode="json")) == chosen
 
 
-def task(**settings) -> Task:
+def task(**settings) -> TaskSettings:
     recipe = deepcopy(RECIPE)
     recipe["evaluation"] = {"tasks": {"asked": settings}}
     return parse_recipe(recipe, "recipe.yaml").evaluation.tasks["asked"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gendistill.evaluate.items import Item
+from gendistill.evaluate.kinds.item import Item
 from gendistill.inference.generation import Reply
 from gendistill.recipe.data import Prompts, Synthesis
 from gendistill.synthesize.judge import Answered, code_of, judge, letters
@@ -18,7 +18,7 @@ CHOICE = Item(
     (1,),
     ("pear",),
     ("stone", "pear", "oak", "tin"),
-    worked="B",
+    solution="B",
 )
 
 
@@ -47,7 +47,7 @@ def verdicts(replies, index=None, **settings) -> list[str | None]:
 def test_rotations_put_each_option_at_each_letter():
     turned = CHOICE.rotations()
     assert [item.choices[item.gold[0]] for item in turned] == ["pear"] * 4
-    assert [item.worked for item in turned] == ["B", "A", "D", "C"]
+    assert [item.solution for item in turned] == ["B", "A", "D", "C"]
     for letter in range(4):
         assert {item.choices[letter] for item in turned} == set(CHOICE.choices)
 
@@ -82,7 +82,7 @@ def test_kept_letters_are_balanced():
 
 
 def test_length_loops_and_known_answers():
-    number = Item(0, "last_number", "6 x 7?", ("The answer is 42.",), (0,), ("42",), worked="The answer is 42.")
+    number = Item(0, "last_number", "6 x 7?", ("The answer is 42.",), (0,), ("42",), solution="The answer is 42.")
     question = prompt("last_number", user="6 x 7?", item=number)
     loop = "and the tree grew and grew until it was as tall as a house " * 12
     assert verdicts([answered("A pear is one that many like", truncated=True)]) == ["truncated"]

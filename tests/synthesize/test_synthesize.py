@@ -9,17 +9,17 @@ from rich.console import Console
 from gendistill.data.dataset import prepare
 from gendistill.embedded import records, teacher_folder
 from gendistill.errors import UserError
-from gendistill.evaluate.parsing import last_number
+from gendistill.evaluate.kinds.shared.numbers import last_number
 from gendistill.models.loading import load_model, load_tokenizer
 from gendistill.recipe.data import Source, Synthesis
-from gendistill.recipe.evaluation import Task
+from gendistill.recipe.evaluation import make_task
 from gendistill.synthesize import run
 from gendistill.synthesize.run import synthesize
 
 CHOICE = dict(kind="multiple_choice", path="embedded:choice", records=8)
 FACTS = dict(kind="short_answer", path="embedded:facts", records=8)
 SUMS = dict(kind="last_number", path="embedded:arithmetic", records=6)
-TASKS = {"facts": Task(kind="short_answer", path="embedded:facts")}
+TASKS = {"facts": make_task(kind="short_answer", path="embedded:facts")}
 
 
 @pytest.fixture(scope="module")

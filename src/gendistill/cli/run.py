@@ -21,7 +21,7 @@ def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = No
     for point in run.folder.points:
         if point != "conversion":
             run.distil(point)
-        if point not in (run.recipe.evaluation.points or run.folder.points):
+        if point not in (run.recipe.evaluation.stages or run.folder.points):
             continue
         scores = run.evaluate_student(point)
         if scores is None:  # the first process does the talking

@@ -1,4 +1,4 @@
-"""The bridge to lm-evaluation-harness (lm_eval): its tasks asked from a recipe, and our items as a task of its own.
+"""The bridge to lm-evaluation-harness (lm_eval): its tasks evaluated from a recipe, and our items as a task of its own.
 
 The other direction, our students in its command line, is `harness_model`. lm_eval is imported only when it is needed;
 the extra `harness` brings it.
@@ -15,7 +15,7 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.errors import UserError
-from gendistill.evaluate.items import Item
+from gendistill.evaluate.kinds.item import Item
 from gendistill.evaluate.run import model_fingerprint
 from gendistill.files import write_atomically
 from gendistill.recipe.evaluation import Harness
@@ -34,6 +34,7 @@ def check_harness(settings: Harness) -> None:
     """
     _lm_eval()
     manager = _task_manager(settings)
+    # One by one, so that the error names the task.
     for name in settings.tasks:
         try:
             loaded = manager.load([name])["tasks"]
@@ -44,14 +45,16 @@ def check_harness(settings: Harness) -> None:
             ) from error
         except (OSError, ValueError) as error:
             raise UserError(f"evaluation.harness.tasks: '{name}' cannot be loaded: {error}") from error
+        # lm_eval would run such programs in this process, with all rights of its user.
         if unsafe := [each for each, task in loaded.items() if getattr(task, "UNSAFE_CODE", False)]:
             raise UserError(
                 f"evaluation.harness.tasks: {', '.join(unsafe)} would run code that the model wrote without a "
-                "sandbox; ask it as a task of kind 'code' under evaluation.tasks"
+                "sandbox; evaluate it as a task of kind 'code' under evaluation.tasks"
             )
 
 
 def _lm_eval():
+    # Here, not above: it takes seconds to import, and most runs have no task of it.
     try:
         import lm_eval.evaluator
         import lm_eval.models.huggingface
@@ -66,7 +69,8 @@ def _lm_eval():
 
 
 def _task_manager(settings: Harness):
-    """What finds tasks by name; reading the thousands that come with lm_eval takes half a minute, so it is kept."""
+    """What finds tasks by name; reading the thousands that come with lm_eval takes half a minute, so it is cached."""
+    # Tasks that are all files of the user's need none of lm_eval's own.
     return _cached_task_manager(not all(name.endswith(".yaml") for name in settings.tasks))
 
 
@@ -97,8 +101,9 @@ def run_harness(
     """
     path = Path(folder) / label / RESULTS
     lm_eval = _lm_eval()
-    asked = {"lm_eval": lm_eval.__version__, "settings": settings.model_dump(), "model": model_fingerprint(model)}
-    if path.exists() and asked.items() <= (done := json.loads(path.read_text())).items():
+    # All that the scores depend on: unless it is the same, they are computed again.
+    inputs = {"lm_eval": lm_eval.__version__, "settings": settings.model_dump(), "model": model_fingerprint(model)}
+    if path.exists() and inputs.items() <= (done := json.loads(path.read_text())).items():
         return done["results"]
     check_harness(settings)
     found = lm_eval.simple_evaluate(
@@ -107,42 +112,49 @@ def run_harness(
         num_fewshot=settings.num_fewshot,
         limit=settings.limit,
         task_manager=_task_manager(settings),
-        log_samples=False,
+        log_samples=False,  # every prompt and reply of every task, which nothing reads
     )
     results = {
         task: {
             "version": found["versions"].get(task),
             "items": found["n-samples"].get(task, {}).get("effective"),
             "shots": found["n-shot"].get(task),
+            # Among the metrics stand "alias" and the like, which hold no numbers.
             "metrics": {
                 name: value for name, value in scores.items() if "," in name and isinstance(value, int | float)
             },
         }
         for task, scores in found["results"].items()
     }
+    # Inputs and results in one file, written whole: results never stand beside other inputs.
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(asked | {"results": results}, indent=1) + "\n")
+    write_atomically(path, json.dumps(inputs | {"results": results}, indent=1) + "\n")
     return results
 
 
 def harness_cells(folder: Path, student: str) -> list[list[str]]:
-    """Cells under HARNESS_HEADER, a row a task and metric, as `run_harness` wrote it for "teacher" and a student."""
-    teacher, student = (
+    """Cells under HARNESS_HEADER: a row per task and metric that `run_harness` wrote for "teacher" and a student."""
+    teacher_results, student_results = (
         json.loads((Path(folder) / label / RESULTS).read_text())["results"] for label in ("teacher", student)
     )
     cells = []
-    for task, theirs in teacher.items():
-        for name in theirs["metrics"]:
-            metric, _, reading = name.partition(",")
+    for task, found in teacher_results.items():
+        # A group of tasks has no number of shots of its own.
+        about = [task, *("" if found[key] is None else str(found[key]) for key in ("items", "shots"))]
+        for name in found["metrics"]:
+            # "acc,none": the metric, and the filter that replies went through before it.
+            metric, _, reply_filter = name.partition(",")
             if metric.endswith("_stderr"):
-                continue
-            about = [task, *("" if theirs[key] is None else str(theirs[key]) for key in ("items", "shots"))]
-            shown = metric if reading == "none" else f"{metric}, {reading}"
-            cells.append([*about, shown, *(_score(each[task]["metrics"], name) for each in (teacher, student))])
+                continue  # shown beside its metric
+            shown = metric if reply_filter == "none" else f"{metric}, {reply_filter}"
+            teacher_score = _score(found["metrics"], name)
+            student_score = _score(student_results[task]["metrics"], name)
+            cells.append([*about, shown, teacher_score, student_score])
     return cells
 
 
 def _score(metrics: dict[str, float], name: str) -> str:
+    # "acc,none" has its standard error under "acc_stderr,none"; not all metrics have one.
     error = metrics.get(name.replace(",", "_stderr,", 1))
     return f"{metrics[name]:.3f}" if error is None else f"{metrics[name]:.3f} ± {error:.3f}"
 
@@ -170,13 +182,15 @@ def write_harness_task(
     Raises:
         UserError: an item cannot be ranked, or its prompt is another one when read back from text.
     """
-    folder = Path(folder).resolve()
-    lines = []
+    folder = Path(folder).resolve()  # lm_eval may be started from elsewhere
+    lines = []  # of NAME.jsonl
     for item, prompt in zip(items, prompts, strict=True):
+        # Item by item, so that the error names the one that does not fit.
         candidates = item.choices if texts else item.candidates
         text = tokenizer.decode(prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if not candidates:
             raise UserError(f"task '{name}', item {item.id}: nothing to rank; lm_eval can be given ranked items only")
+        # lm_eval tokenises text; only if that gives our ids do both sides score the same.
         if tokenizer.encode(text, add_special_tokens=False) != prompt:
             raise UserError(
                 f"task '{name}', item {item.id}: its prompt is tokenised otherwise when read back from text, as "
@@ -192,7 +206,7 @@ def write_harness_task(
         "doc_to_text": "prompt",
         "doc_to_choice": "candidates",
         "doc_to_target": "gold",
-        "target_delimiter": "",
+        "target_delimiter": "",  # its default, a blank, would change every candidate's tokens
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }
     folder.mkdir(parents=True, exist_ok=True)

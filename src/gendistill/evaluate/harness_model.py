@@ -25,9 +25,11 @@ class GendistillLM(HFLM):
             dtype: name of torch's; "auto" is bfloat16 on CUDA and float32 on a CPU.
             options: HFLM's.
         """
+        # lm_eval passes "cuda:0" whether there is one or not.
         device = device if torch.cuda.is_available() else "cpu"
-        if dtype == "auto":
+        if dtype == "auto":  # by the device, not by what the checkpoint was saved in
             dtype = "float32" if device == "cpu" else "bfloat16"
+        # By our own loader: transformers would fill missing weights with random ones, and only warn.
         model = load_model(pretrained, getattr(torch, dtype), device)
         tokenizer = load_tokenizer(pretrained, model.config.get_text_config().vocab_size)
         super().__init__(pretrained=model, tokenizer=tokenizer, **options)

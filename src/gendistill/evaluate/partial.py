@@ -1,6 +1,7 @@
-"""Answers kept as they come in, so that an evaluation that is killed resumes behind its last whole one."""
+"""Answers stored as they come in, so that an evaluation that is killed resumes behind its last whole one."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,24 +15,27 @@ class Partial:
     """The answers to a task's items so far: a line with the hash of all they depend on, then one for each.
 
     Attributes:
-        rankings, replies: those that an earlier attempt left, by place.
-        told: called with the number of answers that have come in.
+        rankings, replies: those that an earlier attempt left, by the index of the prompt.
+        on_answers: called with the number of answers that have come in.
     """
 
     def __init__(self, path: Path, digest: str):
-        self.path, self.digest, self.told = path, digest, lambda count: None
+        self.path, self.digest = path, digest
+        self.on_answers: Callable[[int], None] = lambda count: None
         self.rankings: dict[int, Ranking] = {}
         self.replies: dict[int, Reply] = {}
 
     def __enter__(self) -> "Partial":
         lines = self._lines()
+        stores = {"reply": (self.replies, Reply), "ranking": (self.rankings, Ranking)}
         for line in lines[1:]:
-            store, kind = (self.replies, Reply) if line["what"] == "reply" else (self.rankings, Ranking)
-            store[line["place"]] = kind(
-                **{name: tuple(value) if isinstance(value, list) else value for name, value in line["answer"].items()}
-            )
-        kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines or [{"sha256": self.digest}]]
-        write_atomically(self.path, "".join(kept))  # without half a line at its end
+            store, answer_type = stores[line["what"]]
+            answer = line["answer"]
+            # JSON has no tuples: what was written as one comes back as a list.
+            values = {name: tuple(value) if isinstance(value, list) else value for name, value in answer.items()}
+            store[line["index"]] = answer_type(**values)
+        whole = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines or [{"sha256": self.digest}]]
+        write_atomically(self.path, "".join(whole))  # without half a line at its end
         self.file = open(self.path, "a", encoding="utf-8")
         return self
 
@@ -40,14 +44,17 @@ class Partial:
 
     def _lines(self) -> list[dict[str, Any]]:
         """The whole lines that are there, if they are of the same questions to the same model."""
+        # What stands behind the last newline is half a line: the process was killed while it wrote.
         lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []
         read = [json.loads(line) for line in lines]
+        # Of other questions, or another model: nothing of it is of use.
         return read if read and read[0] == {"sha256": self.digest} else []
 
     def add(self, finished: dict[int, Ranking | Reply]) -> None:
-        for place, answer in finished.items():
+        for index, answer in finished.items():
             what = "reply" if isinstance(answer, Reply) else "ranking"
-            line = {"what": what, "place": place, "answer": asdict(answer)}
+            line = {"what": what, "index": index, "answer": asdict(answer)}
+            # One line each: what a killed process leaves is whole lines and at most one half.
             self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self.file.flush()
-        self.told(len(finished))
+        self.file.flush()  # to the system, so that a killed process leaves whole lines
+        self.on_answers(len(finished))

@@ -7,11 +7,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.data.chat import render_prompt
-from gendistill.evaluate.items import Item
+from gendistill.evaluate.kinds import KINDS
+from gendistill.evaluate.kinds.item import Item
 from gendistill.inference.decoding import Prefix, extend, prefill
 from gendistill.inference.generation import Advance, in_batches, rows_that_fit
 
-LOGITS_AT_ONCE = 4096  # places whose logits are held: 1.2 GB with a vocabulary of 150,000
+LOGITS_AT_ONCE = 4096  # positions whose logits are held: 1.2 GB in bfloat16 with a vocabulary of 150,000
 
 
 @dataclass(frozen=True)
@@ -48,39 +49,41 @@ def rank(
     """Scores each item's candidates as replies to its prompt.
 
     A candidate's log-likelihood (nats, float32) is summed over its tokens. The score is that sum for letters and for
-    numbers in a fixed sentence, whose candidates differ in nothing else; short answers and last words differ in length,
-    so theirs is divided by the number of tokens.
+    numbers in a fixed sentence, whose candidates differ in nothing else; where candidates differ in length (the kind's
+    `scores_per_token`), it is divided by the number of tokens.
 
     Args:
         prompts: ids per item, from `render_prompts`.
         batch_size: prompts per forward pass; None: as many as should fit. What does not fit is halved.
-        advance: told of finished items.
-        texts: the options' texts of multiple_choice items are scored too.
-        known: rankings that need not be computed again, by place.
+        advance: called with finished items.
+        texts: the texts of items' lettered choices are scored too.
+        known: rankings that need not be computed again, by index.
 
     Raises:
         UserError: out of memory with a single prompt.
     """
     rankings = dict(known or {})
+    # What all prompts begin with (template, few-shot examples) is prefilled once.
     prefix = Prefix.of(model, prompts)
 
-    def score(places: list[int]) -> None:
-        told = [_candidates(tokenizer, items[place], texts) for place in places]
-        sums = _log_likelihoods(model, [prompts[place] for place in places], told, prefix)
-        finished = {
-            place: _ranking(items[place], [len(ids) for ids in candidates], scores)
-            for place, candidates, scores in zip(places, told, sums, strict=True)
-        }
+    def score(indices: list[int]) -> None:
+        candidates = [_candidates(tokenizer, items[index], texts) for index in indices]
+        sums = _log_likelihoods(model, [prompts[index] for index in indices], candidates, prefix)
+        # All candidates of an item share the prompt's cache, so an item is never split between batches.
+        finished = {}
+        for index, ids, scores in zip(indices, candidates, sums, strict=True):
+            finished[index] = _ranking(items[index], [len(tokens) for tokens in ids], scores)
         rankings.update(finished)
         advance(finished)
 
+    # No reply is generated, so a row is as long as its prompt.
     size = batch_size or rows_that_fit(model, prompts, 0)
-    in_batches(prompts, [place for place in range(len(items)) if place not in rankings], size, score)
-    return [rankings[place] for place in range(len(items))]
+    in_batches(prompts, [index for index in range(len(items)) if index not in rankings], size, score)
+    return [rankings[index] for index in range(len(items))]
 
 
-def _candidates(tokenizer, item: Item, texts: bool) -> list[list[int]]:
-    """Token ids of the candidates and, behind them, of the options' texts.
+def _candidates(tokenizer: PreTrainedTokenizerBase, item: Item, texts: bool) -> list[list[int]]:
+    """Token ids of the candidates and, behind them, of the choices' texts.
 
     The reply starts where the template ends, so candidates are tokenised on their own, as generation makes them.
     """
@@ -88,55 +91,96 @@ def _candidates(tokenizer, item: Item, texts: bool) -> list[list[int]]:
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in wanted]
 
 
-def _ranking(item: Item, lengths: list[int], sums: list[float]) -> Ranking:
+def _ranking(item: Item, lengths: Sequence[int], sums: Sequence[float]) -> Ranking:
+    """The ranking from each candidate's tokens and summed log-likelihood, those of the choices' texts behind them."""
     count = len(item.candidates)
-    by_token = item.kind in ("short_answer", "last_word")
-    scores = tuple(
-        total / length if by_token else total for total, length in zip(sums[:count], lengths[:count], strict=True)
-    )
-    if len(sums) == count:
+    scores = tuple(sums[:count])  # of the candidates themselves; those of the choices' texts stand behind them
+    if KINDS[item.kind].scores_per_token:
+        scores = _per(scores, lengths[:count])
+    if len(sums) == count:  # no texts were scored
         return Ranking(scores, _best(scores))
     text_scores = tuple(sums[count:])
-    sizes = [len(choice.encode()) for choice in item.choices]
     by = {
         "letter": _best(scores),
         "text": _best(text_scores),
-        "text_per_token": _best([s / length for s, length in zip(text_scores, lengths[count:], strict=True)]),
-        "text_per_byte": _best([s / size for s, size in zip(text_scores, sizes, strict=True)]),
+        "text_per_token": _best(_per(text_scores, lengths[count:])),
+        "text_per_byte": _best(_per(text_scores, [len(choice.encode()) for choice in item.choices])),
     }
     return Ranking(scores, _best(scores), text_scores, by)
 
 
+def _per(scores: Sequence[float], sizes: Sequence[int]) -> tuple[float, ...]:
+    return tuple(score / size for score, size in zip(scores, sizes, strict=True))
+
+
 def _best(scores: Sequence[float]) -> int:
+    # max takes the first of equals.
     return max(range(len(scores)), key=scores.__getitem__)
 
 
-def _log_likelihoods(model, prompts, candidates: list[list[list[int]]], prefix: Prefix | None) -> list[list[float]]:
-    """Summed log-likelihood of each candidate behind its prompt. A prompt is read once for all its candidates."""
-    longer = [(row, number) for row, each in enumerate(candidates) for number, ids in enumerate(each) if len(ids) > 1]
-    read = prefill(model, prompts, 0, prefix, keep_cache=bool(longer))
-    first = [(row, ids[0]) for row, each in enumerate(candidates) for ids in each]
-    values = iter(_log_probabilities(read.logits, first))
-    sums = [[next(values) for _ in each] for each in candidates]
+def _log_likelihoods(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    candidates: Sequence[Sequence[list[int]]],
+    prefix: Prefix | None,
+) -> list[list[float]]:
+    """Summed log-likelihood of each candidate behind its prompt. A prompt is prefilled once for all its candidates.
+
+    Args:
+        prompts: ids per item.
+        candidates: ids of each candidate, per item.
+
+    Returns:
+        nats: per item, per candidate.
+    """
+    # (item, candidate) of those whose further tokens need the cache: the prefill predicts only the first token.
+    longer = []
+    first_tokens = []  # (item, first token) of every candidate
+    for row, item_candidates in enumerate(candidates):
+        for number, ids in enumerate(item_candidates):
+            first_tokens.append((row, ids[0]))
+            if len(ids) > 1:
+                longer.append((row, number))
+    prefilled = prefill(model, prompts, 0, prefix, keep_cache=bool(longer))
+    values = iter(_log_probabilities(prefilled.logits, first_tokens))  # logits: [items, V], behind each prompt
+    # Back in the candidates' shape: per item, per candidate.
+    sums = [[next(values) for _ in item_candidates] for item_candidates in candidates]
+
+    # Candidates in parts, so that the logits held at once stay bounded.
     longest = max((len(candidates[row][number]) for row, number in longer), default=1)
     size = max(1, LOGITS_AT_ONCE // longest)
     for start in range(0, len(longer), size):
         part = longer[start : start + size]
         ids = [candidates[row][number] for row, number in part]
-        # The last token is only ever predicted, never read.
-        logits = extend(model, read, [row for row, _ in part], [tokens[:-1] for tokens in ids])  # [rows, T, V]
-        places = [
-            (row * logits.shape[1] + at, token) for row, one in enumerate(ids) for at, token in enumerate(one[1:])
-        ]
-        values = iter(_log_probabilities(logits.flatten(0, 1), places))
-        for (row, number), tokens in zip(part, ids, strict=True):
-            sums[row][number] += sum(next(values) for _ in tokens[1:])
+        further = _further_tokens(model, prefilled, [row for row, _ in part], ids)
+        for (row, number), total in zip(part, further, strict=True):
+            sums[row][number] += total
     return sums
 
 
-def _log_probabilities(logits: torch.Tensor, places: list[tuple[int, int]]) -> list[float]:
-    """Log-probability of token t in row r of logits [rows, V], for each (r, t)."""
+def _further_tokens(model: PreTrainedModel, prefilled, rows: list[int], ids: Sequence[list[int]]) -> list[float]:
+    """Summed log-likelihood of each candidate's tokens but the first.
+
+    Args:
+        prefilled: the items' prompts, cache and all.
+        rows: the item of each candidate.
+        ids: of each candidate, two or more.
+    """
+    # The last token is only ever predicted, never an input.
+    inputs = [tokens[:-1] for tokens in ids]
+    logits = extend(model, prefilled, rows, inputs)  # [candidates, T, V], padded on the right
+    length = logits.shape[1]
+    targets = []  # (row of the flattened logits, the token that it predicts)
+    for row, tokens in enumerate(ids):
+        for position, token in enumerate(tokens[1:]):
+            targets.append((row * length + position, token))
+    values = iter(_log_probabilities(logits.flatten(0, 1), targets))  # logits: [candidates * T, V]
+    return [sum(next(values) for _ in tokens[1:]) for tokens in ids]
+
+
+def _log_probabilities(logits: torch.Tensor, targets: Sequence[tuple[int, int]]) -> list[float]:
+    """Log-probability of token t in row r of logits [rows, V], for each (r, t) of `targets`, in their order."""
     # A part at a time, so that no second float32 copy of the logits is made.
-    normaliser = torch.cat([part.float().logsumexp(-1) for part in logits.split(256)])
-    rows, tokens = torch.tensor(places, device=logits.device).unbind(-1)
-    return (logits[rows, tokens].float() - normaliser[rows]).tolist()
+    normaliser = torch.cat([part.float().logsumexp(-1) for part in logits.split(256)])  # [rows]
+    rows, tokens = torch.tensor(targets, device=logits.device).unbind(-1)  # [targets] each
+    return (logits[rows, tokens].float() - normaliser[rows]).tolist()  # [targets]

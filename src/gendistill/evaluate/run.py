@@ -15,45 +15,47 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.analysis.scores import Scores, TaskScore
 from gendistill.errors import UserError
-from gendistill.evaluate.grading import Grades, mark
-from gendistill.evaluate.items import Item, load_items
+from gendistill.evaluate.items import load_items
+from gendistill.evaluate.kinds.base import TaskSettings
+from gendistill.evaluate.kinds.item import Grades, Item
 from gendistill.evaluate.partial import Partial
 from gendistill.evaluate.ranking import Ranking, rank, render_prompts
 from gendistill.files import read_jsonl, write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, end_ids, generate
-from gendistill.recipe.evaluation import Evaluation, Task
-from gendistill.sandbox.run import check_isolation
+from gendistill.recipe.evaluation import Evaluation
 
-FORMAT = 2  # of the records; raise it when their content or the reading of answers changes
+FORMAT = 2  # of the records; raise it when their content or the extraction of answers changes
 LONGEST_TEXT = 20_000  # characters of a prompt kept in a record; of longer ones the ends
 
 
 @dataclass(frozen=True)
 class _Questions:
-    """A task, ready to be asked.
+    """A task, ready to be put to a model.
 
-    `asked` are the items and behind them, where the task wants them, the other rotations of each in turn; `prompts` go
-    with it.
+    `prompted` are the items and behind them, where the task wants them, the other forms of each in turn; `prompts` are
+    their ids.
     """
 
     name: str
-    task: Task
+    task: TaskSettings
     items: list[Item]
-    asked: list[Item]
+    prompted: list[Item]
     prompts: list[list[int]]
 
     @classmethod
-    def read(cls, name: str, task: Task, seed: int, tokenizer: PreTrainedTokenizerBase) -> "_Questions":
+    def read(cls, name: str, task: TaskSettings, seed: int, tokenizer: PreTrainedTokenizerBase) -> "_Questions":
         items = load_items(name, task, seed, tokenizer)
-        turned = [rotation for item in items for rotation in item.rotations()[1:]] if task.rotations else []
-        asked = [*items, *turned]
-        return cls(name, task, items, asked, render_prompts(tokenizer, asked))
+        # Behind the items, not among them: item i has prompt i, and ranking needs the first of them only.
+        other_forms = [form for item in items for form in task.other_forms(item)]
+        prompted = [*items, *other_forms]
+        return cls(name, task, items, prompted, render_prompts(tokenizer, prompted))
 
     @property
     def answers(self) -> int:
         """How many rankings and replies there will be."""
-        return sum(bool(item.candidates) for item in self.items) + len(self.asked)
+        # One ranking for each item that has candidates, one reply to each prompt.
+        return sum(bool(item.candidates) for item in self.items) + len(self.prompted)
 
 
 def evaluate_model(
@@ -66,11 +68,11 @@ def evaluate_model(
     label: str,
     progress: bool = True,
 ) -> Scores:
-    """Asks the model every task by ranking and by generation.
+    """Evaluates the model on every task by ranking and by generation.
 
     Writes `folder/label/TASK.jsonl`, one record per item, and beside it `TASK.meta.json`, written last, with a hash of
     all that the records depend on: settings, prompts, candidates, seed, model. A task with a fitting hash is not
-    asked again, so a killed evaluation resumes where it was. The model is left in the modes it came in.
+    evaluated again, so a killed evaluation resumes where it was. The model is left in the modes it came in.
 
     Args:
         model: any Hugging Face causal model, on the device and in the precision to evaluate in.
@@ -82,133 +84,153 @@ def evaluate_model(
         UserError: a task's source does not fit (see `load_items`), a prompt and its reply exceed the model's positions,
             a task's name or the label cannot name a file, or programs cannot be isolated here.
     """
-    for name in (label, *evaluation.tasks):
-        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
-            raise UserError(
-                f"'{name}' names files, so it may hold letters, digits, '_', '-' and '.' only, and not start with '.'"
-            )
-    # All tasks are read and checked before the first is asked: a mistake in the last should not cost an hour.
-    asked = []
+    _check_names(label, *evaluation.tasks)
+    # All tasks are read and checked before the first is evaluated: a mistake in the last should not cost an hour.
+    tasks = []
     for name, task in evaluation.tasks.items():
-        if task.kind == "code":
-            check_isolation()
-        asked.append(_Questions.read(name, task, seed, tokenizer))
-        _check_length(model, tokenizer, asked[-1])
+        task.check_machine()
+        tasks.append(_Questions.read(name, task, seed, tokenizer))
+        _check_length(model, tokenizer, tasks[-1])
     folder = Path(folder) / label
     folder.mkdir(parents=True, exist_ok=True)
-    fingerprint = model_fingerprint(model)
+    fingerprint = model_fingerprint(model)  # once: it samples every tensor
     scores = {}
     with _evaluation_mode(model), _progress_bar(progress) as bar:
-        for questions in asked:
+        for questions in tasks:
             todo = bar.add_task(f"{label}: {questions.name}", total=questions.answers)
             digest = _digest(model, tokenizer, evaluation, questions, seed, fingerprint)
             records = _finished(folder, questions, digest)
             if records is None:
                 with Partial(folder / f"{questions.name}.partial.jsonl", digest) as partial:
                     bar.advance(todo, len(partial.rankings) + len(partial.replies))
-                    partial.told = lambda count, todo=todo: bar.advance(todo, count)
-                    records = _ask(model, tokenizer, evaluation, questions, seed, partial)
+                    partial.on_answers = lambda count, todo=todo: bar.advance(todo, count)
+                    records = _evaluate(model, tokenizer, evaluation, questions, seed, partial)
                 _store(folder, questions, records, digest)
-                partial.path.unlink()
+                partial.path.unlink()  # only now: killed before, nothing is generated again
             bar.update(todo, completed=questions.answers)
             scores[questions.name] = TaskScore.from_records(records)
     return Scores(label, scores)
 
 
-def _ask(model, tokenizer, evaluation: Evaluation, questions: _Questions, seed: int, partial: Partial):
+def _check_names(*names: str) -> None:
+    for name in names:
+        # No separators and no "..": a name must not lead out of the folder.
+        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+            raise UserError(
+                f"'{name}' names files, so it may hold letters, digits, '_', '-' and '.' only, and not start with '.'"
+            )
+
+
+def _evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    evaluation: Evaluation,
+    questions: _Questions,
+    seed: int,
+    partial: Partial,
+) -> list[dict[str, Any]]:
     """Records of all items, by ranking and by generation."""
-    task, items = questions.task, questions.items
-    ranked = [place for place, item in enumerate(items) if item.candidates]
-    places = {place: number for number, place in enumerate(ranked)}
+    rankings = _rank(model, tokenizer, evaluation, questions, partial)
+    replies = _generate(model, tokenizer, evaluation, questions, seed, partial)
+    # All replies at once: programs are run as many at a time as there are cores.
+    grades = questions.task.grade(questions.prompted, [reply.text for reply in replies])
+    answers = list(zip(replies, grades, strict=True))
+    # Behind the items' own answers stand those to their other forms, item by item.
+    other_forms = iter(answers[len(questions.items) :])
+    records = []
+    for index, item in enumerate(questions.items):
+        prompt = tokenizer.decode(questions.prompts[index])
+        forms = [answers[index], *islice(other_forms, len(questions.task.other_forms(item)))]
+        records.append(_record(questions.task, item, prompt, rankings.get(index), forms))
+    return records
+
+
+def _rank(model, tokenizer, evaluation: Evaluation, questions: _Questions, partial: Partial) -> dict[int, Ranking]:
+    """Rankings of the items that have candidates, by the items' indices."""
+    # Programs and instructions have no candidates; they are evaluated by generation alone.
+    ranked = [index for index, item in enumerate(questions.items) if item.candidates]
     rankings = rank(
         model,
         tokenizer,
-        [items[place] for place in ranked],
-        [questions.prompts[place] for place in ranked],
+        [questions.items[index] for index in ranked],
+        [questions.prompts[index] for index in ranked],
         evaluation.batch_size,
         partial.add,
-        texts=task.kind == "multiple_choice",
+        texts=True,  # of items with options, whatever the task ranks by: diagnoses compare the ways
         known=partial.rankings,
     )
+    return dict(zip(ranked, rankings, strict=True))
+
+
+def _generate(
+    model, tokenizer, evaluation: Evaluation, questions: _Questions, seed: int, partial: Partial
+) -> list[Reply]:
+    """Replies to all prompts, in their order."""
     sampling = None
     if evaluation.temperature:
-        keys = [f"{seed}/{questions.name}/{number}" for number in range(len(questions.asked))]
+        # A key for each reply, so that it is the same in any batch, and in a run that is killed and resumed.
+        keys = [f"{seed}/{questions.name}/{number}" for number in range(len(questions.prompted))]
         sampling = Sampling(evaluation.temperature, evaluation.top_p, keys)
-    replies = generate(
+    return generate(
         model,
         tokenizer,
         questions.prompts,
-        task.max_new_tokens,
+        questions.task.max_new_tokens,
         evaluation.batch_size,
         partial.add,
         sampling=sampling,
         known=partial.replies,
     )
-    marks = mark(questions.asked, replies)
-    turned = zip(replies[len(items) :], marks[len(items) :], strict=True)
-    records = []
-    for place, item in enumerate(items):
-        record = {
-            "id": item.id,
-            "question": _text(item.question),
-            "choices": list(item.choices),
-            "candidates": list(item.candidates),
-            "gold": list(item.gold),
-            "answers": list(item.answers),
-            "prompt": _text(tokenizer.decode(questions.prompts[place])),
-        }
-        record |= _ranked(item, rankings[places[place]] if place in places else None, task.rank_by)
-        records.append(record | _replied(replies[place], marks[place]))
-        if task.is_made:
-            records[-1]["checks"] = item.checks
-        if task.rotations:
-            answers = [(replies[place], marks[place]), *islice(turned, len(item.choices) - 1)]
-            records[-1]["rotations"] = [_rotation(item, by, *answer) for by, answer in enumerate(answers)]
-    return records
 
 
-def _ranked(item: Item, ranking: Ranking | None, rank_by: str) -> dict[str, Any]:
-    if ranking is None:
-        return {"scores": None, "ranked": None, "ranking_correct": None}
-    if not ranking.by:
-        return {
-            "scores": list(ranking.scores),
-            "ranked": item.candidates[ranking.prediction],
-            "ranking_correct": ranking.prediction in item.gold,
-        }
-    return {
-        "scores": list(ranking.scores),
-        "text_scores": list(ranking.text_scores),
-        "ranked": item.candidates[ranking.by[rank_by]],
-        "ranking_correct": ranking.by[rank_by] in item.gold,
-        "ranking_by": {form: best in item.gold for form, best in ranking.by.items()},
+def _record(
+    task: TaskSettings, item: Item, prompt: str, ranking: Ranking | None, forms: Sequence[tuple[Reply, Grades]]
+) -> dict[str, Any]:
+    """All that is kept of an item; `forms` are reply and grades of the item and of its other forms."""
+    record = {
+        "id": item.id,
+        "question": _text(item.question),
+        "choices": list(item.choices),
+        "candidates": list(item.candidates),
+        "gold": list(item.gold),
+        "answers": list(item.answers),
+        "prompt": _text(prompt),
     }
+    record |= _ranked(task, item, ranking)
+    record |= _replied(*forms[0])
+    return record | task.notes(item, [(reply.text, grades) for reply, grades in forms])
 
 
-def _replied(reply: Reply, marks: Grades) -> dict[str, Any]:
+def _ranked(task: TaskSettings, item: Item, ranking: Ranking | None) -> dict[str, Any]:
+    if ranking is None:  # keys stay, so that all records of a task can be read alike
+        return {"scores": None, "ranked": None, "ranking_correct": None}
+    first = task.ranked_first(ranking.prediction, ranking.by)
+    record: dict[str, Any] = {"scores": list(ranking.scores)}  # nats, by letter where there are options
+    if ranking.by:
+        record["text_scores"] = list(ranking.text_scores)
+    record |= {"ranked": item.candidates[first], "ranking_correct": first in item.gold}
+    if ranking.by:
+        record["ranking_by"] = {form: best in item.gold for form, best in ranking.by.items()}
+    return record
+
+
+def _replied(reply: Reply, grades: Grades) -> dict[str, Any]:
     return {
         "reply": reply.text,
         "reply_tokens": reply.tokens,
         "truncated": reply.truncated,
-        "parsed": marks.strict.parsed,
-        "generation_correct": marks.strict.correct,
-        "flexible_parsed": marks.flexible.parsed,
-        "flexible_correct": marks.flexible.correct,
-    } | marks.notes
-
-
-def _rotation(item: Item, by: int, reply: Reply, marks: Grades) -> dict[str, Any]:
-    """The answer with the options moved up by so many places; "choice" counts them in their original order."""
-    letter = marks.strict.parsed
-    choice = None if letter is None else (item.candidates.index(letter) + by) % len(item.choices)
-    return {"reply": reply.text, "parsed": letter, "choice": choice, "correct": marks.strict.correct}
+        "parsed": grades.strict.parsed,
+        "generation_correct": grades.strict.correct,
+        "flexible_parsed": grades.flexible.parsed,
+        "flexible_correct": grades.flexible.correct,
+    } | grades.notes
 
 
 def _text(text: str) -> str:
     """A text for a record: of a very long one the two ends."""
     if len(text) <= LONGEST_TEXT:
         return text
-    end = LONGEST_TEXT // 2
+    end = LONGEST_TEXT // 2  # the hash tells two texts apart that differ in the middle
     return f"{text[:end]}\n[{len(text) - 2 * end:,} characters, sha256 {_sha(text)}]\n{text[-end:]}"
 
 
@@ -216,6 +238,7 @@ def _check_length(model, tokenizer, questions: _Questions) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     texts = {text for item in questions.items for text in (*item.candidates, *item.choices)}
     candidate = max((len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts), default=0)
+    # The longest candidate may be longer than any reply: an option's text, say.
     reply = max(candidate, questions.task.max_new_tokens)
     needed = max(map(len, questions.prompts)) + reply
     if limit is not None and needed > limit:
@@ -231,10 +254,12 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     Cheap for a model of any size, and one step of an optimiser changes it.
     """
     config = json.loads(model.config.to_json_string(use_diff=False))
+    # Everything else counts, defaults too: they change with transformers, and scores with them.
     config.pop("_name_or_path", None)  # where the folder lies does not matter
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in model.state_dict().items():
         flat = tensor.detach().flatten()
+        # Spread over the tensor: a step of any optimizer moves some of them, and so does another checkpoint.
         sample = flat[:: max(1, flat.numel() // 64)].cpu()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {sample.tolist()}".encode())
     return digest.hexdigest()
@@ -246,6 +271,7 @@ def _digest(model, tokenizer, evaluation: Evaluation, questions: _Questions, see
         "format": FORMAT,
         "task": questions.task.model_dump(),
         "seed": seed,
+        # Few-shot examples and questions are in the prompts.
         "ids": [item.id for item in questions.items],
         "gold": [(item.candidates, item.gold, item.answers, item.checks) for item in questions.items],
         "sampling": [evaluation.temperature, evaluation.top_p],
@@ -271,12 +297,14 @@ def _stamp(questions: _Questions, digest: str) -> dict[str, Any]:
 def _finished(folder: Path, questions: _Questions, digest: str) -> list[dict[str, Any]] | None:
     """Records of an earlier evaluation, if it is complete and was of the same questions to the same model."""
     path, meta = _paths(folder, questions.name)
+    # Whatever is wrong with the files, evaluating again mends it.
     try:
         if json.loads(meta.read_text(encoding="utf-8")) != _stamp(questions, digest):
             return None
         records = read_jsonl(path)
     except (OSError, ValueError):
         return None
+    # Somebody may have cut the records by hand; their hash is not in the stamp.
     return records if len(records) == len(questions.items) else None
 
 
@@ -290,6 +318,7 @@ def _store(folder: Path, questions: _Questions, records: Sequence[dict[str, Any]
 
 @contextmanager
 def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    # Module by module: a part that was frozen in evaluation mode must not come back in training mode.
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

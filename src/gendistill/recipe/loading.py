@@ -17,9 +17,10 @@ from pydantic import (
 )
 
 from gendistill.errors import UserError
+from gendistill.evaluate.kinds.multiple_choice import Corrections
 from gendistill.names import Backend
 from gendistill.recipe.data import Prompts, Source, Synthesis
-from gendistill.recipe.evaluation import Corrections, Evaluation, Harness, Task
+from gendistill.recipe.evaluation import Evaluation, Harness
 from gendistill.recipe.fields import MAPPING, ONE, Settings, hint
 from gendistill.recipe.stage import Schedule, Stage
 from gendistill.recipe.student import Conversion, Student
@@ -61,9 +62,9 @@ class Recipe(Settings):
         if missing := sorted(wanted - self.synthesis.keys()):
             known = ", ".join(self.synthesis) or "nothing"
             raise ValueError(f"data asks for synthesis '{missing[0]}'; the synthesis section has: {known}")
-        points = ["conversion", *self.stages]
-        if unknown := [point for point in self.evaluation.points or [] if point not in points]:
-            raise ValueError(f"evaluation.points: {', '.join(unknown)} unknown; this recipe has {', '.join(points)}")
+        stages = ["conversion", *self.stages]
+        if unknown := [stage for stage in self.evaluation.stages or [] if stage not in stages]:
+            raise ValueError(f"evaluation.stages: {', '.join(unknown)} unknown; this recipe has {', '.join(stages)}")
         for name, stage in self.stages.items():
             if stage.loss_on == "completion" and not all(source.is_chat for source in self.data[stage.data]):
                 raise ValueError(
@@ -143,7 +144,7 @@ def _fields_at(location: tuple) -> list[str]:
         "harness": Harness,
         "schedule": Schedule,
     }
-    containers = {"stages": Stage, "tasks": Task, "data": Source, "synthesis": Synthesis, "prompts": Prompts}
+    containers = {"stages": Stage, "data": Source, "synthesis": Synthesis, "prompts": Prompts}
     model: type[BaseModel] = Recipe
     for part in location:
         model = sections.get(part) or containers.get(part) or model

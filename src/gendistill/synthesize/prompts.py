@@ -1,17 +1,18 @@
-"""What the teacher is asked: records of the prompts' sources as chats, questions under all rotations, or bare text."""
+"""Prompts for the teacher: records of the prompts' sources as chats, questions under all rotations, or bare text."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gendistill.data.chat import render_prompt
 from gendistill.data.sources import read_records
 from gendistill.errors import UserError
-from gendistill.evaluate.items import Item, load_items
+from gendistill.evaluate.items import load_items
+from gendistill.evaluate.kinds import KINDS
+from gendistill.evaluate.kinds.item import Item
+from gendistill.names import look_up
 from gendistill.recipe.data import Prompts, Synthesis
-from gendistill.recipe.evaluation import Task
-
-QUESTIONS = ("multiple_choice", "short_answer", "last_number")
+from gendistill.recipe.evaluation import make_task
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Prompt:
         id: "SOURCE/RECORD/ROTATION", numbers from 0: unique in a set.
         group: "SOURCE/RECORD": the rotations of a question have it in common.
         ids: what the model sees.
-        user: the user's turn; for a continuation the text to go on from.
+        user: the user's turn; for a continuation the text to continue.
         asked: what duplicates and overlap are looked for in: the question, its options in a fixed order.
-        item: of a question, with its options as asked.
+        item: of a question, with its options as shown.
         reference: the right reply as the source has it, if it has one.
         tests: program to run after the reply's code.
     """
@@ -37,13 +38,24 @@ class Prompt:
     rotation: int
     ids: list[int]
     user: str
-    asked: str
+    asked: str  # unlike `user`, the same for all rotations
     item: Item | None = None
     reference: str | None = None
     tests: str | None = None
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether the reply is an assistant's turn, rather than more of a plain text."""
+        return PROMPT_KINDS[self.kind].is_chat
 
-def prefill(synthesis: Synthesis, tokenizer, seed: int) -> list[Prompt]:
+    @property
+    def has_options(self) -> bool:
+        """Whether the reply picks one of lettered options, under all their rotations."""
+        # Asked of the item, so that a new kind of questions with options is checked under rotations too.
+        return self.item is not None and bool(self.item.choices)
+
+
+def all_prompts(synthesis: Synthesis, tokenizer, seed: int) -> list[Prompt]:
     """All prompts of a set, in the order of their sources.
 
     Raises:
@@ -52,17 +64,20 @@ def prefill(synthesis: Synthesis, tokenizer, seed: int) -> list[Prompt]:
     return [
         prompt
         for number, prompts in enumerate(synthesis.prompts)
-        for prompt in _READERS[prompts.kind](number, prompts, tokenizer, seed)
+        for prompt in look_up(PROMPT_KINDS, prompts.kind, "kind of prompts").read(number, prompts, tokenizer, seed)
     ]
 
 
 def _questions(number: int, prompts: Prompts, tokenizer, seed: int) -> Iterator[Prompt]:
-    fields = prompts.model_dump(include={"kind", "path", "hub", "subset", "question", "choices", "answer"})
-    task = Task(**fields, split=prompts.split or "train", items=prompts.records)
+    """Questions as tasks ask them, each under all rotations of its options."""
+    # Those of the fields that the task kind knows: last_number has no choices.
+    shared = {"kind", "path", "hub", "subset", "question", "choices", "answer"}
+    fields = prompts.model_dump(include=shared & KINDS[prompts.kind].model_fields.keys())
+    task = make_task(**fields, split=prompts.split or "train", items=prompts.records)
     for item in load_items(f"prompts {number}", task, seed):
-        turned = item.rotations() if item.kind == "multiple_choice" else [item]
-        for rotation, question in enumerate(turned):
-            (message,) = question.messages
+        # Without options an item has one form, so that all kinds of questions go the same way.
+        for rotation, question in enumerate(item.rotations()):
+            (message,) = question.messages  # no few-shot examples: the record to train on has none either
             yield _prompt(
                 number,
                 prompts,
@@ -72,33 +87,48 @@ def _questions(number: int, prompts: Prompts, tokenizer, seed: int) -> Iterator[
                 user=message["content"],
                 asked="\n".join([item.question, *item.choices]),
                 item=question,
-                reference=question.worked,
+                reference=question.solution,
             )
 
 
 def _instructions(number: int, prompts: Prompts, tokenizer, seed: int) -> Iterator[Prompt]:
+    for record, _, content in _user_turns(prompts, tokenizer, seed):
+        yield _prompt(number, prompts, record, **content)
+
+
+def _programs(number: int, prompts: Prompts, tokenizer, seed: int) -> Iterator[Prompt]:
+    """Instructions to write Python, with the tests that it must pass."""
+    for record, fields, content in _user_turns(prompts, tokenizer, seed):
+        tests = _text(f"{prompts.source.label}: record {record}", fields, prompts.tests)
+        yield _prompt(number, prompts, record, tests=tests, **content)
+
+
+def _user_turns(prompts: Prompts, tokenizer, seed: int) -> Iterator[tuple[int, dict, dict]]:
+    """(index, fields, what a `Prompt` holds) of the records to prompt with."""
     for record, fields in _drawn(prompts, seed):
         where = f"{prompts.source.label}: record {record}"
         user = _text(where, fields, prompts.prompt)
+        # Many records have no input of their own; their instruction stands alone.
         if prompts.input is not None and fields.get(prompts.input):
             user += "\n\n" + _text(where, fields, prompts.input)
-        yield _prompt(
-            number,
-            prompts,
+        yield (
             record,
-            ids=render_prompt(tokenizer, [{"role": "user", "content": user}]),
-            user=user,
-            asked=user,
-            reference=_text(where, fields, prompts.completion) if prompts.completion is not None else None,
-            tests=_text(where, fields, prompts.tests) if prompts.kind == "code" else None,
+            fields,
+            {
+                "ids": render_prompt(tokenizer, [{"role": "user", "content": user}]),
+                "user": user,
+                "asked": user,
+                "reference": _text(where, fields, prompts.completion) if prompts.completion is not None else None,
+            },
         )
 
 
 def _continuations(number: int, prompts: Prompts, tokenizer, seed: int) -> Iterator[Prompt]:
     for record, fields in _drawn(prompts, seed):
         text = _text(f"{prompts.source.label}: record {record}", fields, prompts.text)
+        # No template: the model is to continue the text as in pretraining, also when tuned to chat.
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][: prompts.prompt_tokens]
-        start = tokenizer.decode(ids)
+        start = tokenizer.decode(ids)  # what the model sees, which may end within a word
         yield _prompt(
             number,
             prompts,
@@ -106,12 +136,27 @@ def _continuations(number: int, prompts: Prompts, tokenizer, seed: int) -> Itera
             ids=ids,
             user=start,
             asked=start,
-            reference=text,
+            reference=text,  # how the source continues
         )
 
 
-_READERS = dict.fromkeys(QUESTIONS, _questions) | dict.fromkeys(("instruction", "code"), _instructions)
-_READERS["continuation"] = _continuations
+@dataclass(frozen=True)
+class PromptKind:
+    """How a source's records become prompts, and whether they are chats."""
+
+    read: Callable[..., Iterator[Prompt]]
+    is_chat: bool = True
+
+
+# Questions are read by the task kinds of the same names; the others are of no use for evaluation.
+PROMPT_KINDS = {
+    "instruction": PromptKind(_instructions),
+    "multiple_choice": PromptKind(_questions),
+    "short_answer": PromptKind(_questions),
+    "last_number": PromptKind(_questions),
+    "code": PromptKind(_programs),
+    "continuation": PromptKind(_continuations, is_chat=False),
+}
 
 
 def _prompt(number: int, prompts: Prompts, record: int, rotation: int = 0, **content) -> Prompt:
@@ -128,7 +173,8 @@ def _prompt(number: int, prompts: Prompts, record: int, rotation: int = 0, **con
 
 
 def _drawn(prompts: Prompts, seed: int) -> list[tuple[int, dict]]:
-    """(index, record) of the records to ask, in their source's order."""
+    """(index, record) of the records to prompt with, in their source's order."""
+    # Numbered before any are drawn: the number is that of the record in its source.
     records = list(enumerate(read_records(prompts.source, seed)))
     if prompts.records is None:
         return records

@@ -19,17 +19,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
+from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.ranking import rank
 from gendistill.evaluate.run import model_fingerprint
 from gendistill.files import write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, end_ids, generate
 from gendistill.recipe.data import Synthesis
-from gendistill.recipe.evaluation import Task
 from gendistill.synthesize.checks import Duplicates
 from gendistill.synthesize.judge import Answered, judge, letters
 from gendistill.synthesize.overlap import OverlapIndex
-from gendistill.synthesize.prompts import Prompt, prefill
+from gendistill.synthesize.prompts import Prompt, all_prompts
 
 RECORDS = "records.jsonl"
 
@@ -38,7 +38,7 @@ def synthesize(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     synthesis: Synthesis,
-    tasks: dict[str, Task],
+    tasks: dict[str, TaskSettings],
     *,
     seed: int,
     folder: Path,
@@ -58,7 +58,7 @@ def synthesize(
         UserError: a source does not fit, a prompt and its reply exceed the model's positions, nothing passed, or the
             folder holds replies of other prompts or another teacher.
     """
-    prompts = prefill(synthesis, tokenizer, seed)
+    prompts = all_prompts(synthesis, tokenizer, seed)
     overlap = index_of(tasks, synthesis.overlap, seed)
     asked, dropped = _worth_asking(prompts, overlap)
     _check_length(model, asked, synthesis)
@@ -80,22 +80,22 @@ def synthesize(
     return json.loads((folder / "stats.json").read_text())
 
 
-def index_of(tasks: dict[str, Task], words: int, seed: int) -> OverlapIndex:
+def index_of(tasks: dict[str, TaskSettings], words: int, seed: int) -> OverlapIndex:
     """All items of evaluation tasks that are read: each question alone, with its options, and with its answer."""
     index = OverlapIndex(words)
     for name, task in tasks.items():
         if task.is_made:
             continue
-        for item in load_items(name, task.model_copy(update={"items": None, "shots": 0}), seed):
+        for item in load_items(name, task.all_items(), seed):
             index.add(name, item.question)
-            index.add(name, "\n".join([item.question, *item.choices, item.worked]))
+            index.add(name, "\n".join([item.question, *item.choices, item.solution]))
     return index
 
 
 def record(a: Answered, about: dict[str, Any], tokenizer) -> dict[str, Any]:
     """A reply as a record: to train on, and to see how it came about."""
     prompt = a.prompt
-    if prompt.kind == "continuation":
+    if not prompt.is_chat:
         content = {"text": tokenizer.decode([*prompt.ids, *a.reply.ids]), "reference": prompt.reference}
     else:
         turns = [{"role": "user", "content": prompt.user}, {"role": "assistant", "content": a.reply.text}]
@@ -155,7 +155,7 @@ def _answer(model, tokenizer, batch: list[tuple[Prompt, int]], synthesis: Synthe
     ids = [prompt.ids for prompt, _ in batch]
     replies = generate(model, tokenizer, ids, synthesis.max_new_tokens, len(batch), sampling=sampling)
     answered = [Answered(prompt, sample, reply) for (prompt, sample), reply in zip(batch, replies, strict=True)]
-    choices = [a for a in answered if a.prompt.kind == "multiple_choice"] if synthesis.margin is not None else []
+    choices = [a for a in answered if a.prompt.has_options] if synthesis.margin is not None else []
     ranked = rank(model, tokenizer, [a.prompt.item for a in choices], [a.prompt.ids for a in choices], len(batch))
     for a, ranking in zip(choices, ranked, strict=True):
         a.scores = ranking.scores

@@ -1,5 +1,6 @@
 """Prompts that fill a length, with what is asked for where `checks` says, for tokenizers of several kinds."""
 
+import random
 import re
 import time
 
@@ -10,10 +11,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from gendistill.data.chat import render_prompt
 from gendistill.embedded import teacher_folder
 from gendistill.errors import UserError
-from gendistill.evaluate import long_context
 from gendistill.evaluate.items import load_items
-from gendistill.evaluate.long_context import long_context_items, parse_value
-from gendistill.recipe.evaluation import Task
+from gendistill.evaluate.kinds.needle import made_up_text
+from gendistill.evaluate.kinds.shared.long_context import grade_values
+from gendistill.recipe.evaluation import make_task
 
 KINDS = [("needle", 1), ("needle", 4), ("recall", 1), ("recall", 3)]
 NEEDLE = re.compile(r"One of the special magic numbers for ([a-z]+ [a-z]+) is (\d+)\. ?")
@@ -32,16 +33,15 @@ def phrases(tokenizer):
     raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     raw.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["?", "<|im_start|>", "<|im_end|>"])
-    raw.train_from_iterator([long_context._generate("training", 200), "0123456789:\nxyz"], trainer)
+    raw.train_from_iterator([made_up_text(random.Random("training"), 200), "0123456789:\nxyz"], trainer)
     made = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", unk_token="?")
     made.chat_template = tokenizer.chat_template
     return made
 
 
 def make(tokenizer, kind, keys=1, length=1024, items=4, seed=0, **settings):
-    return long_context_items(
-        "long", Task(kind=kind, keys=keys, length=length, items=items, **settings), seed, tokenizer
-    )
+    task = make_task(kind=kind, keys=keys, length=length, items=items, **settings)
+    return load_items("long", task, seed, tokenizer)
 
 
 def size(tokenizer, item):
@@ -99,8 +99,8 @@ def test_depth_is_where_the_answer_stands(embedded, kind, keys):
         key = re.search(r"(?:magic number for|values? of) ([a-z]+ [a-z]+)", item.question)[1]
         line = NEEDLE if kind == "needle" else PAIR
         place = next(match.start() for match in line.finditer(text) if match[1] == key)
-        before, filler = (len(embedded(NEEDLE.sub("", part))["input_ids"]) for part in (text[:place], text))
-        assert item.checks["depth"] == pytest.approx(before / filler, abs=0.01)
+        before, padding = (len(embedded(NEEDLE.sub("", part))["input_ids"]) for part in (text[:place], text))
+        assert item.checks["depth"] == pytest.approx(before / padding, abs=0.01)
 
 
 @pytest.mark.parametrize("kind", ["needle", "recall"])
@@ -129,9 +129,9 @@ def test_candidates_are_of_one_form_and_the_gold_is_right(embedded, kind, keys):
     items = make(embedded, kind, keys, items=20)
     for item in items:
         (gold,) = item.gold
-        assert item.answers == (item.candidates[gold],) == (item.worked,)
+        assert item.answers == (item.candidates[gold],) == (item.solution,)
         assert len(set(item.candidates)) == 4 and len({re.sub(r"\d", "0", text) for text in item.candidates}) == 1
-        assert [parse_value(text, item.answers).correct for text in item.candidates] == [n == gold for n in range(4)]
+        assert [grade_values(text, item.answers).correct for text in item.candidates] == [n == gold for n in range(4)]
         values = {value for _, value in hidden(item)[1]}
         if (kind, keys) != ("needle", 1):  # there the haystack holds no other number
             assert {value for text in item.candidates for value in text.split(", ")} <= values
@@ -143,7 +143,7 @@ def test_items_are_fixed_by_seed_name_and_index(embedded, kind, keys):
     few, many = make(embedded, kind, keys, items=3), make(embedded, kind, keys, items=7)
     assert few == many[:3] and [item.id for item in many] == list(range(7))
     assert make(embedded, kind, keys, items=3, seed=1) != few
-    task = Task(kind=kind, keys=keys, length=1024, items=3)
+    task = make_task(kind=kind, keys=keys, length=1024, items=3)
     assert load_items("long", task, 0, embedded) == few
     assert load_items("other", task, 0, embedded)[0].answers != few[0].answers
     assert len({item.question for item in many}) == 7
@@ -237,5 +237,5 @@ def test_128k_tokens_take_seconds(embedded, kind):
         ("140, 274", "140, 274, 692", None, False),
     ],
 )
-def test_parse_value(reply, answer, parsed, correct):
-    assert parse_value(reply, (answer,)) == (parsed, correct)
+def test_grade_values(reply, answer, parsed, correct):
+    assert grade_values(reply, (answer,)) == (parsed, correct)

@@ -3,16 +3,17 @@ import importlib.util
 import pytest
 
 from gendistill.errors import UserError
-from gendistill.evaluate import instructions
-from gendistill.evaluate.instructions import (
+from gendistill.evaluate.kinds import grade
+from gendistill.evaluate.kinds.item import Item
+from gendistill.evaluate.kinds.shared import constraints
+from gendistill.evaluate.kinds.shared.constraints import (
     INSTRUCTIONS,
     check_instruction,
     count_sentences,
     flexible_variants,
+    followed,
     follows,
-    grade_instructions,
 )
-from gendistill.evaluate.items import Item
 
 GERMAN = "Der Zug fährt heute leider nicht, weil auf der Strecke gebaut wird. Bitte nehmen Sie den Bus."
 HINDI = "मुझे सुबह की चाय के साथ अख़बार पढ़ना बहुत अच्छा लगता है।"
@@ -238,25 +239,27 @@ def test_flexible_readings_drop_first_and_last_line_and_asterisks():
 )
 def test_strict_and_flexible(reply, strict, flexible):
     asked = item(("detectable_format:json_format", {}), ("punctuation:no_comma", {}))
-    [marked] = grade_instructions([asked], [reply])
-    assert (marked.followed, marked.followed_flexibly) == (strict, flexible)
-    assert marked.strict == (f"{sum(strict)} of 2", all(strict))
-    assert marked.flexible == (f"{sum(flexible)} of 2", all(flexible))
+    assert followed(asked.checks["instruction_ids"], asked.checks["kwargs"], reply) == (strict, flexible)
+    [grades] = grade([asked], [reply])
+    assert grades.notes == {"followed": list(strict)}
+    assert grades.strict == (f"{sum(strict)} of 2", all(strict))
+    assert grades.flexible == (f"{sum(flexible)} of 2", all(flexible))
 
 
 def test_a_flexible_reading_never_takes_away():
     """The reply itself is one of the variants, so what is followed strictly is followed flexibly."""
     for name, settings, right, wrong in CASES:
-        for marked in grade_instructions([item((name, settings))] * len(right + wrong), right + wrong):
-            assert marked.followed <= marked.followed_flexibly
+        for reply in right + wrong:
+            found = followed([name], [settings], reply)
+            assert found.strict <= found.flexible
 
 
 def test_a_language_is_the_same_every_time():
     short = "Hotel Restaurant Taxi"  # could be any; the package draws samples
     verdicts = set()
     for _ in range(20):
-        instructions._language.cache_clear()
-        verdicts.add(instructions._language(short))
+        constraints._language.cache_clear()
+        verdicts.add(constraints._language(short))
     assert len(verdicts) == 1
 
 
@@ -275,7 +278,7 @@ def test_a_language_is_the_same_every_time():
 )
 def test_instructions_that_cannot_be_checked_are_refused(name, settings, message):
     with pytest.raises(UserError, match=message):
-        grade_instructions([item((name, settings))], ["A reply."])
+        grade([item((name, settings))], ["A reply."])
 
 
 def test_languages_need_a_package(monkeypatch):

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gendistill.evaluate.code import code_of, grade_code, solution
-from gendistill.evaluate.items import Item
+from gendistill.evaluate.kinds import grade
+from gendistill.evaluate.kinds.item import Answer, Grades, Item
+from gendistill.evaluate.kinds.shared.programs import code_of, program_of
 
 # A problem whose function needs an import and a helper that only the prefix has.
 PREFIX = '''import math
@@ -85,12 +86,12 @@ NO_PYTHON = {
 
 
 def item(checks):
-    return Item(0, "code", "?", (), (), (), checks=checks)
+    return Item(0, "code", "?", checks=checks)
 
 
 def reasons(checks, replies):
-    marked = grade_code([item(checks)] * len(replies), list(replies.values()))
-    return {name: each.reason for name, each in zip(replies, marked, strict=True)}
+    grades = grade([item(checks)] * len(replies), list(replies.values()))
+    return {name: each.notes["tests"] for name, each in zip(replies, grades, strict=True)}
 
 
 def test_code_is_found_in_replies_of_every_form():
@@ -122,16 +123,17 @@ def test_a_prefix_that_is_only_a_signature():
 
 
 def test_what_is_kept_for_the_record():
-    good, bad, none = grade_code([item(CHECKS)] * 3, [BODY, NOT_SOLVED["wrong"], "No."])
-    assert good == ((PREFIX + BODY, True), "passed")
-    assert (bad.answer.correct, bad.reason) == (False, "failed")
-    assert "return 1" in bad.answer.parsed and "check" not in bad.answer.parsed
-    assert none == ((None, False), "unparsed")
+    good, bad, none = grade([item(CHECKS)] * 3, [BODY, NOT_SOLVED["wrong"], "No."])
+    right = Answer(PREFIX + BODY, True)
+    assert good == Grades(right, right, {"tests": "passed"})
+    assert (bad.strict.correct, bad.flexible.correct, bad.notes) == (False, False, {"tests": "failed"})
+    assert "return 1" in bad.strict.parsed and "check" not in bad.strict.parsed
+    assert none == Grades(Answer(None, False), Answer(None, False), {"tests": "unparsed"})
 
 
 def test_a_script_part_is_left_out_and_nothing_else():
     code = "a = 1\nif __name__ == '__main__':\n    a = 2\n    b = 3\nc = 4"
-    assert solution(f"```python\n{code}\n```", {}).strip() == "a = 1\nc = 4"
+    assert program_of(f"```python\n{code}\n```", {}).strip() == "a = 1\nc = 4"
 
 
 @pytest.mark.parametrize(

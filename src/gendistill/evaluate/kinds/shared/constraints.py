@@ -4,7 +4,8 @@ Definitions are the benchmark's, which takes every number and word from the prom
 by rules of this module, where the benchmark asks a language toolkit:
 
 - Words are runs of letters, digits and underscores, as in the benchmark ("don't" is two). Counted for their capitals
-  are the runs between spaces, apostrophes and marks; full stops, hyphens and slashes do not end them ("U.S." is one).
+  are the runs between spaces, apostrophes and punctuation; full stops, hyphens and slashes do not end them ("U.S." is
+  one).
 - A sentence ends at ".", "!", "?" or "…", or at their full-width forms. A full stop ends one only if a space follows
   and neither an abbreviation, an initial nor the number of a list item stands before it. A rest at the end counts too.
 - The language of a reply is what the package langdetect says, as in the benchmark, with a fixed seed. A reply in
@@ -18,69 +19,53 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from gendistill.errors import UserError
-from gendistill.evaluate.parsing import Answer
 
-if TYPE_CHECKING:
-    from gendistill.evaluate.items import Item  # made from records, whose reader checks instructions
-
+# Runs that are words when capitals are counted: "U.S." and "RE-USE" are one each.
 _CAPITALS = re.compile(r"[^\s,;:!?()\[\]{}<>\"“”*'’—]+")
+# With closing quotes and brackets behind it; then white space must follow, but for scripts that use none.
 _SENTENCE_END = re.compile(r"(?:[.!?…]+[\"'”’)\]*_]*(?=\s|$))|[。！？।]+")
+# What a full stop may stand behind within a sentence: an initial, "e.g", a title. "I" is no initial: "So do I."
 _NO_SENTENCE_END = re.compile(
     r"(?:^|(?<=[\s(\"'“*]))(?:[A-HJ-Z]|(?:[A-Za-z]\.)+[A-Za-z]|(?i:mr|mrs|ms|dr|prof|rev|st|jr|sr|vs|etc|fig|approx))$"
 )
+# The number of a list item opens its line.
 _LIST_NUMBER = re.compile(r"(?:^|\n)[ \t>*_#]*\d+$")
 
 
-class Graded(NamedTuple):
-    """Which of an item's instructions a reply follows, in their order; the answers are correct if it follows all.
+class Followed(NamedTuple):
+    """Which of several instructions a reply follows, in their order.
 
-    Strictly read is the reply as it is; flexibly also what is left of it without its first line, its last, both, or
-    its asterisks, and each instruction may be followed by another of these.
+    Strictly it is taken as it is; flexibly also what is left of it without its first line, its last, both, or its
+    asterisks, and each instruction may be followed by another of these.
     """
 
-    followed: tuple[bool, ...]
-    followed_flexibly: tuple[bool, ...]
-
-    @property
-    def strict(self) -> Answer:
-        """`parsed` says how many are followed ("2 of 3")."""
-        return _answer(self.followed)
-
-    @property
-    def flexible(self) -> Answer:
-        return _answer(self.followed_flexibly)
+    strict: tuple[bool, ...]
+    flexible: tuple[bool, ...]
 
 
-def _answer(followed: tuple[bool, ...]) -> Answer:
-    return Answer(f"{sum(followed)} of {len(followed)}", all(followed))
-
-
-def grade_instructions(items: Sequence["Item"], replies: Sequence[str]) -> list[Graded]:
-    """Checks each reply against its item's instructions (`Item.checks`).
+def followed(instruction_ids: Sequence[str], kwargs: Sequence[Mapping[str, Any]], reply: str) -> Followed:
+    """Checks a reply against instructions.
 
     Raises:
         UserError: what `check_instruction` raises.
     """
-    return [_mark(item.checks, reply) for item, reply in zip(items, replies, strict=True)]
-
-
-def _mark(checks: Mapping[str, Any], reply: str) -> Graded:
-    variants = flexible_variants(reply)
+    variants = flexible_variants(reply)  # once for all instructions
     strict, flexible = [], []
-    for instruction_id, kwargs in zip(checks["instruction_ids"], checks["kwargs"], strict=True):
-        strict.append(follows(instruction_id, kwargs, reply))
-        flexible.append(strict[-1] or any(follows(instruction_id, kwargs, variant) for variant in variants))
-    return Graded(tuple(strict), tuple(flexible))
+    for instruction_id, settings in zip(instruction_ids, kwargs, strict=True):
+        strict.append(follows(instruction_id, settings, reply))
+        # The reply itself is a variant too, so flexible is never less than strict.
+        flexible.append(strict[-1] or any(follows(instruction_id, settings, variant) for variant in variants))
+    return Followed(tuple(strict), tuple(flexible))
 
 
 def flexible_variants(reply: str) -> list[str]:
     """The reply, and that without its first line, its last line, both, or asterisks: what the benchmark calls loose."""
     lines = reply.split("\n")
     texts = ["\n".join(lines[first : len(lines) - last]).strip() for first, last in product((0, 1), repeat=2)]
-    texts[0] = reply
+    texts[0] = reply  # as it is, white space and all
     return [*texts, *(text.replace("*", "") for text in texts)]
 
 
@@ -94,6 +79,7 @@ def follows(instruction_id: str, kwargs: Mapping[str, Any], reply: str) -> bool:
         UserError: what `check_instruction` raises.
     """
     check_instruction(instruction_id, kwargs)
+    # "No comma" would hold of an empty reply.
     return bool(reply.strip()) and INSTRUCTIONS[instruction_id](reply, **kwargs)
 
 
@@ -105,12 +91,14 @@ def check_instruction(instruction_id: str, kwargs: Mapping[str, Any]) -> None:
     """
     if instruction_id not in INSTRUCTIONS:
         raise UserError(f"unknown instruction '{instruction_id}'; known are: {', '.join(sorted(INSTRUCTIONS))}")
+    # Behind the reply itself, a checker's parameters are the instruction's settings.
     needed = list(inspect.signature(INSTRUCTIONS[instruction_id]).parameters)[1:]
     if sorted(kwargs) != sorted(needed):
         raise UserError(f"instruction '{instruction_id}' takes {needed or 'no settings'}, it was given {list(kwargs)}")
     for name, value in kwargs.items():
         if name.endswith("relation") and value not in _RELATIONS:
             raise UserError(f"instruction '{instruction_id}': {name} is {value!r}; known are: {', '.join(_RELATIONS)}")
+    # Looked for, not imported: that takes a second, and happens with the first reply.
     if instruction_id in _NEED_LANGUAGE and importlib.util.find_spec("langdetect") is None:
         raise UserError(
             f"instruction '{instruction_id}' asks for a reply's language, which the package langdetect finds out; "
@@ -118,6 +106,7 @@ def check_instruction(instruction_id: str, kwargs: Mapping[str, Any]) -> None:
         )
 
 
+# The two that the benchmark's prompts use; there is no "at most".
 _RELATIONS: dict[str, Callable[[int, int], bool]] = {
     "at least": lambda count, number: count >= number,
     "less than": lambda count, number: count < number,
@@ -128,6 +117,7 @@ _RELATIONS: dict[str, Callable[[int, int], bool]] = {
 
 
 def _existence(reply: str, keywords: list[str]) -> bool:
+    # Within longer words too ("sailing" holds "sail"): the benchmark searches for the text.
     return all(keyword.lower() in reply.lower() for keyword in keywords)
 
 
@@ -136,6 +126,7 @@ def _frequency(reply: str, relation: str, keyword: str, frequency: int) -> bool:
 
 
 def _forbidden_words(reply: str, forbidden_words: list[str]) -> bool:
+    # Lookarounds, not \b, which would need a letter at the ends of the word ("C++").
     return not any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", reply, re.IGNORECASE) for word in forbidden_words)
 
 
@@ -151,6 +142,7 @@ def _response_language(reply: str, language: str) -> bool:
 
 
 def _english_capital(reply: str) -> bool:
+    # In small letters: langdetect takes English in capitals for other languages.
     return reply.isupper() and _language(reply.lower()) in ("en", None)
 
 
@@ -161,12 +153,12 @@ def _english_lowercase(reply: str) -> bool:
 @functools.lru_cache(maxsize=1024)
 def _language(text: str) -> str | None:
     """Code of the language, None where there is nothing to tell it by; that passes, as in the benchmark."""
-    import langdetect
+    import langdetect  # here: it is an extra, and loads its profiles for a second
 
     langdetect.DetectorFactory.seed = 0  # it samples from the text
     try:
         return langdetect.detect(text)
-    except langdetect.LangDetectException:
+    except langdetect.LangDetectException:  # no letters at all
         return None
 
 
@@ -178,7 +170,7 @@ def _capital_word_frequency(reply: str, capital_relation: str, capital_frequency
 
 
 def _number_words(reply: str, relation: str, num_words: int) -> bool:
-    return _RELATIONS[relation](len(re.findall(r"\w+", reply)), num_words)
+    return _RELATIONS[relation](len(re.findall(r"\w+", reply)), num_words)  # "don't" is two, as in the benchmark
 
 
 def _number_sentences(reply: str, relation: str, num_sentences: int) -> bool:
@@ -190,10 +182,12 @@ def count_sentences(text: str) -> int:
     count, start = 0, 0
     for end in _SENTENCE_END.finditer(text):
         sentence = text[start : end.start()]
+        # Only a full stop can be something else than an end; the other marks never are.
         if end[0][0] == "." and (_NO_SENTENCE_END.search(sentence) or _LIST_NUMBER.search(sentence)):
             continue
         count += bool(re.search(r"\w", sentence))
         start = end.end()
+    # A rest without an end is a sentence too, if there is a word in it.
     return count + bool(re.search(r"\w", text[start:]))
 
 
@@ -205,13 +199,14 @@ def _number_paragraphs(reply: str, num_paragraphs: int) -> bool:
 def _count_parts(parts: list[str]) -> int | None:
     """How many parts there are, not counting an empty one at either end; None if one in the middle is empty."""
     if not all(part.strip() for part in parts[1:-1]):
-        return None
+        return None  # equals no number that is asked for
     return sum(bool(part.strip()) for part in parts)
 
 
 def _nth_paragraph_first_word(reply: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Paragraphs stand between empty lines; the word is compared up to its first mark, without quotes before it."""
+    """Paragraphs stand between empty lines; the word is compared without quotes, up to its first punctuation."""
     pieces = reply.split("\n\n")
+    # Counted are those with text; the index, as in the benchmark, is among all.
     filled = sum(bool(piece.strip()) for piece in pieces)
     if filled != num_paragraphs or not 1 <= nth_paragraph <= filled or not pieces[nth_paragraph - 1].strip():
         return False
@@ -223,6 +218,7 @@ def _nth_paragraph_first_word(reply: str, num_paragraphs: int, nth_paragraph: in
 
 
 def _number_placeholders(reply: str, num_placeholders: int) -> bool:
+    # The shortest stretches, or "[name] of [place]" would be one.
     return len(re.findall(r"\[.*?\]", reply)) >= num_placeholders
 
 
@@ -252,6 +248,7 @@ def _multiple_sections(reply: str, section_spliter: str, num_sections: int) -> b
 
 def _json_format(reply: str) -> bool:
     """All of the reply is JSON, a fence around it aside."""
+    # Models put a fence around JSON by habit; prose around it is another matter.
     text = re.sub(r"^```(?:json)?", "", reply.strip(), flags=re.IGNORECASE).removesuffix("```")
     try:
         json.loads(text.strip())
@@ -268,7 +265,7 @@ def _title(reply: str) -> bool:
 
 
 def _two_responses(reply: str) -> bool:
-    parts = reply.split("******")
+    parts = reply.split("******")  # six asterisks, as the prompt says
     return _count_parts(parts) == 2 and len({part.strip() for part in parts if part.strip()}) == 2
 
 
@@ -315,4 +312,5 @@ INSTRUCTIONS: dict[str, Callable[..., bool]] = {
     "change_case:english_lowercase": _english_lowercase,
     "punctuation:no_comma": _no_comma,
 }
+# Those that find out the language of a reply.
 _NEED_LANGUAGE = {"language:response_language", "change_case:english_capital", "change_case:english_lowercase"}

@@ -1,0 +1,36 @@
+"""Task kinds by name. Adding one is a file in this folder, with a class derived from one in `base`, and a line here."""
+
+from collections.abc import Sequence
+
+from gendistill.evaluate.kinds.base import TaskSettings
+from gendistill.evaluate.kinds.code import Code
+from gendistill.evaluate.kinds.instructions import Instructions
+from gendistill.evaluate.kinds.item import Grades, Item
+from gendistill.evaluate.kinds.last_number import LastNumber
+from gendistill.evaluate.kinds.last_word import LastWord
+from gendistill.evaluate.kinds.multiple_choice import MultipleChoice
+from gendistill.evaluate.kinds.needle import Needle
+from gendistill.evaluate.kinds.recall import Recall
+from gendistill.evaluate.kinds.short_answer import ShortAnswer
+
+# Errors list kinds in this order.
+KINDS: dict[str, type[TaskSettings]] = {
+    "multiple_choice": MultipleChoice,
+    "short_answer": ShortAnswer,
+    "last_number": LastNumber,
+    "last_word": LastWord,
+    "code": Code,
+    "instructions": Instructions,
+    "needle": Needle,
+    "recall": Recall,
+}
+
+
+def grade(items: Sequence[Item], replies: Sequence[str]) -> list[Grades]:
+    """Grades a reply to each item; the items are of one kind, at least one.
+
+    Raises:
+        UserError: this machine cannot grade such replies.
+    """
+    # Items come from a task of a kind in the table, so there is nothing to check.
+    return KINDS[items[0].kind].grade(items, replies)

@@ -1,0 +1,111 @@
+"""Associative recall, in the sense of Arora et al. 2023 (arXiv 2312.04927): a list of names and values, of which some
+are asked for."""
+
+import random
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from gendistill.errors import UserError
+from gendistill.evaluate.kinds.item import Draws
+from gendistill.evaluate.kinds.shared.distractors import DISTRACTORS
+from gendistill.evaluate.kinds.shared.keys import FIRST, KEYS, SECOND
+from gendistill.evaluate.kinds.shared.long_context import Draft, LongContextTask, Padding, token_counts
+
+VALUES = range(100, 1000)
+SHORTEST_LINE = 3  # no line of a list takes fewer tokens
+TAIL = 3  # lines at the end of a list that give way to lines of fitting sizes
+
+PAIR = "\n{key}: {value}"
+PROMPT = "Here is a list of names and their values.\n\n{text}\n\nWhat {question}."
+
+
+class Recall(LongContextTask):
+    """The values of `keys` names of a list are asked for, the rest of the list is pairs like them. Ranked are they and
+    three lists in which one value is that of another line."""
+
+    kind: Literal["recall"] = "recall"
+
+    def drafts(self, draws: Draws, tokenizer: Any) -> Iterator[Draft]:
+        """Drafts with a list, of which the values of `keys` names are asked for."""
+        self.check_keys(draws, len(VALUES) - DISTRACTORS)
+        # A line's tokens by its two words: far fewer texts to tokenise than there are lines.
+        starts = token_counts(tokenizer, [f"\n{first}" for first in FIRST])  # [FIRST]
+        ends = token_counts(tokenizer, [f" {second}: {VALUES[0]}" for second in SECOND])  # [SECOND]
+        sizes = np.add.outer(starts, ends).ravel()  # [KEYS] in their order
+        for index, depth, rng in self.indices(draws):
+            count = min(len(KEYS), self.keys + DISTRACTORS + self.length // SHORTEST_LINE)
+            order = rng.sample(range(len(KEYS)), count)
+            # Values asked for, and those of wrong candidates, are all different; the rest may repeat.
+            values = [str(number) for number in rng.sample(VALUES, self.keys + DISTRACTORS)]
+            values += [str(number) for number in rng.choices(VALUES, k=len(order) - len(values))]
+            lines = [PAIR.format(key=KEYS[key], value=value) for key, value in zip(order, values, strict=True)]
+            # Evenly apart, so that an item asks for something early and something late.
+            depths = [(depth + number / self.keys) % 1 for number in range(self.keys)]
+            item = self.make_item(index, values[: self.keys], values[self.keys : self.keys + DISTRACTORS], rng)
+            # [lines]; gaps are not needed before it is known which lines are chosen.
+            others = Padding(lines[self.keys :], sizes[order[self.keys :]], np.array([0]))
+            question = _question([KEYS[key] for key in order[: self.keys]])
+            yield Draft(item, partial(_write, draws.name, others, lines[: self.keys], depths, question))
+
+
+def _question(keys: Sequence[str]) -> str:
+    if len(keys) == 1:
+        return f"is the value of {keys[0]} in the list above? Answer with the value only"
+    return (
+        f"are the values of {', '.join(keys[:-1])} and {keys[-1]} in the list above? Answer with the values only, in "
+        "this order, separated by commas"
+    )
+
+
+def _write(
+    name: str, others: Padding, asked: Sequence[str], depths: Sequence[float], question: str, room: int
+) -> tuple[str, float]:
+    """The list as text; the lines that wrong candidates are taken from are there at any size."""
+    most = int(others.sizes[DISTRACTORS:].sum())
+    if room > most:
+        raise UserError(
+            f"task '{name}': there are names for a list of some {most:,} tokens with this tokenizer. Give a shorter "
+            "length"
+        )
+    chosen = [*range(DISTRACTORS), *_lines_for(others.sizes, DISTRACTORS, room)]
+    random.Random(question).shuffle(chosen)  # the same order for the same question, whatever the seed
+    pieces = [others.pieces[index] for index in chosen]
+    between_lines = np.arange(len(chosen) + 1)
+    text, depth = Padding(pieces, others.sizes[chosen], between_lines).hide(asked, depths)
+    return PROMPT.format(text=text, question=question), depth
+
+
+def _lines_for(sizes: np.ndarray, start: int, room: int) -> list[int]:
+    """Lines from `start` on that take `room` tokens or as little less as can be.
+
+    They are taken in order but for the last few, which are picked by size: a whole line is much of a short prompt.
+
+    Args:
+        sizes: [lines] tokens.
+    """
+    ends = np.concatenate([[0], np.cumsum(sizes[start:])])  # [lines - start + 1] tokens of so many lines
+    fitting = int(np.searchsorted(ends, room, side="right")) - 1
+    count = max(0, fitting - TAIL)
+    room -= int(ends[count])
+    by_size: dict[int, list[int]] = {}  # the lines that are left
+    for line in range(start + count, len(sizes)):
+        by_size.setdefault(int(sizes[line]), []).append(line)
+    sums = _sums({size: len(lines) for size, lines in by_size.items()}, room)
+    tail = [by_size[size].pop(0) for size in sums[max(sums)]]
+    return [*range(start, start + count), *tail]
+
+
+def _sums(counts: dict[int, int], most: int) -> dict[int, list[int]]:
+    """For each total up to `most` that can be made of the sizes, at most so many of each, one way to make it."""
+    made: dict[int, list[int]] = {0: []}
+    for total in range(1, most + 1):
+        for size, count in counts.items():
+            # A smaller total that leaves a line of this size unused.
+            part = made.get(total - size)
+            if part is not None and part.count(size) < count:
+                made[total] = [*part, size]
+                break
+    return made

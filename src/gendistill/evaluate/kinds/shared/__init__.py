@@ -1,0 +1,1 @@
+"""What several task kinds, or a kind and other rooms, have in common."""

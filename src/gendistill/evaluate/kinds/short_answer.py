@@ -1,0 +1,73 @@
+"""A short free answer: a name, a date, a phrase."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from gendistill.errors import UserError
+from gendistill.evaluate.kinds.base import FewShotTask
+from gendistill.evaluate.kinds.item import Answer, Draws, Item
+from gendistill.evaluate.kinds.shared.distractors import among, other_answers, sampled
+from gendistill.evaluate.kinds.shared.fields import Fields, quoted, read_options
+from gendistill.evaluate.kinds.shared.phrases import flexible_phrase, normalise, strict_phrase
+from gendistill.recipe.fields import Names
+
+
+class ShortAnswer(FewShotTask):
+    """`answer` is a text or a list of accepted texts. Ranked are the record's `choices`, if it has any, or other items'
+    answers."""
+
+    scores_per_token = True  # or a short candidate would win by its length
+
+    kind: Literal["short_answer"] = "short_answer"
+    choices: Names = Field(("choices",), min_length=1, description="field")
+    answer: Names = Field(("answer",), min_length=1, description="field")
+
+    def read(self, fields: Fields, draws: Draws) -> Item:
+        texts = fields.texts(self.answer)
+        if not texts or not all(normalise(text) for text in texts):
+            raise fields.error(self.answer, "a text or a list of texts", list(texts))
+        answers = tuple(dict.fromkeys(texts))  # the first is the one that is ranked and shown
+        question = self.user_text(fields)
+        candidates, gold = self._choices(fields, answers)
+        return Item(
+            id=fields.index,
+            kind=self.kind,
+            question=question,
+            candidates=candidates,
+            gold=gold,
+            answers=answers,
+            solution=answers[0],
+            subject=self.subject_of(fields),
+        )
+
+    def _choices(self, fields: Fields, answers: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """The record's own candidates and the index of the right one; none if it has no `choices`."""
+        if fields.find(self.choices) is None:
+            return (), ()
+        # Unlike multiple_choice, the prompt does not show them: they are candidates for ranking alone.
+        options, _ = read_options(fields, self.choices)
+        accepted = {normalise(answer) for answer in answers}
+        right = tuple(index for index, option in enumerate(options) if normalise(option) in accepted)
+        if len(right) != 1:
+            raise UserError(
+                f"{fields.where}: exactly one of {quoted(self.choices)} should be an accepted answer, {len(right)} "
+                f"are; choices: {list(options)!r}, accepted: {list(answers)!r}"
+            )
+        return options, right
+
+    def with_candidates(self, item: Item, others: Mapping[str, str], draws: Draws) -> Item:
+        if item.candidates:  # the record's own
+            return item
+        return among(item, sampled(item, other_answers(item, others, draws), draws), draws)
+
+    @classmethod
+    def strict(cls, item: Item, reply: str) -> Answer:
+        # A reply that names another candidate besides the right one commits to neither.
+        return strict_phrase(reply, item.answers, item.candidates)
+
+    @classmethod
+    def flexible(cls, item: Item, reply: str) -> Answer:
+        # The right answer counts even beside others: how much of a low score is form can be seen from the difference.
+        return flexible_phrase(reply, item.answers, item.candidates)
