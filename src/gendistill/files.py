@@ -14,8 +14,8 @@ from gendistill.errors import UserError
 @contextmanager
 def folder_in_one_piece(final: Path) -> Iterator[Path]:
     """A folder to fill, which takes its final name only when the block ends well."""
-    partial = final.with_name(final.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = final.with_name(final.name + ".partial")  # beside it: a rename is atomic within one file system only
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
     partial.mkdir(parents=True)
     try:
         yield partial

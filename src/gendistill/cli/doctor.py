@@ -11,12 +11,12 @@ import typer
 from gendistill.errors import UserError
 
 WIDTH_OF_REASON = 200  # characters of a kernel's complaint, which can run over pages
-PLACES = 12  # of one failure; the tables and --json have them all
+CHECKS_LISTED = 12  # of one failure; the tables and --json have them all
 
 
 def command(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one")] = "auto",
-    backend: Annotated[str, typer.Option(help="form of the recurrence, as in a recipe")] = "auto",
+    backend: Annotated[str, typer.Option(help="of the recurrence, as in a recipe")] = "auto",
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="write every figure, bound and version here")
     ] = None,
@@ -28,15 +28,13 @@ def command(
     import torch
     from rich.console import Console
 
+    from gendistill.compute import present_device
     from gendistill.doctor import machine
     from gendistill.doctor.checks import failures
     from gendistill.doctor.plan import plan
     from gendistill.ops import set_backend
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device. Use cpu or auto.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = present_device(device)
     if device == "cpu":
         torch.set_num_threads(1)  # small tensors: beside another busy program, threads turn seconds into minutes
     set_backend(backend)
@@ -104,7 +102,7 @@ def measure(checks) -> list:
 
 
 def print_table(console, title: str, outcomes) -> None:
-    """The worst relative error of each check, with the name of what it was seen in."""
+    """The worst relative error of each check, with the name of the tensor it was found in."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -130,14 +128,14 @@ def _cell(outcome) -> str:
 
 def print_failures(console, failures) -> None:
     """Each failure with what to do about it."""
-    for (what, advice), places in failures.items():
+    for (what, advice), checks in failures.items():
         first_line, *more = what.splitlines()
         cut = " ..." if more or len(first_line) > WIDTH_OF_REASON else ""
         console.print(f"\nFAIL: {first_line[:WIDTH_OF_REASON]}{cut}", markup=False)
-        for place in places[:PLACES]:
-            console.print(f"  {place}", markup=False)
-        if len(places) > PLACES:
-            console.print(f"  and {len(places) - PLACES} more", markup=False)
+        for check in checks[:CHECKS_LISTED]:
+            console.print(f"  {check}", markup=False)
+        if len(checks) > CHECKS_LISTED:
+            console.print(f"  and {len(checks) - CHECKS_LISTED} more", markup=False)
         console.print(f"  what to do: {advice}", markup=False)
 
 

@@ -12,8 +12,8 @@ def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
     task: Annotated[str | None, typer.Option(help="task to look at; counts of all tasks if not given")] = None,
     where: Annotated[str | None, typer.Option(help='which items, e.g. "teacher right, student wrong"')] = None,
-    point: Annotated[
-        str | None, typer.Option(help="which point of the run is the student; the last evaluated if not given")
+    stage: Annotated[
+        str | None, typer.Option(help="whose student, 'conversion' too; the last evaluated if not given")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="items to show")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="print all matching items as lines of JSON")] = False,
@@ -30,7 +30,7 @@ def command(
         evaluations.check_task(task)
     elif where is not None or as_json:
         raise UserError(f"items are of one task; choose one with --task: {', '.join(evaluations.tasks)}")
-    student = evaluations.label(point or "student")
+    student = evaluations.label(stage or "student")
     console = Console(highlight=False)
 
     if where is None and not as_json:

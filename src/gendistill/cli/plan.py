@@ -14,7 +14,7 @@ from gendistill.errors import UserError
 def command(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    probe: Annotated[bool, typer.Option(help="measure speed and memory with a few steps of each stage")] = True,
+    probe: Annotated[bool, typer.Option(help="measure throughput and memory with a few steps of each stage")] = True,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="write every figure here, sizes in bytes")
     ] = None,
@@ -29,32 +29,28 @@ def command(
 
     settings = load_recipe(recipe, overrides or ())
 
-    import torch
-
-    from gendistill.compute import arithmetic_of, device_memory
+    from gendistill.compute import compute_to_price
     from gendistill.models.loading import load_config
     from gendistill.plan.price import Planner
     from gendistill.plan.refusal import refusal
-    from gendistill.run.run import check_shapes
+    from gendistill.run.checks import check_shapes
 
     console = Console(highlight=False)
-    # Without a GPU, a recipe that does not ask for the CPU is priced for one all the same.
-    device = "cpu" if settings.device == "cpu" else "cuda"
-    present = device == "cpu" or torch.cuda.is_available()
-    student = check_shapes(settings)
-    planner = Planner(load_config(settings.teacher), student, arithmetic_of(settings, device))
+    compute = compute_to_price(settings)
+    planner = Planner(load_config(settings.teacher), check_shapes(settings), compute)
     prices = {name: planner.price(stage) for name, stage in settings.stages.items()}
-    name, memory = device_memory(device) if present else (None, None)
+    name, memory = compute.memory()
     refusals = {}
-    if memory is not None:
+    if memory is not None:  # else the device is not here, or the system does not say
         reasons = {stage: refusal(stage, settings.stages[stage], planner, name, memory) for stage in prices}
         refusals = {stage: reason for stage, reason in reasons.items() if reason is not None}
-    probed = [stage for stage in prices if stage not in refusals] if probe and present else []
+    # What cannot fit would end the probe, and with it the whole plan.
+    probed = [stage for stage in prices if stage not in refusals] if probe and compute.is_present else []
     probes = measure(settings, probed, console)
 
     report = describe(settings, planner, prices, probes, refusals, (name, memory))
     console.print(to_table(settings, planner, prices, probes))
-    for line in notes(report, settings, probes, asked=probe, present=present):
+    for line in notes(report, settings, probes, asked=probe, present=compute.is_present):
         console.print(line, markup=False)
     if json_file is not None:
         from gendistill.files import write_atomically
@@ -68,12 +64,14 @@ def measure(settings, stages: list[str], console) -> dict:
         return {}
     from rich.console import Console
 
+    from gendistill.run.probe import probe_stage
     from gendistill.run.run import Run
 
+    # On a terminal progress is shown; in a file it would only be in the way of the table.
     bars = console if console.is_terminal else Console(quiet=True)
     with tempfile.TemporaryDirectory(prefix="gendistill-plan-") as folder:
         run = Run(settings, Path(folder) / "run", bars)
-        return {name: run.probe(name) for name in stages}
+        return {name: probe_stage(run, name) for name in stages}
 
 
 def describe(settings, planner, prices: dict, probes: dict, refusals: dict, device: tuple) -> dict:
@@ -94,8 +92,8 @@ def describe(settings, planner, prices: dict, probes: dict, refusals: dict, devi
     hours = [stage["hours"] for stage in stages.values()]
     return {
         "recipe": settings.name,
-        "device": {"kind": planner.arithmetic.device, "name": device[0], "memory_bytes": device[1]},
-        "dtype": str(planner.arithmetic.dtype).removeprefix("torch."),
+        "device": {"kind": planner.compute.device, "name": device[0], "memory_bytes": device[1]},
+        "dtype": planner.compute.dtype_name,
         "stages": stages,
         "disk_bytes": planner.whole_disk(settings),
         "hours": None if None in hours else sum(hours),
@@ -109,8 +107,7 @@ def to_table(settings, planner, prices: dict, probes: dict):
 
     from gendistill.plan.refusal import gib
 
-    arithmetic = planner.arithmetic
-    title = f"{settings.name} on {arithmetic.device}, {str(arithmetic.dtype).removeprefix('torch.')}"
+    title = f"{settings.name} on {planner.compute.device}, {planner.compute.dtype_name}"
     table = Table("", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in prices:
         table.add_column(name, justify="right")

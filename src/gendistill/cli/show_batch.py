@@ -17,7 +17,7 @@ def command(
     step: Annotated[
         int | None, typer.Option(help="the batch after so many steps; after the newest checkpoint if not given")
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="rows to show; totals are of the whole batch")] = 4,
+    rows: Annotated[int, typer.Option(min=1, help="packed sequences to show; totals are of the whole batch")] = 4,
     full: Annotated[bool, typer.Option("--full", help="print long runs of tokens whole, too")] = False,
     page: Annotated[Path | None, typer.Option(metavar="FILE", help="write an HTML page, too")] = None,
 ) -> None:
@@ -35,16 +35,17 @@ def command(
     from gendistill.distill.batches import Loader
     from gendistill.report.batch_page import to_page
     from gendistill.report.batch_view import print_view, view_step
+    from gendistill.run.prepare import prepare_stage
 
     settings = stages[stage]
-    index = next_step(run.folder.point(stage), settings.steps) if step is None else step
+    index = next_step(run.folder.stage(stage), settings.steps) if step is None else step
     if not 0 <= index < settings.steps:
         raise UserError(f"--step {index}: stage {stage} has {settings.steps} steps, 0 to {settings.steps - 1}")
-    dataset = run.prepare_stage(settings)
+    dataset = prepare_stage(run, settings)
     ends = set(dataset.stats["ends"])
     try:
         check_masks(dataset, run.tokenizer)
-    except UserError as error:  # training would refuse these rows; here they are to be seen
+    except UserError as error:  # training would refuse this data; here it is to be seen
         run.console.print(f"[bold red]{escape(str(error))}[/bold red]")
     loaded = Loader(dataset, settings).step(index)
     view = view_step(loaded, run.tokenizer, ends, alignment=settings.compares != "end_to_end")

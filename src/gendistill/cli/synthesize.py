@@ -10,16 +10,17 @@ SetName = Annotated[str | None, typer.Option("--set", help="one set of the synth
 
 
 def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = None, name: SetName = None) -> None:
-    """Have the teacher answer the prompts of the recipe's synthesis section; resumes where it stopped."""
+    """Have the teacher write replies to the prompts of the synthesis section; resumes where it stopped."""
     run = open_run(recipe, overrides, output)
 
     from gendistill.errors import UserError
+    from gendistill.run.synthesize import synthesize_set
 
     names = [name] if name else list(run.recipe.synthesis)
     if not names:
         raise UserError(f"{recipe}: has no synthesis section, so there is nothing for the teacher to write")
     for each in names:
-        stats = run.synthesize(each)
+        stats = synthesize_set(run, each)
         run.console.print(_table(each, stats))
         run.console.print(f"records: {run.folder.synthesis(each) / 'records.jsonl'}")
 

@@ -12,7 +12,7 @@ from pydantic import (
 
 from gendistill.errors import UserError
 from gendistill.names import ASKED, MADE, Kind
-from gendistill.recipe.fields import Names, Settings, check_one_of, hint
+from gendistill.recipe.fields import KEEPS_RESULTS, Names, Settings, check_one_of, hint
 
 TASK_FILES = Path(__file__).parents[1] / "evaluate" / "tasks"  # task files
 
@@ -196,10 +196,12 @@ class Harness(Settings):
 
 class Evaluation(Settings):
     tasks: dict[str, Task] = Field(min_length=1)
-    batch_size: PositiveInt | None = Field(
+    batch_size: Annotated[PositiveInt | None, KEEPS_RESULTS] = Field(
         None, description="prompts at a time; as many as fit if absent. Scores do not depend on it"
     )
     temperature: Annotated[float, Field(ge=0.0)] = Field(0.0, description="0: greedy replies")
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    points: list[str] | None = Field(None, description="'conversion' and stages after which to ask; all if absent")
+    stages: list[str] | None = Field(
+        None, description="stages after which to evaluate, 'conversion' too; all if absent"
+    )
     harness: Harness | None = Field(None, description="tasks of lm-evaluation-harness to ask besides")

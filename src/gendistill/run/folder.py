@@ -1,37 +1,34 @@
-"""The run folder: recipe as resolved, one folder a point of the run, evaluation records, summary.
+"""The run folder: recipe as resolved, one folder per stage, evaluation records, summary. The conversion is stage 0.
 
 recipe.yaml
+data/                            packed sequences
 0-conversion/student/            the untrained student, with conversion_report.json
-1-qk_alignment/student/          after the first stage; metrics.jsonl beside it, checkpoints/ while it trains
+1-qk_alignment/student/          after the first stage, with stage_report.json: what it was trained from, and on what
+1-qk_alignment/metrics.jsonl     a line per step; checkpoints/ beside it while the stage trains
 ...
 synthesis/NAME/                  what the teacher wrote: records.jsonl, rejected.jsonl, stats.json
 evaluation/teacher/, evaluation/1-qk_alignment/, ...   records per item
-summary.md, loss.svg
+summary.md, scores.json, loss.svg
 """
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from gendistill.errors import UserError
 from gendistill.files import write_atomically
+from gendistill.recipe.fields import drop_marked, result_settings
 from gendistill.recipe.loading import Recipe
-
-# Settings that change memory, speed or safety but no number, so a rerun may change them.
-FREE = {
-    "device",
-    "compile",
-    "micro_batch",
-    "checkpoint_every",
-    "gradient_checkpointing",
-    "expected_loss",
-    "batch_size",
-}
 
 
 class RunFolder:
-    """Paths of a run, and the check that the folder belongs to this recipe."""
+    """Paths of a run, and the check that the folder belongs to this recipe.
+
+    Attributes:
+        stages: names in the order of the run, "conversion" first.
+    """
 
     def __init__(self, root: Path, recipe: Recipe):
         """Looks at the folder that is there, if there is one; writes nothing.
@@ -40,10 +37,11 @@ class RunFolder:
             UserError: the folder holds a run of another recipe, or files that are no run.
         """
         self.root, self.recipe = Path(root), recipe
-        self.points = ["conversion", *recipe.stages]
+        self.stages = ["conversion", *recipe.stages]
         if self._recipe.exists():
-            settings = recipe.model_dump(mode="json")
-            if differences := sorted(_differences(yaml.safe_load(self._recipe.read_text()), settings)):
+            # Settings that change no result may have changed since.
+            before = drop_marked(yaml.safe_load(self._recipe.read_text()), recipe)
+            if differences := sorted(_differences(before, result_settings(recipe))):
                 raise UserError(
                     f"{self.root} holds a run of another recipe; different: {', '.join(differences)}. "
                     "Give another --output, or delete the folder."
@@ -61,21 +59,30 @@ class RunFolder:
     def _recipe(self) -> Path:
         return self.root / "recipe.yaml"
 
-    def label(self, point: str) -> str:
+    def label(self, stage: str) -> str:
         """'conversion' -> '0-conversion', in the order of the run."""
-        return f"{self.points.index(point)}-{point}"
+        return f"{self.stages.index(stage)}-{stage}"
 
-    def point(self, point: str) -> Path:
-        return self.root / self.label(point)
+    def stage(self, stage: str) -> Path:
+        return self.root / self.label(stage)
 
-    def student(self, point: str) -> Path:
-        return self.point(point) / "student"
+    def student(self, stage: str) -> Path:
+        return self.stage(stage) / "student"
 
-    def has_student(self, point: str) -> bool:
-        return self.student(point).is_dir()
+    def has_student(self, stage: str) -> bool:
+        """Whether the stage is done: its student's folder takes its name when it is whole."""
+        return self.student(stage).is_dir()
+
+    def report(self, stage: str) -> Path:
+        """The file beside a student's weights that says where they come from."""
+        return self.student(stage) / ("conversion_report.json" if stage == "conversion" else "stage_report.json")
 
     def before(self, stage: str) -> str:
-        return self.points[self.points.index(stage) - 1]
+        """The stage whose student a stage starts from."""
+        return self.stages[self.stages.index(stage) - 1]
+
+    def metrics(self, stage: str) -> Path:
+        return self.stage(stage) / "metrics.jsonl"
 
     @property
     def data(self) -> Path:
@@ -89,11 +96,10 @@ class RunFolder:
         return self.root / "evaluation"
 
 
-def _differences(old, new, prefix: str = "") -> Iterator[str]:
-    """Dotted keys whose values differ, those in FREE left out."""
+def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys whose values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old.keys() | new.keys():
-            if key not in FREE:
-                yield from _differences(old.get(key), new.get(key), f"{prefix}{key}.")
+            yield from _differences(old.get(key), new.get(key), f"{prefix}{key}.")
     elif old != new:
         yield prefix.rstrip(".")
