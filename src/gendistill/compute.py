@@ -33,7 +33,7 @@ def peak_flops(gpu: str | None) -> float | None:
 
 def main_memory() -> tuple[float, float] | None:
     """Free and total memory of the machine, GiB; None if the system does not say."""
-    names = ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES")
+    names = ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES")  # pages that are free, and all; macOS does not say the first
     if not set(names) <= set(getattr(os, "sysconf_names", ())):
         return None
     return tuple(os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") / 2**30 for name in names)
@@ -42,29 +42,21 @@ def main_memory() -> tuple[float, float] | None:
 class ComputeSettings(Protocol):
     """The settings of a recipe that say how it computes, each of which can be `auto`."""
 
-    device: str
-    dtype: str
+    device: str  # auto, cpu, cuda
+    dtype: str  # auto, float32, bfloat16
     backend: Backend
-    compile: str | bool
+    compile: str | bool  # auto, true, false
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How a run computes.
+    """How a run computes."""
 
-    Attributes:
-        device: "cpu" or "cuda"; with many processes each has a GPU of its own.
-        dtype: of the arithmetic; master weights are float32 whatever it is.
-        compiled: layers by torch.compile, and micro-batches as CUDA graphs where they can be captured.
-        kernels: the recurrence by fla's kernels, not in plain torch.
-        processes: that share the work.
-    """
-
-    device: str
-    dtype: torch.dtype
-    compiled: bool
-    kernels: bool
-    processes: int = 1
+    device: str  # "cpu" or "cuda"; with many processes each has a GPU of its own
+    dtype: torch.dtype  # of the arithmetic; master weights are float32 whatever it is
+    compiled: bool  # layers by torch.compile, and micro-batches as CUDA graphs where they can be captured
+    kernels: bool  # the recurrence by fla's kernels, not in plain torch
+    processes: int = 1  # that share the work
 
     @property
     def fused(self) -> bool:
@@ -92,6 +84,7 @@ class Compute:
         if not self.is_present:
             return None, None
         if self.device == "cuda":
+            # In all, not what is free: what other programs hold now says little of the hours to come.
             return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
         sizes = main_memory()
         return "this machine", sizes and round(sizes[1] * 2**30)
@@ -104,7 +97,7 @@ def start_compute(settings: ComputeSettings) -> Compute:
         UserError: CUDA or a backend is asked for and not there.
     """
     device = present_device(settings.device)
-    distributed.start(device)
+    distributed.start(device)  # before anything is put on a GPU, since it chooses which one is this process's own
     set_backend(settings.backend)
     return _compute_on(device, settings, distributed.processes())
 
@@ -143,6 +136,7 @@ def _compute_on(device: str, settings: ComputeSettings, processes: int) -> Compu
         dtype=look_up(dtypes, settings.dtype, "dtype"),
         # Compiled layers and CUDA graphs were never tried with FSDP's hooks.
         compiled=compiled and processes == 1,
-        kernels=on_gpu and settings.backend in ("auto", "kernels"),
+        kernels=on_gpu
+        and settings.backend in ("auto", "kernels"),  # as `ops.linear_attention` chooses for CUDA tensors
         processes=processes,
     )

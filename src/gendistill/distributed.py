@@ -47,6 +47,7 @@ def is_rank_zero() -> bool:
 
 
 def barrier() -> None:
+    """Returns when every process has come here."""
     if dist.is_initialized():
         dist.all_reduce(torch.zeros(1))  # over gloo: a barrier of NCCL would keep the GPUs busy
 
@@ -57,7 +58,7 @@ def on_rank_zero(do: Callable[[], T]) -> T | None:
     If it raises there, the others go on waiting until torchrun ends them.
     """
     result = do() if is_rank_zero() else None
-    barrier()
+    barrier()  # after it the others may read what `do` has written
     return result
 
 

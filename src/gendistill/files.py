@@ -30,7 +30,7 @@ def folder_in_one_piece(final: Path) -> Iterator[Path]:
 def write_atomically(path: Path, text: str) -> None:
     """Writes UTF-8 text under another name first, so that a killed write leaves the old file."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")  # said, since the system's own encoding may be another
     os.replace(partial, path)
 
 

@@ -31,6 +31,7 @@ def make_app(verbs: Iterable[ModuleType]) -> typer.Typer:
         pretty_exceptions_enable=False,  # a traceback that is a bug report, not a page of boxes
     )
     for verb in verbs:
+        # "gendistill.cli.show_batch" is called as show-batch.
         name = verb.__name__.rpartition(".")[-1].replace("_", "-")
         app.command(name)(verb.command)
     return app
@@ -45,7 +46,7 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"gendistill: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2)  # as for an unknown option
     except KeyboardInterrupt:
         print("gendistill: interrupted; the same command resumes from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(130)  # what shells report of a program that SIGINT has ended

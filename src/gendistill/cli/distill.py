@@ -19,6 +19,7 @@ def command(
 
     from gendistill.run.distill import distil_stage
 
+    # A stage that is done returns at once, so this is also how a killed run resumes.
     for name in [stage] if stage else run.recipe.stages:
         distil_stage(run, name)
         run.console.print(f"{name}: {run.folder.student(name)}")

@@ -19,11 +19,12 @@ def command(
     """Evaluate teacher and student on the recipe's tasks and print the pair."""
     run = open_run(recipe, overrides, output)
     done = [name for name in run.folder.stages if run.folder.has_student(name)]
+    # That a stage is in the recipe and not done yet is another mistake: `evaluate_student` reports it.
     if stage is not None and stage not in run.folder.stages:
         raise UserError(f"--stage {stage}: the stages of this run are {', '.join(run.folder.stages)}")
     if not done:
         raise UserError(f"{run.folder.root} holds no student yet; run 'gendistill convert' or 'gendistill run' first")
-    stage = stage or done[-1]
+    stage = stage or done[-1]  # in the order of the run, so this is the furthest
 
     from gendistill.analysis.scores import paired_table
     from gendistill.analysis.tables import PAIRED_HEADER, paired_cells, to_rich

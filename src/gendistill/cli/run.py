@@ -12,10 +12,11 @@ def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = No
     from gendistill.run.evaluate import check_tasks, evaluate_student, evaluate_teacher
 
     run.console.print(f"{run.recipe.name}: {run.recipe.teacher} on {run.compute.device}, {run.compute.dtype_name}")
-    check_tasks(run)
+    check_tasks(run)  # hours before the first of them is evaluated
     convert_teacher(run)
     teacher = evaluate_teacher(run)
     students = {}
+    # The summary needs every evaluation, so one that was done before is read again here, not skipped.
     evaluated = run.recipe.evaluation.stages or run.folder.stages
     for stage in run.folder.stages:
         if stage != "conversion":  # done above

@@ -22,6 +22,7 @@ def command(
     page: Annotated[Path | None, typer.Option(metavar="FILE", help="write an HTML page, too")] = None,
 ) -> None:
     """Show the next batch of a stage as it will be trained on; loads no model."""
+    # Before data is prepared, which can take minutes.
     if page is not None and not page.parent.is_dir():
         raise UserError(f"--page {page}: there is no folder {page.parent}")
     run = open_run(recipe, overrides, output)
@@ -38,6 +39,7 @@ def command(
     from gendistill.run.prepare import prepare_stage
 
     settings = stages[stage]
+    # Where a resumed run would go on, so that what is shown is what comes next.
     index = next_step(run.folder.stage(stage), settings.steps) if step is None else step
     if not 0 <= index < settings.steps:
         raise UserError(f"--step {index}: stage {stage} has {settings.steps} steps, 0 to {settings.steps - 1}")
@@ -47,7 +49,8 @@ def command(
         check_masks(dataset, run.tokenizer)
     except UserError as error:  # training would refuse this data; here it is to be seen
         run.console.print(f"[bold red]{escape(str(error))}[/bold red]")
-    loaded = Loader(dataset, settings).step(index)
+    loaded = Loader(dataset, settings).step(index)  # the very batches that training would get
+    # An alignment has no loss tokens of its own: every token of a document counts.
     view = view_step(loaded, run.tokenizer, ends, alignment=settings.compares != "end_to_end")
 
     title = f"{stage}: the batch after {index:,} of {settings.steps:,} steps"

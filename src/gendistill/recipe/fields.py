@@ -23,6 +23,7 @@ one_or_mapping = Discriminator(lambda value: MAPPING if isinstance(value, dict) 
 
 
 def _as_tuple(value: Any) -> Any:
+    # What is no text is left for pydantic to judge.
     return () if value is None else (value,) if isinstance(value, str) else value
 
 
@@ -31,6 +32,8 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]  # one name or se
 
 class Settings(BaseModel):
     """Base of every section: unknown keys are errors, values do not change after loading."""
+
+    # A misspelt setting that is passed over would silently leave the default in force.
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -50,6 +50,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def check(self):
+        # Names must be found here, while the line in the recipe is known: later they would be a KeyError hours in.
         uses = {"conversion": self.conversion.data} | {
             f"stages.{name}": stage.data for name, stage in self.stages.items()
         }
@@ -64,6 +65,7 @@ class Recipe(Settings):
         if unknown := [stage for stage in self.evaluation.stages or [] if stage not in stages]:
             raise ValueError(f"evaluation.stages: {', '.join(unknown)} unknown; this recipe has {', '.join(stages)}")
         for name, stage in self.stages.items():
+            # Plain text has no replies: its loss mask would be empty.
             if stage.loss_on == "completion" and not all(source.is_chat for source in self.data[stage.data]):
                 raise ValueError(
                     f"stages.{name}: loss_on completion needs conversations (messages, or prompt and completion)"
@@ -91,6 +93,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: a recipe is a mapping of settings, this is a {type(settings).__name__}")
+    # Before the check, so that a checked recipe is never changed, and the run folder keeps what was really used.
     for override in overrides:
         _apply(settings, override)
     return parse_recipe(settings, origin=str(path))
@@ -101,12 +104,14 @@ def parse_recipe(settings: dict[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
+        # All of them: a user should not have to start once per mistake.
         lines = [f"  {_explain(problem)}" for problem in error.errors()]
+        # "from None": pydantic's own message would be shown above ours.
         raise UserError(f"{origin}: {len(lines)} setting(s) to mend\n" + "\n".join(lines)) from None
 
 
 def _apply(settings: dict, override: str) -> None:
-    key, equals, value = override.partition("=")
+    key, equals, value = override.partition("=")  # the first one: values may hold more
     if not equals:
         raise UserError(f"override '{override}': write it as dotted.key=value, e.g. stages.qk_alignment.tokens=100000")
     *parents, last = key.strip().split(".")
@@ -116,7 +121,7 @@ def _apply(settings: dict, override: str) -> None:
         if not isinstance(node, dict):
             raise UserError(f"override '{override}': '{parent}' is not a section of the recipe")
     try:
-        node[last] = yaml.safe_load(value)
+        node[last] = yaml.safe_load(value)  # a number, list or mapping as it would be in the file
     except yaml.YAMLError as error:
         raise UserError(f"override '{override}': the value is not valid YAML: {error}") from None
 
@@ -126,7 +131,7 @@ def _explain(problem: dict) -> str:
     # Tags of unions and of a mapping's keys say how pydantic looked, not where in the file.
     where = ".".join(str(part) for part in problem["loc"] if part not in (ONE, MAPPING, "[key]")) or "recipe"
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(problem["loc"][:-1])
+        known = _fields_at(problem["loc"][:-1])  # the last part is the unknown name itself
         return f"{where}: unknown setting; {hint(str(problem['loc'][-1]), known)}"
     if problem["type"] == "missing":
         return f"{where}: missing, and it has no default; give it a value"
@@ -137,9 +142,11 @@ def _explain(problem: dict) -> str:
 
 def _fields_at(location: tuple) -> list[str]:
     """Names of the settings allowed at a location such as ("stages", "qk_alignment", "schedule")."""
+    # Walked from the recipe's own annotations, so that a new section is known here without being listed.
     annotation = Recipe
     for part in location:
         annotation = _annotation_inside(annotation, part)
+    # In a union of sections (tasks of several kinds) pydantic may not have said which was meant.
     sections = [option for option in _alternatives(annotation) if _is_section(option)]
     return list(dict.fromkeys(name for section in sections for name in section.model_fields))
 

@@ -15,11 +15,12 @@ def check_recipe(recipe: Recipe) -> GendistillConfig:
         UserError: see `check_shapes`; or a missing file.
     """
     config = check_shapes(recipe)
+    # A mixture that nothing uses may name files that are not here.
     used = {recipe.conversion.data} | {stage.data for stage in recipe.stages.values()}
     for mixture in used:
         for source in recipe.data[mixture]:
             if source.synthesis is None:  # else the teacher is yet to write it
-                next(read_documents(source, recipe.seed))
+                next(read_documents(source, recipe.seed))  # one record shows a missing file or field
     return config
 
 
@@ -33,7 +34,7 @@ def check_shapes(recipe: Recipe) -> GendistillConfig:
     config = student_config(teacher, **recipe.student.model_dump())
     lengths = {"conversion": recipe.conversion.sequence_length}
     lengths |= {f"stages.{name}": stage.sequence_length for name, stage in recipe.stages.items()}
-    limit = config.max_position_embeddings
+    limit = config.max_position_embeddings  # beyond it a teacher with rotary positions answers, but badly
     for name, length in lengths.items():
         if length > limit:
             raise UserError(f"{name}.sequence_length is {length}; the teacher's positions end at {limit}")

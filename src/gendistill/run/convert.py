@@ -11,7 +11,7 @@ from gendistill.models.conversion import convert, mean_loss, measure_conversion,
 from gendistill.run.prepare import prepare_mixture
 from gendistill.run.run import Run
 
-ROWS_AT_ONCE = 4  # packed sequences in a batch of the measurement
+ROWS_AT_ONCE = 4  # packed sequences in a batch of the measurement; sums in float32 depend on it in their last digits
 
 
 def convert_teacher(run: Run) -> dict:
@@ -29,10 +29,12 @@ def convert_teacher(run: Run) -> dict:
 
 def _convert(run: Run, dataset: PackedDataset) -> None:
     chosen = run.recipe.conversion.start
+    # Each batch has input_ids, position_ids and loss_mask, [ROWS_AT_ONCE, T].
     batches = rows_as_tensors(dataset, ROWS_AT_ONCE, run.compute.device)
     losses = {}
     # Every initialisation is measured, for comparison; the chosen one last, since the last student is the one saved.
     for start in sorted(INITIALISATIONS, key=lambda start: start == chosen):
+        # Anew each time: the one before was calibrated in place. The seed makes what is new the same.
         student, accounting = convert(run.teacher, run.config, run.recipe.seed)
         calibrate(run.teacher, student.to(run.compute.device), batches, start)
         losses[start] = mean_loss(student, batches)

@@ -31,35 +31,26 @@ from gendistill.run.run import Run
 
 @dataclass(frozen=True)
 class StageReport:
-    """Where a trained student comes from; lies beside its weights as stage_report.json.
+    """Where a trained student comes from; lies beside its weights as stage_report.json."""
 
-    Attributes:
-        parent: label of the stage whose student it started from ("0-conversion").
-        recipe_key: hash of all settings of the recipe that results depend on.
-        data_key: of the packed data set it was trained on, as in its stats.json.
-        tokens: trained on, padding included.
-        loss_first, loss_last: of the first and the last step, as in metrics.jsonl.
-        weights_sha256: of this student's own weights.
-    """
-
-    stage: str
-    parent: str
+    stage: str  # its name in the recipe
+    parent: str  # label of the stage whose student it started from: "0-conversion"
     parent_weights_sha256: str
-    recipe_key: str
-    data_key: str
-    tokens: int
-    loss_first: float
+    recipe_key: str  # hash of all settings of the recipe that results depend on
+    data_key: str  # of the packed data set it was trained on, as in its stats.json
+    tokens: int  # trained on, padding included
+    loss_first: float  # of the first step, as in metrics.jsonl
     loss_last: float
-    weights_sha256: str
+    weights_sha256: str  # of this student's own weights
 
 
 @dataclass(frozen=True)
 class _Parent:
     """The student that a stage starts from."""
 
-    label: str
+    label: str  # "0-conversion"
     folder: Path
-    weights: str  # hash, as recorded and as found
+    weights: str  # their hash, as recorded and as found
 
 
 @report_errors_once
@@ -70,12 +61,12 @@ def distil_stage(run: Run, name: str) -> None:
         UserError: the stage before is not done, or its weights are not those that its report was written for; or see
             `train_stage`.
     """
-    if run.folder.has_student(name):
+    if run.folder.has_student(name):  # whole, since its folder took its name last
         return
     parent = _parent_of(run, name)
     stage = run.recipe.stages[name]
     dataset = prepare_stage(run, stage)
-    check_masks(dataset, run.tokenizer)
+    check_masks(dataset, run.tokenizer)  # a wrong loss mask trains the wrong thing without a sign of it
     history = _train(run, name, parent, dataset)
     first, last = history[0], history[-1]
     run.console.print(f"{name}: loss {first.loss:.4f} -> {last.loss:.4f} over {last.tokens:,} tokens")
@@ -88,6 +79,7 @@ def _parent_of(run: Run, name: str) -> _Parent:
     if not folder.is_dir():
         raise UserError(f"stage {name} starts from the student of '{before}', which is not there yet: run that first")
     report = run.folder.report(before)
+    # Weights that were changed by hand, or half copied, would train well and be no student of this run.
     weights = weights_sha256(folder)
     if weights != _read_report(report)["weights_sha256"]:
         written_for = report.stem.replace("_", " ")
@@ -176,6 +168,7 @@ def _save(
 
 def _fingerprint(stage: Stage, data_key: str, weights: str, dtype: str) -> dict[str, str]:
     """What decides a stage's trajectory, by name; how it is cut into micro-batches or checkpoints is not part of it."""
+    # By name, so that the refusal of a checkpoint can say what differs.
     settings = result_settings(stage) | {"data": data_key, "initial weights": weights, "dtype": dtype}
     return {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}
 

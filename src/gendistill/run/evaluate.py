@@ -16,6 +16,7 @@ from gendistill.run.run import Run
 def check_tasks(run: Run) -> None:
     """Reads every evaluation task, so that a mistake in one shows before hours of training."""
     for name, task in run.recipe.evaluation.tasks.items():
+        # Thrown away: with the recipe's seed the same items are drawn again when their time comes.
         load_items(name, task, run.recipe.seed, run.tokenizer)
     if run.recipe.evaluation.harness is not None:
         check_harness(run.recipe.evaluation.harness)
@@ -23,6 +24,7 @@ def check_tasks(run: Run) -> None:
 
 def evaluate_teacher(run: Run) -> Scores | None:
     """Scores the teacher; on the first process, the others wait and get None."""
+    # A teacher whose scores are there is loaded all the same: only its weights tell that they are still its own.
     return on_rank_zero(lambda: _evaluate(run, run.teacher, "teacher"))
 
 
@@ -36,6 +38,7 @@ def evaluate_student(run: Run, stage: str) -> Scores | None:
     folder = run.folder.student(stage)
     if not folder.is_dir():
         raise UserError(f"there is no student of '{stage}' yet: run that first")
+    # Loaded inside, so that only the first process spends memory on it.
     return on_rank_zero(
         lambda: _evaluate(run, load_model(str(folder), run.compute.dtype, run.compute.device), run.folder.label(stage))
     )
@@ -44,6 +47,7 @@ def evaluate_student(run: Run, stage: str) -> Scores | None:
 def _evaluate(run: Run, model: PreTrainedModel, label: str) -> Scores:
     evaluation, folder = run.recipe.evaluation, run.folder.evaluation
     scores = evaluate_model(model, run.tokenizer, evaluation, seed=run.recipe.seed, folder=folder, label=label)
+    # The harness renders prompts and grades in its own way, so its scores stand beside ours and are no part of them.
     if evaluation.harness is not None:
         run_harness(
             model, run.tokenizer, evaluation.harness, batch_size=evaluation.batch_size, folder=folder, label=label

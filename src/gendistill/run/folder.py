@@ -39,20 +39,23 @@ class RunFolder:
         self.root, self.recipe = Path(root), recipe
         self.stages = ["conversion", *recipe.stages]
         if self._recipe.exists():
-            # Settings that change no result may have changed since.
+            # A rerun may change settings that no result depends on, so those are left out on both sides.
             before = drop_marked(yaml.safe_load(self._recipe.read_text()), recipe)
             if differences := sorted(_differences(before, result_settings(recipe))):
                 raise UserError(
                     f"{self.root} holds a run of another recipe; different: {', '.join(differences)}. "
                     "Give another --output, or delete the folder."
                 )
+        # Somebody's files, in which a run would be lost, or would overwrite something.
         elif self.root.exists() and any(self.root.iterdir()):
             raise UserError(f"{self.root} is not empty and holds no run (no recipe.yaml). Give another --output.")
 
     def create(self) -> None:
         """Creates the folder with its recipe, unless it is there."""
+        # Not written anew: the first recipe says what the results there were made with.
         if not self._recipe.exists():
             self.root.mkdir(parents=True, exist_ok=True)
+            # Every setting, defaults too: a later version with other defaults must not read another run out of it.
             write_atomically(self._recipe, yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False))
 
     @property
@@ -60,7 +63,7 @@ class RunFolder:
         return self.root / "recipe.yaml"
 
     def label(self, stage: str) -> str:
-        """'conversion' -> '0-conversion', in the order of the run."""
+        """'conversion' -> '0-conversion': the place in the run, then the name."""
         return f"{self.stages.index(stage)}-{stage}"
 
     def stage(self, stage: str) -> Path:
@@ -79,27 +82,27 @@ class RunFolder:
 
     def before(self, stage: str) -> str:
         """The stage whose student a stage starts from."""
-        return self.stages[self.stages.index(stage) - 1]
+        return self.stages[self.stages.index(stage) - 1]  # of a stage of the recipe: "conversion" has none before it
 
     def metrics(self, stage: str) -> Path:
-        return self.stage(stage) / "metrics.jsonl"
+        return self.stage(stage) / "metrics.jsonl"  # stays when the checkpoints go
 
     @property
     def data(self) -> Path:
-        return self.root / "data"
+        return self.root / "data"  # by hash, so that stages that ask for the same share it
 
     def synthesis(self, name: str) -> Path:
         return self.root / "synthesis" / name
 
     @property
     def evaluation(self) -> Path:
-        return self.root / "evaluation"
+        return self.root / "evaluation"  # a folder per model in it, by label
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
     """Dotted keys whose values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in old.keys() | new.keys():
+        for key in old.keys() | new.keys():  # a setting that is null and one that is not there are the same
             yield from _differences(old.get(key), new.get(key), f"{prefix}{key}.")
     elif old != new:
         yield prefix.rstrip(".")

@@ -27,9 +27,10 @@ def prepare_mixture(
             tokens=tokens,
             loss_on=loss_on,
             seed=run.recipe.seed,
-            cache=run.folder.data,
+            cache=run.folder.data,  # found there again by another stage, or by the same one after a kill
         )
 
+    # Tokenising takes minutes and writes files: once, by one process.
     prepared = on_rank_zero(make)
     return make() if prepared is None else prepared  # the other processes now find it made
 
@@ -44,10 +45,12 @@ def prepare_stage(run: Run, stage: Stage) -> PackedDataset:
 def _sources(run: Run, mixture: str) -> list[Source]:
     """A mixture's sources; what the teacher is to write is written first, and becomes a file."""
     found = []
+    # In the order of the recipe, which the mixture's shares follow.
     for source in run.recipe.data[mixture]:
         if source.synthesis is not None:
             synthesize_set(run, source.synthesis)
             path = run.folder.synthesis(source.synthesis) / RECORDS
+            # From here on it is a file like any other, which `prepare` hashes and reads.
             source = source.model_copy(update={"synthesis": None, "path": str(path)})
         found.append(source)
     return found

@@ -23,20 +23,13 @@ MICRO_BATCHES = 8  # in a step of the probe, at most: enough for its optimizer's
 
 @dataclass(frozen=True)
 class Probe:
-    """What a stage's first steps took.
+    """What a stage's first steps took."""
 
-    Attributes:
-        steps, sequences_per_step: of the probe; a step of the stage may have more sequences.
-        step_seconds: median of the steady steps.
-        start_up_seconds: all the rest: compiling (what comes of it is kept on disk), the first steps.
-        peak_bytes: torch.cuda.max_memory_allocated; None on a CPU.
-    """
-
-    steps: int
-    sequences_per_step: int
-    step_seconds: float
-    start_up_seconds: float
-    peak_bytes: int | None
+    steps: int  # of the probe
+    sequences_per_step: int  # of the probe; a step of the stage may have more
+    step_seconds: float  # median of the steady steps
+    start_up_seconds: float  # all the rest: compiling (what comes of it is kept on disk), the first steps
+    peak_bytes: int | None  # torch.cuda.max_memory_allocated; None on a CPU
 
     def hours(self, stage: Stage) -> float:
         """Of the whole stage's steps. One with more sequences than the probe's is taken to be longer in proportion.
@@ -62,6 +55,7 @@ def probe_stage(run: Run, name: str) -> Probe:
         gc.collect()  # the stage before leaves cycles of models and graphs
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    # No student has to be there yet: what a step costs does not depend on the weights.
     student, _ = convert(run.teacher, run.config, run.recipe.seed)
     student = student.to(run.compute.device, torch.float32).train()
     set_trainable(student, stage.train)
@@ -75,7 +69,7 @@ def probe_stage(run: Run, name: str) -> Probe:
         vocabulary=len(run.tokenizer),
         compute=run.compute,
         folder=run.folder.stage(name),
-        fingerprint={},
+        fingerprint={},  # for checkpoints, of which a probe writes none
         title=f"probe of {name}",
         console=run.console,
     )

@@ -42,9 +42,11 @@ class Run:
             UserError: see `start_compute`, `check_recipe`, `check_memory`, `RunFolder`; or there is no such stage.
         """
         self.recipe = recipe
+        # First, since it joins the processes: from here on they wait for each other.
         self.compute = start_compute(recipe)
         self.console = console if distributed.is_rank_zero() else Console(quiet=True)
-        self.config = check_recipe(recipe)
+        self.config = check_recipe(recipe)  # reads configurations and the first record of each source, no weights
+        # Of all stages, not only those to be trained now: the run will come to them.
         for name, stage in recipe.stages.items():
             check_divisible(name, stage)
         self.folder = RunFolder(output, recipe)
@@ -62,10 +64,12 @@ class Run:
             known = ", ".join(self.recipe.stages)
             raise UserError(f"there is no stage {', '.join(unknown)}; the recipe's stages are {known}")
         device, memory = self.compute.memory()
+        # The formula is for one process with whole models.
         if memory is None or self.compute.processes > 1:
             return
         left = [name for name in stages if not self.folder.has_student(name)]
         refused = (refusal(name, self.recipe.stages[name], self.planner, device, memory) for name in left)
+        # All stages at once: mending one after the other would take a start each.
         if reasons := [reason for reason in refused if reason is not None]:
             raise UserError("\n".join(reasons))
 

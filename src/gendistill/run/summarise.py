@@ -20,6 +20,7 @@ def summarise(folder: RunFolder, teacher: Scores, students: Mapping[str, Scores]
     results = Results(
         root=folder.root,
         recipe=folder.recipe,
+        # Of the untrained student, whatever stage is the last.
         conversion_report=json.loads(folder.report("conversion").read_text()),
         teacher=teacher,
         students=students,
@@ -31,7 +32,7 @@ def summarise(folder: RunFolder, teacher: Scores, students: Mapping[str, Scores]
 
 
 def _records(folder: RunFolder, label: str) -> dict[str, list[dict[str, Any]]]:
-    """Records of each item, by task."""
+    """Records of each item, by task; in the order of the items, which is the same for every model."""
     tasks = folder.recipe.evaluation.tasks
     return {task: read_jsonl(folder.evaluation / label / f"{task}.jsonl") for task in tasks}
 
@@ -39,6 +40,7 @@ def _records(folder: RunFolder, label: str) -> dict[str, list[dict[str, Any]]]:
 def _metrics(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
     """Lines of metrics.jsonl, by stage, of the stages that have run."""
     found = {}
+    # A run that evaluates its conversion only has trained nothing, and a stage killed at once has an empty file.
     for name in folder.recipe.stages:
         path = folder.metrics(name)
         if path.exists() and (lines := read_jsonl(path)):

@@ -26,7 +26,7 @@ def synthesize_set(run: Run, name: str) -> dict:
                 run.teacher.eval(),
                 run.tokenizer,
                 run.recipe.synthesis[name],
-                run.recipe.evaluation.tasks,
+                run.recipe.evaluation.tasks,  # what records must not overlap with
                 seed=run.recipe.seed,
                 folder=folder,
                 teacher=run.recipe.teacher,
