@@ -43,6 +43,7 @@ def first_step(shape: str, started: float) -> None:
     from training_speed import RandomRows
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from gendistill.compute import Compute
     from gendistill.distill.objectives import unmeasured_conversion_report
     from gendistill.distill.roles import set_trainable
     from gendistill.distill.stage import train_stage
@@ -67,9 +68,7 @@ def first_step(shape: str, started: float) -> None:
             RandomRows(2, config.vocab_size, packed=True),
             conversion_report=unmeasured_conversion_report(student.config),
             vocabulary=config.vocab_size,
-            dtype=torch.bfloat16,
-            device="cuda",
-            fast=True,
+            compute=Compute("cuda", torch.bfloat16, compiled=True, kernels=True),
             folder=Path(folder),
             fingerprint={},
             title="first step",

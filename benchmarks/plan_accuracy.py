@@ -5,7 +5,7 @@
 
 For each shape: logit distillation of a pair with random weights, 4 rows of 2,048 tokens a step. Memory is the formula
 in `gendistill.plan` (`Price.valid_mask`), time that of the steps of its probe; both are compared with the stage run by
-`Run.distil`, start-up and all, in a process of its own.
+`run.distill.distil_stage`, start-up and all, in a process of its own.
 """
 
 import argparse
@@ -78,23 +78,23 @@ def stand_in_for_conversion(run) -> None:
     """The untrained student, without the measuring that a real conversion takes time for."""
     from gendistill.distill.objectives import unmeasured_conversion_report
     from gendistill.models.conversion import convert, weights_sha256
-    from gendistill.run.run import CONVERSION_REPORT
 
     folder = run.folder.student("conversion")
     student, _ = convert(run.teacher, run.config, seed=0)
     student.save_pretrained(folder)
     conversion_report = unmeasured_conversion_report(run.config) | {"weights_sha256": weights_sha256(folder)}
-    (folder / CONVERSION_REPORT).write_text(json.dumps(conversion_report))
+    run.folder.report("conversion").write_text(json.dumps(conversion_report))
 
 
 def plan(recipe, folder: Path) -> dict:
     """What `gendistill plan` says of the stage."""
     from rich.console import Console
 
+    from gendistill.run.probe import probe_stage
     from gendistill.run.run import Run
 
     run = Run(recipe, folder / "probe", Console(quiet=True))
-    probe = run.probe(STAGE)
+    probe = probe_stage(run, STAGE)
     return {
         "planned_bytes": run.planner.price(recipe.stages[STAGE]).counted,
         "probed_bytes": probe.peak_bytes,
@@ -108,6 +108,7 @@ def run(recipe, folder: Path) -> dict:
     import torch
     from rich.console import Console
 
+    from gendistill.run.distill import distil_stage
     from gendistill.run.run import Run
 
     run = Run(recipe, folder / "run", Console(quiet=True))
@@ -115,8 +116,8 @@ def run(recipe, folder: Path) -> dict:
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    run.distil(STAGE)
-    log = (run.folder.point(STAGE) / "metrics.jsonl").read_text().splitlines()
+    distil_stage(run, STAGE)
+    log = run.folder.metrics(STAGE).read_text().splitlines()
     seconds = [json.loads(line)["seconds"] for line in log]
     return {
         "measured_bytes": torch.cuda.max_memory_allocated(),
@@ -143,15 +144,15 @@ def replan(raw: dict) -> None:
     import torch
     from transformers import AutoConfig
 
-    from gendistill.compute import Arithmetic
+    from gendistill.compute import Compute
     from gendistill.models.families import student_config
     from gendistill.plan.price import Planner
     from gendistill.recipe.stage import Stage
 
-    arithmetic = Arithmetic(device="cuda", dtype=torch.bfloat16, compiled=True, kernels=True)
+    compute = Compute(device="cuda", dtype=torch.bfloat16, compiled=True, kernels=True)
     for shape in raw.keys() & SHAPES.keys():
         config = AutoConfig.for_model(**SHAPES[shape])
-        planner = Planner(config, student_config(config, KEEP[shape], log_decay_bound=BOUND), arithmetic)
+        planner = Planner(config, student_config(config, KEEP[shape], log_decay_bound=BOUND), compute)
         measured = raw[shape]
         measured["planned_bytes"] = planner.price(Stage(**stage_settings(measured["steps"]))).counted
         measured["planned_seconds"] = measured["steps"] * measured["planned_step_seconds"]

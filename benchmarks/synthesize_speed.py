@@ -51,6 +51,7 @@ def main() -> None:
     from gendistill.errors import UserError
     from gendistill.recipe.loading import load_recipe
     from gendistill.run.run import Run
+    from gendistill.run.synthesize import synthesize_set
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     results = {"machine": gpu_machine(), "sets": {}}
@@ -59,7 +60,7 @@ def main() -> None:
         folders = []
         for name in recipe.synthesis:
             try:
-                results["sets"][name] = run.synthesize(name)
+                results["sets"][name] = synthesize_set(run, name)
             except UserError as error:  # not one reply passed
                 print(f"{name}: {error}")
                 continue

@@ -76,6 +76,7 @@ def ours(teacher, stage, steps: int, packed: bool, bound: float | None = BOUND, 
     import torch
     from rich.console import Console
 
+    from gendistill.compute import Compute
     from gendistill.distill.objectives import unmeasured_conversion_report
     from gendistill.distill.stage import train_stage
 
@@ -92,9 +93,7 @@ def ours(teacher, stage, steps: int, packed: bool, bound: float | None = BOUND, 
             dataset,
             conversion_report=unmeasured_conversion_report(student.config),
             vocabulary=teacher.config.vocab_size,
-            dtype=torch.bfloat16,
-            device="cuda",
-            fast=True,
+            compute=Compute("cuda", torch.bfloat16, compiled=True, kernels=True),
             folder=Path(folder),
             fingerprint={},
             title="benchmark",

@@ -3,10 +3,14 @@
 import os
 import re
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from gendistill.recipe.loading import Recipe
+from gendistill import distributed
+from gendistill.errors import UserError
+from gendistill.names import Backend, look_up
+from gendistill.ops import set_backend
 
 # Dense bfloat16 operations a second by a word of the GPU's name, from NVIDIA's data sheets, without sparsity. The first
 # that fits counts.
@@ -27,50 +31,112 @@ def peak_flops(gpu: str | None) -> float | None:
     return next(known, None)
 
 
-def device_memory(device: str) -> tuple[str, int | None]:
-    """Name of the device, and the bytes of memory that it has in all; None if the system does not say."""
-    if device == "cuda":
-        return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
-    sizes = main_memory()
-    return "this machine", sizes and round(sizes[1] * 2**30)
-
-
 def main_memory() -> tuple[float, float] | None:
     """Free and total memory of the machine, GiB; None if the system does not say."""
-    names = ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES")
+    names = ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES")  # pages that are free, and all; macOS does not say the first
     if not set(names) <= set(getattr(os, "sysconf_names", ())):
         return None
     return tuple(os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") / 2**30 for name in names)
 
 
+class ComputeSettings(Protocol):
+    """The settings of a recipe that say how it computes, each of which can be `auto`."""
+
+    device: str  # auto, cpu, cuda
+    dtype: str  # auto, float32, bfloat16
+    backend: Backend
+    compile: str | bool  # auto, true, false
+
+
 @dataclass(frozen=True)
-class Arithmetic:
-    """How a run computes.
+class Compute:
+    """How a run computes."""
 
-    Attributes:
-        dtype: of the arithmetic.
-        compiled: layers by torch.compile, and micro-batches as CUDA graphs where they can be captured.
-        kernels: the recurrence by fla's kernels, not in plain torch.
-    """
-
-    device: str
-    dtype: torch.dtype
-    compiled: bool
-    kernels: bool
+    device: str  # "cpu" or "cuda"; with many processes each has a GPU of its own
+    dtype: torch.dtype  # of the arithmetic; master weights are float32 whatever it is
+    compiled: bool  # layers by torch.compile, and micro-batches as CUDA graphs where they can be captured
+    kernels: bool  # the recurrence by fla's kernels, not in plain torch
+    processes: int = 1  # that share the work
 
     @property
     def fused(self) -> bool:
         """Whether losses run as few kernels: compiled on a GPU, not on a CPU."""
         return self.compiled and self.device == "cuda"
 
+    @property
+    def dtype_name(self) -> str:
+        """'bfloat16' or 'float32'."""
+        return str(self.dtype).removeprefix("torch.")
 
-def arithmetic_of(recipe: Recipe, device: str) -> Arithmetic:
-    """What the recipe's `auto` comes to on a device."""
+    @property
+    def is_present(self) -> bool:
+        """Whether this machine has the device; what is only to be priced may be for another one."""
+        return self.device == "cpu" or torch.cuda.is_available()
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Operations a second that the GPUs of all processes can do together; None if not known, or on a CPU."""
+        one = peak_flops(torch.cuda.get_device_name()) if self.device == "cuda" else None
+        return one and one * self.processes
+
+    def memory(self) -> tuple[str | None, int | None]:
+        """Name of the device, and the bytes of memory that it has in all; None where this machine does not say."""
+        if not self.is_present:
+            return None, None
+        if self.device == "cuda":
+            # In all, not what is free: what other programs hold now says little of the hours to come.
+            return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
+        sizes = main_memory()
+        return "this machine", sizes and round(sizes[1] * 2**30)
+
+
+def start_compute(settings: ComputeSettings) -> Compute:
+    """Takes the device and the backend for this process, and joins the processes that torchrun started, if it did.
+
+    Raises:
+        UserError: CUDA or a backend is asked for and not there.
+    """
+    device = present_device(settings.device)
+    distributed.start(device)  # before anything is put on a GPU, since it chooses which one is this process's own
+    set_backend(settings.backend)
+    return _compute_on(device, settings, distributed.processes())
+
+
+def compute_to_price(settings: ComputeSettings) -> Compute:
+    """What one process would compute with; takes nothing.
+
+    Without a GPU, a recipe that does not ask for the CPU is priced for a GPU all the same: it is written for one, and
+    the price is to be known before one is rented.
+    """
+    device = look_up({"auto": "cuda", "cuda": "cuda", "cpu": "cpu"}, settings.device, "device")
+    return _compute_on(device, settings, processes=1)
+
+
+def present_device(setting: str) -> str:
+    """ "cpu" or "cuda": what `auto`, `cpu` or `cuda` comes to on this machine.
+
+    Raises:
+        UserError: CUDA is asked for, and torch sees no CUDA device; or there is no such setting.
+    """
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    device = look_up({"auto": best, "cuda": "cuda", "cpu": "cpu"}, setting, "device")
+    if device == "cuda" and best != "cuda":
+        raise UserError("device cuda is asked for, but torch sees no CUDA device. Use cpu or auto.")
+    return device
+
+
+def _compute_on(device: str, settings: ComputeSettings, processes: int) -> Compute:
+    """What each `auto` comes to on a device."""
     on_gpu = device == "cuda"
-    bf16 = recipe.dtype == "bfloat16" or (recipe.dtype == "auto" and on_gpu)
-    return Arithmetic(
+    # bfloat16 is what a GPU's matrix units are fast at; most CPUs emulate it.
+    dtypes = {"auto": torch.bfloat16 if on_gpu else torch.float32, "bfloat16": torch.bfloat16, "float32": torch.float32}
+    compiled = on_gpu if settings.compile == "auto" else bool(settings.compile)
+    return Compute(
         device=device,
-        dtype=torch.bfloat16 if bf16 else torch.float32,
-        compiled=on_gpu if recipe.compile == "auto" else recipe.compile,
-        kernels=on_gpu and recipe.backend in ("auto", "kernels"),
+        dtype=look_up(dtypes, settings.dtype, "dtype"),
+        # Compiled layers and CUDA graphs were never tried with FSDP's hooks.
+        compiled=compiled and processes == 1,
+        kernels=on_gpu
+        and settings.backend in ("auto", "kernels"),  # as `ops.linear_attention` chooses for CUDA tensors
+        processes=processes,
     )

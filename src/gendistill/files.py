@@ -14,8 +14,8 @@ from gendistill.errors import UserError
 @contextmanager
 def folder_in_one_piece(final: Path) -> Iterator[Path]:
     """A folder to fill, which takes its final name only when the block ends well."""
-    partial = final.with_name(final.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = final.with_name(final.name + ".partial")  # beside it: a rename is atomic within one file system only
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -30,7 +30,7 @@ def folder_in_one_piece(final: Path) -> Iterator[Path]:
 def write_atomically(path: Path, text: str) -> None:
     """Writes UTF-8 text under another name first, so that a killed write leaves the old file."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")  # said, since the system's own encoding may be another
     os.replace(partial, path)
 
 

@@ -11,8 +11,8 @@ from cli_tools import RECIPE
 from gendistill.analysis.diagnostics import FEWEST, Diagnostics, diagnose
 from gendistill.evaluate.run import evaluate_model
 from gendistill.recipe.loading import parse_recipe
-from gendistill.report.summary import write_summary
 from gendistill.run.folder import RunFolder
+from gendistill.run.summarise import summarise
 from record_maker import choice_record, free_record
 
 LOOP = "The colour of the thing is the colour that it has. " * 12
@@ -219,7 +219,7 @@ def test_the_report_names_what_is_wrong(tokenizer, files, tmp_path, script, then
             ("0-conversion", scripted(tokenizer, script, then)),
         )
     }
-    summary = write_summary(run, scores.pop("teacher"), scores).read_text()
+    summary = summarise(run, scores.pop("teacher"), scores).read_text()
     diagnoses = summary.split("## Diagnoses")[1].split("\n## ")[0]
     lines = [line for line in diagnoses.splitlines() if line.startswith("- **choice, 0-conversion: ")]
     assert [line.split(": ")[1].split(".**")[0] for line in lines] == named

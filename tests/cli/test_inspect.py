@@ -97,8 +97,8 @@ def test_where(call, where, found):
 
 
 def test_another_point_is_the_student(call):
-    assert matching(call, "student right", "--point", "conversion") == []
-    assert matching(call, "student unparsed", "--point", "0-conversion") == list(range(12))
+    assert matching(call, "student right", "--stage", "conversion") == []
+    assert matching(call, "student unparsed", "--stage", "0-conversion") == list(range(12))
 
 
 def test_items_side_by_side(call):
@@ -143,10 +143,10 @@ def test_json_holds_everything(call):
         (["--task", "colors"], "--task colors: no such task here; evaluated are colours, programs"),
         (["--where", "teacher right"], "choose one with --task: colours, programs"),
         (
-            ["--point", "sft"],
+            ["--stage", "sft"],
             "'sft' is not among the models evaluated here: teacher, 0-conversion, 9-before, 10-the_last",
         ),
-        (["--point", "before", "--task", "programs"], "9-before has not been asked 'programs' yet"),
+        (["--stage", "before", "--task", "programs"], "9-before has not been asked 'programs' yet"),
         (["--task", "programs", "--where", "student ranks right"], "this task is not ranked"),
         (["--task", "colours", "--where", ""], "--where: '' is not understood"),
         (["--task", "colours", "--where", "teacher rihgt"], "'teacher rihgt' is not understood. Write WHO WHAT"),

@@ -52,12 +52,23 @@ def test_run_writes_everything(unbroken):
     conversion_report = json.loads((run / "0-conversion/student/conversion_report.json").read_text())
     assert conversion_report["student_loss"] < conversion_report["uniform_loss"]
     assert all(layer["cosine"] > 0 for layer in conversion_report["layers"])
-    for number, point in enumerate(["conversion", *STAGES]):
-        label = f"{number}-{point}"
+    parent, settings = None, set()
+    for number, stage in enumerate(["conversion", *STAGES]):
+        label = f"{number}-{stage}"
         assert len((run / "evaluation" / label / "facts.jsonl").read_text().splitlines()) == 8
-        stored = json.loads((run / label / "student/conversion_report.json").read_text())
+        (report,) = (run / label / "student").glob("*_report.json")
+        stored = json.loads(report.read_text())
         assert stored["weights_sha256"] == weights_sha256(run / label / "student")
+        if parent is not None:  # a trained student's report says what it was trained from, and nothing of the untrained
+            assert report.name == "stage_report.json" and "student_loss" not in stored
+            assert stored["stage"] == stage
+            assert (stored["parent"], stored["parent_weights_sha256"]) == parent
+            losses = [row["loss"] for row in metrics(run, number, stage)]
+            assert (stored["loss_first"], stored["loss_last"], stored["tokens"]) == (losses[0], losses[-1], 12 * 2 * 64)
+            settings.add(stored["recipe_key"])
+        parent = (label, stored["weights_sha256"])
         assert not (run / label / "checkpoints").exists()
+    assert len(settings) == 1
     assert len(metrics(run, 4, STAGES[3])) == 12
     # Completion-only: fewer loss tokens than the row has; on plain text nearly all of them.
     assert metrics(run, 4, STAGES[3])[0]["loss_tokens"] < 64 < metrics(run, 3, STAGES[2])[0]["loss_tokens"]
@@ -73,7 +84,7 @@ def test_a_finished_run_does_nothing_again(unbroken, gendistill):
 
 def test_evaluate_prints_the_pair(unbroken, gendistill):
     run, _ = unbroken
-    code, output = gendistill("evaluate", run.parent / "tiny.yaml", "--output", run, "--point", "block_alignment")
+    code, output = gendistill("evaluate", run.parent / "tiny.yaml", "--output", run, "--stage", "block_alignment")
     assert code == 0, output
     assert "teacher and student after block_alignment" in output
 

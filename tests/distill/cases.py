@@ -23,6 +23,7 @@ from rich.console import Console
 
 from cli_tools import RECIPE
 from gendistill import cli, distributed
+from gendistill.compute import Compute
 from gendistill.data.dataset import PackedDataset
 from gendistill.distill import engine
 from gendistill.distill.roles import set_trainable
@@ -72,7 +73,7 @@ TASKS = ("facts", "choice")
 SHORT_RECIPE = RECIPE | dict(
     stages={name: RECIPE["stages"][name] | dict(tokens=256) for name in STAGES},
     evaluation=dict(
-        points=list(STAGES[-1:]), tasks={name: RECIPE["evaluation"]["tasks"][name] | dict(items=2) for name in TASKS}
+        stages=list(STAGES[-1:]), tasks={name: RECIPE["evaluation"]["tasks"][name] | dict(items=2) for name in TASKS}
     ),
 )
 
@@ -110,9 +111,7 @@ def run_case(name: str, root: Path, folder: str | None = None, **changes) -> Non
         PackedDataset(root),
         conversion_report={"layers": [{"layer": i} | POWER for i in student.config.layers_of_type("linear_attention")]},
         vocabulary=97,
-        dtype=case.dtype,
-        device="cpu",
-        fast=False,
+        compute=Compute("cpu", case.dtype, compiled=False, kernels=False, processes=distributed.processes()),
         folder=folder,
         fingerprint={"case": name},
         title=name,

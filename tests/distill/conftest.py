@@ -9,6 +9,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, Qwen3Config
 
 import small_models
+from gendistill.compute import Compute
 from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.stage import train_stage
@@ -131,9 +132,7 @@ def run(rows, conversion_report, tmp_path):
             dataset if dataset is not None else rows(stage.steps * stage.sequences_per_step, stage.sequence_length),
             conversion_report=conversion_report(student),
             vocabulary=97,
-            dtype=dtype,
-            device="cpu",
-            fast=False,
+            compute=Compute("cpu", dtype, compiled=False, kernels=False),
             folder=tmp_path / folder,
             fingerprint=stage.model_dump(mode="json", include={"train", "learning_rate", "temperature"}),
             title="test",

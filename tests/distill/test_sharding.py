@@ -154,8 +154,8 @@ def test_a_whole_run_ends_with_its_summary_and_says_everything_once(ended, two):
     assert "2-instruction_distillation" in (run / "summary.md").read_text()
     for number, stage in enumerate(cases.STAGES, 1):
         student = run / f"{number}-{stage}" / "student"
-        conversion_report = json.loads((student / "conversion_report.json").read_text())
-        assert conversion_report["weights_sha256"] == weights_sha256(student)
+        report = json.loads((student / "stage_report.json").read_text())
+        assert report["weights_sha256"] == weights_sha256(student)
         assert len(metrics(student.parent)) == 2
         assert not (student.parent / "checkpoints").exists()
 

@@ -6,6 +6,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from gendistill.compute import Compute
 from gendistill.distill.engine import Trainer
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.stage import train_stage
@@ -79,9 +80,7 @@ def train(stage: str, folder, fast: bool, packed: bool = True, mixer: str = "kda
         Rows(48, packed),
         conversion_report={"layers": [{"layer": i} | power for i in (0, 2)]},
         vocabulary=WORDS,
-        dtype=torch.bfloat16,
-        device="cuda",
-        fast=fast,
+        compute=Compute("cuda", torch.bfloat16, compiled=fast, kernels=True),
         folder=folder,
         fingerprint={},
         title="test",

@@ -7,7 +7,7 @@ import torch
 from figures import QWEN3_0_6B, ROOT
 from transformers import Qwen3Config
 
-from gendistill.compute import Arithmetic, peak_flops
+from gendistill.compute import Compute, peak_flops
 from gendistill.distill.checkpoint import save_checkpoint
 from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.models.families import student_config
@@ -20,8 +20,8 @@ from small_models import FAMILIES, make_student, make_teacher
 RECIPE = load_recipe(ROOT / "recipes/qwen3-0.6b.yaml")
 STAGES = {name: stage.model_copy(update={"micro_batch": 4}) for name, stage in RECIPE.stages.items()}
 KD = STAGES["logit_distillation"]
-ON_GPU = Arithmetic("cuda", torch.bfloat16, compiled=True, kernels=True)
-ON_CPU = Arithmetic("cpu", torch.float32, compiled=False, kernels=False)
+ON_GPU = Compute("cuda", torch.bfloat16, compiled=True, kernels=True)
+ON_CPU = Compute("cpu", torch.float32, compiled=False, kernels=False)
 
 
 def make_planner(**options):
@@ -99,7 +99,7 @@ def test_a_small_student_takes_what_is_planned(family, tmp_path):
     """Counts, masters, a checkpoint and a saved student of a real model, in bfloat16 on a CPU."""
     stage = KD.model_copy(update={"micro_batch": 1, "sequence_length": 16})
     student = make_student(family)
-    planner = Planner(FAMILIES[family], student.config, Arithmetic("cpu", torch.bfloat16, False, False))
+    planner = Planner(FAMILIES[family], student.config, Compute("cpu", torch.bfloat16, False, False))
     price = planner.price(stage)
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(dict(planner.student.named_parameters())[name].requires_grad)

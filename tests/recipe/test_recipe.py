@@ -10,6 +10,7 @@ from gendistill.errors import UserError
 from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.names import Objective, Role
 from gendistill.recipe.evaluation import task_names
+from gendistill.recipe.fields import result_settings, settings_key
 from gendistill.recipe.loading import parse_recipe
 
 STAGE = "logit_distillation"
@@ -218,3 +219,60 @@ def test_each_mistake_in_a_task_is_one_clear_line(mistake):
     assert first == "recipe.yaml: 1 setting(s) to mend" and len(lines) == 1, caught.value
     for needle in needles:
         assert needle in lines[0], lines[0]
+
+
+def key(top=(), of_stage=(), of_evaluation=()):
+    """The key of the recipe with settings changed."""
+    recipe = deepcopy(RECIPE) | dict(top)
+    recipe["stages"][STAGE] |= dict(of_stage)
+    recipe["evaluation"] |= dict(of_evaluation)
+    return settings_key(parse_recipe(recipe, "recipe.yaml"))
+
+
+def test_marked_settings_are_those_that_change_no_result():
+    unmarked = [dict(top={"seed": 1}), dict(of_stage={"tokens": 1}), dict(of_evaluation={"top_p": 0.5})]
+    assert len({key(), *(key(**change) for change in unmarked)}) == 4
+    safety = dict(checkpoint_every=7, expected_loss=[0, 9])
+    assert key() == key(
+        top={"device": "auto", "compile": True},
+        of_stage=dict(micro_batch=1, gradient_checkpointing=True) | safety,
+        of_evaluation={"batch_size": 3},
+    )
+
+
+def test_a_mark_holds_for_its_own_section_only():
+    """A teacher's batches are part of what it writes, an evaluation's batches are not part of its scores."""
+    recipe = deepcopy(RECIPE)
+    prompts = [dict(kind="continuation", path="embedded:text")]
+    recipe["synthesis"] = {"written": dict(prompts=prompts, batch_size=8)}
+    left = result_settings(parse_recipe(recipe, "recipe.yaml"))
+    assert left["synthesis"]["written"]["batch_size"] == 8
+    assert "batch_size" not in left["evaluation"]
+    assert (
+        "micro_batch" not in left["stages"][STAGE]
+        and left["stages"][STAGE]["tokens"] == RECIPE["stages"][STAGE]["tokens"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "meant"),
+    [
+        (["sed"], "seed"),
+        (["student", "mixr"], "mixer"),
+        (["stages", STAGE, "schedule", "warmpu"], "warmup"),
+        (["data", "text", 0, "pth"], "path"),
+        (["synthesis", "written", "prompts", 0, "promt"], "prompt"),
+        (["evaluation", "harness", "num_fewshots"], "num_fewshot"),
+    ],
+)
+def test_an_unknown_setting_is_answered_with_the_nearest_of_its_section(place, meant):
+    recipe = deepcopy(RECIPE)
+    recipe["synthesis"] = {"written": dict(prompts=[dict(kind="continuation", path="embedded:text")])}
+    recipe["evaluation"]["harness"] = dict(tasks=["arc_easy"])
+    recipe["stages"][STAGE]["schedule"] = {}
+    section = recipe
+    for part in place[:-1]:
+        section = section[part]
+    section[place[-1]] = "x"
+    with pytest.raises(UserError, match=f"unknown setting; did you mean '{meant}'"):
+        parse_recipe(recipe, "recipe.yaml")

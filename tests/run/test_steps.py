@@ -8,11 +8,13 @@ from safetensors.torch import load_file
 from cli_tools import RECIPE, STAGE
 from gendistill.distill.roles import role_of
 from gendistill.recipe.loading import parse_recipe
+from gendistill.run.convert import convert_teacher
+from gendistill.run.distill import distil_stage
 from gendistill.run.run import Run
 
 
-def weights(run, point):
-    return load_file(run.folder.student(point) / "model.safetensors")
+def weights(run, stage):
+    return load_file(run.folder.student(stage) / "model.safetensors")
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -26,9 +28,9 @@ def test_in_bfloat16_what_one_stage_trained_and_the_next_freezes_stays_to_the_bi
     }
     recipe = parse_recipe(RECIPE | {"dtype": "bfloat16", "stages": stages}, origin="test")
     run = Run(recipe, tmp_path / "run", Console(quiet=True))
-    run.convert()
-    run.distil("first")
-    run.distil("second")
+    convert_teacher(run)
+    distil_stage(run, "first")
+    distil_stage(run, "second")
     before, after = weights(run, "first"), weights(run, "second")
     mixers = [name for name in before if "linear_attn" in name]
     assert any(not torch.equal(before[name], before[name].bfloat16().float()) for name in mixers)

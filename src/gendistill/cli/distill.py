@@ -14,7 +14,12 @@ def command(
     stage: Annotated[str | None, typer.Option(help="this stage only; all that are not done if not given")] = None,
 ) -> None:
     """Distil the converted student, stage by stage; resumes where it stopped."""
+    # Only what is to be trained now must fit into memory.
     run = open_run(recipe, overrides, output, trains=[stage] if stage else None)
+
+    from gendistill.run.distill import distil_stage
+
+    # A stage that is done returns at once, so this is also how a killed run resumes.
     for name in [stage] if stage else run.recipe.stages:
-        run.distil(name)
+        distil_stage(run, name)
         run.console.print(f"{name}: {run.folder.student(name)}")

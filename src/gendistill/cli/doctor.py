@@ -11,32 +11,31 @@ import typer
 from gendistill.errors import UserError
 
 WIDTH_OF_REASON = 200  # characters of a kernel's complaint, which can run over pages
-PLACES = 12  # of one failure; the tables and --json have them all
+CHECKS_LISTED = 12  # of one failure; the tables and --json have them all
 
 
 def command(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one")] = "auto",
-    backend: Annotated[str, typer.Option(help="form of the recurrence, as in a recipe")] = "auto",
+    backend: Annotated[str, typer.Option(help="of the recurrence, as in a recipe")] = "auto",
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="write every figure, bound and version here")
     ] = None,
 ) -> None:
     """Measure this machine's recurrence and a small student against slow, exact references."""
+    # Before minutes of measuring, not after.
     if json_file is not None and not json_file.parent.is_dir():
         raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
 
     import torch
     from rich.console import Console
 
+    from gendistill.compute import present_device
     from gendistill.doctor import machine
     from gendistill.doctor.checks import all_checks
     from gendistill.doctor.measurement import failures
     from gendistill.ops import set_backend
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device. Use cpu or auto.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = present_device(device)
     if device == "cpu":
         torch.set_num_threads(1)  # small tensors: beside another busy program, threads turn seconds into minutes
     set_backend(backend)
@@ -46,6 +45,7 @@ def command(
     known = machine.known_problems(this)
     print_machine(console, this, known)
     outcomes = []
+    # `all_checks` lists them table by table, so each table can be printed as soon as it is measured.
     for title, checks in groupby(all_checks(this), lambda check: check.table):
         measured = measure(list(checks))
         print_table(console, title, measured)
@@ -60,7 +60,7 @@ def command(
     if json_file is not None:
         write_json(json_file, this, known, outcomes, passed)
     if not passed:
-        raise typer.Exit(1)
+        raise typer.Exit(1)  # so that a script can ask; 2 is for mistakes in the call
 
 
 def print_machine(console, machine, known) -> None:
@@ -94,6 +94,7 @@ def measure(checks) -> list:
     from rich.progress import Progress
 
     outcomes = []
+    # On stderr: the tables on stdout can be piped.
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(checks))
         for check in checks:
@@ -104,12 +105,12 @@ def measure(checks) -> list:
 
 
 def print_table(console, title: str, outcomes) -> None:
-    """The worst relative error of each check, with the name of what it was seen in."""
+    """The worst relative error of each check, with the name of the tensor it was found in."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     console.print(f"\n{title}: worst relative error of each check, bound {outcomes[0].check.bound:.0e}\n")
-    columns = list(dict.fromkeys(outcome.check.column for outcome in outcomes))
+    columns = list(dict.fromkeys(outcome.check.column for outcome in outcomes))  # each once, in the order of the checks
     table = Table(*("", *columns, ""), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for row, group in groupby(outcomes, lambda outcome: outcome.check.row):
         cells = {outcome.check.column: outcome for outcome in group}
@@ -119,9 +120,9 @@ def print_table(console, title: str, outcomes) -> None:
 
 
 def _cell(outcome) -> str:
-    if outcome is None:
+    if outcome is None:  # this row has no such check
         return "–"
-    if outcome.reason is not None:
+    if outcome.reason is not None:  # it raised; `print_failures` says what
         return "[red]error"
     name, error = outcome.worst
     text = f"{error:.0e}" if name == outcome.check.column else f"{error:.0e} {name}"
@@ -130,14 +131,14 @@ def _cell(outcome) -> str:
 
 def print_failures(console, failures) -> None:
     """Each failure with what to do about it."""
-    for (what, advice), places in failures.items():
-        first_line, *more = what.splitlines()
+    for (what, advice), checks in failures.items():
+        first_line, *more = what.splitlines()  # compilers print their whole input after it
         cut = " ..." if more or len(first_line) > WIDTH_OF_REASON else ""
         console.print(f"\nFAIL: {first_line[:WIDTH_OF_REASON]}{cut}", markup=False)
-        for place in places[:PLACES]:
-            console.print(f"  {place}", markup=False)
-        if len(places) > PLACES:
-            console.print(f"  and {len(places) - PLACES} more", markup=False)
+        for check in checks[:CHECKS_LISTED]:
+            console.print(f"  {check}", markup=False)
+        if len(checks) > CHECKS_LISTED:
+            console.print(f"  and {len(checks) - CHECKS_LISTED} more", markup=False)
         console.print(f"  what to do: {advice}", markup=False)
 
 
@@ -145,6 +146,7 @@ def write_json(path: Path, machine, known, outcomes, passed: bool) -> None:
     """Everything measured, bounds and versions."""
     from gendistill.files import write_atomically
 
+    # Bounds and versions beside the figures: a report is compared with one of another machine.
     report = {
         "passed": passed,
         "machine": asdict(machine),

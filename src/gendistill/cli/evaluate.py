@@ -12,24 +12,26 @@ def command(
     recipe: RecipeFile,
     overrides: Overrides = None,
     output: Output = None,
-    point: Annotated[
-        str | None, typer.Option(help="'conversion' or a stage; the latest that is there if not given")
+    stage: Annotated[
+        str | None, typer.Option(help="whose student, 'conversion' too; the latest that is there if not given")
     ] = None,
 ) -> None:
-    """Ask teacher and student the recipe's questions and print the pair."""
+    """Evaluate teacher and student on the recipe's tasks and print the pair."""
     run = open_run(recipe, overrides, output)
-    reached = [name for name in run.folder.points if run.folder.has_student(name)]
-    if point is not None and point not in run.folder.points:
-        raise UserError(f"--point {point}: the points of this run are {', '.join(run.folder.points)}")
-    if not reached:
+    done = [name for name in run.folder.stages if run.folder.has_student(name)]
+    # That a stage is in the recipe and not done yet is another mistake: `evaluate_student` reports it.
+    if stage is not None and stage not in run.folder.stages:
+        raise UserError(f"--stage {stage}: the stages of this run are {', '.join(run.folder.stages)}")
+    if not done:
         raise UserError(f"{run.folder.root} holds no student yet; run 'gendistill convert' or 'gendistill run' first")
-    point = point or reached[-1]
+    stage = stage or done[-1]  # in the order of the run, so this is the furthest
 
     from gendistill.analysis.scores import paired_table
     from gendistill.analysis.tables import PAIRED_HEADER, paired_cells, to_rich
+    from gendistill.run.evaluate import evaluate_student, evaluate_teacher
 
-    teacher, student = run.evaluate_teacher(), run.evaluate_student(point)
-    if teacher is None or student is None:  # the first process does the talking
+    teacher, student = evaluate_teacher(run), evaluate_student(run, stage)
+    if teacher is None or student is None:  # only the first process has scores, and prints
         return
-    rows = paired_table(teacher, {point: student})[point]
-    run.console.print(to_rich(f"teacher and student after {point}", PAIRED_HEADER, paired_cells(rows)))
+    rows = paired_table(teacher, {stage: student})[stage]
+    run.console.print(to_rich(f"teacher and student after {stage}", PAIRED_HEADER, paired_cells(rows)))

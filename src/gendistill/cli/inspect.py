@@ -12,8 +12,8 @@ def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
     task: Annotated[str | None, typer.Option(help="task to look at; counts of all tasks if not given")] = None,
     where: Annotated[str | None, typer.Option(help='which items, e.g. "teacher right, student wrong"')] = None,
-    point: Annotated[
-        str | None, typer.Option(help="which point of the run is the student; the last evaluated if not given")
+    stage: Annotated[
+        str | None, typer.Option(help="whose student, 'conversion' too; the last evaluated if not given")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="items to show")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="print all matching items as lines of JSON")] = False,
@@ -26,13 +26,15 @@ def command(
     from gendistill.report.inspection import counts_table, matching, parse_where, print_item, to_json
 
     evaluations = Evaluations(run)
+    # Before any records are read: those of a large evaluation take seconds.
     if task is not None:
         evaluations.check_task(task)
     elif where is not None or as_json:
         raise UserError(f"items are of one task; choose one with --task: {', '.join(evaluations.tasks)}")
-    student = evaluations.label(point or "student")
+    student = evaluations.label(stage or "student")  # "student": of the last stage that was evaluated
     console = Console(highlight=False)
 
+    # Without a condition there is nothing to pick items by: the counts show which conditions are worth a look.
     if where is None and not as_json:
         tasks = [task] if task else evaluations.asked([TEACHER, student])
         records = {name: evaluations.records(name, [TEACHER, student]) for name in tasks}
@@ -42,11 +44,12 @@ def command(
         return
 
     conditions = parse_where(where, evaluations, student) if where is not None else []
+    # A condition may be about any stage; its replies are shown beside the other two. Each label once, in this order.
     labels = list(dict.fromkeys([TEACHER, student, *(condition.label for condition in conditions)]))
     records = evaluations.records(task, labels)
     found = matching(records, conditions)
     if as_json:
-        for index in found:
+        for index in found:  # all of them: --limit is for reading by eye
             print(to_json(task, records, index))
         return
     shown = f"; {limit} of them shown (--limit)" if len(found) > limit else ""

@@ -14,12 +14,13 @@ from gendistill.errors import UserError
 def command(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    probe: Annotated[bool, typer.Option(help="measure speed and memory with a few steps of each stage")] = True,
+    probe: Annotated[bool, typer.Option(help="measure throughput and memory with a few steps of each stage")] = True,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="write every figure here, sizes in bytes")
     ] = None,
 ) -> None:
     """Print tokens, memory, disk and hours of each stage; writes no run folder."""
+    # Before minutes of probing, not after.
     if json_file is not None and not json_file.parent.is_dir():
         raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
 
@@ -29,32 +30,30 @@ def command(
 
     settings = load_recipe(recipe, overrides or ())
 
-    import torch
-
-    from gendistill.compute import arithmetic_of, device_memory
+    # Only now, so that a mistake in the recipe shows at once: torch takes seconds to import.
+    from gendistill.compute import compute_to_price
     from gendistill.models.loading import load_config
     from gendistill.plan.price import Planner
     from gendistill.plan.refusal import refusal
-    from gendistill.run.run import check_shapes
+    from gendistill.run.checks import check_shapes
 
     console = Console(highlight=False)
-    # Without a GPU, a recipe that does not ask for the CPU is priced for one all the same.
-    device = "cpu" if settings.device == "cpu" else "cuda"
-    present = device == "cpu" or torch.cuda.is_available()
-    student = check_shapes(settings)
-    planner = Planner(load_config(settings.teacher), student, arithmetic_of(settings, device))
+    compute = compute_to_price(settings)
+    planner = Planner(load_config(settings.teacher), check_shapes(settings), compute)
     prices = {name: planner.price(stage) for name, stage in settings.stages.items()}
-    name, memory = device_memory(device) if present else (None, None)
+    name, memory = compute.memory()
     refusals = {}
-    if memory is not None:
+    if memory is not None:  # else the device is not here, or the system does not say
         reasons = {stage: refusal(stage, settings.stages[stage], planner, name, memory) for stage in prices}
         refusals = {stage: reason for stage, reason in reasons.items() if reason is not None}
-    probed = [stage for stage in prices if stage not in refusals] if probe and present else []
+    # What cannot fit would end the probe, and with it the whole plan.
+    probed = [stage for stage in prices if stage not in refusals] if probe and compute.is_present else []
     probes = measure(settings, probed, console)
 
+    # One report, for the notes and for --json, so that the two cannot differ.
     report = describe(settings, planner, prices, probes, refusals, (name, memory))
     console.print(to_table(settings, planner, prices, probes))
-    for line in notes(report, settings, probes, asked=probe, present=present):
+    for line in notes(report, settings, probes, asked=probe, present=compute.is_present):
         console.print(line, markup=False)
     if json_file is not None:
         from gendistill.files import write_atomically
@@ -68,12 +67,15 @@ def measure(settings, stages: list[str], console) -> dict:
         return {}
     from rich.console import Console
 
+    from gendistill.run.probe import probe_stage
     from gendistill.run.run import Run
 
+    # On a terminal progress is shown; in a file it would only be in the way of the table.
     bars = console if console.is_terminal else Console(quiet=True)
+    # Data sets and the probe's steps need a run folder, which must not stand in the way of the real one.
     with tempfile.TemporaryDirectory(prefix="gendistill-plan-") as folder:
         run = Run(settings, Path(folder) / "run", bars)
-        return {name: run.probe(name) for name in stages}
+        return {name: probe_stage(run, name) for name in stages}
 
 
 def describe(settings, planner, prices: dict, probes: dict, refusals: dict, device: tuple) -> dict:
@@ -89,16 +91,16 @@ def describe(settings, planner, prices: dict, probes: dict, refusals: dict, devi
         }
         if probe is not None:
             stage = settings.stages[name]
-            speed = {"tokens_per_second": probe.tokens_per_second(stage)}
-            stages[name] |= {"hours": probe.hours(stage), "probe": vars(probe) | speed}
+            throughput = {"tokens_per_second": probe.tokens_per_second(stage)}
+            stages[name] |= {"hours": probe.hours(stage), "probe": vars(probe) | throughput}
     hours = [stage["hours"] for stage in stages.values()]
     return {
         "recipe": settings.name,
-        "device": {"kind": planner.arithmetic.device, "name": device[0], "memory_bytes": device[1]},
-        "dtype": str(planner.arithmetic.dtype).removeprefix("torch."),
+        "device": {"kind": planner.compute.device, "name": device[0], "memory_bytes": device[1]},
+        "dtype": planner.compute.dtype_name,
         "stages": stages,
         "disk_bytes": planner.whole_disk(settings),
-        "hours": None if None in hours else sum(hours),
+        "hours": None if None in hours else sum(hours),  # a sum over some stages only would be taken for all
     }
 
 
@@ -107,48 +109,70 @@ def to_table(settings, planner, prices: dict, probes: dict):
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from gendistill.plan.refusal import gib
-
-    arithmetic = planner.arithmetic
-    title = f"{settings.name} on {arithmetic.device}, {str(arithmetic.dtype).removeprefix('torch.')}"
+    title = f"{settings.name} on {planner.compute.device}, {planner.compute.dtype_name}"
     table = Table("", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in prices:
         table.add_column(name, justify="right")
-
-    def row(label: str, cells, **options) -> None:
-        table.add_row(label, *cells, **options)
-
-    def heading(text: str) -> None:
+    table.add_row("tokens", *(f"{price.tokens:,}" for price in prices.values()))
+    table.add_row("steps", *(f"{price.steps:,}" for price in prices.values()))
+    sections = {
+        "memory, GiB": memory_rows(planner, prices, probes),
+        "disk, GiB": disk_rows(prices),
+        "time": time_rows(settings, prices, probes),
+    }
+    for heading, rows in sections.items():
+        if not rows:  # nothing was measured
+            continue
         table.add_section()
-        row(f"[bold]{text}[/bold]", [""] * len(prices))
-
-    row("tokens", (f"{price.tokens:,}" for price in prices.values()))
-    row("steps", (f"{price.steps:,}" for price in prices.values()))
-    heading("memory, GiB")
-    for part in next(iter(prices.values())).parts:
-        row(f"  {part}", (gib(price.parts[part]) for price in prices.values()))
-    row("  total, at its peak", (gib(price.total) for price in prices.values()))
-    row("  the peak is", (price.peak for price in prices.values()))
-    row("  device needs", (gib(price.needed) for price in prices.values()))
-    if any(probe.peak_bytes for probe in probes.values()):
-        measured = [gib(probes[name].peak_bytes) if name in probes else "" for name in prices]
-        if planner.graphs:
-            row("  total in warm-ups", (gib(price.counted) for price in prices.values()))
-            row("  warm-ups as measured", measured)
-        else:
-            row("  total as measured", measured)
-    heading("disk, GiB")
-    for label in ("data_set", "checkpoints", "student"):
-        row(f"  {label.replace('_', ' ')}", (gib(getattr(price.disk, label)) for price in prices.values()))
-    if probes:
-        heading("time")
-        speeds = {name: probe.tokens_per_second(settings.stages[name]) for name, probe in probes.items()}
-        hours = {name: probe.hours(settings.stages[name]) for name, probe in probes.items()}
-        row("  tokens a second", (f"{speeds[name]:,.0f}" if name in probes else "" for name in prices))
-        start_up = (f"{probes[name].start_up_seconds:.1f}" if name in probes else "" for name in prices)
-        row("  start-up, seconds", start_up)
-        row("  hours", (f"{hours[name]:.3g}" if name in probes else "" for name in prices))
+        table.add_row(f"[bold]{heading}[/bold]")
+        for label, cells in rows.items():
+            table.add_row(f"  {label}", *cells)
     return table
+
+
+def memory_rows(planner, prices: dict, probes: dict) -> dict[str, list[str]]:
+    """Cells of each row, one per stage: the parts, their sum at the peak, and what a probe measured."""
+    from gendistill.plan.refusal import gib
+
+    # Every stage has the same parts, some of them 0.
+    rows = {part: [gib(price.parts[part]) for price in prices.values()] for part in next(iter(prices.values())).parts}
+    rows["total, at its peak"] = [gib(price.total) for price in prices.values()]
+    rows["the peak is"] = [price.peak for price in prices.values()]
+    rows["device needs"] = [gib(price.needed) for price in prices.values()]
+    if not any(probe.peak_bytes for probe in probes.values()):  # on a CPU nothing counts it
+        return rows
+    measured = [gib(probes[name].peak_bytes) if name in probes else "" for name in prices]
+    if planner.graphs:
+        # torch does not count what a replayed graph uses: what can be compared is the warm-ups before the capture.
+        rows["total in warm-ups"] = [gib(price.counted) for price in prices.values()]
+        rows["warm-ups as measured"] = measured
+    else:
+        rows["total as measured"] = measured
+    return rows
+
+
+def disk_rows(prices: dict) -> dict[str, list[str]]:
+    """Cells of each row, one per stage."""
+    from gendistill.plan.refusal import gib
+
+    labels = ("data_set", "checkpoints", "student")  # fields of `Disk`
+    return {label.replace("_", " "): [gib(getattr(price.disk, label)) for price in prices.values()] for label in labels}
+
+
+def time_rows(settings, prices: dict, probes: dict) -> dict[str, list[str]]:
+    """Cells of each row, one per stage, blank for stages that were not probed; no rows if none was."""
+    if not probes:
+        return {}
+    rows = {"tokens a second": [], "start-up, seconds": [], "hours": []}
+    for name in prices:
+        cells = ["", "", ""]  # of a stage that cannot fit
+        if name in probes:
+            probe, stage = probes[name], settings.stages[name]
+            throughput = f"{probe.tokens_per_second(stage):,.0f}"
+            cells = [throughput, f"{probe.start_up_seconds:.1f}", f"{probe.hours(stage):.3g}"]
+        for row, cell in zip(rows.values(), cells, strict=True):
+            row.append(cell)
+    return rows
 
 
 def notes(report: dict, settings, probes: dict, *, asked: bool, present: bool) -> list[str]:
@@ -161,12 +185,15 @@ def notes(report: dict, settings, probes: dict, *, asked: bool, present: bool) -
         verdict = "a run would be refused:" if refusals else "every stage fits"
         lines.append(f"{device['name']} has {gib(device['memory_bytes'])} GiB: {verdict}")
         lines += [f"  {refusal}" for refusal in refusals]
+    # There layers are not compiled, and the factors for that come from few measurements.
     if device["kind"] == "cpu":
         lines.append("on a CPU, activations and loss are rough estimates")
     for name, probe in probes.items():
         whole = settings.stages[name].sequences_per_step
-        said = f"{probe.sequences_per_step} of its {whole}" if probe.sequences_per_step < whole else f"its {whole}"
-        lines.append(f"probe of {name}: {probe.steps} steps of {said} sequences, an untrained student")
+        # A probe takes fewer micro-batches a step than the stage, and its time is scaled up: worth saying.
+        part = f"{probe.sequences_per_step} of its {whole}" if probe.sequences_per_step < whole else f"its {whole}"
+        lines.append(f"probe of {name}: {probe.steps} steps of {part} sequences, an untrained student")
+    # None where a stage was not probed: a sum without it would mislead.
     if report["hours"] is not None:
         lines.append(f"training in all: {report['hours']:.3g} hours, without preparing data, conversion and evaluation")
     elif asked and not present:

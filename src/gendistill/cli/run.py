@@ -7,36 +7,44 @@ def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = No
     """Convert, distil in stages, evaluate after each, and write a summary; resumes where it stopped."""
     run = open_run(recipe, overrides, output, trains=None)
 
+    from gendistill.run.convert import convert_teacher
+    from gendistill.run.distill import distil_stage
+    from gendistill.run.evaluate import check_tasks, evaluate_student, evaluate_teacher
+
+    run.console.print(f"{run.recipe.name}: {run.recipe.teacher} on {run.compute.device}, {run.compute.dtype_name}")
+    check_tasks(run)  # hours before the first of them is evaluated
+    convert_teacher(run)
+    teacher = evaluate_teacher(run)
+    students = {}
+    # The summary needs every evaluation, so one that was done before is read again here, not skipped.
+    evaluated = run.recipe.evaluation.stages or run.folder.stages
+    for stage in run.folder.stages:
+        if stage != "conversion":  # done above
+            distil_stage(run, stage)
+        if stage not in evaluated:
+            continue
+        scores = evaluate_student(run, stage)
+        if scores is None:  # only the first process has scores, and prints
+            continue
+        students[run.folder.label(stage)] = scores
+        run.console.print(f"{stage}: student {_accuracy(scores)} (teacher {_accuracy(teacher)})")
+    if students:
+        print_results(run, teacher, students)
+
+
+def print_results(run, teacher, students: dict) -> None:
+    """Tables of all stages and of the last one; writes the summary."""
     from gendistill.analysis.scores import paired_table
     from gendistill.analysis.tables import PAIRED_HEADER, paired_cells, points_cells, to_rich
-    from gendistill.report.summary import write_summary
+    from gendistill.run.summarise import summarise
 
-    run.console.print(
-        f"{run.recipe.name}: {run.recipe.teacher} on {run.device}, {str(run.dtype).removeprefix('torch.')}"
-    )
-    run.check_tasks()
-    run.convert()
-    teacher = run.evaluate_teacher()
-    students = {}
-    for point in run.folder.points:
-        if point != "conversion":
-            run.distil(point)
-        if point not in (run.recipe.evaluation.stages or run.folder.points):
-            continue
-        scores = run.evaluate_student(point)
-        if scores is None:  # the first process does the talking
-            continue
-        students[run.folder.label(point)] = scores
-        run.console.print(f"{point}: student {_said(scores)} (teacher {_said(teacher)})")
-    if not students:
-        return
     last = list(students)[-1]
     rows = paired_table(teacher, {last: students[last]})[last]
-    run.console.print(to_rich("the way there: ranking/generation, percent", *points_cells(teacher, students)))
+    run.console.print(to_rich("all stages: ranking/generation, percent", *points_cells(teacher, students)))
     run.console.print(to_rich("teacher and student, percent", PAIRED_HEADER, paired_cells(rows)))
-    run.console.print(f"summary: {write_summary(run.folder, teacher, students)}")
+    run.console.print(f"summary: {summarise(run.folder, teacher, students)}")
 
 
-def _said(scores) -> str:
-    ranking = "" if scores.ranking is None else f", {scores.ranking:.1%} by ranking"
+def _accuracy(scores) -> str:
+    ranking = "" if scores.ranking is None else f", {scores.ranking:.1%} by ranking"  # None: nothing was ranked
     return f"{scores.generation:.1%} by generation{ranking}"

@@ -17,11 +17,12 @@ def command(
     step: Annotated[
         int | None, typer.Option(help="the batch after so many steps; after the newest checkpoint if not given")
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="rows to show; totals are of the whole batch")] = 4,
+    rows: Annotated[int, typer.Option(min=1, help="packed sequences to show; totals are of the whole batch")] = 4,
     full: Annotated[bool, typer.Option("--full", help="print long runs of tokens whole, too")] = False,
     page: Annotated[Path | None, typer.Option(metavar="FILE", help="write an HTML page, too")] = None,
 ) -> None:
     """Show the next batch of a stage as it will be trained on; loads no model."""
+    # Before data is prepared, which can take minutes.
     if page is not None and not page.parent.is_dir():
         raise UserError(f"--page {page}: there is no folder {page.parent}")
     run = open_run(recipe, overrides, output)
@@ -35,18 +36,21 @@ def command(
     from gendistill.distill.batches import Loader
     from gendistill.report.batch_page import to_page
     from gendistill.report.batch_view import print_view, view_step
+    from gendistill.run.prepare import prepare_stage
 
     settings = stages[stage]
-    index = next_step(run.folder.point(stage), settings.steps) if step is None else step
+    # Where a resumed run would go on, so that what is shown is what comes next.
+    index = next_step(run.folder.stage(stage), settings.steps) if step is None else step
     if not 0 <= index < settings.steps:
         raise UserError(f"--step {index}: stage {stage} has {settings.steps} steps, 0 to {settings.steps - 1}")
-    dataset = run.prepare_stage(settings)
+    dataset = prepare_stage(run, settings)
     ends = set(dataset.stats["ends"])
     try:
         check_masks(dataset, run.tokenizer)
-    except UserError as error:  # training would refuse these rows; here they are to be seen
+    except UserError as error:  # training would refuse this data; here it is to be seen
         run.console.print(f"[bold red]{escape(str(error))}[/bold red]")
-    loaded = Loader(dataset, settings).step(index)
+    loaded = Loader(dataset, settings).step(index)  # the very batches that training would get
+    # An alignment has no loss tokens of its own: every token of a document counts.
     view = view_step(loaded, run.tokenizer, ends, alignment=settings.compares != "end_to_end")
 
     title = f"{stage}: the batch after {index:,} of {settings.steps:,} steps"

@@ -10,16 +10,18 @@ SetName = Annotated[str | None, typer.Option("--set", help="one set of the synth
 
 
 def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = None, name: SetName = None) -> None:
-    """Have the teacher answer the prompts of the recipe's synthesis section; resumes where it stopped."""
+    """Have the teacher write replies to the prompts of the synthesis section; resumes where it stopped."""
     run = open_run(recipe, overrides, output)
 
     from gendistill.errors import UserError
+    from gendistill.run.synthesize import synthesize_set
 
+    # A set that is done gives its statistics again at once.
     names = [name] if name else list(run.recipe.synthesis)
     if not names:
         raise UserError(f"{recipe}: has no synthesis section, so there is nothing for the teacher to write")
     for each in names:
-        stats = run.synthesize(each)
+        stats = synthesize_set(run, each)
         run.console.print(_table(each, stats))
         run.console.print(f"records: {run.folder.synthesis(each) / 'records.jsonl'}")
 
@@ -31,6 +33,7 @@ def _table(name: str, stats: dict):
     table.add_column("check")
     for column in ("seen", "rejected", "passed"):
         table.add_column(column, justify="right")
+    # Prompts are dropped before the teacher sees them, replies after: each counts its own total.
     for reason, count in stats["not_asked"].items():
         table.add_row(f"not asked: {reason}", f"{stats['prompts']:,}", f"{count:,}", _share(stats["prompts"], count))
     for check, count in stats["checks"].items():
@@ -41,4 +44,4 @@ def _table(name: str, stats: dict):
 
 
 def _share(seen: int, rejected: int) -> str:
-    return f"{1 - rejected / seen:.1%}" if seen else ""
+    return f"{1 - rejected / seen:.1%}" if seen else ""  # a check that no reply has reached

@@ -3,11 +3,11 @@
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
 from gendistill import distributed
+from gendistill.compute import Compute
 from gendistill.data.dataset import PackedDataset
 from gendistill.distill.acceleration import can_capture, compiled_layers
 from gendistill.distill.batches import Loader
@@ -28,9 +28,7 @@ def train_stage(
     *,
     conversion_report: dict,
     vocabulary: int,
-    dtype: torch.dtype,
-    device: str,
-    fast: bool,
+    compute: Compute,
     folder: Path,
     fingerprint: dict[str, str],
     title: str,
@@ -40,12 +38,11 @@ def train_stage(
     """Trains the student in place, from the newest checkpoint in `folder` if there is one.
 
     Args:
-        teacher: in `dtype`, frozen, sharded if there are many processes; None if the objective needs none.
+        teacher: in `compute.dtype`, frozen, sharded if there are many processes; None if the objective needs none.
         student: float32, with the stage's roles set trainable; it is sharded and rounded here.
         conversion_report: of the conversion.
         vocabulary: words that the tokenizer has.
-        dtype: of the arithmetic.
-        fast: torch.compile, and CUDA graphs on a CUDA device.
+        compute: where and how; models lie on its device.
         folder, fingerprint, title, console, pace: see `Trainer`.
 
     Returns:
@@ -60,21 +57,19 @@ def train_stage(
         old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"  # transformers renames it
         enable = getattr(student, new if hasattr(student, new) else old)
         enable({"use_reentrant": False, "preserve_rng_state": keep_random_state})
-    if distributed.processes() > 1:
-        shard(student, compares=stage.compares, dtype=dtype, device=device)
-    optimizer = MasterOptimizer(student, stage, dtype)
-    graphs = device == "cuda" and fast and can_capture(student)
+    if compute.processes > 1:
+        shard(student, compares=stage.compares, dtype=compute.dtype, device=compute.device)
+    optimizer = MasterOptimizer(student, stage, compute.dtype)
+    graphs = compute.fused and can_capture(student)
     in_pieces = stage.compares == "mixer" or stage.gradient_checkpointing
     models = [model for model in (teacher, student) if model is not None]
     with ExitStack() as stack:
-        if device == "cuda":
+        if compute.device == "cuda":
             stack.enter_context(attention_switched_to(PACKED, *models))
-        if fast:
+        if compute.compiled:
             stack.enter_context(compiled_layers(*models, in_pieces=in_pieces))
-        loader = Loader(dataset, stage, rank=distributed.rank(), processes=distributed.processes(), fixed_shape=graphs)
-        objective = build_objective(
-            stage, teacher, student, conversion_report, vocabulary, fast=device == "cuda" and fast
-        )
+        loader = Loader(dataset, stage, rank=distributed.rank(), processes=compute.processes, fixed_shape=graphs)
+        objective = build_objective(stage, teacher, student, conversion_report, vocabulary, fast=compute.fused)
         trainer = Trainer(
             stage,
             objective,
@@ -82,7 +77,7 @@ def train_stage(
             loader,
             folder=folder,
             fingerprint=fingerprint,
-            device=device,
+            device=compute.device,
             title=title,
             console=console,
             pace=pace,

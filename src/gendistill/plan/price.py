@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.initialization import no_init_weights
 
-from gendistill.compute import Arithmetic
+from gendistill.compute import Compute
 from gendistill.data.dataset import COLUMNS
 from gendistill.distill.acceleration import can_capture
 from gendistill.distill.checkpoint import KEEP
@@ -131,20 +131,20 @@ class Price:
 class Planner:
     """Prices stages of one pair of teacher and student, in one process."""
 
-    def __init__(self, teacher: PreTrainedConfig, student: GendistillConfig, arithmetic: Arithmetic):
-        self.config, self.arithmetic = student, arithmetic
-        self.size = arithmetic.dtype.itemsize
+    def __init__(self, teacher: PreTrainedConfig, student: GendistillConfig, compute: Compute):
+        self.config, self.compute = student, compute
+        self.size = compute.dtype.itemsize
         with torch.device("meta"), no_init_weights():
             self.teacher = AutoModelForCausalLM.from_config(teacher)
             self.student = GendistillForCausalLM._from_config(student)
         self.teacher.tie_weights()
         self.student.tie_weights()
-        self.graphs = arithmetic.fused and can_capture(self.student)
+        self.graphs = compute.fused and can_capture(self.student)
 
     def price(self, stage: Stage) -> Price:
         """Raises UserError if a role of the stage has no parameters in this student."""
         parameters = self.parameters(stage)
-        trained, rounded = parameters.trained, self.arithmetic.dtype != torch.float32
+        trained, rounded = parameters.trained, self.compute.dtype != torch.float32
         parts = self._held(stage, parameters)
         held = sum(parts.values())
         kept, layer = (round(x * stage.micro_batch * stage.sequence_length) for x in self._activations(stage))
@@ -167,7 +167,7 @@ class Planner:
         needed = max(moments.values())
         if self.graphs:  # their memory stays reserved during the optimizer's step
             needed = max(needed, held + max(kept + loss, backward) + step)
-        if self.arithmetic.device == "cuda":
+        if self.compute.device == "cuda":
             needed += CUDA_CONTEXT
         return Price(
             tokens=stage.whole_tokens,
@@ -193,7 +193,7 @@ class Planner:
     def _held(self, stage: Stage, parameters: Parameters) -> dict[str, int]:
         """Bytes of what is there from the first step to the last. The teacher is, since a run evaluates it."""
         # Where nothing is rounded a parameter is its own master.
-        masters = 0 if self.arithmetic.dtype == torch.float32 else parameters.trained - parameters.trained_gates
+        masters = 0 if self.compute.dtype == torch.float32 else parameters.trained - parameters.trained_gates
         return {
             "teacher weights": parameters.teacher * self.size,
             "student weights": self._weights(parameters),
@@ -214,7 +214,7 @@ class Planner:
             # Beside the student's layer is the teacher's: it keeps nothing, and at most an MLP's tensors are alive.
             teacher = (2 * hidden + 3 * config.intermediate_size) * self.size
             aligned = max(layer for layer, mixer in zip(layers, config.mixers, strict=True) if mixer is not None)
-            compared = 2 * hidden * self.size if self.arithmetic.fused else len(DISTANCE) * hidden * FLOAT32
+            compared = 2 * hidden * self.size if self.compute.fused else len(DISTANCE) * hidden * FLOAT32
             return 0.0, aligned + teacher + compared
         if stage.gradient_checkpointing:
             return len(layers) * hidden * self.size, max(layers)
@@ -222,16 +222,16 @@ class Planner:
 
     def _layer(self, mixer: str | None, compares: str) -> float:
         """Bytes a token that one layer keeps for its backward pass."""
-        config, arithmetic = self.config, self.arithmetic
+        config, compute = self.config, self.compute
         if mixer is None:
             kept = sum(attention_keeps(config, self.size).values())
             factor = EAGER_ATTENTION
         else:
-            kept = sum(mixer_keeps(config, mixer, self.size, arithmetic.kernels).values())
-            factor = EAGER_MIXER if arithmetic.kernels else EAGER_CHUNKED_MIXER
+            kept = sum(mixer_keeps(config, mixer, self.size, compute.kernels).values())
+            factor = EAGER_MIXER if compute.kernels else EAGER_CHUNKED_MIXER
         if compares != "mixer":
             kept += sum(mlp_keeps(config, self.size).values())
-        return kept if arithmetic.compiled else kept * factor
+        return kept if compute.compiled else kept * factor
 
     def _loss(self, stage: Stage) -> int:
         """Bytes of the loss: chunks of logits, the head's gradient, hidden states of all tokens."""
@@ -250,7 +250,7 @@ class Planner:
             chunk = min(CHUNK, tokens) * config.vocab_size
             copies = LOGITS["student"] + LOGITS["teacher"] * stage.needs_teacher
             loss += chunk * copies * size
-            if not self.arithmetic.fused:
+            if not self.compute.fused:
                 loss += chunk * EAGER_LOGITS * FLOAT32
             if self.student.lm_head.weight.requires_grad:  # summed in float32, then rounded
                 loss += config.vocab_size * config.hidden_size * (FLOAT32 + size)

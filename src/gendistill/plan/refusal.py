@@ -7,10 +7,12 @@ from gendistill.recipe.stage import Stage
 def cheaper(stage: Stage) -> dict[str, Stage]:
     """What can be changed about a stage that does not fit, by what to write in the recipe."""
     options = {}
+    # Halves only: a micro-batch need not divide the step, but a list of every size would be no help.
     smaller = stage.micro_batch
     while smaller > 1:
         smaller //= 2
         options[f"micro_batch: {smaller}"] = {"micro_batch": smaller}
+    # Alignment has one layer's activations at a time already.
     if not stage.gradient_checkpointing and stage.compares == "end_to_end":
         options["gradient_checkpointing: true"] = {"gradient_checkpointing": True}
     if stage.optimizer != "adamw_8bit":
@@ -23,7 +25,9 @@ def refusal(name: str, stage: Stage, planner: Planner, device: str, memory: int)
     price = planner.price(stage)
     if price.needed <= memory:
         return None
+    # Parts below 0.01 GiB explain nothing.
     parts = ", ".join(f"{part} {gib(size)}" for part, size in price.parts.items() if size >= GIB // 100)
+    # Each change by itself, so that a user can choose; several together may still be needed.
     prices = {text: planner.price(other).needed for text, other in cheaper(stage).items()}
     # Of ever smaller micro-batches the largest that fits, or the smallest there is.
     sizes = [text for text in prices if text.startswith("micro_batch")]
@@ -37,5 +41,6 @@ def refusal(name: str, stage: Stage, planner: Planner, device: str, memory: int)
 
 def gib(size: float) -> str:
     """Bytes as GiB."""
+    # About three figures, which is more than the formula is good for.
     digits = 0 if size >= 100 * GIB else 2 if size >= GIB else 3
     return f"{size / GIB:,.{digits}f}"

@@ -11,7 +11,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from gendistill.errors import UserError
 from gendistill.evaluate.kinds import KINDS
 from gendistill.evaluate.kinds.base import TaskSettings
-from gendistill.recipe.fields import Settings, hint
+from gendistill.recipe.fields import KEEPS_RESULTS, Settings, hint
 
 TASK_FILES = Path(__file__).parents[1] / "evaluate" / "tasks"  # task files
 
@@ -142,7 +142,7 @@ class Harness(Settings):
 class Evaluation(Settings):
     # By names of the user's, which name files of the run folder.
     tasks: dict[str, Task] = Field(min_length=1)
-    batch_size: PositiveInt | None = Field(
+    batch_size: Annotated[PositiveInt | None, KEEPS_RESULTS] = Field(
         None, description="prompts at a time; as many as fit if absent. Scores do not depend on it"
     )
     temperature: Annotated[float, Field(ge=0.0)] = Field(0.0, description="0: greedy replies")

@@ -1,7 +1,9 @@
-"""The base of every section of a recipe, and types that several sections share."""
+"""The base of every section of a recipe, marks on settings, and types that several sections share."""
 
 import difflib
-from collections.abc import Collection, Sequence
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import (
@@ -15,12 +17,13 @@ from pydantic import (
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-# Told apart by hand, so that an error is about the form that is meant and no other.
+# Told apart by hand, so that an error is about the alternative that is meant and no other.
 ONE, MAPPING = "(one)", "(mapping)"
 one_or_mapping = Discriminator(lambda value: MAPPING if isinstance(value, dict) else ONE)
 
 
 def _as_tuple(value: Any) -> Any:
+    # What is no text is left for pydantic to judge.
     return () if value is None else (value,) if isinstance(value, str) else value
 
 
@@ -30,10 +33,56 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]  # one name or se
 class Settings(BaseModel):
     """Base of every section: unknown keys are errors, values do not change after loading."""
 
+    # A misspelt setting that is passed over would silently leave the default in force.
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class _KeepsResults:
+    """The type of the mark below; a class of its own, so that no other annotation can equal it."""
+
+
+# Mark of a setting that changes speed, memory or safety and no number, so that a rerun may change it, set on the whole
+# type: `micro_batch: Annotated[PositiveInt, KEEPS_RESULTS]`. pydantic passes over annotations that it does not know. A
+# setting without the mark counts as one that changes results: forgetting it refuses too much, never too little.
+KEEPS_RESULTS = _KeepsResults()
+
+
+def drop_marked(values: Any, settings: Any) -> Any:
+    """`values` without the settings that are marked KEEPS_RESULTS, at any depth.
+
+    Args:
+        values: JSON values, of `settings` or of an earlier version of them.
+        settings: the section (or mapping or list of sections) whose classes say what is marked; values that it lacks
+            stay.
+    """
+    if isinstance(settings, BaseModel) and isinstance(values, Mapping):
+        fields = type(settings).model_fields
+        marked = {name for name, field in fields.items() if KEEPS_RESULTS in field.metadata}
+        return {
+            name: drop_marked(value, getattr(settings, name, None))
+            for name, value in values.items()
+            if name not in marked
+        }
+    if isinstance(settings, Mapping) and isinstance(values, Mapping):
+        return {key: drop_marked(value, settings.get(key)) for key, value in values.items()}
+    if isinstance(settings, list | tuple) and isinstance(values, list) and len(settings) == len(values):
+        return [drop_marked(value, section) for value, section in zip(values, settings, strict=True)]
+    return values  # a plain value, or one that has no counterpart
+
+
+def result_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that results depend on, as JSON values."""
+    return drop_marked(settings.model_dump(mode="json"), settings)
+
+
+def settings_key(settings: Settings) -> str:
+    """Hash of the settings that results depend on."""
+    return hashlib.sha256(json.dumps(result_settings(settings), sort_keys=True).encode()).hexdigest()
+
+
 def check_one_of(settings: Settings, *names: str) -> None:
+    """Raises ValueError unless exactly one of the named settings is given."""
     if sum(getattr(settings, name) is not None for name in names) != 1:
         *others, last = (f"'{name}'" for name in names)
         raise ValueError(f"give exactly one of {', '.join(others)} and {last}")

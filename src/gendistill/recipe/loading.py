@@ -4,9 +4,10 @@ A recipe is a YAML file. `load_recipe` reads it, applies dotted overrides ("stag
 returns a frozen, fully checked object; nothing else in the project reads settings from anywhere else.
 """
 
-from collections.abc import Sequence
+import types
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -17,12 +18,11 @@ from pydantic import (
 )
 
 from gendistill.errors import UserError
-from gendistill.evaluate.kinds.multiple_choice import Corrections
 from gendistill.names import Backend
-from gendistill.recipe.data import Prompts, Source, Synthesis
-from gendistill.recipe.evaluation import Evaluation, Harness
-from gendistill.recipe.fields import MAPPING, ONE, Settings, hint
-from gendistill.recipe.stage import Schedule, Stage
+from gendistill.recipe.data import Source, Synthesis
+from gendistill.recipe.evaluation import Evaluation
+from gendistill.recipe.fields import KEEPS_RESULTS, MAPPING, ONE, Settings, hint
+from gendistill.recipe.stage import Stage
 from gendistill.recipe.student import Conversion, Student
 
 
@@ -32,15 +32,13 @@ class Recipe(Settings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
     teacher: str = Field(description="'embedded', a Hugging Face folder, or a hub id")
     seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], KEEPS_RESULTS] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="precision of the arithmetic: bfloat16 on CUDA, float32 on a CPU; master weights are float32",
     )
-    backend: Backend = Field(
-        "auto", description="form of the recurrence: auto takes kernels on CUDA and chunks elsewhere"
-    )
-    compile: Literal["auto"] | bool = Field(
+    backend: Backend = Field("auto", description="of the recurrence: auto takes kernels on CUDA and chunks elsewhere")
+    compile: Annotated[Literal["auto"] | bool, KEEPS_RESULTS] = Field(
         "auto", description="torch.compile and CUDA graphs in training; auto: on a CUDA device"
     )
     student: Student
@@ -52,6 +50,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def check(self):
+        # Names must be found here, while the line in the recipe is known: later they would be a KeyError hours in.
         uses = {"conversion": self.conversion.data} | {
             f"stages.{name}": stage.data for name, stage in self.stages.items()
         }
@@ -66,6 +65,7 @@ class Recipe(Settings):
         if unknown := [stage for stage in self.evaluation.stages or [] if stage not in stages]:
             raise ValueError(f"evaluation.stages: {', '.join(unknown)} unknown; this recipe has {', '.join(stages)}")
         for name, stage in self.stages.items():
+            # Plain text has no replies: its loss mask would be empty.
             if stage.loss_on == "completion" and not all(source.is_chat for source in self.data[stage.data]):
                 raise ValueError(
                     f"stages.{name}: loss_on completion needs conversations (messages, or prompt and completion)"
@@ -93,6 +93,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: a recipe is a mapping of settings, this is a {type(settings).__name__}")
+    # Before the check, so that a checked recipe is never changed, and the run folder keeps what was really used.
     for override in overrides:
         _apply(settings, override)
     return parse_recipe(settings, origin=str(path))
@@ -103,49 +104,76 @@ def parse_recipe(settings: dict[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
+        # All of them: a user should not have to start once per mistake.
         lines = [f"  {_explain(problem)}" for problem in error.errors()]
+        # "from None": pydantic's own message would be shown above ours.
         raise UserError(f"{origin}: {len(lines)} setting(s) to mend\n" + "\n".join(lines)) from None
 
 
 def _apply(settings: dict, override: str) -> None:
-    key, equals, value = override.partition("=")
+    key, equals, value = override.partition("=")  # the first one: values may hold more
     if not equals:
         raise UserError(f"override '{override}': write it as dotted.key=value, e.g. stages.qk_alignment.tokens=100000")
     *parents, last = key.strip().split(".")
     node = settings
     for parent in parents:
-        node = node.setdefault(parent, {})
+        node = node.setdefault(parent, {})  # a section that is left to its defaults is not in the file
         if not isinstance(node, dict):
             raise UserError(f"override '{override}': '{parent}' is not a section of the recipe")
     try:
-        node[last] = yaml.safe_load(value)
+        node[last] = yaml.safe_load(value)  # a number, list or mapping as it would be in the file
     except yaml.YAMLError as error:
         raise UserError(f"override '{override}': the value is not valid YAML: {error}") from None
 
 
 def _explain(problem: dict) -> str:
+    """One line on one of pydantic's errors: where, what is wrong, what was given."""
+    # Tags of unions and of a mapping's keys say how pydantic looked, not where in the file.
     where = ".".join(str(part) for part in problem["loc"] if part not in (ONE, MAPPING, "[key]")) or "recipe"
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(problem["loc"][:-1])
+        known = _fields_at(problem["loc"][:-1])  # the last part is the unknown name itself
         return f"{where}: unknown setting; {hint(str(problem['loc'][-1]), known)}"
     if problem["type"] == "missing":
         return f"{where}: missing, and it has no default; give it a value"
+    # The project's own checks say what was given; for a whole section it would fill pages.
     given = "" if problem["type"] == "value_error" else f" (given: {problem['input']!r})"
     return f"{where}: {problem['msg'].removeprefix('Value error, ')}{given}"
 
 
 def _fields_at(location: tuple) -> list[str]:
-    """Names of the settings allowed at a place like ("stages", "qk_alignment", "schedule")."""
-    sections = {
-        "corrections": Corrections,
-        "student": Student,
-        "conversion": Conversion,
-        "evaluation": Evaluation,
-        "harness": Harness,
-        "schedule": Schedule,
-    }
-    containers = {"stages": Stage, "data": Source, "synthesis": Synthesis, "prompts": Prompts}
-    model: type[BaseModel] = Recipe
+    """Names of the settings allowed at a location such as ("stages", "qk_alignment", "schedule")."""
+    # Walked from the recipe's own annotations, so that a new section is known here without being listed.
+    annotation = Recipe
     for part in location:
-        model = sections.get(part) or containers.get(part) or model
-    return list(model.model_fields)
+        annotation = _annotation_inside(annotation, part)
+    # In a union of sections (tasks of several kinds) pydantic may not have said which was meant.
+    sections = [option for option in _alternatives(annotation) if _is_section(option)]
+    return list(dict.fromkeys(name for section in sections for name in section.model_fields))
+
+
+def _annotation_inside(annotation: Any, part: str | int) -> Any:
+    """The annotation of what lies under a field's name, a key or an index."""
+    for option in _alternatives(annotation):
+        if _is_section(option):
+            # A task is declared by what all kinds have in common: what only one kind has stands in a class below it.
+            for section in (option, *option.__subclasses__()):
+                if part in section.model_fields:
+                    return section.model_fields[part].annotation
+        if get_origin(option) in (dict, list, tuple):
+            return get_args(option)[-1]  # of a dict's key and value, the value
+    return annotation  # `part` is not in the recipe: pydantic names here which alternative of a union it tried
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """The members of a union, or the annotation itself; without what Annotated adds."""
+    if get_origin(annotation) is Annotated:
+        yield from _alternatives(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, types.UnionType):  # written Optional[X] or X | None
+        for member in get_args(annotation):
+            yield from _alternatives(member)
+    else:
+        yield annotation
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

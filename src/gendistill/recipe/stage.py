@@ -10,7 +10,7 @@ from pydantic import (
 )
 
 from gendistill.names import DIVERGENCES, Objective, Pass, Role
-from gendistill.recipe.fields import MAPPING, ONE, Fraction, Positive, Settings, one_or_mapping
+from gendistill.recipe.fields import KEEPS_RESULTS, MAPPING, ONE, Fraction, Positive, Settings, one_or_mapping
 
 Objectives = Annotated[
     Annotated[Objective, Tag(ONE)] | Annotated[dict[Objective, Positive], Field(min_length=1), Tag(MAPPING)],
@@ -51,7 +51,9 @@ class Stage(Settings):
     tokens: PositiveInt = Field(description="token budget of the stage, rounded up to whole steps")
     sequence_length: Annotated[int, Field(ge=2)]
     sequences_per_step: PositiveInt
-    micro_batch: PositiveInt = Field(description="sequences in memory at once; changes nothing but memory and speed")
+    micro_batch: Annotated[PositiveInt, KEEPS_RESULTS] = Field(
+        description="sequences in memory at once; changes nothing but memory and speed"
+    )
     learning_rate: LearningRates = Field(description="peak; for all roles or role by role")
     schedule: Schedule = Schedule()
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
@@ -59,9 +61,9 @@ class Stage(Settings):
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         "adamw", description="adamw_8bit keeps its state in 8 bits, by torchao; master weights stay float32"
     )
-    gradient_checkpointing: bool = False
-    checkpoint_every: PositiveInt = Field(100, description="steps between checkpoints")
-    expected_loss: tuple[float, float] | None = Field(
+    gradient_checkpointing: Annotated[bool, KEEPS_RESULTS] = False
+    checkpoint_every: Annotated[PositiveInt, KEEPS_RESULTS] = Field(100, description="steps between checkpoints")
+    expected_loss: Annotated[tuple[float, float] | None, KEEPS_RESULTS] = Field(
         None, description="a step whose loss lies outside this range stops the run"
     )
 

@@ -3,7 +3,9 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gendistill.analysis.diagnostics import Diagnostics, diagnose
 from gendistill.analysis.scores import Scores, paired_table
@@ -23,23 +25,41 @@ from gendistill.analysis.tables import (
     to_markdown,
 )
 from gendistill.evaluate.harness import HARNESS_HEADER, harness_cells
-from gendistill.files import read_jsonl, write_atomically
-from gendistill.run.folder import RunFolder
+from gendistill.files import write_atomically
+from gendistill.recipe.loading import Recipe
 
 EXAMPLES_PER_TASK = 2
 
 
-def write_summary(run: RunFolder, teacher: Scores, students: Mapping[str, Scores]) -> Path:
-    """Writes summary.md, scores.json and loss.svg into the run folder.
+@dataclass(frozen=True)
+class Results:
+    """What a run has come to.
 
-    Args:
+    Attributes:
+        root: folder to write into.
         students: scores by label ("0-conversion", ...), in the order of the run; the last one is the result.
+        records: of every item, by label ("teacher" too) and task.
+        metrics: lines of metrics.jsonl, by the name of the stage; of the stages that have run.
+        evaluation: folder with what lm-evaluation-harness found.
     """
+
+    root: Path
+    recipe: Recipe
+    conversion_report: Mapping[str, Any]
+    teacher: Scores
+    students: Mapping[str, Scores]
+    records: Mapping[str, Mapping[str, list[dict[str, Any]]]]
+    metrics: Mapping[str, list[dict[str, Any]]]
+    evaluation: Path
+
+
+def write_summary(run: Results) -> Path:
+    """Writes summary.md, scores.json and loss.svg; returns the first one's path."""
+    teacher, students, records = run.teacher, run.students, run.records
+    conversion_report = run.conversion_report
     paired = paired_table(teacher, students)
     last = list(students)[-1]
-    conversion_report = json.loads((run.student("conversion") / "conversion_report.json").read_text())
     plotted = plot_losses(run)
-    records = {label: _all_records(run, label) for label in ("teacher", *students)}
     sure = compare(records["teacher"], records[last], run.recipe.seed)
     flips = rank_flips({label: records[label] for label in students})
     diagnostics = {
@@ -101,7 +121,7 @@ def _flip_lines(flips: list[dict]) -> list[str]:
     ]
 
 
-def _harness(run: RunFolder, student: str) -> list[str]:
+def _harness(run: Results, student: str) -> list[str]:
     """What lm-evaluation-harness found, if the recipe has it asked."""
     if run.recipe.evaluation.harness is None:
         return []
@@ -150,10 +170,6 @@ _FIGURES = [
 ]
 
 
-def _all_records(run: RunFolder, label: str) -> dict[str, list[dict]]:
-    return {task: read_jsonl(run.evaluation / label / f"{task}.jsonl") for task in run.recipe.evaluation.tasks}
-
-
 def _answers(records: Mapping[str, Mapping[str, list[dict]]], labels: list[str]) -> str:
     """A few items with the replies of the teacher and of the student at the first and the last point."""
     shown = {"teacher": "teacher", f"student {labels[0]}": labels[0], f"student {labels[-1]}": labels[-1]}
@@ -174,13 +190,12 @@ def _one_line(text: str, limit: int = 160) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def plot_losses(run: RunFolder) -> bool:
+def plot_losses(run: Results) -> bool:
     """Draws loss.svg, a panel a stage; returns False if no stage has run."""
-    curves = {}
-    for name in run.recipe.stages:
-        path = run.point(name) / "metrics.jsonl"
-        if path.exists() and (rows := read_jsonl(path)):
-            curves[name] = ([row["tokens"] for row in rows], [row["loss"] for row in rows])
+    curves = {
+        name: ([line["tokens"] for line in lines], [line["loss"] for line in lines])
+        for name, lines in run.metrics.items()
+    }
     if not curves:
         return False
     import matplotlib

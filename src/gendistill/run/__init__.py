@@ -1,1 +1,1 @@
-"""The steps of a run over its folder; each takes up what the one before left."""
+"""A run over its folder: one file per step; each takes up what the one before left."""

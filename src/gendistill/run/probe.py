@@ -1,10 +1,21 @@
-"""What a stage's first steps say about all of it: the hours that `plan` cannot work out; `Run.probe` runs them."""
+"""What a stage's first steps say about all of it: the hours that `plan` cannot work out."""
 
+import gc
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+import torch
+
+from gendistill.distill.objectives import unmeasured_conversion_report
+from gendistill.distill.roles import set_trainable
+from gendistill.distill.stage import train_stage
+from gendistill.models.conversion import convert
 from gendistill.recipe.stage import Stage
+from gendistill.run.distill import teacher_for
+from gendistill.run.prepare import prepare_stage
+from gendistill.run.run import Run
 
 STEPS = 20
 MICRO_BATCHES = 8  # in a step of the probe, at most: enough for its optimizer's step not to weigh in
@@ -12,20 +23,13 @@ MICRO_BATCHES = 8  # in a step of the probe, at most: enough for its optimizer's
 
 @dataclass(frozen=True)
 class Probe:
-    """What a stage's first steps took.
+    """What a stage's first steps took."""
 
-    Attributes:
-        steps, sequences_per_step: of the probe; a step of the stage may have more sequences.
-        step_seconds: median of the steady steps.
-        start_up_seconds: all the rest: compiling (what comes of it is kept on disk), the first steps.
-        peak_bytes: torch.cuda.max_memory_allocated; None on a CPU.
-    """
-
-    steps: int
-    sequences_per_step: int
-    step_seconds: float
-    start_up_seconds: float
-    peak_bytes: int | None
+    steps: int  # of the probe
+    sequences_per_step: int  # of the probe; a step of the stage may have more
+    step_seconds: float  # median of the steady steps
+    start_up_seconds: float  # all the rest: compiling (what comes of it is kept on disk), the first steps
+    peak_bytes: int | None  # torch.cuda.max_memory_allocated; None on a CPU
 
     def hours(self, stage: Stage) -> float:
         """Of the whole stage's steps. One with more sequences than the probe's is taken to be longer in proportion.
@@ -39,6 +43,43 @@ class Probe:
         return self.sequences_per_step * stage.sequence_length / self.step_seconds
 
 
+def probe_stage(run: Run, name: str) -> Probe:
+    """Runs the first steps of a stage on an untrained student, with the run's data and teacher, and takes the time.
+
+    Steps are written to the run's folder, and nothing else comes of them: give the run a folder of its own.
+    """
+    stage = short_stage(run.recipe.stages[name])
+    dataset = prepare_stage(run, stage)
+    on_gpu = run.compute.device == "cuda"
+    if on_gpu:
+        gc.collect()  # the stage before leaves cycles of models and graphs
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    # No student has to be there yet: what a step costs does not depend on the weights.
+    student, _ = convert(run.teacher, run.config, run.recipe.seed)
+    student = student.to(run.compute.device, torch.float32).train()
+    set_trainable(student, stage.train)
+    began = time.perf_counter()
+    history, _ = train_stage(
+        stage,
+        teacher_for(run, stage),
+        student,
+        dataset,
+        conversion_report=unmeasured_conversion_report(run.config),
+        vocabulary=len(run.tokenizer),
+        compute=run.compute,
+        folder=run.folder.stage(name),
+        fingerprint={},  # for checkpoints, of which a probe writes none
+        title=f"probe of {name}",
+        console=run.console,
+    )
+    if on_gpu:
+        torch.cuda.synchronize()  # the clock must not stop before the GPU does
+    seconds = time.perf_counter() - began
+    peak = torch.cuda.max_memory_allocated() if on_gpu else None
+    return timing([step.seconds for step in history], seconds, stage.sequences_per_step, peak)
+
+
 def short_stage(stage: Stage) -> Stage:
     """The stage that a probe runs: the same steps, but few, and of few micro-batches."""
     sequences = min(stage.sequences_per_step, MICRO_BATCHES * stage.micro_batch)
@@ -47,16 +88,16 @@ def short_stage(stage: Stage) -> Stage:
         update={
             "sequences_per_step": sequences,
             "tokens": steps * sequences * stage.sequence_length,
-            "checkpoint_every": steps + 1,
+            "checkpoint_every": steps + 1,  # never: writing one would be timed as well
             # An untrained student's loss says nothing about the stage, and must not stop the probe.
             "expected_loss": None,
-            "learning_rate": 1e-9,
+            "learning_rate": 1e-9,  # an untrained student at the stage's own rate might diverge
         }
     )
 
 
 def timing(seconds: Sequence[float], total: float, sequences_per_step: int, peak_bytes: int | None) -> Probe:
     """A probe from the seconds of each of its steps, and of all of it."""
-    steady = median(seconds[len(seconds) // 4 :])
+    steady = median(seconds[len(seconds) // 4 :])  # the first steps compile and capture
     start_up = max(0.0, total - len(seconds) * steady)
     return Probe(len(seconds), sequences_per_step, steady, start_up, peak_bytes)

@@ -1,0 +1,41 @@
+"""What can be checked of a recipe before the first computation."""
+
+from gendistill.data.sources import read_documents
+from gendistill.errors import UserError
+from gendistill.models.configuration import GendistillConfig
+from gendistill.models.families import student_config
+from gendistill.models.loading import load_config
+from gendistill.recipe.loading import Recipe
+
+
+def check_recipe(recipe: Recipe) -> GendistillConfig:
+    """Checks a recipe against its teacher and its files; returns the student's configuration.
+
+    Raises:
+        UserError: see `check_shapes`; or a missing file.
+    """
+    config = check_shapes(recipe)
+    # A mixture that nothing uses may name files that are not here.
+    used = {recipe.conversion.data} | {stage.data for stage in recipe.stages.values()}
+    for mixture in used:
+        for source in recipe.data[mixture]:
+            if source.synthesis is None:  # else the teacher is yet to write it
+                next(read_documents(source, recipe.seed))  # one record shows a missing file or field
+    return config
+
+
+def check_shapes(recipe: Recipe) -> GendistillConfig:
+    """Checks a recipe against its teacher's configuration; returns the student's.
+
+    Raises:
+        UserError: unsupported family, layer out of range, sequence longer than the model allows.
+    """
+    teacher = load_config(recipe.teacher)
+    config = student_config(teacher, **recipe.student.model_dump())
+    lengths = {"conversion": recipe.conversion.sequence_length}
+    lengths |= {f"stages.{name}": stage.sequence_length for name, stage in recipe.stages.items()}
+    limit = config.max_position_embeddings  # beyond it a teacher with rotary positions answers, but badly
+    for name, length in lengths.items():
+        if length > limit:
+            raise UserError(f"{name}.sequence_length is {length}; the teacher's positions end at {limit}")
+    return config

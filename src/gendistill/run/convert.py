@@ -1,0 +1,56 @@
+"""The step from the teacher to the untrained student."""
+
+import json
+
+from gendistill.data.dataset import PackedDataset
+from gendistill.distill.batches import rows_as_tensors
+from gendistill.distributed import on_rank_zero
+from gendistill.files import folder_in_one_piece, write_atomically
+from gendistill.models.calibration import INITIALISATIONS, calibrate
+from gendistill.models.conversion import convert, mean_loss, measure_conversion, weights_sha256
+from gendistill.run.prepare import prepare_mixture
+from gendistill.run.run import Run
+
+ROWS_AT_ONCE = 4  # packed sequences in a batch of the measurement; sums in float32 depend on it in their last digits
+
+
+def convert_teacher(run: Run) -> dict:
+    """Converts the teacher and measures the untrained student, unless that is done; returns the conversion report.
+
+    Raises:
+        UserError: see `models.conversion.convert`, `ConversionReport.check` and `prepare_mixture`.
+    """
+    if not run.folder.has_student("conversion"):
+        settings = run.recipe.conversion
+        dataset = prepare_mixture(run, settings.data, sequence_length=settings.sequence_length, tokens=settings.tokens)
+        on_rank_zero(lambda: _convert(run, dataset))
+    return json.loads(run.folder.report("conversion").read_text())
+
+
+def _convert(run: Run, dataset: PackedDataset) -> None:
+    chosen = run.recipe.conversion.start
+    # Each batch has input_ids, position_ids and loss_mask, [ROWS_AT_ONCE, T].
+    batches = rows_as_tensors(dataset, ROWS_AT_ONCE, run.compute.device)
+    losses = {}
+    # Every initialisation is measured, for comparison; the chosen one last, since the last student is the one saved.
+    for start in sorted(INITIALISATIONS, key=lambda start: start == chosen):
+        # Anew each time: the one before was calibrated in place. The seed makes what is new the same.
+        student, accounting = convert(run.teacher, run.config, run.recipe.seed)
+        calibrate(run.teacher, student.to(run.compute.device), batches, start)
+        losses[start] = mean_loss(student, batches)
+    with folder_in_one_piece(run.folder.student("conversion")) as partial:
+        student.save_pretrained(partial)
+        run.tokenizer.save_pretrained(partial)
+        measured = measure_conversion(
+            run.teacher,
+            student,
+            accounting,
+            batches,
+            name=run.recipe.teacher,
+            seed=run.recipe.seed,
+            losses_by_initialisation=losses,
+        )
+        report = measured.to_dict() | {"weights_sha256": weights_sha256(partial)}
+        write_atomically(partial / run.folder.report("conversion").name, json.dumps(report, indent=1))
+        # Only now, so that a student that fails can be looked at: what is written stays under its partial name.
+        measured.check()

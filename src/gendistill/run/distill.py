@@ -1,0 +1,187 @@
+"""The step that trains one stage: from the student of the stage before to its own."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from gendistill.data.dataset import PackedDataset
+from gendistill.data.masks import check_masks
+from gendistill.distill.engine import Pace, StepMetrics
+from gendistill.distill.roles import set_trainable
+from gendistill.distill.sharding import shard
+from gendistill.distill.stage import train_stage
+from gendistill.distributed import on_rank_zero, report_errors_once
+from gendistill.errors import UserError
+from gendistill.files import folder_in_one_piece, write_atomically
+from gendistill.models.conversion import weights_sha256
+from gendistill.models.loading import load_model
+from gendistill.names import Role
+from gendistill.recipe.fields import result_settings, settings_key
+from gendistill.recipe.stage import Stage
+from gendistill.run.prepare import prepare_stage
+from gendistill.run.run import Run
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """Where a trained student comes from; lies beside its weights as stage_report.json."""
+
+    stage: str  # its name in the recipe
+    parent: str  # label of the stage whose student it started from: "0-conversion"
+    parent_weights_sha256: str
+    recipe_key: str  # hash of all settings of the recipe that results depend on
+    data_key: str  # of the packed data set it was trained on, as in its stats.json
+    tokens: int  # trained on, padding included
+    loss_first: float  # of the first step, as in metrics.jsonl
+    loss_last: float
+    weights_sha256: str  # of this student's own weights
+
+
+@dataclass(frozen=True)
+class _Parent:
+    """The student that a stage starts from."""
+
+    label: str  # "0-conversion"
+    folder: Path
+    weights: str  # their hash, as recorded and as found
+
+
+@report_errors_once
+def distil_stage(run: Run, name: str) -> None:
+    """Trains one stage, unless it is done.
+
+    Raises:
+        UserError: the stage before is not done, or its weights are not those that its report was written for; or see
+            `train_stage`.
+    """
+    if run.folder.has_student(name):  # whole, since its folder took its name last
+        return
+    parent = _parent_of(run, name)
+    stage = run.recipe.stages[name]
+    dataset = prepare_stage(run, stage)
+    check_masks(dataset, run.tokenizer)  # a wrong loss mask trains the wrong thing without a sign of it
+    history = _train(run, name, parent, dataset)
+    first, last = history[0], history[-1]
+    run.console.print(f"{name}: loss {first.loss:.4f} -> {last.loss:.4f} over {last.tokens:,} tokens")
+
+
+def _parent_of(run: Run, name: str) -> _Parent:
+    """The student of the stage before, with its weights checked against its report."""
+    before = run.folder.before(name)
+    folder = run.folder.student(before)
+    if not folder.is_dir():
+        raise UserError(f"stage {name} starts from the student of '{before}', which is not there yet: run that first")
+    report = run.folder.report(before)
+    # Weights that were changed by hand, or half copied, would train well and be no student of this run.
+    weights = weights_sha256(folder)
+    if weights != _read_report(report)["weights_sha256"]:
+        written_for = report.stem.replace("_", " ")
+        raise UserError(
+            f"{folder}: the weights are not those its {written_for} was written for. Delete it and run again."
+        )
+    return _Parent(run.folder.label(before), folder, weights)
+
+
+def _read_report(path: Path) -> dict:
+    if not path.is_file():
+        raise UserError(f"{path}: is missing. Delete {path.parent} and run again.")
+    return json.loads(path.read_text())
+
+
+def _train(run: Run, name: str, parent: _Parent, dataset: PackedDataset) -> list[StepMetrics]:
+    """Trains the parent's student and saves it as the student of the stage."""
+    stage = run.recipe.stages[name]
+    # Loaded in float32 for the masters; `train_stage` rounds the model to the precision of the arithmetic.
+    student = load_model(str(parent.folder), torch.float32, run.compute.device).train()
+    run.console.print(_trained_table(name, stage, set_trainable(student, stage.train)))
+    history, optimizer = train_stage(
+        stage,
+        teacher_for(run, stage),
+        student,
+        dataset,
+        # Its mean squares of the teacher's activations scale the losses of every stage.
+        conversion_report=_read_report(run.folder.report("conversion")),
+        vocabulary=len(run.tokenizer),
+        compute=run.compute,
+        folder=run.folder.stage(name),
+        fingerprint=_fingerprint(stage, dataset.key, parent.weights, str(run.compute.dtype)),
+        title=name,
+        console=run.console,
+        pace=Pace(run.planner.price(stage).flops_per_token, run.compute.peak_flops),
+    )
+    weights = optimizer.weights()  # gathers the shards, so every process takes part
+    trained = {weight: weights[weight] for weight in optimizer.masters}
+    on_rank_zero(lambda: _save(run, name, student, parent, trained, dataset.key, history))
+    return history
+
+
+def teacher_for(run: Run, stage: Stage) -> PreTrainedModel | None:
+    """The teacher; with many processes one of its own, sharded, and none where the objective needs none."""
+    if not stage.needs_teacher:
+        return None
+    if run.compute.processes == 1:
+        return run.teacher
+    run.release_teacher()  # whole, for evaluation; there is no room for both
+    teacher = run.load_teacher()
+    # Whatever the stage compares, the teacher always runs from end to end.
+    shard(teacher, compares="end_to_end", dtype=run.compute.dtype, device=run.compute.device)
+    return teacher
+
+
+def _save(
+    run: Run,
+    name: str,
+    student: PreTrainedModel,
+    parent: _Parent,
+    trained: Mapping[str, torch.Tensor],
+    data_key: str,
+    history: list[StepMetrics],
+) -> None:
+    """Saves the student with its report; then its checkpoints can go."""
+    # What is frozen comes from the folder the stage started from, to the bit: in memory it may be rounded.
+    frozen = {weight: x for file in parent.folder.glob("*.safetensors") for weight, x in load_file(file).items()}
+    with folder_in_one_piece(run.folder.student(name)) as partial:
+        student.save_pretrained(partial, state_dict=frozen | trained)
+        run.tokenizer.save_pretrained(partial)
+        report = StageReport(
+            stage=name,
+            parent=parent.label,
+            parent_weights_sha256=parent.weights,
+            recipe_key=settings_key(run.recipe),
+            data_key=data_key,
+            tokens=history[-1].tokens,
+            loss_first=history[0].loss,
+            loss_last=history[-1].loss,
+            weights_sha256=weights_sha256(partial),
+        )
+        write_atomically(partial / run.folder.report(name).name, json.dumps(asdict(report), indent=1) + "\n")
+    # After the student is whole, so that a kill in between costs nothing.
+    shutil.rmtree(run.folder.stage(name) / "checkpoints", ignore_errors=True)
+
+
+def _fingerprint(stage: Stage, data_key: str, weights: str, dtype: str) -> dict[str, str]:
+    """What decides a stage's trajectory, by name; how it is cut into micro-batches or checkpoints is not part of it."""
+    # By name, so that the refusal of a checkpoint can say what differs.
+    settings = result_settings(stage) | {"data": data_key, "initial weights": weights, "dtype": dtype}
+    return {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}
+
+
+def _trained_table(title: str, stage: Stage, accounting: Mapping[Role, tuple[int, bool]]) -> Table:
+    """Parameters of each role, whether they train, and how fast."""
+    table = Table(title=f"{title}: what trains", title_justify="left")
+    for column in ("role", "parameters", "", "peak learning rate"):
+        table.add_column(column, justify="right" if column in ("parameters", "peak learning rate") else "left")
+    for role, (parameters, trains) in accounting.items():
+        rate = f"{stage.peak_learning_rate(role):g}" if trains else ""
+        table.add_row(role, f"{parameters:,}", "[green]trains[/green]" if trains else "[dim]frozen[/dim]", rate)
+    total = sum(parameters for parameters, trains in accounting.values() if trains)
+    table.add_section()
+    table.add_row("trains", f"{total:,}")
+    return table

@@ -1,0 +1,42 @@
+"""The command line itself: a verb is a module in one list, and an unknown one is answered with those there are."""
+
+import subprocess
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner
+
+from cli_tools import command, environment
+from gendistill import cli
+from gendistill.errors import UserError
+
+NAMES = ["plan", "run", "synthesize", "show-batch", "convert", "distill", "evaluate", "inspect", "doctor"]
+
+
+def test_a_verb_is_a_module_in_the_list():
+    """What a new verb takes: a file with `command`, and its line in the list."""
+    count_layers = ModuleType("gendistill.cli.count_layers")
+
+    def command(recipe: str, keep: int = 2) -> None:
+        """Count what is kept."""
+        print(f"{recipe}: {keep} layers")
+
+    count_layers.command = command
+    app = cli.make_app([*cli.VERBS, count_layers])
+    done = CliRunner().invoke(app, ["count-layers", "tiny.yaml", "--keep", "3"])
+    assert (done.exit_code, done.output) == (0, "tiny.yaml: 3 layers\n")
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
+    assert all(name in shown for name in [*NAMES, "count-layers", "Count what is kept."])
+
+
+@pytest.mark.parametrize("verb", ["evalute", "serve"])
+def test_an_unknown_verb_is_answered_with_all_there_are(verb):
+    with pytest.raises(UserError) as caught:
+        cli.app([verb], standalone_mode=False)
+    assert str(caught.value) == f"unknown verb '{verb}'; known: {', '.join(NAMES)}"
+
+
+def test_an_unknown_verb_is_one_line_for_the_user():
+    done = subprocess.run(command("evalute"), capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"gendistill: unknown verb 'evalute'; known: {', '.join(NAMES)}\n"
