@@ -23,8 +23,8 @@ from gendistill.models.families import student_config
 from gendistill.models.loading import load_model, load_tokenizer
 from gendistill.recipe.evaluation import Evaluation, Harness, Task
 from gendistill.recipe.loading import parse_recipe
-from gendistill.report.summary import write_summary
 from gendistill.run.run import Run
+from gendistill.run.summarise import summarise
 
 with_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed")
 
@@ -153,7 +153,7 @@ def test_summary_of_a_run_shows_its_scores(task_file, tmp_path):
     run.check_tasks()
     run.convert()
     teacher, student = run.evaluate_teacher(), run.evaluate_student("conversion")
-    written = write_summary(run.folder, teacher, {"0-conversion": student}).read_text()
+    written = summarise(run.folder, teacher, {"0-conversion": student}).read_text()
     table = written.split("## Tasks of lm-evaluation-harness")[1]
     assert "| lm_eval task | items | shots | metric | teacher | student |" in table
     assert re.search(r"\| choice \| 8 \| 0 \| acc \| \d\.\d{3} ± \d\.\d{3} \| \d\.\d{3} ± \d\.\d{3} \|", table)

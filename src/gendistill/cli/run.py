@@ -8,8 +8,8 @@ def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = No
     run = open_run(recipe, overrides, output, trains=None)
 
     from gendistill.analysis.scores import paired_table
-    from gendistill.analysis.tables import PAIRED_HEADER, paired_cells, points_cells, to_rich
-    from gendistill.report.summary import write_summary
+    from gendistill.analysis.tables import PAIRED_HEADER, paired_cells, stages_cells, to_rich
+    from gendistill.run.summarise import summarise
 
     run.console.print(
         f"{run.recipe.name}: {run.recipe.teacher} on {run.device}, {str(run.dtype).removeprefix('torch.')}"
@@ -32,9 +32,9 @@ def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = No
         return
     last = list(students)[-1]
     rows = paired_table(teacher, {last: students[last]})[last]
-    run.console.print(to_rich("the way there: ranking/generation, percent", *points_cells(teacher, students)))
+    run.console.print(to_rich("stage by stage: ranking/generation, percent", *stages_cells(teacher, students)))
     run.console.print(to_rich("teacher and student, percent", PAIRED_HEADER, paired_cells(rows)))
-    run.console.print(f"summary: {write_summary(run.folder, teacher, students)}")
+    run.console.print(f"summary: {summarise(run.folder, teacher, students)}")
 
 
 def _said(scores) -> str:

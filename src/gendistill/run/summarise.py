@@ -1,0 +1,46 @@
+"""The last step: what the others left in the run folder, gathered for the summary."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gendistill.analysis.scores import Scores
+from gendistill.files import read_jsonl
+from gendistill.report.summary import Results, write_summary
+from gendistill.run.folder import RunFolder
+
+
+def summarise(folder: RunFolder, teacher: Scores, students: Mapping[str, Scores]) -> Path:
+    """Writes summary.md, scores.json and loss.svg into the run folder; returns the first one's path.
+
+    Args:
+        students: scores by label ("0-conversion", ...), in the order of the run; the last one is the result.
+    """
+    results = Results(
+        root=folder.root,
+        recipe=folder.recipe,
+        conversion_report=json.loads((folder.student("conversion") / "conversion_report.json").read_text()),
+        teacher=teacher,
+        students=students,
+        records={label: _records(folder, label) for label in ("teacher", *students)},
+        metrics=_metrics(folder),
+        evaluation=folder.evaluation,
+    )
+    return write_summary(results)
+
+
+def _records(folder: RunFolder, label: str) -> dict[str, list[dict[str, Any]]]:
+    """Records of each item, by task."""
+    tasks = folder.recipe.evaluation.tasks
+    return {task: read_jsonl(folder.evaluation / label / f"{task}.jsonl") for task in tasks}
+
+
+def _metrics(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
+    """Lines of metrics.jsonl, by stage, of the stages that have run."""
+    found = {}
+    for name in folder.recipe.stages:
+        path = folder.point(name) / "metrics.jsonl"
+        if path.exists() and (lines := read_jsonl(path)):
+            found[name] = lines
+    return found
