@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gendistill.analysis.diagnostics import Diagnostics, diagnose
 from gendistill.analysis.scores import Scores, paired_table
@@ -61,53 +61,73 @@ class Results:
     evaluation: Path
 
 
+class _Statistics(NamedTuple):
+    """What scores.json holds besides the teacher's counts."""
+
+    paired: dict[str, list[dict[str, Any]]]  # by label
+    significance: dict[str, dict[str, Any]]  # of the last student, by task
+    flips: list[dict[str, Any]]
+    diagnostics: dict[str, dict[str, Diagnostics]]  # of the teacher and the last student, by task and label
+
+
 def write_summary(run: Results) -> Path:
     """Writes summary.md, scores.json and loss.svg; returns the first one's path."""
-    recipe, teacher, students, records = run.recipe, run.teacher, run.students, run.records
-    labels = list(students)  # in the order of the run
-    last = labels[-1]
-    paired = paired_table(teacher, students)
-    # Statistics of the last student only: of every stage they would be many tests, some of them significant by chance.
-    significance = compare(records["teacher"], records[last], recipe.seed)
-    flips = rank_flips({label: records[label] for label in labels})
-    diagnostics = {
-        task: {label: diagnose(records[label][task]) for label in ("teacher", last)} for task in recipe.evaluation.tasks
-    }
-    plotted = plot_losses(run.root / "loss.svg", recipe.stages, run.metrics)
-    sections = [
-        f"# {recipe.name}: {recipe.teacher} -> {_kind(recipe.student)}, after {last}",
-        _about(recipe.student, run.conversion_report),
-        "## Teacher and student on the same items",
-        to_markdown(PAIRED_HEADER, paired_cells(paired[last])),
-        _PAIRED_NOTE,
-        "## Significance",
-        to_markdown(SIGNIFICANCE_HEADER, significance_cells(significance)),
-        _SIGNIFICANCE_NOTE,
-        *_flip_lines(flips),
-        "## Diagnoses",
-        *_diagnoses(diagnostics),
-        "## Stage by stage",
-        to_markdown(*stages_cells(teacher, students)),
-        "Each task: accuracy by ranking/by generation, percent. Below: means over the tasks that have both.",
-        *_harness(run, last),
-        *(["## Losses", "![Loss of each stage](loss.svg)"] if plotted else []),
-        "## Replies, word for word",
-        _replies(records, labels),
-    ]
+    last = list(run.students)[-1]
+    found = _statistics(run, last)
+    plotted = plot_losses(run.root / "loss.svg", run.recipe.stages, run.metrics)
     scores = {
-        "teacher": teacher.to_dict(),
-        "paired": paired,
-        "significance": {last: significance},
-        "rank_flips": flips,
+        "teacher": run.teacher.to_dict(),
+        "paired": found.paired,
+        "significance": {last: found.significance},
+        "rank_flips": found.flips,
         "diagnostics": {
-            task: {label: found.to_dict() for label, found in models.items()} for task, models in diagnostics.items()
+            task: {label: diagnostics.to_dict() for label, diagnostics in models.items()}
+            for task, models in found.diagnostics.items()
         },
     }
     write_atomically(run.root / "scores.json", json.dumps(scores, indent=1))
     # Last: where there is a summary, what it refers to is there as well.
     path = run.root / "summary.md"
-    write_atomically(path, "\n\n".join(sections) + "\n")
+    write_atomically(path, "\n\n".join(_sections(run, found, last, plotted)) + "\n")
     return path
+
+
+def _statistics(run: Results, last: str) -> _Statistics:
+    records = run.records
+    diagnostics = {}
+    for task in run.recipe.evaluation.tasks:
+        diagnostics[task] = {label: diagnose(records[label][task]) for label in ("teacher", last)}
+    return _Statistics(
+        paired=paired_table(run.teacher, run.students),
+        # Of the last student only: of every stage they would be many tests, some of them significant by chance.
+        significance=compare(records["teacher"], records[last], run.recipe.seed),
+        flips=rank_flips({label: records[label] for label in run.students}),
+        diagnostics=diagnostics,
+    )
+
+
+def _sections(run: Results, found: _Statistics, last: str, plotted: bool) -> list[str]:
+    """Headings, paragraphs and tables of summary.md, from the figures most asked for to single replies."""
+    return [
+        f"# {run.recipe.name}: {run.recipe.teacher} -> {_kind(run.recipe.student)}, after {last}",
+        _about(run.recipe.student, run.conversion_report),
+        "## Teacher and student on the same items",
+        to_markdown(PAIRED_HEADER, paired_cells(found.paired[last])),
+        _PAIRED_NOTE,
+        "## Significance",
+        to_markdown(SIGNIFICANCE_HEADER, significance_cells(found.significance)),
+        _SIGNIFICANCE_NOTE,
+        *_flip_lines(found.flips),
+        "## Diagnoses",
+        *_diagnoses(found.diagnostics),
+        "## Stage by stage",
+        to_markdown(*stages_cells(run.teacher, run.students)),
+        "Each task: accuracy by ranking/by generation, percent. Below: means over the tasks that have both.",
+        *_harness(run, last),
+        *(["## Losses", "![Loss of each stage](loss.svg)"] if plotted else []),
+        "## Replies, word for word",
+        _replies(run.records, list(run.students)),
+    ]
 
 
 _PAIRED_NOTE = (
