@@ -224,7 +224,7 @@ def _by_letter(figures: Diagnostics) -> Iterator[Diagnosis]:
             f"{share:.0%} of the replies that give a letter give {letter}, which is right in {right:.0%} of the items.",
         )
     elif figures.rotations is not None and figures.rotations.same_letter >= SAME_LETTER:
-        # A letter for each item, and another for the next: no letter leads, and yet the options are not read.
+        # A letter for each item, and another for the next: no letter leads, and yet the options decide nothing.
         yield Diagnosis(
             "sticks to a letter",
             f"{figures.rotations.same_letter:.0%} of the items get one letter, wherever their options stand.",
