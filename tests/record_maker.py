@@ -53,3 +53,16 @@ def free_record(number, right, **changes):
         flexible_correct=right,
     )
     return record | changes
+
+
+def turned(*letters, gold=0):
+    """Replies under the rotations of one item, by their letters; None is an unparsed one."""
+    return [
+        {
+            "reply": letter or "?",
+            "parsed": letter,
+            "choice": None if letter is None else ("ABCD".index(letter) + by) % 4,
+            "correct": letter == "ABCD"[(gold - by) % 4],
+        }
+        for by, letter in enumerate(letters)
+    ]

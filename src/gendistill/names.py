@@ -1,7 +1,7 @@
 """What can be named in a recipe, with what the package must know of each; imports nothing heavy."""
 
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from gendistill.errors import UserError
 
@@ -51,3 +51,28 @@ Pass = Literal["mixer", "block", "end_to_end"]
 DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon")  # those that know a temperature
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the options of a multiple-choice question
+
+
+class Labelled(NamedTuple):
+    label: str
+
+
+MIXERS = {
+    "kda": Labelled("Kimi Delta Attention"),
+    "gated_deltanet": Labelled("Gated DeltaNet"),
+    "gla": Labelled("Gated Linear Attention"),
+    "mamba2": Labelled("Mamba-2"),
+    "lightning": Labelled("Lightning Attention"),
+}
+OBJECTIVES = {
+    "mixer_l2": Labelled("relative squared error"),
+    "mixer_cosine": Labelled("1 - cosine"),
+    "block_l2": Labelled("relative squared error"),
+    "block_cosine": Labelled("1 - cosine"),
+    "forward_kl": Labelled("KL(teacher || student), nats per token"),
+    "reverse_kl": Labelled("KL(student || teacher), nats per token"),
+    "jensen_shannon": Labelled("Jensen-Shannon divergence, nats per token"),
+    "cross_entropy": Labelled("cross entropy, nats per token"),
+    "hidden_l2": Labelled("relative squared error"),
+    "hidden_cosine": Labelled("1 - cosine"),
+}

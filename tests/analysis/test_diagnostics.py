@@ -8,12 +8,12 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from cli_tools import RECIPE
-from gendistill.analysis.diagnostics import FEWEST, Diagnostics, diagnose
+from gendistill.analysis.diagnostics import MIN_ITEMS, Diagnostics, diagnose
 from gendistill.evaluate.run import evaluate_model
 from gendistill.recipe.loading import parse_recipe
 from gendistill.run.folder import RunFolder
 from gendistill.run.summarise import summarise
-from record_maker import choice_record, free_record
+from record_maker import choice_record, free_record, turned
 
 LOOP = "The colour of the thing is the colour that it has. " * 12
 
@@ -32,19 +32,6 @@ def sound(items=40, wrong=5) -> list[dict]:
     ]
 
 
-def turned(*letters, gold=0):
-    """Answers under the four rotations."""
-    return [
-        {
-            "reply": letter or "?",
-            "parsed": letter,
-            "choice": None if letter is None else ("ABCD".index(letter) + by) % 4,
-            "correct": letter == "ABCD"[(gold - by) % 4],
-        }
-        for by, letter in enumerate(letters)
-    ]
-
-
 def test_a_sound_model_has_no_diagnosis():
     assert names(sound()) == []
 
@@ -60,7 +47,7 @@ def test_figures_by_hand():
     ]
     found = diagnose(records)
     assert (found.items, found.ranking, found.generation, found.flexible) == (4, 0.75, 0.25, 0.5)
-    assert (found.unparsed, found.flexible_unparsed, found.truncated, found.repeating) == (0.5, 0.25, 0.25, 0.25)
+    assert (found.unparsed, found.flexible_unparsed, found.truncated, found.repetitive) == (0.5, 0.25, 0.25, 0.25)
     assert found.tokens == (2.0, 100.0)
     assert found.letters == {"A": 1.0, "B": 0.0, "C": 0.0, "D": 0.0}
     assert found.gold_letters == dict.fromkeys("ABCD", 0.25)
@@ -92,12 +79,12 @@ def test_rotations_by_hand():
 
 def test_always_a():
     records = [choice_record(n, gold=n % 4, reply="A") for n in range(40)]
-    assert names(records) == ["always answers A", "ranks well but cannot say it"]
+    assert names(records) == ["always answers A", "ranks well but does not generate it"]
     sentence = diagnose(records).diagnoses[0].sentence
     assert sentence == "100% of the replies that give a letter give A, which is right in 25% of the items."
-    # All right answers are A: then a model that says A knows.
+    # All right answers are A: then a model that answers A knows.
     assert names([choice_record(n, gold=0, reply="A") for n in range(40)]) == []
-    # It says A where it says a letter at all, and mostly it does not.
+    # It gives A where it gives a letter at all, and mostly it does not.
     rarely = [choice_record(n, gold=n % 4, ranked=0, parsed="A" if n < 10 else None) for n in range(40)]
     assert "always answers A" not in names(rarely)
 
@@ -115,14 +102,14 @@ def test_prose():
     records = sound(wrong=0)
     for record in records[:30]:
         record |= dict(reply="That would be the one of grass.", parsed=None, generation_correct=False)
-    assert names(records) == ["answers in prose", "ranks well but cannot say it"]
+    assert names(records) == ["answers in prose", "ranks well but does not generate it"]
     assert "75% of the replies end by themselves" in diagnose(records).diagnoses[0].sentence
-    assert "a flexible reading leaves 0% unread" in diagnose(records).diagnoses[0].sentence
+    assert "flexible extraction leaves 0% unparsed" in diagnose(records).diagnoses[0].sentence
 
 
 def test_silence_is_no_prose():
     records = [choice_record(n, n % 4, reply="", parsed=None, ranked=0) for n in range(20)]
-    assert names(records) == ["says nothing"]
+    assert names(records) == ["generates nothing"]
 
 
 def test_never_stops_and_loops():
@@ -144,7 +131,7 @@ def test_a_ranking_at_chance_is_no_skill():
     ]
     guessing = [record | {"ranking_correct": random.random() < 0.25} for record in records]
     knowing = [record | {"ranking_correct": random.random() < 0.6} for record in records]
-    assert names(guessing) == [] and names(knowing) == ["ranks well but cannot say it"]
+    assert names(guessing) == [] and names(knowing) == ["ranks well but does not generate it"]
 
 
 def test_a_gap_within_chance_is_not_named():
@@ -154,7 +141,7 @@ def test_a_gap_within_chance_is_not_named():
 
 
 def test_too_few_items_are_not_diagnosed():
-    records = [choice_record(n, gold=n % 4, reply="A", ranked=0) for n in range(FEWEST)]
+    records = [choice_record(n, gold=n % 4, reply="A", ranked=0) for n in range(MIN_ITEMS)]
     assert names(records) == ["always answers A"] and names(records[1:]) == []
 
 
@@ -165,7 +152,7 @@ def test_a_task_that_is_not_ranked():
 
 
 def scripted(tokenizer, script: str, then: str | None = None):
-    """A Qwen3 that says `script` after every prompt, and then `then` again and again; without it, it ends its turn.
+    """A Qwen3 that generates `script` after every prompt, and then `then` over and over; without it, it ends its turn.
 
     Its layers add nothing, so that the next token depends on the last one alone: no character of either may return.
     """
@@ -182,15 +169,15 @@ def scripted(tokenizer, script: str, then: str | None = None):
         eos_token_id=None,
     )
     model = Qwen3ForCausalLM(config).eval()
-    said = tokenizer("\n" + script + (then or ""))["input_ids"]  # prompts end in a line break
-    assert len(set(said)) == len(said)
-    following = [*said[1:], tokenizer.eos_token_id if then is None else said[-len(then)]]
+    generated = tokenizer("\n" + script + (then or ""))["input_ids"]  # prompts end in a line break
+    assert len(set(generated)) == len(generated)
+    following = [*generated[1:], tokenizer.eos_token_id if then is None else generated[-len(then)]]
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(torch.eye(size))
         model.model.layers[0].self_attn.o_proj.weight.zero_()
         model.model.layers[0].mlp.down_proj.weight.zero_()
         model.lm_head.weight.zero_()
-        for before, after in zip(said, following, strict=True):
+        for before, after in zip(generated, following, strict=True):
             model.lm_head.weight[after, before] = 1
     return model
 

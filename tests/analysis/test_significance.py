@@ -58,7 +58,7 @@ def test_figures_by_hand():
     assert free["generation"]["corrected_retention"] == pytest.approx(0.5)  # nothing to choose from: no chance
 
 
-def test_a_teacher_without_a_right_answer_has_nothing_to_keep():
+def test_a_teacher_without_a_right_answer_has_no_retention():
     row = compare(records(ones(5, 10), ones(0, 10)), records(ones(5, 10), ones(3, 10)))["a"]
     assert row["generation"]["retention"] == {"value": None, "interval": None}
     assert row["gap"] == {"value": None, "interval": None}
@@ -73,7 +73,7 @@ def test_mcnemar_is_the_exact_binomial_test():
     assert mcnemar(one, one) == 1.0
 
 
-def test_the_smallest_difference_is_found_as_often_as_it_says():
+def test_the_minimum_detectable_effect_is_found_as_often_as_it_says():
     """Of pairs of models that differ by it, McNemar's test calls about 80 in 100 different."""
     random, items, differ = np.random.default_rng(0), 1000, 0.2
     one = np.zeros(items, bool)
@@ -171,5 +171,5 @@ def test_flips_are_of_ranked_tasks():
 
 
 def test_other_items_are_refused():
-    with pytest.raises(UserError, match="task 'a': the two models were not asked the same items"):
+    with pytest.raises(UserError, match="task 'a': the two models were not evaluated on the same items"):
         compare(records([1, 0], [1, 0]), records([1, 0, 0], [1, 0, 0]))

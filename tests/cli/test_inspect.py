@@ -1,4 +1,4 @@
-"""gendistill inspect: counts, the little language, items side by side."""
+"""gendistill inspect: counts, the language of conditions, items side by side."""
 
 import json
 import re
@@ -110,7 +110,7 @@ def test_items_side_by_side(call):
     assert re.search(r"  B\. green +-2\.50 +► -0\.50\n", output)
     assert re.search(r"ranks +D: right +B: wrong", output)
     assert re.search(r"reply +D\. +It is ⟨U\+001B⟩\[31mgrey", output) and "\x1b[31mgrey" not in output
-    assert re.search(r"read as +D: right +– \(unparsed\): wrong", output)
+    assert re.search(r"parsed +D: right +– \(unparsed\): wrong", output)
     assert re.search(r"flexibly +D: right", output)
     assert max(map(len, output.splitlines())) <= 80
     output = call("--task", "colours", "--where", "student truncated, conversion wrong")
@@ -119,7 +119,7 @@ def test_items_side_by_side(call):
     assert "Write program 0." in output and "option" not in output and "ranks" not in output
 
 
-def test_worked_examples_are_cut(call, folder):
+def test_few_shot_examples_are_cut(call, folder):
     path = folder / "evaluation/teacher/colours.jsonl"
     example = "<|im_start|>user\nWhich colour has the sky?<|im_end|>\n"
     records = [record | {"prompt": example * 5 + record["prompt"]} for record in TEACHER]
@@ -138,7 +138,7 @@ def test_json_holds_everything(call):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--task", "colors"], "--task colors: no such task here; evaluated are colours, programs"),
         (["--where", "teacher right"], "choose one with --task: colours, programs"),
@@ -146,7 +146,7 @@ def test_json_holds_everything(call):
             ["--stage", "sft"],
             "'sft' is not among the models evaluated here: teacher, 0-conversion, 9-before, 10-the_last",
         ),
-        (["--stage", "before", "--task", "programs"], "9-before has not been asked 'programs' yet"),
+        (["--stage", "before", "--task", "programs"], "9-before has not been evaluated on 'programs' yet"),
         (["--task", "programs", "--where", "student ranks right"], "this task is not ranked"),
         (["--task", "colours", "--where", ""], "--where: '' is not understood"),
         (["--task", "colours", "--where", "teacher rihgt"], "'teacher rihgt' is not understood. Write WHO WHAT"),
@@ -157,8 +157,8 @@ def test_json_holds_everything(call):
         (["--task", "colours", "--where", "right"], "WHAT: right, wrong, flexibly right"),
     ],
 )
-def test_mistakes_are_named(call, arguments, said):
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_mistakes_are_named(call, arguments, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         call(*arguments)
 
 
@@ -173,7 +173,7 @@ def test_folders_without_an_evaluation(call, tmp_path):
 def test_records_that_do_not_fit(call, folder):
     path = folder / "evaluation/teacher/colours.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in TEACHER[::-1]))
-    with pytest.raises(UserError, match="were asked other items of 'colours'"):
+    with pytest.raises(UserError, match="were evaluated on other items of 'colours'"):
         call()
     path.write_text(json.dumps({"id": 0, "question": "?"}) + "\n")
     with pytest.raises(UserError, match="earlier version"):

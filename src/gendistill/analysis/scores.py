@@ -12,22 +12,22 @@ from gendistill.errors import UserError
 
 MEAN = "mean"
 MEAN_OF_ALL = "mean of all"
-READINGS = ("ranking", "generation", "flexible")
+ACCURACIES = ("ranking", "generation", "flexible")  # of every task and model; generation is by strict extraction
 
 
 @dataclass(frozen=True)
 class TaskScore:
     """Counts over the items of one task. A truncated reply ran out of its token budget; it may still be right.
 
-    `ranking_correct` is None if the task is not ranked. `generation_correct` counts replies as read strictly,
-    `flexible_correct` as read flexibly.
+    `ranking_correct` is None if the task is not ranked. `generation_correct` counts replies graded by strict
+    extraction, `flexible_correct` by flexible extraction.
     """
 
     items: int
     ranking_correct: int | None
     generation_correct: int
     flexible_correct: int
-    unparsed: int
+    unparsed: int  # by strict extraction
     truncated: int
 
     @classmethod
@@ -37,9 +37,11 @@ class TaskScore:
         ranked = [record["ranking_correct"] for record in records]
         return cls(
             items=len(records),
+            # A task is ranked as a whole or not at all: one None stands for the task.
             ranking_correct=None if None in ranked else sum(ranked),
             generation_correct=sum(record["generation_correct"] for record in records),
             flexible_correct=sum(record["flexible_correct"] for record in records),
+            # What flexible extraction finds beyond this is not counted here, so that it cannot hide a lost format.
             unparsed=sum(record["parsed"] is None for record in records),
             truncated=sum(record["truncated"] for record in records),
         )
@@ -69,7 +71,7 @@ class TaskScore:
 class Scores:
     """All tasks of one model. Means are over tasks, each with the same weight."""
 
-    label: str
+    label: str  # "teacher", or a student's stage: "0-conversion"
     tasks: dict[str, TaskScore]
 
     def mean(self, value: Callable[[TaskScore], float]) -> float:
@@ -77,16 +79,23 @@ class Scores:
 
     def of(self, tasks: Iterable[str]) -> "Scores":
         """The same model on some of its tasks."""
+        # In the given order: teacher and student then show theirs in the same one.
         return Scores(self.label, {task: self.tasks[task] for task in tasks})
 
     @property
     def paired(self) -> "Scores":
         """On the tasks behind the mean that compares ranking with generation, see `means`."""
-        return self.of(means({task: score.ranking is not None for task, score in self.tasks.items()})[MEAN])
+        return self.of(means(self.ranked)[MEAN])
+
+    @property
+    def ranked(self) -> dict[str, bool]:
+        """Whether each task is ranked, beside being generated."""
+        return {task: score.ranking is not None for task, score in self.tasks.items()}
 
     @property
     def ranking(self) -> float | None:
         """Over the ranked tasks; None if there are none."""
+        # Not `mean`: a task that is not ranked has no accuracy that could be averaged, and 0 would be wrong.
         ranked = [score.ranking for score in self.tasks.values() if score.ranking is not None]
         return sum(ranked) / len(ranked) if ranked else None
 
@@ -123,78 +132,98 @@ def means(ranked: Mapping[str, bool]) -> dict[str, list[str]]:
     both = [task for task, is_ranked in ranked.items() if is_ranked]
     if len(both) in (0, len(ranked)):
         return {MEAN: list(ranked)}
+    # A ranking mean over some tasks beside a generation mean over all would show a gap between the tasks.
     return {MEAN: both, MEAN_OF_ALL: list(ranked)}
 
 
 def wilson(correct: int, items: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of an accuracy, 95 % by default."""
+    """Wilson score interval of an accuracy, 95 % by default (Wilson 1927): it holds at 0 and 1, and for few items."""
     share = correct / items
     spread = z * math.sqrt(share * (1 - share) / items + (z / (2 * items)) ** 2)
-    middle = share + z * z / (2 * items)
+    middle = share + z * z / (2 * items)  # drawn towards a half, the more so the fewer items there are
     scale = 1 + z * z / items
     return (middle - spread) / scale, (middle + spread) / scale
 
 
 def retention(teacher: float | None, student: float | None) -> float | None:
-    """Share of the teacher's accuracy that the student keeps; None where the teacher has none."""
-    return student / teacher if teacher else None
+    """The student's accuracy over the teacher's; None where the teacher has none."""
+    return student / teacher if teacher else None  # 0 as well as None: nothing over nothing is no figure
 
 
-def paired_table(teacher: Scores, points: Mapping[str, Scores]) -> dict[str, list[dict[str, Any]]]:
-    """Compares the students of several points of a run with their teacher.
+def paired_table(teacher: Scores, students: Mapping[str, Scores]) -> dict[str, list[dict[str, Any]]]:
+    """Compares the students of several stages of a run with their teacher.
 
     Returns:
-        For each point a row per task, then those of `means`, whose retention is the ratio of the mean accuracies.
-        A row holds, ready for JSON: "task"; "ranking", "generation" (read strictly) and "flexible", each with
+        For each student a row per task, then those of `means`, whose retention is the ratio of the mean accuracies.
+        A row holds, ready for JSON: "task"; "ranking", "generation" (strict extraction) and "flexible", each with
         "teacher", "student", "retention", "difference" (student - teacher, points) and for single tasks the 95 %
         intervals "teacher_interval" and "student_interval", all None where there is no ranking; "gap" = ranking
         retention - generation retention, in points; "unparsed" and "truncated", the student's shares, with
         "teacher_unparsed" and "teacher_truncated"; "items".
 
     Raises:
-        UserError: a point was scored on other tasks or another number of items than the teacher.
+        UserError: a student was scored on other tasks or another number of items than the teacher.
     """
-    for name, student in points.items():
-        asked = {task: score.items for task, score in student.tasks.items()}
-        expected = {task: score.items for task, score in teacher.tasks.items()}
-        if asked != expected:
+    # Only counts are known here; that the items are the same ones, `significance.compare` checks.
+    expected = {task: score.items for task, score in teacher.tasks.items()}
+    for name, student in students.items():
+        scored = {task: score.items for task, score in student.tasks.items()}
+        if scored != expected:
             raise UserError(
-                f"'{name}' was scored on items {asked}, the teacher on {expected}; evaluate both on the same tasks"
+                f"'{name}' was scored on items {scored}, the teacher on {expected}; evaluate both on the same tasks"
             )
-    return {name: _rows(teacher, student) for name, student in points.items()}
+    return {name: _rows(teacher, student) for name, student in students.items()}
 
 
 def _rows(teacher: Scores, student: Scores) -> list[dict[str, Any]]:
-    rows = [_row(task, teacher.tasks[task], student.tasks[task]) for task in teacher.tasks]
-    for name, tasks in means({task: score.ranking is not None for task, score in teacher.tasks.items()}).items():
-        readings = READINGS if name == MEAN else READINGS[1:]
-        rows.append(_row(name, teacher.of(tasks), student.of(tasks), readings))
+    """The rows of one student: its tasks, then the means."""
+    rows = []
+    for task in teacher.tasks:
+        row = _row(task, teacher.tasks[task], student.tasks[task])
+        # Intervals of single tasks only: those of means take a bootstrap over items, see `significance`.
+        for accuracy in ACCURACIES:
+            row[accuracy]["teacher_interval"] = _interval(teacher.tasks[task], accuracy)
+            row[accuracy]["student_interval"] = _interval(student.tasks[task], accuracy)
+        rows.append(row)
+    for name, tasks in means(teacher.ranked).items():
+        row = _row(name, teacher.of(tasks), student.of(tasks))
+        if name == MEAN_OF_ALL:
+            # Its ranking would be over fewer tasks than its generation, and is in the row of MEAN already.
+            row |= {"ranking": _compared(None, None), "gap": None}
+        rows.append(row)
     return rows
 
 
-def _row(
-    name: str, teacher: TaskScore | Scores, student: TaskScore | Scores, readings: tuple[str, ...] = READINGS
-) -> dict[str, Any]:
+def _row(name: str, teacher: TaskScore | Scores, student: TaskScore | Scores) -> dict[str, Any]:
+    """A row of `paired_table` without intervals, of a task or of a mean over some."""
     row: dict[str, Any] = {"task": name}
-    for reading in READINGS:
-        theirs, ours = (getattr(score, reading) if reading in readings else None for score in (teacher, student))
-        row[reading] = {
-            "teacher": theirs,
-            "student": ours,
-            "retention": retention(theirs, ours),
-            "difference": None if theirs is None else 100 * (ours - theirs),
-        }
-        if isinstance(teacher, TaskScore):
-            for side, score in (("teacher", teacher), ("student", student)):
-                correct = getattr(score, f"{reading}_correct")
-                row[reading][f"{side}_interval"] = None if correct is None else list(wilson(correct, score.items))
-    kept = row["ranking"]["retention"], row["generation"]["retention"]
+    for accuracy in ACCURACIES:
+        row[accuracy] = _compared(getattr(teacher, accuracy), getattr(student, accuracy))
+    # Of a mean these are ratios of mean accuracies: a mean of ratios would hang on the task the teacher is worst at.
+    by_ranking = row["ranking"]["retention"]
+    by_generation = row["generation"]["retention"]
+    comparable = by_ranking is not None and by_generation is not None
     counts = teacher.tasks.values() if isinstance(teacher, Scores) else [teacher]
     return row | {
-        "gap": None if None in kept else 100 * (kept[0] - kept[1]),
+        "gap": 100 * (by_ranking - by_generation) if comparable else None,  # points
         "unparsed": student.unparsed_rate,
         "truncated": student.truncated_rate,
         "teacher_unparsed": teacher.unparsed_rate,
         "teacher_truncated": teacher.truncated_rate,
         "items": sum(score.items for score in counts),
     }
+
+
+def _compared(teacher: float | None, student: float | None) -> dict[str, float | None]:
+    """One accuracy of both; all None where it was not measured."""
+    return {
+        "teacher": teacher,
+        "student": student,
+        "retention": retention(teacher, student),
+        "difference": None if teacher is None else 100 * (student - teacher),  # points
+    }
+
+
+def _interval(score: TaskScore, accuracy: str) -> list[float] | None:
+    correct = getattr(score, f"{accuracy}_correct")
+    return None if correct is None else list(wilson(correct, score.items))

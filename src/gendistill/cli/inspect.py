@@ -19,6 +19,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="print all matching items as lines of JSON")] = False,
 ) -> None:
     """Count who is right where, and show the items that match."""
+    # Imported here, so that `gendistill --help` need not wait for it.
     from rich.console import Console
     from rich.text import Text
 
@@ -34,9 +35,9 @@ def command(
     student = evaluations.label(stage or "student")  # "student": of the last stage that was evaluated
     console = Console(highlight=False)
 
-    # Without a condition there is nothing to pick items by: the counts show which conditions are worth a look.
+    # Counts first, items only if asked for: a task may have thousands.
     if where is None and not as_json:
-        tasks = [task] if task else evaluations.asked([TEACHER, student])
+        tasks = [task] if task else evaluations.common_tasks([TEACHER, student])
         records = {name: evaluations.records(name, [TEACHER, student]) for name in tasks}
         console.print(Text(f"items that teacher and {student} get right\n"), counts_table(records, student), sep="\n")
         example = f'gendistill inspect {run} --task {tasks[0]} --where "teacher right, student wrong"'
@@ -44,12 +45,13 @@ def command(
         return
 
     conditions = parse_where(where, evaluations, student) if where is not None else []
-    # A condition may be about any stage; its replies are shown beside the other two. Each label once, in this order.
+    # Models that a condition names are shown as well; a dict keeps the order and names each once.
     labels = list(dict.fromkeys([TEACHER, student, *(condition.label for condition in conditions)]))
     records = evaluations.records(task, labels)
     found = matching(records, conditions)
     if as_json:
-        for index in found:  # all of them: --limit is for reading by eye
+        for index in found:
+            # Not by the console, which would wrap the lines.
             print(to_json(task, records, index))
         return
     shown = f"; {limit} of them shown (--limit)" if len(found) > limit else ""

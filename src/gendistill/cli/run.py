@@ -35,12 +35,12 @@ def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = No
 def print_results(run, teacher, students: dict) -> None:
     """Tables of all stages and of the last one; writes the summary."""
     from gendistill.analysis.scores import paired_table
-    from gendistill.analysis.tables import PAIRED_HEADER, paired_cells, points_cells, to_rich
+    from gendistill.analysis.tables import PAIRED_HEADER, paired_cells, stages_cells, to_rich
     from gendistill.run.summarise import summarise
 
     last = list(students)[-1]
     rows = paired_table(teacher, {last: students[last]})[last]
-    run.console.print(to_rich("all stages: ranking/generation, percent", *points_cells(teacher, students)))
+    run.console.print(to_rich("stage by stage: ranking/generation, percent", *stages_cells(teacher, students)))
     run.console.print(to_rich("teacher and student, percent", PAIRED_HEADER, paired_cells(rows)))
     run.console.print(f"summary: {summarise(run.folder, teacher, students)}")
 

@@ -156,12 +156,18 @@ def _annotation_inside(annotation: Any, part: str | int) -> Any:
     for option in _alternatives(annotation):
         if _is_section(option):
             # A task is declared by what all kinds have in common: what only one kind has stands in a class below it.
-            for section in (option, *option.__subclasses__()):
+            for section in _with_subclasses(option):
                 if part in section.model_fields:
                     return section.model_fields[part].annotation
         if get_origin(option) in (dict, list, tuple):
             return get_args(option)[-1]  # of a dict's key and value, the value
     return annotation  # `part` is not in the recipe: pydantic names here which alternative of a union it tried
+
+
+def _with_subclasses(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    yield section
+    for below in section.__subclasses__():
+        yield from _with_subclasses(below)
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:

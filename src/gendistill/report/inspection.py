@@ -12,16 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from gendistill.analysis.repetition import repeats
-from gendistill.analysis.scores import READINGS
+from gendistill.analysis.scores import ACCURACIES
 from gendistill.errors import UserError
 from gendistill.names import LETTERS
 from gendistill.report.evaluations import TEACHER, Evaluations, Record
 
+# What --where can ask of a record; bare "right" is by strict extraction.
 VERDICTS: dict[str, Callable[[Record], bool]] = {
     "right": lambda record: record["generation_correct"],
     "wrong": lambda record: not record["generation_correct"],
     "flexibly right": lambda record: record["flexible_correct"],
     "flexibly wrong": lambda record: not record["flexible_correct"],
+    # None, where nothing is ranked, is neither.
     "ranks right": lambda record: record["ranking_correct"] is True,
     "ranks wrong": lambda record: record["ranking_correct"] is False,
     "parsed": lambda record: record["parsed"] is not None,
@@ -29,7 +31,7 @@ VERDICTS: dict[str, Callable[[Record], bool]] = {
     "truncated": lambda record: record["truncated"],
     "repeats": lambda record: repeats(record["reply"]),
 }
-ANSWERS = "answers "
+ANSWERS = "answers "  # and then what was parsed
 
 PROMPT_SHOWN = 1200  # characters, the last ones
 REPLY_SHOWN = 400  # characters, the first ones
@@ -60,19 +62,20 @@ def _condition(clause: str, evaluations: Evaluations, student: str) -> Condition
     who, _, what = clause.partition(" ")
     what = " ".join(what.split())
     try:
+        # `evaluations` knows the last stage as "student"; here it is the stage that the user chose.
         label = student if who == "student" else evaluations.label(who)
     except UserError:
         raise _not_understood(clause, evaluations) from None
     if what in VERDICTS:
         return Condition(label, what, VERDICTS[what])
     if what.startswith(ANSWERS):
-        wanted = what.removeprefix(ANSWERS).casefold()
+        wanted = what.removeprefix(ANSWERS).casefold()  # typed by hand: "answers d" finds D
         return Condition(label, what, lambda record: (record["parsed"] or "").casefold() == wanted)
     raise _not_understood(clause, evaluations)
 
 
 def _not_understood(clause: str, evaluations: Evaluations) -> UserError:
-    who = [*evaluations.models[:1], "student", *evaluations.models[1:]]
+    who = [*evaluations.models[:1], "student", *evaluations.models[1:]]  # the teacher first, if it was evaluated
     return UserError(
         f"--where: '{clause}' is not understood. Write WHO WHAT, several with commas between: \"teacher right, student "
         f'wrong".\n  WHO:  {", ".join(dict.fromkeys(who))}\n  WHAT: {", ".join(VERDICTS)}, {ANSWERS}X'
@@ -86,6 +89,7 @@ def matching(records: Mapping[str, Sequence[Record]], conditions: Sequence[Condi
         UserError: a condition is about ranking, and the task is not ranked.
     """
     for each in conditions:
+        # Such a condition would hold for no item, and look as if the model ranked none right.
         if each.what.startswith("ranks") and records[each.label][0]["ranking_correct"] is None:
             raise UserError(f"--where: '{each.what}': this task is not ranked, only generated")
     items = range(len(next(iter(records.values()))))
@@ -93,28 +97,27 @@ def matching(records: Mapping[str, Sequence[Record]], conditions: Sequence[Condi
 
 
 def counts_table(tasks: Mapping[str, Mapping[str, Sequence[Record]]], student: str) -> Table:
-    """Who is right on how many items of each task, by ranking, by generation, and with replies read flexibly."""
+    """Who is right on how many items of each task, by ranking, by generation (strict extraction), flexibly."""
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
     for column, header in enumerate(["task", "by", "both right", "only teacher", "only student", "neither", "items"]):
         table.add_column(header.replace(" ", "\n", 1), justify="left" if column < 2 else "right")
     for task, records in tasks.items():
         table.add_section()
-        for reading in READINGS:
-            pairs = [
-                (one[f"{reading}_correct"], other[f"{reading}_correct"])
-                for one, other in zip(records[TEACHER], records[student], strict=True)
-            ]
+        for accuracy in ACCURACIES:
+            correct = f"{accuracy}_correct"
+            both = zip(records[TEACHER], records[student], strict=True)
+            pairs = [(theirs[correct], ours[correct]) for theirs, ours in both]
             if (None, None) in pairs:
-                continue
+                continue  # not ranked
             counts = Counter(pairs)
             cells = [counts[pair] for pair in ((True, True), (True, False), (False, True), (False, False))]
-            table.add_row(task, reading, *(f"{count:,}" for count in [*cells, len(pairs)]))
-            task = ""
+            table.add_row(task, accuracy, *(f"{count:,}" for count in [*cells, len(pairs)]))
+            task = ""  # a task's name stands in its first line only
     return table
 
 
 def to_json(task: str, records: Mapping[str, Sequence[Record]], index: int) -> str:
-    """An item as a line: what all models share, then under "models" what each did with it."""
+    """An item as a line of JSON: what all models share, then under "models" the rest of each record."""
     each = {label: items[index] for label, items in records.items()}
     first = next(iter(each.values()))
     shared = ["id", "question", "choices", "candidates", "gold", "answers", "prompt"]
@@ -127,7 +130,7 @@ def print_item(console: Console, task: str, records: Mapping[str, Sequence[Recor
     each = {label: items[index] for label, items in records.items()}
     first = next(iter(each.values()))
     console.print(Rule(f"{task}, item {first['id']}", align="left", characters="─"))
-    console.print(Text(_asked(first), style="dim"))
+    console.print(Text(_prompt(first), style="dim"))
     console.print()
     if first["choices"] or first["candidates"]:
         console.print(_options(each))
@@ -156,6 +159,7 @@ def _options(each: Mapping[str, Record]) -> Table:
 def _score(record: Record, index: int) -> str:
     if record["scores"] is None:
         return ""
+    # `scores` are of candidates, which have the order of the options where there are options.
     picked = record["ranked"] == record["candidates"][index]
     return f"{'► ' if picked else ''}{record['scores'][index]:.2f}"
 
@@ -164,33 +168,34 @@ def _replies(each: Mapping[str, Record]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("")
     for label in each:
-        table.add_column(label, ratio=1)
+        table.add_column(label, ratio=1)  # the same width for each reply, whatever its length
     for name, show in _ROWS.items():
         cells = [show(record) for record in each.values()]
-        if any(cells):
+        if any(cells):  # a row that is empty for all models is left out
             table.add_row(name, *cells)
     return table
 
 
-def _verdict(right: bool | None) -> Text | None:
-    return None if right is None else Text("right", "green") if right else Text("wrong", "red")
+def _verdict(right: bool) -> Text:
+    return Text("right", "green") if right else Text("wrong", "red")
 
 
 def _rotations(record: Record) -> Text | None:
+    """The letter given under each rotation, and whether it was right there."""
     if "rotations" not in record:
         return None
-    return Text(" ").join(
-        Text(f"{turned['parsed'] or '–'}{'✓' if turned['correct'] else '✗'}", "green" if turned["correct"] else "red")
-        for turned in record["rotations"]
-    )
+    shown = []
+    for rotation in record["rotations"]:
+        letter = rotation["parsed"] or "–"
+        shown.append(Text(f"{letter}✓", "green") if rotation["correct"] else Text(f"{letter}✗", "red"))
+    return Text(" ").join(shown)
 
 
-def _read(parsed: str | None) -> Text:
-    return (
-        Text("– (unparsed)", "yellow")
-        if parsed is None
-        else Text(_first(" ".join(_plain(parsed).split()), PARSED_SHOWN))
-    )
+def _parsed(parsed: str | None) -> Text:
+    if parsed is None:
+        return Text("– (unparsed)", "yellow")
+    one_line = " ".join(_plain(parsed).split())
+    return Text(_first(one_line, PARSED_SHOWN))
 
 
 def _tokens(record: Record) -> Text:
@@ -199,10 +204,10 @@ def _tokens(record: Record) -> Text:
 
 
 def _flexibly(record: Record) -> Text | None:
-    """Only if it changes anything."""
+    """What flexible extraction finds, only if that differs from strict extraction."""
     if (record["flexible_parsed"], record["flexible_correct"]) == (record["parsed"], record["generation_correct"]):
         return None
-    return _read(record["flexible_parsed"]).append(": ").append_text(_verdict(record["flexible_correct"]))
+    return _parsed(record["flexible_parsed"]).append(": ").append_text(_verdict(record["flexible_correct"]))
 
 
 def _ranks(record: Record) -> Text | None:
@@ -215,7 +220,7 @@ _ROWS: dict[str, Callable[[Record], Text | None]] = {
     "ranks": _ranks,
     "reply": lambda record: Text(_first(_plain(record["reply"].rstrip()), REPLY_SHOWN)),
     "tokens": _tokens,
-    "read as": lambda record: _read(record["parsed"]).append(": ").append_text(_verdict(record["generation_correct"])),
+    "parsed": lambda record: _parsed(record["parsed"]).append(": ").append_text(_verdict(record["generation_correct"])),
     "flexibly": _flexibly,
     "rotated": _rotations,
     "tests": lambda record: Text(_plain(record["tests"])) if "tests" in record else None,
@@ -224,7 +229,7 @@ _ROWS: dict[str, Callable[[Record], Text | None]] = {
 
 def _plain(text: str) -> str:
     """Without characters that steer a terminal: replies are whatever a model wrote."""
-    text = text.expandtabs(4)
+    text = text.expandtabs(4)  # a tab is no printable character, and honest text
     return "".join(char if char == "\n" or char.isprintable() else f"⟨U+{ord(char):04X}⟩" for char in text)
 
 
@@ -232,11 +237,12 @@ def _first(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]}… {len(text) - limit:,} characters more"
 
 
-def _asked(record: Record) -> str:
-    """The prompt from the turn on that asks the question, without the few-shot examples before it."""
+def _prompt(record: Record) -> str:
+    """The prompt from the turn on that holds the question, without the few-shot examples before it."""
     prompt = record["prompt"].rstrip()
-    question = prompt.rfind(record["question"])
-    turn = prompt.rfind("\n", 0, max(0, question - 1)) + 1  # the line before the question names the speaker
+    question = prompt.rfind(record["question"])  # the last: an example may ask the same
+    turn = prompt.rfind("\n", 0, max(0, question - 1)) + 1  # the line before it names the speaker
+    # A template may trim or escape the question; it is then not found, and the prompt's end is shown.
     start = max(turn if question >= 0 else 0, len(prompt) - PROMPT_SHOWN)
     before = f"… {start:,} characters before\n" if start else ""
     return before + _plain(prompt[start:])

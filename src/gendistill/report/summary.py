@@ -1,11 +1,12 @@
-"""The summary of a run: the paired table, diagnoses, the way there, loss curves, and answers side by side."""
+"""The summary of a run: paired table, significance, diagnoses, stage by stage, loss curves, replies side by side."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gendistill.analysis.diagnostics import Diagnostics, diagnose
 from gendistill.analysis.scores import Scores, paired_table
@@ -15,20 +16,27 @@ from gendistill.analysis.tables import (
     RANKINGS_HEADER,
     REPLIES_HEADER,
     ROTATIONS_HEADER,
-    SURE_HEADER,
+    SIGNIFICANCE_HEADER,
     paired_cells,
-    points_cells,
     rankings_cells,
     replies_cells,
     rotations_cells,
-    sure_cells,
+    significance_cells,
+    stages_cells,
     to_markdown,
 )
 from gendistill.evaluate.harness import HARNESS_HEADER, harness_cells
 from gendistill.files import write_atomically
+from gendistill.names import MIXERS, OBJECTIVES, look_up
 from gendistill.recipe.loading import Recipe
+from gendistill.recipe.stage import Stage
+from gendistill.recipe.student import Student
 
 EXAMPLES_PER_TASK = 2
+SHOWN = 160  # characters of a question or reply
+
+Records = Mapping[str, list[dict[str, Any]]]  # of one model: records per item, by task
+Metrics = Mapping[str, Sequence[Mapping[str, Any]]]  # lines of metrics.jsonl, by the name of the stage
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Results:
         students: scores by label ("0-conversion", ...), in the order of the run; the last one is the result.
         records: of every item, by label ("teacher" too) and task.
         metrics: lines of metrics.jsonl, by the name of the stage; of the stages that have run.
-        evaluation: folder with what lm-evaluation-harness found.
+        evaluation: folder with the results of lm-evaluation-harness, if the recipe has tasks of it.
     """
 
     root: Path
@@ -48,71 +56,118 @@ class Results:
     conversion_report: Mapping[str, Any]
     teacher: Scores
     students: Mapping[str, Scores]
-    records: Mapping[str, Mapping[str, list[dict[str, Any]]]]
-    metrics: Mapping[str, list[dict[str, Any]]]
+    records: Mapping[str, Records]
+    metrics: Metrics
     evaluation: Path
+
+
+class _Statistics(NamedTuple):
+    """What scores.json holds besides the teacher's counts."""
+
+    paired: dict[str, list[dict[str, Any]]]  # by label
+    significance: dict[str, dict[str, Any]]  # of the last student, by task
+    flips: list[dict[str, Any]]
+    diagnostics: dict[str, dict[str, Diagnostics]]  # of the teacher and the last student, by task and label
 
 
 def write_summary(run: Results) -> Path:
     """Writes summary.md, scores.json and loss.svg; returns the first one's path."""
-    teacher, students, records = run.teacher, run.students, run.records
-    conversion_report = run.conversion_report
-    paired = paired_table(teacher, students)
-    last = list(students)[-1]
-    plotted = plot_losses(run)
-    sure = compare(records["teacher"], records[last], run.recipe.seed)
-    flips = rank_flips({label: records[label] for label in students})
-    diagnostics = {
-        task: {label: diagnose(records[label][task]) for label in ("teacher", last)}
-        for task in run.recipe.evaluation.tasks
-    }
-    sections = [
-        f"# {run.recipe.name}: {run.recipe.teacher} -> hybrid, after {last}",
-        _ABOUT.format(
-            kept=len(run.recipe.student.keep_attention),
-            linear=len(conversion_report["layers"]),
-            teacher_loss=conversion_report["teacher_loss"],
-            student_loss=conversion_report["student_loss"],
-            uniform_loss=conversion_report["uniform_loss"],
-        ),
-        "## Teacher and student on the same items",
-        to_markdown(PAIRED_HEADER, paired_cells(paired[last])),
-        "Accuracy and unparsed replies in percent; kept = student / teacher; flexible = by generation, replies read "
-        "flexibly; gap = kept by ranking minus kept by generation (read strictly), in points.",
-        "## How sure",
-        to_markdown(SURE_HEADER, sure_cells(sure)),
-        "Kept and gap with 95 % intervals of a paired bootstrap over items; above chance = what is kept of the "
-        "accuracy beyond guessing; p by McNemar's exact test on the replies; seen = the smallest difference that so "
-        "many items show four times in five, in points.",
-        *_flip_lines(flips),
-        "## Diagnoses",
-        *_diagnoses(diagnostics),
-        "## The way there",
-        to_markdown(*points_cells(teacher, students)),
-        "Each task: accuracy by ranking/by generation, percent. Below: means over the tasks that have both.",
-        *_harness(run, last),
-        *(["## Losses", "![Loss of each stage](loss.svg)"] if plotted else []),
-        "## Answers, word for word",
-        _answers(records, list(students)),
-    ]
-    scores = {"teacher": teacher.to_dict(), "paired": paired, "sure": {last: sure}, "rank_flips": flips}
-    scores["diagnostics"] = {
-        task: {label: found.to_dict() for label, found in models.items()} for task, models in diagnostics.items()
+    last = list(run.students)[-1]
+    found = _statistics(run, last)
+    plotted = plot_losses(run.root / "loss.svg", run.recipe.stages, run.metrics)
+    scores = {
+        "teacher": run.teacher.to_dict(),
+        "paired": found.paired,
+        "significance": {last: found.significance},
+        "rank_flips": found.flips,
+        "diagnostics": {
+            task: {label: diagnostics.to_dict() for label, diagnostics in models.items()}
+            for task, models in found.diagnostics.items()
+        },
     }
     write_atomically(run.root / "scores.json", json.dumps(scores, indent=1))
+    # Last: where there is a summary, what it refers to is there as well.
     path = run.root / "summary.md"
-    write_atomically(path, "\n\n".join(sections) + "\n")
+    write_atomically(path, "\n\n".join(_sections(run, found, last, plotted)) + "\n")
     return path
 
 
-_ABOUT = (
-    "{kept} layers keep softmax attention, {linear} hold Kimi Delta Attention. Next-token loss before any training: "
-    "teacher {teacher_loss:.3f}, untrained student {student_loss:.3f}, uniform guess {uniform_loss:.3f} nats."
+def _statistics(run: Results, last: str) -> _Statistics:
+    records = run.records
+    diagnostics = {}
+    for task in run.recipe.evaluation.tasks:
+        diagnostics[task] = {label: diagnose(records[label][task]) for label in ("teacher", last)}
+    return _Statistics(
+        paired=paired_table(run.teacher, run.students),
+        # Of the last student only: of every stage they would be many tests, some of them significant by chance.
+        significance=compare(records["teacher"], records[last], run.recipe.seed),
+        flips=rank_flips({label: records[label] for label in run.students}),
+        diagnostics=diagnostics,
+    )
+
+
+def _sections(run: Results, found: _Statistics, last: str, plotted: bool) -> list[str]:
+    """Headings, paragraphs and tables of summary.md, from the figures most asked for to single replies."""
+    return [
+        f"# {run.recipe.name}: {run.recipe.teacher} -> {_kind(run.recipe.student)}, after {last}",
+        _about(run.recipe.student, run.conversion_report),
+        "## Teacher and student on the same items",
+        to_markdown(PAIRED_HEADER, paired_cells(found.paired[last])),
+        _PAIRED_NOTE,
+        "## Significance",
+        to_markdown(SIGNIFICANCE_HEADER, significance_cells(found.significance)),
+        _SIGNIFICANCE_NOTE,
+        *_flip_lines(found.flips),
+        "## Diagnoses",
+        *_diagnoses(found.diagnostics),
+        "## Stage by stage",
+        to_markdown(*stages_cells(run.teacher, run.students)),
+        "Each task: accuracy by ranking/by generation, percent. Below: means over the tasks that have both.",
+        *_harness(run, last),
+        *(["## Losses", "![Loss of each stage](loss.svg)"] if plotted else []),
+        "## Replies, word for word",
+        _replies(run.records, list(run.students)),
+    ]
+
+
+_PAIRED_NOTE = (
+    "Accuracy and unparsed replies in percent; retention = student / teacher; flexible = by generation, with flexible "
+    "extraction; gap = retention by ranking minus retention by generation (strict extraction), in points."
+)
+_SIGNIFICANCE_NOTE = (
+    "Retention and gap with 95 % intervals of a paired bootstrap over items; above chance = retention by generation of "
+    "the accuracy beyond guessing; p by McNemar's exact test on the replies; min. detectable = minimum detectable "
+    "effect, the difference that so many items show four times in five, in points."
 )
 
 
+def _kind(student: Student) -> str:
+    return "hybrid" if student.keep_attention else "pure student"
+
+
+def _about(student: Student, conversion_report: Mapping[str, Any]) -> str:
+    """What the layers hold, and the losses before any training."""
+    losses = "teacher {teacher_loss:.3f}, untrained student {student_loss:.3f}, uniform guess {uniform_loss:.3f} nats"
+    replaced = [layer["layer"] for layer in conversion_report["layers"]]
+    return (
+        f"{layers_sentence(student, replaced)} "
+        f"Next-token loss before any training: {losses.format_map(conversion_report)}."
+    )
+
+
+def layers_sentence(student: Student, replaced: Sequence[int]) -> str:
+    """How many layers keep softmax attention, and how many of those replaced (0-based) hold each mixer."""
+    kept = len(student.keep_attention)
+    parts = [f"{kept or 'No'} {'layers keep' if kept > 1 else 'layer keeps'} softmax attention"]
+    # In the order of their first layers: a Counter keeps that in which it counted.
+    holding = Counter(student.mixer_in_layer.get(layer, student.mixer) for layer in replaced)
+    for mixer, count in holding.items():
+        parts.append(f"{count} {'hold' if count > 1 else 'holds'} {look_up(MIXERS, mixer, 'mixer').label}")
+    return ", ".join(parts) + "."
+
+
 def _flip_lines(flips: list[dict]) -> list[str]:
-    """A sentence for each pair of points that ranking orders one way and generation the other."""
+    """A sentence for each pair of stages that ranking orders one way and generation the other."""
     return [
         f"Ranking prefers {flip['models'][0]} to {flip['models'][1]} by {flip['ranking']:.1f} points "
         f"(p {flip['p']['ranking']:.3f}), generation the other way round by {-flip['generation']:.1f} "
@@ -122,7 +177,7 @@ def _flip_lines(flips: list[dict]) -> list[str]:
 
 
 def _harness(run: Results, student: str) -> list[str]:
-    """What lm-evaluation-harness found, if the recipe has it asked."""
+    """The scores of lm-evaluation-harness, if the recipe has tasks of it."""
     if run.recipe.evaluation.harness is None:
         return []
     cells = harness_cells(run.evaluation, student)
@@ -134,16 +189,19 @@ def _harness(run: Results, student: str) -> list[str]:
 
 
 def _diagnoses(diagnostics: Mapping[str, Mapping[str, Diagnostics]]) -> list[str]:
-    """What is worth saying of the replies, then the figures behind it."""
-    said = [
+    """What is worth knowing of the replies, then the figures behind it."""
+    named = [
         f"- **{task}, {label}: {diagnosis.name}.** {diagnosis.sentence}"
         for task, models in diagnostics.items()
         for label, found in models.items()
         for diagnosis in found.diagnoses
     ]
-    sections = ["\n".join(said) or "Nothing stands out in the replies."]
+    sections = ["\n".join(named) or "Nothing stands out in the replies."]
     for header, to_cells, note in _FIGURES:
-        if cells := [row for task, models in diagnostics.items() for row in to_cells(task, models)]:
+        cells = []
+        for task, models in diagnostics.items():
+            cells += to_cells(task, models)
+        if cells:  # no task may have options to rank, or be rotated
             sections += [to_markdown(header, cells), note]
     return sections
 
@@ -152,14 +210,14 @@ _FIGURES = [
     (
         REPLIES_HEADER,
         replies_cells,
-        "Percent of the items; tokens of a reply: median/90 %; loops = replies caught in a repetition; margin = lead "
+        "Percent of the items; tokens of a reply: median/90 %; repetitive = replies caught in a loop; margin = lead "
         "of the best candidate over the second in ranking, nats; letters = share of the replies/of the right answers.",
     ),
     (
         RANKINGS_HEADER,
         rankings_cells,
-        "Right in percent if options are ranked by their letter, or by their text: its log-likelihood, or that by the "
-        "token or the byte.",
+        "Right in percent if options are ranked by their letter, or by their text: its log-likelihood, or that per "
+        "token or per byte.",
     ),
     (
         ROTATIONS_HEADER,
@@ -170,60 +228,73 @@ _FIGURES = [
 ]
 
 
-def _answers(records: Mapping[str, Mapping[str, list[dict]]], labels: list[str]) -> str:
-    """A few items with the replies of the teacher and of the student at the first and the last point."""
+def _replies(records: Mapping[str, Records], labels: list[str]) -> str:
+    """A few items with the replies of the teacher and of the student at the first and the last stage."""
+    # A dict, so that a run with a single evaluated stage shows its student once.
     shown = {"teacher": "teacher", f"student {labels[0]}": labels[0], f"student {labels[-1]}": labels[-1]}
     blocks = []
-    for task in records["teacher"]:
-        asked = {who: records[label][task] for who, label in shown.items()}
-        for index in range(min(EXAMPLES_PER_TASK, len(asked["teacher"]))):
-            lines = [f"**{task}**: {_one_line(asked['teacher'][index]['question'])}", ""]
-            for who, rows in asked.items():
-                mark = "right" if rows[index]["generation_correct"] else "wrong"
-                lines.append(f"- {who} ({mark}): {_one_line(rows[index]['reply'])}")
+    for task, items in records["teacher"].items():
+        for index, item in enumerate(items[:EXAMPLES_PER_TASK]):
+            lines = [f"**{task}**: {_one_line(item['question'])}", ""]
+            for who, label in shown.items():
+                record = records[label][task][index]
+                grade = "right" if record["generation_correct"] else "wrong"
+                lines.append(f"- {who} ({grade}): {_one_line(record['reply'])}")
             blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
-def _one_line(text: str, limit: int = 160) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _one_line(text: str) -> str:
+    text = " ".join(text.split())  # line breaks in a reply would end the list of Markdown
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
-def plot_losses(run: Results) -> bool:
-    """Draws loss.svg, a panel a stage; returns False if no stage has run."""
-    curves = {
-        name: ([line["tokens"] for line in lines], [line["loss"] for line in lines])
-        for name, lines in run.metrics.items()
-    }
+def loss_label(stage: Stage) -> str:
+    """What a stage's loss curve shows, with its unit: the objective, or the terms of a mixture with their weights."""
+    lines = []
+    for name, weight in stage.terms.items():
+        label = look_up(OBJECTIVES, name, "objective").label
+        if list(stage.terms.values()) != [1]:
+            label = f"{weight:g} × ({label})" if " - " in label else f"{weight:g} × {label}"
+        lines.append(f"+ {label}" if lines else label)  # a line for each term of the sum
+    if stage.temperature != 1:
+        # Of tempered distributions, and times the temperature's square: no nats of the models' own distributions.
+        lines.append(f"at temperature {stage.temperature:g}")
+    return "\n".join(lines)
+
+
+def plot_losses(path: Path, stages: Mapping[str, Stage], metrics: Metrics) -> bool:
+    """Draws loss curves, a panel for each stage that has been run; returns False, and draws none, if none has."""
+    curves = {name: metrics[name] for name in stages if metrics.get(name)}
     if not curves:
         return False
-    import matplotlib
+    import matplotlib  # takes a second to import, which only this needs
 
-    matplotlib.use("svg")
+    matplotlib.use("svg")  # before pyplot, which would look for a display
     from matplotlib import pyplot
-    from matplotlib.ticker import EngFormatter
 
     columns = min(2, len(curves))
-    figure, axes = pyplot.subplots(
-        math.ceil(len(curves) / columns),
-        columns,
-        figsize=(5 * columns, 3 * math.ceil(len(curves) / columns)),
-        squeeze=False,
-    )
+    lines = math.ceil(len(curves) / columns)
+    figure, axes = pyplot.subplots(lines, columns, figsize=(5 * columns, 3 * lines), squeeze=False)
     for axis in axes.flat[len(curves) :]:
         axis.set_visible(False)
-    for axis, (name, (tokens, losses)) in zip(axes.flat, curves.items(), strict=False):
-        axis.plot(tokens, losses, linewidth=1)
-        axis.set_title(name, fontsize=10)
-        axis.set_xlabel("tokens", fontsize=9)
-        objective = run.recipe.stages[name].objective
-        axis.set_ylabel("KL, nats a token" if objective == "forward_kl" else "relative squared error", fontsize=9)
-        axis.set_yscale("log")
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axis.xaxis.set_major_locator(pyplot.MaxNLocator(6))
-        axis.grid(True, which="both", alpha=0.25)
+    for axis, (name, rows) in zip(axes.flat, curves.items(), strict=False):  # an odd number leaves a panel empty
+        _panel(axis, name, rows, loss_label(stages[name]))
     figure.tight_layout()
-    figure.savefig(run.root / "loss.svg", metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None})  # no date, so that equal runs draw equal files
     pyplot.close(figure)
     return True
+
+
+def _panel(axis: Any, title: str, rows: Sequence[Mapping[str, Any]], label: str) -> None:
+    """One stage's curve over tokens, on a logarithmic axis."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axis.plot([row["tokens"] for row in rows], [row["loss"] for row in rows], linewidth=1)
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("tokens", fontsize=9)
+    axis.set_ylabel(label, fontsize=7 if "\n" in label else 8)  # a term with its weight is as long as the panel is high
+    axis.set_yscale("log")  # losses fall by orders of magnitude in the first steps
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_major_locator(MaxNLocator(6))
+    axis.grid(True, which="both", alpha=0.25)
