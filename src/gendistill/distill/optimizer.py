@@ -13,19 +13,17 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from gendistill.distill.accumulation import accumulate
-from gendistill.distill.roles import role_of
 from gendistill.errors import UserError
-from gendistill.names import Role
+from gendistill.models.modeling import describe
 from gendistill.recipe.stage import Stage
 
-DECAY_GATE = ("A_log", "dt_bias")  # float32 always, and never decayed
-BETAS = (0.9, 0.95)
+BETAS = (0.9, 0.95)  # 0.95 as usual for language models: gradients of a few hundred steps ago say little
 
 
 class MasterOptimizer:
     """AdamW over the trainable parameters of a float32 model, which is rounded to `dtype` here for the arithmetic.
 
-    Where nothing is rounded (dtype float32; A_log and dt_bias always) a parameter is its own master. So is a parameter
+    Where nothing is rounded (dtype float32, or a parameter that stays in it) a parameter is its own master. So is one
     that FSDP shards: FSDP rounds what it gathers. Gradients of what it leaves whole on every process are summed here.
 
     Attributes:
@@ -41,18 +39,18 @@ class MasterOptimizer:
         rounded = {
             name: p
             for name, p in model.named_parameters()
-            if dtype != torch.float32 and not name.endswith(DECAY_GATE) and not isinstance(p, DTensor)
+            if dtype != torch.float32 and not describe(name).stays_float32 and not isinstance(p, DTensor)
         }
         self.masters = {
             name: p.detach().clone().requires_grad_() if name in rounded else p for name, p in self.parameters.items()
         }
         for parameter in rounded.values():
             parameter.data = parameter.data.to(dtype)
-        self.roles: list[Role] = sorted({role_of(name) for name in self.masters})
+        self.roles: list[str] = sorted({describe(name).role for name in self.masters})
         self.whole = [m for m in self.masters.values() if not isinstance(m, DTensor)]
         # Where each master's squares are summed: roles of sharded ones first, then roles of whole ones.
         slots = [
-            self.roles.index(role_of(name)) + (0 if isinstance(m, DTensor) else len(self.roles))
+            self.roles.index(describe(name).role) + (0 if isinstance(m, DTensor) else len(self.roles))
             for name, m in self.masters.items()
         ]
         self._slots = torch.tensor(slots, device=next(iter(self.masters.values())).device)
@@ -65,7 +63,7 @@ class MasterOptimizer:
 
         def key(item: tuple[str, torch.Tensor]) -> tuple[float, bool, bool]:
             name, master = item
-            return stage.peak_learning_rate(role_of(name)), _decays(name, master), isinstance(master, DTensor)
+            return stage.peak_learning_rate(describe(name).role), _decays(name, master), isinstance(master, DTensor)
 
         for (peak, decays, _), members in groupby(sorted(self.masters.items(), key=key), key=key):
             weight_decay = stage.weight_decay if decays else 0.0
@@ -182,5 +180,5 @@ def _plain(tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
 
 
 def _decays(name: str, parameter: torch.Tensor) -> bool:
-    """Matrices decay; norms, biases and the decay gate's own parameters do not."""
-    return parameter.ndim > 1 and not name.endswith(DECAY_GATE)
+    """Matrices decay; norms, biases and the rates of forget gates do not."""
+    return parameter.ndim > 1 and not describe(name).stays_float32

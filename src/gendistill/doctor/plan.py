@@ -5,7 +5,7 @@ A `Check` is one measurement; `plan` lists them, `Check.run` measures one and ne
 
 from gendistill.doctor.checks import Check
 from gendistill.doctor.machine import Machine
-from gendistill.doctor.recurrence import HEAD_SIZES, KINDS, Sizes, recurrence_checks
+from gendistill.doctor.recurrence import HEAD_SIZES, Sizes, recurrence_checks
 from gendistill.doctor.student import student_checks
 
 
@@ -13,6 +13,3 @@ def plan(machine: Machine, sizes: Sizes | None = None, head_sizes: tuple[int, ..
     """Every check of this machine."""
     sizes = sizes or Sizes()
     return [*recurrence_checks(machine, sizes, head_sizes), *student_checks(machine, sizes)]
-
-
-KINDS.insert(1, KINDS[0]._replace(name=f"{KINDS[0].name} bounded", bounded=True))

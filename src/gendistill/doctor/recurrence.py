@@ -8,8 +8,8 @@ import torch
 
 from gendistill.doctor.checks import Check, Errors, relative_errors
 from gendistill.doctor.machine import Machine
-from gendistill.models.mixers import MIXERS
 from gendistill.models.mixers.layer import fixed_log_decay
+from gendistill.names import MIXERS
 from gendistill.ops import KERNEL_BOUND, DecayGate, Documents, linear_attention
 from gendistill.ops.decay import log_decay
 from gendistill.ops.reference import l2_normalize, recurrent_linear_attention
@@ -38,7 +38,7 @@ def recurrence_checks(machine: Machine, sizes: Sizes, head_sizes: tuple[int, ...
         name = str(dtype).removeprefix("torch.")
         trains_in_it = dtype == list(BOUNDS[machine.device])[-1]  # packed rows compile anew, and are for training
         for head_size in head_sizes:
-            for kind in KINDS:
+            for kind in kinds():
                 if kind.bounded and not machine.uses_kernels:  # a promise that only the kernels make use of
                     continue
                 cases = CASES if kind.decay != "fixed" else {k: v for k, v in CASES.items() if k != "shut gates"}
@@ -59,7 +59,12 @@ class Kind(NamedTuple):
     bounded: bool = False
 
 
-KINDS = [Kind(name, *mixer) for name, mixer in MIXERS.items()]
+def kinds() -> Iterator[Kind]:
+    """Every mixer of the table; after those with a kernel for bounded gates, the same with bounded gates."""
+    for name, mixer in MIXERS.items():
+        yield Kind(name, mixer.delta_rule, mixer.decay)
+        if mixer.delta_rule and mixer.decay == "channel":
+            yield Kind(f"{name} bounded", mixer.delta_rule, mixer.decay, bounded=True)
 
 
 class Tensors(NamedTuple):

@@ -31,11 +31,12 @@ from gendistill.evaluate.harness import check_harness, run_harness
 from gendistill.evaluate.items import load_items
 from gendistill.evaluate.run import evaluate_model
 from gendistill.files import folder_in_one_piece, write_atomically
-from gendistill.models.calibration import INITIALISATIONS, calibrate
+from gendistill.models.calibration import calibrate
 from gendistill.models.conversion import convert, mean_loss, measure_conversion, weights_sha256
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_config, load_model, load_tokenizer
-from gendistill.names import Role
+from gendistill.models.proof import prove_kept_attention
+from gendistill.names import INITIALISATIONS
 from gendistill.ops import set_backend
 from gendistill.plan.price import Planner
 from gendistill.plan.refusal import refusal
@@ -173,20 +174,22 @@ class Run:
         return json.loads((self.folder.student("conversion") / CONVERSION_REPORT).read_text())
 
     def _convert(self, dataset: PackedDataset) -> None:
-        chosen = self.recipe.conversion.start
+        chosen = self.recipe.conversion.initialisation
         rows = rows_as_tensors(dataset, 4, self.device)
+        prove_kept_attention(self.teacher, self.config, rows)
         losses = {}
-        for start in sorted(INITIALISATIONS, key=lambda start: start == chosen):  # the chosen one last, to be kept
-            student, ledger = convert(self.teacher, self.config, self.recipe.seed)
-            calibrate(self.teacher, student.to(self.device), rows, start)
-            losses[start] = mean_loss(student, rows)
+        # The chosen one last: its student is the one that is saved.
+        for name in sorted(INITIALISATIONS, key=lambda name: name == chosen):
+            student, accounting = convert(self.teacher, self.config, self.recipe.seed)
+            calibrate(self.teacher, student.to(self.device), rows, name)
+            losses[name] = mean_loss(student, rows)
         with folder_in_one_piece(self.folder.student("conversion")) as partial:
             student.save_pretrained(partial)
             self.tokenizer.save_pretrained(partial)
             measured = measure_conversion(
                 self.teacher,
                 student,
-                ledger,
+                accounting,
                 rows,
                 name=self.recipe.teacher,
                 seed=self.recipe.seed,
@@ -404,7 +407,7 @@ def _fingerprint(stage: Stage, data_key: str, weights: str, dtype: str) -> dict[
     return {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}
 
 
-def _ledger_table(title: str, stage: Stage, ledger: dict[Role, tuple[int, bool]]) -> Table:
+def _ledger_table(title: str, stage: Stage, ledger: dict[str, tuple[int, bool]]) -> Table:
     table = Table(title=f"{title}: what trains", title_justify="left")
     for column in ("role", "parameters", "", "peak learning rate"):
         table.add_column(column, justify="right" if column in ("parameters", "peak learning rate") else "left")
