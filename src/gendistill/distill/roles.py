@@ -18,7 +18,7 @@ def set_trainable(student: nn.Module, roles: Sequence[str]) -> dict[str, tuple[i
     chosen = {part for role in roles for part in look_up(ROLES, role, "role")}
     accounting: dict[str, tuple[int, bool]] = {}
     for name, parameter in student.named_parameters():
-        role = describe(name).role
+        role = describe(name).role  # a ValueError for a tensor that no layer declares: it would train unnoticed
         parameter.requires_grad_(role in chosen)
         accounting[role] = (accounting.get(role, (0, False))[0] + parameter.numel(), role in chosen)
     # `mixer` stands for several roles, and is no mistake in a student that keeps attention everywhere.

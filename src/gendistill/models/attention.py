@@ -4,7 +4,7 @@
 of documents. transformers hands a function of this kind no mask, so it fits batches without padding only: packed
 sequences, told apart by `documents`, or sequences that are one document each. `one_token` is for decoding.
 
-Shapes: B rows, H query heads, G key heads, T tokens, D channels of a head.
+Shapes: B sequences, H query heads, G key heads, T tokens, D channels of a head.
 """
 
 import inspect
@@ -32,8 +32,9 @@ def attention_switched_to(name: str, *models: PreTrainedModel) -> Iterator[None]
 
     Args:
         name: one that transformers knows ("eager" is the only one with weights to show), PACKED or ONE_TOKEN. With
-            PACKED, forward passes need `documents` if rows are packed.
+            PACKED, forward passes need `documents` if sequences are packed.
     """
+    # transformers' layers look the name up there in every forward pass.
     configs = [model.config.get_text_config() for model in models]
     before = [config._attn_implementation for config in configs]
     try:
@@ -93,10 +94,10 @@ def one_token_attention(
     The heads that share a key head stand in as its queries. transformers 5.17 copied the keys for each instead, which
     took most of a step.
     """
-    rows, heads, _, width = query.shape
-    q = query.view(rows, key.shape[1], -1, width)  # [B, G, H / G, D]
+    batch, heads, _, width = query.shape
+    q = query.view(batch, key.shape[1], -1, width)  # [B, G, H / G, D]
     o = F.scaled_dot_product_attention(q, key, value, attn_mask=attention_mask, scale=scaling)
-    return o.reshape(rows, 1, heads, width), None
+    return o.reshape(batch, 1, heads, width), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(PACKED, packed_attention)

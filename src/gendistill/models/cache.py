@@ -47,14 +47,14 @@ def new_cache(config: GendistillConfig) -> DynamicCache:
 
 
 def select_rows(cache: Cache, rows: Sequence[int]) -> Cache:
-    """A cache with `rows`, any of them any number of times; the one given stays as it is."""
+    """A cache of the given sequences, any of them any number of times; the one given stays as it is."""
     selected = copy.copy(cache)
     selected.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in selected.layers:
         # A linear layer keeps its states in dictionaries, which a copy of the layer still shares.
         containers = {name: copy.copy(value) for name, value in vars(layer).items() if isinstance(value, dict | list)}
         vars(layer).update(containers)
-        layer.reorder_cache(torch.tensor(rows, device=layer.device))  # new tensors, not the old ones in another order
+        layer.reorder_cache(torch.tensor(rows, device=layer.device))  # by index_select, so with new tensors
     return selected
 
 

@@ -20,7 +20,7 @@ from gendistill.ops.output_gate import GATE_ACTIVATIONS
 
 Batch = dict[str, torch.Tensor]
 SHORTEST_HALF_LIFE = 1.0  # tokens: a head that attends to its own token only would start with no memory at all
-SMALLEST_GATE = 0.02  # of a head that does not fit its teacher's: at 0 it would never learn
+SMALLEST_GATE = 0.02  # of a head that points away from its teacher's: small, not negative, and not shut
 LARGEST_SIGMOID = 0.9  # of an output gate that cannot reach 1, with some room left above
 
 
@@ -120,7 +120,7 @@ def orient_heads(
 ) -> dict[int, list[int]]:
     """Turns round the heads of each mixer that point away from the teacher's attention output.
 
-    Softmax does not see what all keys have in common; a linear state reads it, with the sign of q . k. Where a bias
+    Softmax is blind to what all keys have in common; a linear state reads it, with the sign of q . k. Where a bias
     makes the keys alike (Qwen2's does) a whole head can come out negated. The last tap of its query convolution, a new
     tensor, becomes -1 instead of 1.
 
@@ -151,7 +151,7 @@ def match_scale(teacher: PreTrainedModel, student: GendistillForCausalLM, batche
     teacher's is.
 
     Returns:
-        The factor of each layer. A mixer that points away from its teacher keeps its scale, for the report to see.
+        The factor of each layer. A mixer that points away from its teacher keeps its scale; the report refuses it.
     """
     products: dict[int, torch.Tensor] = {}  # <mixer, teacher>, <mixer, mixer>
     for pair in side_by_side(teacher, student, batches):

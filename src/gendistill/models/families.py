@@ -28,6 +28,7 @@ FAMILIES: dict[str, Family] = {
     "llama": Family(),
     "mistral": Family(),  # without a sliding window, as all are
 }
+# Settings that a teacher and its student share, by one name.
 SAME_IN_ALL = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act "
     "max_position_embeddings initializer_range rms_norm_eps tie_word_embeddings rope_parameters attention_dropout "
@@ -58,9 +59,10 @@ def student_config(
     mixer_in_layer = mixer_in_layer or {}
     _check_indices(layers, keep_attention, mixer_in_layer)
     family = FAMILIES[teacher.model_type]
-    bias = getattr(teacher, "attention_bias", False)
+    bias = getattr(teacher, "attention_bias", False)  # Mistral's configuration has no such setting, and no biases
     return GendistillConfig(
         **{name: getattr(teacher, name) for name in SAME_IN_ALL},
+        # Some configurations leave it out, and mean this quotient.
         head_dim=getattr(teacher, "head_dim", None) or teacher.hidden_size // teacher.num_attention_heads,
         attention_bias=bias if family.qkv_bias is None else family.qkv_bias,
         attention_output_bias=bias if family.output_bias is None else family.output_bias,

@@ -72,7 +72,7 @@ def side_by_side(
     for batch in batches:
         documents = Documents.from_position_ids(batch["position_ids"])
         with record_layers(teacher, layers) as records:
-            # The body alone: logits of all tokens would be the largest tensor, and nobody looks at them.
+            # The body alone: logits of all tokens would be the largest tensor, and they are not needed.
             teacher.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
         for i, record in records.items():
             # The mixer's output before its projection is no result of its forward pass: a hook catches it.

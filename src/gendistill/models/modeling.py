@@ -84,6 +84,7 @@ def create_masks(
     The linear layers' is not transformers' own, which is None for a single token: a padded prompt that comes in one
     token at a time would leak its padding into the states.
     """
+    # Of four dimensions it is a mask of attention, made by a decoding loop for steps in which no token is padding.
     padded = attention_mask is not None and attention_mask.dim() == 2
     masks = {"linear_attention": attention_mask[:, -inputs_embeds.shape[1] :] if padded else None}
     if not config.is_pure:
@@ -154,6 +155,7 @@ class GendistillDecoderLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor, documents: Documents | None = None, **kwargs) -> torch.Tensor:
+        # `kwargs` has masks, positions and cache, all given to both kinds of layer: each takes what it needs.
         normed = self.input_layernorm(hidden_states)
         if self.is_linear:
             mixed, _ = self.linear_attn(normed, documents=documents, **kwargs)
@@ -176,11 +178,13 @@ class GendistillPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _is_stateful = True  # assisted decoding would roll a recurrent state back, which it cannot
+    # By layer, so that generate() can return them; linear layers have no weights to return.
     _can_record_outputs = {"hidden_states": GendistillDecoderLayer, "attentions": GendistillAttention}
+    _is_stateful = True  # assisted decoding would roll a recurrent state back, which it cannot
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        # Only for models that are not converted: `convert` initialises by its own seed.
         if isinstance(module, LinearAttention):
             module.initialise()
 
@@ -213,14 +217,14 @@ class GendistillModel(GendistillPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """Hidden states of a batch.
 
-        Documents packed in a row are told apart by `position_ids` that start again, given without a mask and without a
-        cache, as in transformers' own models. Such rows are never cached.
+        Documents packed into a sequence are told apart by `position_ids` that start again, given without a mask and
+        without a cache, as in transformers' own models. Such sequences are never cached.
 
         Args:
             input_ids: [B, T]; or inputs_embeds: [B, T, hidden].
             attention_mask: [B, T_past + T], 0 for padding; or the masks ready-made, one for each layer type.
             position_ids: [B, T].
-            documents: what `position_ids` say of boundaries, where it is known beforehand: reading it off a CUDA tensor
+            documents: the boundaries in `position_ids`, where it is known beforehand: reading it off a CUDA tensor
                 makes the host wait.
         """
         if (input_ids is None) == (inputs_embeds is None):

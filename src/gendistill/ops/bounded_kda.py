@@ -4,7 +4,7 @@ fla's own computes what the forward pass had a second time, and passes float32 g
 memory. Here the forward pass keeps its products (some 12 KiB more a token and 16 heads of 128 channels), and four
 kernels do what happens inside chunks, down to the gradient of what the gates come from.
 
-Shapes: B rows, T tokens a row, H heads, D channels of a key and of a value.
+Shapes: B sequences, T tokens in each, H heads, D channels of a key and of a value.
 """
 
 import torch

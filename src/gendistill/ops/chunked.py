@@ -88,7 +88,7 @@ def _head_decayed(
 def _channel_decayed(
     rows: torch.Tensor, keys: torch.Tensor, decay: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Meets every row of a chunk with every key up to it, decayed by the tokens after the key up to the row's own.
+    """Products of a chunk's rows with all keys up to them, decayed by the tokens after the key up to the row's own.
 
     Built from single tokens up. A block holds its rows decayed since before its first token, its keys decayed until
     after its last, and its finished products. Of two neighbours the later one's rows meet the earlier one's keys in a

@@ -56,7 +56,7 @@ def plain_convolved_heads(
     y = F.silu(y) if silu else y
     # [B, T, heads or key heads, D] each.
     q, k, v = y.unflatten(-1, (heads + 2 * key_heads, -1)).split([heads, key_heads, key_heads], dim=2)
-    # bf16 would round a length of 1 by up to 0.4 %, and the delta rule would overwrite too much or too little.
+    # A sum of squares in bf16 loses small channels, and with a key too long the delta rule overwrites too much.
     q, k = (l2_normalize(part.to(torch.promote_types(part.dtype, torch.float32))) for part in (q, k))
     # Each copy beside its original, as grouped-query attention shares them: the recurrence knows no groups.
     k, v = (part.repeat_interleave(heads // key_heads, dim=2) for part in (k, v))

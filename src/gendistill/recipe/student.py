@@ -31,5 +31,5 @@ class Conversion(Settings):
         "standard", description="; ".join(f"{name}: {what}" for name, what in INITIALISATIONS.items())
     )
     data: str = Field("text", description="mixture to measure on")
-    tokens: PositiveInt = 8192  # enough for losses to two digits, and few enough for a CPU
+    tokens: PositiveInt = 8192  # few: every initialisation is measured on them, on a CPU too
     sequence_length: PositiveInt = 512

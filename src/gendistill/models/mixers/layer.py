@@ -25,7 +25,7 @@ GATE_BIAS = {"silu": 1.278, "sigmoid": 0.0}  # SiLU(1.278) = 1; sigmoid cannot r
 
 _CONV = Parameter("mixer_conv", is_new=True)
 _GATE = Parameter("mixer_gate", is_new=True)
-# bf16 has 8 bits: a rate of decay would be off by up to 0.4 %, and small updates to it lost.
+# In bf16, with 8 bits, a rate of decay could be off by a per cent, and small updates to it would be lost.
 _RATE = Parameter("mixer_gate", is_new=True, stays_float32=True)
 # Of every mixer; one that has no use for a tensor leaves it out.
 MIXER_PARAMETERS: dict[str, Parameter] = {
@@ -242,7 +242,7 @@ class LinearAttention(nn.Module):
         kernel, length = self.config.conv_kernel_size, x.shape[1]
         extends = cache.has_previous_state(self.layer_idx)
         window = cache.update_conv_state(x.transpose(1, 2), self.layer_idx, conv_kernel_size=kernel)
-        # A single token needs no look at the mask: padding alone is zeros, and moves nothing.
+        # One token at a time, padding comes before a row's first token, behind nothing but zeros: no gap to close.
         if extends and mask is not None and length > 1:
             window = _close_gap(window, mask[..., 0], kernel)  # [B, C, kernel + T]
             cache.layers[self.layer_idx].conv_states[0].copy_(window[..., -kernel:])
