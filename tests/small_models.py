@@ -1,14 +1,13 @@
 """Small random teachers of every family, with the traits that have broken converters; their students; inputs."""
 
 from copy import deepcopy
-from typing import get_args
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
-from gendistill.names import MixerName
+from gendistill.names import MIXERS as MIXER_TABLE
 
 SHAPE = dict(
     vocab_size=97,
@@ -34,6 +33,7 @@ FAMILIES = {
     "qwen3": Qwen3Config(**SHAPE, head_dim=16, tie_word_embeddings=True),  # head_dim is not hidden / heads
     "qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=True),
     "llama": LlamaConfig(**SHAPE, tie_word_embeddings=False, rope_parameters=LLAMA3_ROPE, mlp_bias=True),
+    "mistral": MistralConfig(**SHAPE, head_dim=16, sliding_window=None),
 }
 
 
@@ -62,7 +62,7 @@ def make_student(family: str, keep=(1,), **options):
     return student
 
 
-MIXERS = get_args(MixerName)
+MIXERS = tuple(MIXER_TABLE)
 
 
 def _variants() -> dict[str, dict]:
@@ -77,6 +77,7 @@ def _variants() -> dict[str, dict]:
     names = [("qwen2", *place) for place in placements if place[1] != "pure-mixed"]
     names += [("qwen3", "kda", "hybrid"), ("qwen3", "mamba2", "pure"), ("qwen3", "gla", "mixed")]
     names += [("llama", "gated_deltanet", "hybrid"), ("llama", "lightning", "pure"), ("llama", "kda", "pure-mixed")]
+    names += [("mistral", "kda", "hybrid")]
     return {"-".join(name): dict(family=name[0], **placements[name[1:]]) for name in names}
 
 

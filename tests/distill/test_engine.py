@@ -18,12 +18,12 @@ from gendistill.distill import divergences, objectives
 from gendistill.distill.checkpoint import checkpoints
 from gendistill.distill.divergences import VocabularyLoss
 from gendistill.distill.objectives import Alignment, EndToEnd
-from gendistill.distill.roles import role_of, set_trainable
+from gendistill.distill.roles import set_trainable
 from gendistill.distill.schedule import learning_rate_share
 from gendistill.distill.tracking import flatten
 from gendistill.errors import UserError
 from gendistill.models.mixers.layer import LinearAttention
-from gendistill.models.modeling import LlamaMLP
+from gendistill.models.modeling import LlamaMLP, describe
 from gendistill.recipe.stage import Schedule
 from small_models import make_student, make_teacher
 
@@ -308,7 +308,7 @@ def test_small_updates_reach_a_norm_weight_in_bf16(make_stage, run, short):
 
     def ones(student):
         for name, parameter in student.named_parameters():
-            if role_of(name) == "norm":
+            if describe(name).role == "norm":
                 torch.nn.init.ones_(parameter)
 
     stage = make_stage(train=["norm"], learning_rate=1e-5, steps=100, sequences_per_step=2, micro_batch=2)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from gendistill.distill.optimizer import BETAS, MasterOptimizer
-from gendistill.distill.roles import role_of, set_trainable
+from gendistill.distill.roles import set_trainable
 from gendistill.errors import UserError
+from gendistill.models.modeling import describe
 from small_models import make_student
 
 EVERYTHING = ["mixer", "attention", "mlp", "norm", "embedding"]
@@ -47,7 +48,7 @@ def test_each_role_moves_at_its_own_rate(prepared, kind):
         optimizer.step(0.5)
     moved: dict[str, list] = {}
     for name, master in optimizer.masters.items():
-        moved.setdefault(role_of(name), []).append((master - before[name]).abs().flatten())
+        moved.setdefault(describe(name).role, []).append((master - before[name]).abs().flatten())
     assert moved.keys() == {*rates, "mixer_qk", "mixer_value", "mixer_conv"} - {"mixer"}
     for role, steps in moved.items():
         rate = 0.5 * rates.get(role, rates["mixer"])
@@ -83,7 +84,7 @@ def test_update_ratios_are_those_of_each_roles_weights(prepared, dtype):
     ratios = optimizer.step(1.0)[1:].tolist()
     assert optimizer.roles == ["mixer_conv", "mixer_gate", "mixer_qk", "mixer_value", "mlp"]
     for role, ratio in zip(optimizer.roles, ratios, strict=True):
-        names = [name for name in before if role_of(name) == role]
+        names = [name for name in before if describe(name).role == role]
         change = torch.cat([(optimizer.masters[name] - before[name]).flatten() for name in names]).double()
         weights = torch.cat([before[name].flatten() for name in names]).double()
         assert ratio == pytest.approx((change.norm() / weights.norm()).item(), rel=1e-4)

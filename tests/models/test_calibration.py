@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from gendistill.models.calibration import INITIALISATIONS, _gate_bias, calibrate, match_heads, mean_attention_distance
+from gendistill.models.calibration import _gate_bias, calibrate, match_heads, mean_attention_distance
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
 from gendistill.models.hooks import side_by_side
+from gendistill.names import INITIALISATIONS
 from small_models import MIXERS, make_teacher, tokens
 
 LENGTHS = [25, 1, 34]
@@ -20,7 +21,7 @@ def batches():
 
 
 @torch.no_grad()
-def test_look_back_is_that_of_each_document(family):
+def test_attention_distance_is_that_of_each_document(family):
     """Against weights computed document by document, apart; the softmax implementation is put back."""
     teacher = make_teacher(family)
     before = teacher.config._attn_implementation
@@ -65,15 +66,15 @@ def test_a_gate_can_start_at_any_size(activation, function):
 
 @torch.no_grad()
 @pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize("start", INITIALISATIONS)
-def test_calibration_touches_new_tensors_only(mixer, start):
+@pytest.mark.parametrize("initialisation", INITIALISATIONS)
+def test_calibration_touches_new_tensors_only(mixer, initialisation):
     teacher = make_teacher("qwen2")
-    student, ledger = convert(teacher, student_config(teacher.config, [1], mixer=mixer), seed=0)
+    student, accounting = convert(teacher, student_config(teacher.config, [1], mixer=mixer), seed=0)
     before = {name: x.clone() for name, x in student.state_dict().items()}
-    calibrate(teacher, student, batches(), start)
+    calibrate(teacher, student, batches(), initialisation)
     changed = {name for name, x in student.state_dict().items() if not torch.equal(x, before[name])}
-    assert changed and changed <= set(ledger.new)
-    if start == "teacher" and mixer != "lightning":
+    assert changed and changed <= set(accounting.new)
+    if initialisation == "teacher" and mixer != "lightning":
         layer = student.model.layers[0].linear_attn
         half_life = math.log(2) / torch.nn.functional.softplus(layer.dt_bias).unflatten(0, (4, -1)).mean(1)
         expected = mean_attention_distance(teacher, batches(), [0])[0].clamp(min=1.0)

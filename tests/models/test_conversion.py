@@ -31,19 +31,19 @@ def batch(rows=3, length=60, seed=0):
 
 def test_every_tensor_is_accounted_for(family):
     teacher = make_teacher(family)
-    student, ledger = convert(teacher, student_config(teacher.config, [1, 3]), seed=0)
+    student, accounting = convert(teacher, student_config(teacher.config, [1, 3]), seed=0)
     names = {name for name, _ in student.named_parameters()}
-    assert names == set(ledger.copied) | set(ledger.new)
-    assert not set(ledger.copied) & set(ledger.new)
-    taken = {name.replace("linear_attn", "self_attn") for name in ledger.copied}
-    assert taken | set(ledger.dropped) == {name for name, _ in teacher.named_parameters()}
-    assert bool(ledger.dropped) == (family == "qwen3")
+    assert names == set(accounting.copied) | set(accounting.new)
+    assert not set(accounting.copied) & set(accounting.new)
+    taken = {name.replace("linear_attn", "self_attn") for name in accounting.copied}
+    assert taken | set(accounting.dropped) == {name for name, _ in teacher.named_parameters()}
+    assert bool(accounting.dropped) == (family == "qwen3")
     weights, original = dict(student.named_parameters()), dict(teacher.named_parameters())
-    for name in ledger.copied:
+    for name in accounting.copied:
         assert torch.equal(weights[name], original[name.replace("linear_attn", "self_attn")]), name
 
 
-def test_start_values_follow_the_seed():
+def test_initialisation_follows_the_seed():
     teacher = make_teacher("qwen3")
     config = student_config(teacher.config, [1])
     first, second, other = (convert(teacher, config, seed=seed)[0].state_dict() for seed in (0, 0, 1))
@@ -106,21 +106,21 @@ def test_wrong_layers_are_errors(keep, message):
 
 
 def test_unsupported_teachers_are_errors():
-    with pytest.raises(UserError, match="model type 'gpt2': supported are qwen3, qwen2, llama"):
+    with pytest.raises(UserError, match="model type 'gpt2': supported are qwen3, qwen2, llama, mistral"):
         student_config(GPT2Config(), [0])
     sliding = Qwen2Config(num_hidden_layers=4, use_sliding_window=True, sliding_window=8, max_window_layers=2)
     with pytest.raises(UserError, match="sliding-window"):
         student_config(sliding, [0])
 
 
-def test_certificate_measures_losses_and_cosines():
+def test_conversion_report_measures_losses_and_cosines():
     teacher = make_teacher("qwen3")
-    student, ledger = convert(teacher, student_config(teacher.config, [1]), seed=0)
+    student, accounting = convert(teacher, student_config(teacher.config, [1]), seed=0)
     data = [batch(seed=0), batch(seed=1)]
     conversion_report = measure_conversion(
         teacher,
         student,
-        ledger,
+        accounting,
         data,
         name="test",
         seed=0,
@@ -141,12 +141,12 @@ def test_certificate_measures_losses_and_cosines():
 
 
 @torch.no_grad()
-def test_powers_are_mean_squares_of_what_the_teachers_layers_say():
+def test_mean_squares_are_mean_squares_of_what_the_teachers_layers_say():
     """The last layer's hidden state is the one before the final norm, as in every other layer."""
     teacher = make_teacher("qwen3")
-    student, ledger = convert(teacher, student_config(teacher.config, [1]), seed=0)
+    student, accounting = convert(teacher, student_config(teacher.config, [1]), seed=0)
     reports = measure_conversion(
-        teacher, student, ledger, [batch()], name="t", seed=0, losses_by_initialisation={"": 0.0}
+        teacher, student, accounting, [batch()], name="t", seed=0, losses_by_initialisation={"": 0.0}
     ).layers
     seen = {}
     for i, layer in enumerate(teacher.model.layers):
@@ -164,7 +164,7 @@ def test_powers_are_mean_squares_of_what_the_teachers_layers_say():
 @pytest.mark.parametrize("output_norm", [True, False])
 def test_matched_scale_is_the_least_squares_one(output_norm):
     teacher = make_teacher("qwen3")
-    student, ledger = convert(teacher, student_config(teacher.config, [1], output_norm=output_norm), seed=0)
+    student, accounting = convert(teacher, student_config(teacher.config, [1], output_norm=output_norm), seed=0)
     data = [batch(seed=0), batch(seed=1)]
     factors = match_scale(teacher, student, data)
     again = match_scale(teacher, student, data)  # already matched: nothing left to scale
@@ -172,7 +172,7 @@ def test_matched_scale_is_the_least_squares_one(output_norm):
         assert again[layer] == pytest.approx(1.0, abs=1e-3) or factor <= 0
 
 
-def test_certificate_refuses_a_bad_student():
+def test_conversion_report_refuses_a_bad_student():
     fine = dict(
         teacher="t",
         seed=0,
@@ -181,7 +181,7 @@ def test_certificate_refuses_a_bad_student():
         losses_by_initialisation={},
         uniform_loss=3.0,
         parameters=1,
-        ledger=ParameterAccounting([], [], [], []),
+        parameter_accounting=ParameterAccounting([], [], [], []),
     )
     good, bad = LayerReport(0, 0.4, 1.0, 1.0, 1.0), LayerReport(5, -0.1, 1.0, 1.0, 1.0)
     ConversionReport(student_loss=2.0, layers=[good], **fine).check()

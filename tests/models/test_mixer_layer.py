@@ -85,8 +85,8 @@ def test_expanded_keys_and_values_start_as_the_grouped_ones(family, mixer):
     """What is drawn has the same shapes either way, so one seed gives the same initialisation."""
     teacher = make_teacher(family)
     configs = [student_config(teacher.config, [1], mixer=mixer, expand_kv=expand) for expand in (False, True)]
-    (grouped, _), (expanded, ledger) = (convert(teacher, config, seed=0) for config in configs)
-    assert len(ledger.repeated) == (6 if family == "qwen3" else 12)  # keys and values of three layers, with biases
+    (grouped, _), (expanded, accounting) = (convert(teacher, config, seed=0) for config in configs)
+    assert len(accounting.repeated) == (6 if family == "qwen3" else 12)  # keys and values of three layers, with biases
     torch.testing.assert_close(expanded(tokens(2, 70)).logits, grouped(tokens(2, 70)).logits, rtol=1e-5, atol=1e-5)
     extra = sum(p.numel() for p in expanded.parameters()) - sum(p.numel() for p in grouped.parameters())
     per_channel = 48 + 4 + 1 + (family == "qwen2")  # projection, convolution with its bias, bias

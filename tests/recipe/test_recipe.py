@@ -8,7 +8,7 @@ import pytest
 from cli_tools import RECIPE
 from gendistill.errors import UserError
 from gendistill.evaluate.kinds.base import TaskSettings
-from gendistill.names import Objective, Role
+from gendistill.names import ROLES, Objective
 from gendistill.recipe.evaluation import task_names
 from gendistill.recipe.fields import result_settings, settings_key
 from gendistill.recipe.loading import parse_recipe
@@ -45,7 +45,7 @@ def test_a_mixture_with_cross_entropy_needs_the_teacher():
 
 
 def test_learning_rates_go_to_all_roles_or_role_by_role():
-    assert {stage(learning_rate=2e-4).peak_learning_rate(role) for role in get_args(Role)} == {2e-4}
+    assert {stage(learning_rate=2e-4).peak_learning_rate(role) for role in ROLES} == {2e-4}
     chosen = stage(learning_rate=ALL_RATES | {"mixer_gate": 3e-3})
     rates = {role: chosen.peak_learning_rate(role) for role in ("mixer_qk", "mixer_gate", "mlp", "norm")}
     assert rates == {"mixer_qk": 1e-3, "mixer_gate": 3e-3, "mlp": 1e-4, "norm": 1e-5}
@@ -59,7 +59,10 @@ def test_tokens_are_rounded_up_to_whole_steps():
 
 
 MISTAKES = {
-    "unknown role": (dict(train=["mixer", "mixers"]), [".train.1", "'mixer_gate'", "'head'", "given: 'mixers'"]),
+    "unknown role": (
+        dict(train=["mixer", "mixers"]),
+        [".train.1", "unknown role 'mixers'", "did you mean 'mixer'?", "mixer_gate", "head"],
+    ),
     "nothing trains": (dict(train=[]), ["train names no role", "name some of mixer, mixer_qk", "head"]),
     "train missing": (dict(train=None), [".train: missing", "no default", "give it a value"]),
     "learning rate missing": (dict(learning_rate=None), [".learning_rate: missing", "give it a value"]),
@@ -77,7 +80,7 @@ MISTAKES = {
     ),
     "learning rate of an unknown role": (
         dict(learning_rate=ALL_RATES | {"mixers": 1e-3}),
-        [".learning_rate.mixers", "'mixer'", "given: 'mixers'"],
+        [".learning_rate.mixers", "unknown role 'mixers'", "did you mean 'mixer'?"],
     ),
     "learning rate of zero": (dict(learning_rate=0), [".learning_rate: ", "greater than 0", "given: 0"]),
     "learning rate of a role below zero": (

@@ -6,7 +6,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from cli_tools import RECIPE, STAGE
-from gendistill.distill.roles import role_of
+from gendistill.models.modeling import describe
 from gendistill.recipe.loading import parse_recipe
 from gendistill.run.convert import convert_teacher
 from gendistill.run.distill import distil_stage
@@ -35,4 +35,4 @@ def test_in_bfloat16_what_one_stage_trained_and_the_next_freezes_stays_to_the_bi
     mixers = [name for name in before if "linear_attn" in name]
     assert any(not torch.equal(before[name], before[name].bfloat16().float()) for name in mixers)
     for name, weight in before.items():
-        assert torch.equal(weight, after[name]) == (role_of(name) != "mlp"), name
+        assert torch.equal(weight, after[name]) == (describe(name).role != "mlp"), name

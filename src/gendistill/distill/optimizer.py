@@ -13,19 +13,17 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from gendistill.distill.accumulation import accumulate
-from gendistill.distill.roles import role_of
 from gendistill.errors import UserError
-from gendistill.names import Role
+from gendistill.models.modeling import describe
 from gendistill.recipe.stage import Stage
 
-DECAY_GATE = ("A_log", "dt_bias")  # float32 always, and never decayed
-BETAS = (0.9, 0.95)
+BETAS = (0.9, 0.95)  # 0.95, a mean over some 20 steps, as usual for language models: stages are short
 
 
 class MasterOptimizer:
     """AdamW over the trainable parameters of a float32 model, which is rounded to `dtype` here for the arithmetic.
 
-    Where nothing is rounded (dtype float32; A_log and dt_bias always) a parameter is its own master. So is a parameter
+    Where nothing is rounded (dtype float32, or a parameter that stays in it) a parameter is its own master. So is one
     that FSDP shards: FSDP rounds what it gathers. Gradients of what it leaves whole on every process are summed here.
 
     Attributes:
@@ -41,18 +39,18 @@ class MasterOptimizer:
         rounded = {
             name: p
             for name, p in model.named_parameters()
-            if dtype != torch.float32 and not name.endswith(DECAY_GATE) and not isinstance(p, DTensor)
+            if dtype != torch.float32 and not describe(name).stays_float32 and not isinstance(p, DTensor)
         }
         self.masters = {
             name: p.detach().clone().requires_grad_() if name in rounded else p for name, p in self.parameters.items()
         }
-        for parameter in rounded.values():
+        for parameter in rounded.values():  # frozen ones too: the arithmetic is in `dtype` throughout
             parameter.data = parameter.data.to(dtype)
-        self.roles: list[Role] = sorted({role_of(name) for name in self.masters})
+        self.roles: list[str] = sorted({describe(name).role for name in self.masters})
         self.whole = [m for m in self.masters.values() if not isinstance(m, DTensor)]
         # Where each master's squares are summed: roles of sharded ones first, then roles of whole ones.
         slots = [
-            self.roles.index(role_of(name)) + (0 if isinstance(m, DTensor) else len(self.roles))
+            self.roles.index(describe(name).role) + (0 if isinstance(m, DTensor) else len(self.roles))
             for name, m in self.masters.items()
         ]
         self._slots = torch.tensor(slots, device=next(iter(self.masters.values())).device)
@@ -65,8 +63,9 @@ class MasterOptimizer:
 
         def key(item: tuple[str, torch.Tensor]) -> tuple[float, bool, bool]:
             name, master = item
-            return stage.peak_learning_rate(role_of(name)), _decays(name, master), isinstance(master, DTensor)
+            return stage.peak_learning_rate(describe(name).role), _decays(name, master), isinstance(master, DTensor)
 
+        # groupby takes neighbours together, so what is alike must stand together first.
         for (peak, decays, _), members in groupby(sorted(self.masters.items(), key=key), key=key):
             weight_decay = stage.weight_decay if decays else 0.0
             yield peak, {"params": [master for _, master in members], "weight_decay": weight_decay}
@@ -80,12 +79,13 @@ class MasterOptimizer:
 
     def collect_gradients(self) -> None:
         """After each micro-batch: adds the model's gradients to the masters' and frees them."""
+        # A parameter that is its own master has its gradients where they belong already.
         rounded = [(m, self.parameters[name]) for name, m in self.masters.items() if m is not self.parameters[name]]
         collected = [(master, parameter) for master, parameter in rounded if parameter.grad is not None]
         with torch.no_grad():
             accumulate((master.grad, parameter.grad) for master, parameter in collected)
         for _, parameter in collected:
-            parameter.grad = None
+            parameter.grad = None  # or the next micro-batch would add to a bf16 sum
 
     @torch.no_grad()
     def step(self, learning_rate_share: float) -> torch.Tensor:
@@ -101,10 +101,11 @@ class MasterOptimizer:
                 master.grad /= dist.get_world_size()
         masters = [_local(master) for master in self.masters.values()]
         gradients = [_local(master.grad) for master in self.masters.values()]
-        norm = self._squares(gradients).sum().sqrt()
+        norm = self._squares(gradients).sum().sqrt()  # over all roles and processes
+        # No `if` on the norm: the host would wait for it.
         torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].dtype))
         self._set_learning_rate(learning_rate_share)
-        before = [master.clone() for master in masters]
+        before = [master.clone() for master in masters]  # a second copy for a moment: `plan` counts it
         self.adamw.step()
         change = self._squares(torch._foreach_sub(masters, before))
         ratios = (change / self._squares(before)).sqrt()
@@ -114,9 +115,9 @@ class MasterOptimizer:
 
     def _squares(self, tensors: list[torch.Tensor]) -> torch.Tensor:
         """[roles], float64: sums of squares of tensors that go with the masters, over all processes."""
-        squares = torch.stack(torch._foreach_norm(tensors)).double().square()
+        squares = torch.stack(torch._foreach_norm(tensors)).double().square()  # [masters]
         totals = squares.new_zeros(2 * len(self.roles)).index_add_(0, self._slots, squares)
-        sharded, whole = totals.chunk(2)
+        sharded, whole = totals.chunk(2)  # [roles] each; what is whole has the same sum on every process
         if dist.is_initialized():
             dist.all_reduce(sharded)
         return sharded + whole
@@ -151,7 +152,7 @@ class MasterOptimizer:
     @torch.no_grad()
     def _publish(self) -> None:
         for name, master in self.masters.items():
-            if master is not self.parameters[name]:
+            if master is not self.parameters[name]:  # the only place where float32 becomes `dtype`
                 self.parameters[name].copy_(master)
 
 
@@ -159,6 +160,8 @@ def _adamw(kind: str, groups: list[dict], learning_rate: float) -> torch.optim.O
     if kind == "adamw":
         cuda = _local(groups[0]["params"][0]).is_cuda
         return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=cuda)
+    if kind != "adamw_8bit":
+        raise ValueError(f"unknown optimizer '{kind}'; known: adamw, adamw_8bit")
     if dist.is_initialized() and dist.get_world_size() > 1:
         raise UserError("optimizer: adamw_8bit runs in one process only; take adamw, whose state is sharded")
     try:
@@ -182,5 +185,5 @@ def _plain(tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
 
 
 def _decays(name: str, parameter: torch.Tensor) -> bool:
-    """Matrices decay; norms, biases and the decay gate's own parameters do not."""
-    return parameter.ndim > 1 and not name.endswith(DECAY_GATE)
+    """Matrices decay; norms, biases and the rates of forget gates do not."""
+    return parameter.ndim > 1 and not describe(name).stays_float32

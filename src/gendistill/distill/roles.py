@@ -1,44 +1,29 @@
-"""Which parameters train, said by the part they play."""
+"""Which parameters train, chosen by their role."""
 
 from collections.abc import Sequence
 
 from torch import nn
 
 from gendistill.errors import UserError
-from gendistill.names import Role
-
-MIXER_ROLES: dict[Role, tuple[str, ...]] = {
-    "mixer_qk": ("q_proj", "k_proj"),
-    "mixer_value": ("v_proj", "o_proj"),
-    "mixer_conv": ("q_conv1d", "k_conv1d", "v_conv1d"),
-    "mixer_gate": ("f_a_proj", "f_b_proj", "a_proj", "A_log", "dt_bias", "b_proj", "g_a_proj", "g_b_proj", "o_norm"),
-}
+from gendistill.models.modeling import describe
+from gendistill.names import ROLES, look_up
 
 
-def role_of(name: str) -> Role:
-    """The role of a student parameter, by its name."""
-    parts = name.split(".")
-    if "linear_attn" in parts:
-        tensor = parts[parts.index("linear_attn") + 1]
-        return next(role for role, members in MIXER_ROLES.items() if tensor in members)
-    for part, role in {"self_attn": "attention", "mlp": "mlp", "embed_tokens": "embedding", "lm_head": "head"}.items():
-        if part in parts:
-            return role
-    return "norm"
-
-
-def set_trainable(student: nn.Module, roles: Sequence[Role]) -> dict[Role, tuple[int, bool]]:
-    """Lets exactly the named roles train; returns the ledger {role: (parameters, trains)}.
+def set_trainable(student: nn.Module, roles: Sequence[str]) -> dict[str, tuple[int, bool]]:
+    """Lets exactly the named roles train; returns the accounting {role: (parameters, trains)}.
 
     Raises:
-        UserError: a named role has no parameters in this student (a tied head trains as 'embedding').
+        UserError: there is no such role, or it has no parameters in this student (a tied head trains as 'embedding').
     """
-    chosen = set(roles) | (set(MIXER_ROLES) if "mixer" in roles else set())
-    ledger: dict[Role, tuple[int, bool]] = {}
+    chosen = {part for role in roles for part in look_up(ROLES, role, "role")}
+    accounting: dict[str, tuple[int, bool]] = {}
     for name, parameter in student.named_parameters():
-        role = role_of(name)
+        role = describe(name).role  # a ValueError for a tensor that no layer declares: it would train unnoticed
         parameter.requires_grad_(role in chosen)
-        ledger[role] = (ledger.get(role, (0, False))[0] + parameter.numel(), role in chosen)
-    if absent := [role for role in roles if role != "mixer" and role not in ledger]:
-        raise UserError(f"train: {', '.join(absent)}: this student has no such parameters; it has {', '.join(ledger)}")
-    return ledger
+        accounting[role] = (accounting.get(role, (0, False))[0] + parameter.numel(), role in chosen)
+    # `mixer` stands for several roles, and is no mistake in a student that keeps attention everywhere.
+    if absent := [role for role in roles if ROLES[role] == (role,) and role not in accounting]:
+        raise UserError(
+            f"train: {', '.join(absent)}: this student has no such parameters; it has {', '.join(accounting)}"
+        )
+    return accounting

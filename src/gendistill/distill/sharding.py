@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from gendistill.distill.optimizer import DECAY_GATE
 from gendistill.distributed import processes
 from gendistill.errors import UserError
+from gendistill.models.modeling import describe
 from gendistill.recipe.stage import Stage
 
 
@@ -37,7 +37,9 @@ def shard(model: nn.Module, *, compares: str, dtype: torch.dtype, device: str) -
     alone = [layer.linear_attn for layer in layers if hasattr(layer, "linear_attn")] if compares == "mixer" else []
     body = model.model
     whole = {
-        p for name, p in model.named_parameters() if not name.startswith("model.layers.") or name.endswith(DECAY_GATE)
+        p
+        for name, p in model.named_parameters()
+        if not name.startswith("model.layers.") or describe(name).stays_float32
     }
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.promote_types(dtype, torch.float32)

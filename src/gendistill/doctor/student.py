@@ -11,8 +11,8 @@ from gendistill.doctor.measurement import Check, Errors, relative_errors
 from gendistill.doctor.recurrence import Sizes
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
-from gendistill.models.mixers import MIXERS
 from gendistill.models.modeling import GendistillForCausalLM
+from gendistill.names import MIXERS
 
 STUDENT_BOUND = {"cpu": 1e-4, "cuda": 5e-2}  # in float32; norms amplify TF32's errors, a leak is far larger still
 

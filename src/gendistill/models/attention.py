@@ -1,10 +1,10 @@
 """Attention functions of our own, registered with transformers, and the one way to switch a model to another.
 
 `packed` is for training on CUDA: a variable-length kernel, without a [T, T] mask and without work across the boundaries
-of documents. transformers hands a function of this kind no mask, so it fits batches without padding only: packed rows,
-told apart by `documents`, or rows that are one document each. `one_token` is for decoding.
+of documents. transformers hands a function of this kind no mask, so it fits batches without padding only: packed
+sequences, told apart by `documents`, or sequences that are one document each. `one_token` is for decoding.
 
-Shapes: B rows, H query heads, G key heads, T tokens, D channels of a head.
+Shapes: B sequences, H query heads, G key heads, T tokens, D channels of a head.
 """
 
 import inspect
@@ -32,8 +32,9 @@ def attention_switched_to(name: str, *models: PreTrainedModel) -> Iterator[None]
 
     Args:
         name: one that transformers knows ("eager" is the only one with weights to show), PACKED or ONE_TOKEN. With
-            PACKED, forward passes need `documents` if rows are packed.
+            PACKED, forward passes need `documents` if sequences are packed.
     """
+    # transformers' layers look the name up there in every forward pass.
     configs = [model.config.get_text_config() for model in models]
     before = [config._attn_implementation for config in configs]
     try:
@@ -41,7 +42,7 @@ def attention_switched_to(name: str, *models: PreTrainedModel) -> Iterator[None]
             config._attn_implementation = name
         yield
     finally:
-        for config, own in zip(configs, before, strict=True):
+        for config, own in zip(configs, before, strict=True):  # also after an error: others use the models later
             config._attn_implementation = own
 
 
@@ -58,13 +59,15 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each document: query [B, H, T, D], key and value [B, G, T, D] -> [B, T, H, D]."""
     half = query.dtype in (torch.bfloat16, torch.float16)
+    # The kernel knows neither float32 nor dropout, and has the usual scaling built in.
     if documents is None or dropout or not half or scaling != query.shape[-1] ** -0.5:
         return sdpa_attention_forward(
             module, query, key, value, _mask(documents), dropout=dropout, scaling=scaling, is_causal=documents is None
         )
     batch, _, length, _ = query.shape
-    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-    boundaries = documents.cu_seqlens.int()
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # [B * T, H or G, D]
+    boundaries = documents.cu_seqlens.int()  # [documents + 1]; the kernel takes no int64
+    # A window of -1 to the left and 0 to the right: all earlier tokens and none later.
     out = varlen_attn(q, k, v, boundaries, boundaries, length, length, window_size=(-1, 0), **VARLEN_OPTIONS)
     return out.unflatten(0, (batch, length)), None
 
@@ -73,7 +76,7 @@ def _mask(documents: Documents | None) -> torch.Tensor | None:
     """[B, 1, T, T]: same document and not later."""
     if documents is None:
         return None
-    document = documents.starts.cumsum(1)
+    document = documents.starts.cumsum(1)  # [B, T], 1 for a row's first document, 2 for its second
     return (document[:, :, None] == document[:, None, :]).tril()[:, None]
 
 
@@ -91,10 +94,10 @@ def one_token_attention(
     The heads that share a key head stand in as its queries. transformers 5.17 copied the keys for each instead, which
     took most of a step.
     """
-    rows, heads, _, width = query.shape
-    q = query.view(rows, key.shape[1], -1, width)
+    batch, heads, _, width = query.shape
+    q = query.view(batch, key.shape[1], -1, width)  # [B, G, H / G, D]
     o = F.scaled_dot_product_attention(q, key, value, attn_mask=attention_mask, scale=scaling)
-    return o.reshape(rows, 1, heads, width), None
+    return o.reshape(batch, 1, heads, width), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(PACKED, packed_attention)

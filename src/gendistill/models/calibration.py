@@ -1,11 +1,12 @@
-"""Initialisation read off the teacher on a little text: a head's direction, its size, how long it remembers.
+"""Initialisation read off the teacher on a little text: a head's direction, its size, its half-life.
 
 Only tensors the teacher does not have are touched; copied weights stay copied. Batches hold input_ids and position_ids,
 each [B, T], on the models' device.
+
+Shapes: B sequences, T tokens, H heads, D channels of a head.
 """
 
 from collections.abc import Iterable
-from typing import get_args
 
 import torch
 from transformers import PreTrainedModel
@@ -14,31 +15,38 @@ from gendistill.models.attention import attention_switched_to
 from gendistill.models.hooks import side_by_side
 from gendistill.models.mixers.layer import LinearAttention
 from gendistill.models.modeling import GendistillForCausalLM
-from gendistill.names import Initialisation
+from gendistill.names import INITIALISATIONS, look_up
 from gendistill.ops.output_gate import GATE_ACTIVATIONS
 
 Batch = dict[str, torch.Tensor]
-INITIALISATIONS: tuple[Initialisation, ...] = get_args(Initialisation)
-SHORTEST_HALF_LIFE = 1.0  # tokens: a head that looks at its own token only would start with no memory at all
+SHORTEST_HALF_LIFE = 1.0  # tokens: a head that attends to its own token only would start with no memory at all
+SMALLEST_GATE = 0.02  # of a head that points away from its teacher's: small, not negative, and not shut
+LARGEST_SIGMOID = 0.9  # of an output gate that cannot reach 1, with some room left above
 
 
 def calibrate(
-    teacher: PreTrainedModel, student: GendistillForCausalLM, batches: list[Batch], start: Initialisation
+    teacher: PreTrainedModel, student: GendistillForCausalLM, batches: list[Batch], initialisation: str
 ) -> None:
-    """Sets the initialisation that need the teacher.
+    """Sets the initial values that need the teacher.
 
     standard: heads that point away are turned round, layers are scaled; half-lives stay as published.
     teacher: also each head's half-life from the teacher's mean attention distance, and its size by least squares
         (Taylor-Calibrate, arXiv 2606.16429).
+
+    Raises:
+        UserError: there is no such initialisation.
     """
-    if start == "teacher":
+    look_up(INITIALISATIONS, initialisation, "initialisation")
+    # Half-lives first: they change a head's output, which all that follows is fitted to. A head is turned round before
+    # it is scaled, for a factor below zero says nothing of its size.
+    if initialisation == "teacher":
         for i, distance in mean_attention_distance(
             teacher, batches, student.config.layers_of_type("linear_attention")
         ).items():
             student.model.layers[i].linear_attn.set_half_lives(distance.clamp(min=SHORTEST_HALF_LIFE))
     orient_heads(teacher, student, batches)
     match_scale(teacher, student, batches)
-    if start == "teacher":
+    if initialisation == "teacher":
         match_heads(teacher, student, batches)
 
 
@@ -46,13 +54,13 @@ def calibrate(
 def mean_attention_distance(
     teacher: PreTrainedModel, batches: Iterable[Batch], layers: Iterable[int]
 ) -> dict[int, torch.Tensor]:
-    """How far back each head of a layer looks, in tokens [heads]: the mean over tokens t of sum_s a_ts (t - s)."""
+    """Attention distance of each head of a layer, in tokens [H]: the mean over tokens t of sum_s a_ts (t - s)."""
     sums: dict[int, torch.Tensor] = {}
     tokens = 0
 
-    def watch(layer: int, weights: torch.Tensor) -> None:  # [B, heads, T, T]
-        index = torch.arange(weights.shape[-1], device=weights.device, dtype=torch.float32)
-        distance = index[:, None] - index
+    def watch(layer: int, weights: torch.Tensor) -> None:  # [B, H, T, T]
+        index = torch.arange(weights.shape[-1], device=weights.device, dtype=torch.float32)  # [T]
+        distance = index[:, None] - index  # [T, T]; below 0 only where the weights are 0
         sums[layer] = sums.get(layer, 0.0) + (weights.float() * distance).sum((0, 2, 3)).double().cpu()
 
     hooks = [
@@ -72,7 +80,7 @@ def mean_attention_distance(
 
 @torch.inference_mode()
 def match_heads(teacher: PreTrainedModel, student: GendistillForCausalLM, batches: Iterable[Batch]) -> None:
-    """Scales each head's output to the teacher's head by least squares, through the start of its output gate.
+    """Scales each head's output to the teacher's head by least squares, through the initial bias of its output gate.
 
     The gate is where a head has a size of its own: values are shared by a group of heads, the norm's weight by all. A
     head that points away from its teacher's is made small, not negative.
@@ -80,28 +88,30 @@ def match_heads(teacher: PreTrainedModel, student: GendistillForCausalLM, batche
     heads = student.config.num_attention_heads
     products: dict[int, torch.Tensor] = {}  # <mixer, teacher> and <mixer, mixer>, each by head
     for pair in side_by_side(teacher, student, batches):
-        mixed, target = pair.mixer_heads.float(), pair.teacher.attention_heads.float()
-        by_head = [(mixed * x).unflatten(-1, (heads, -1)).sum((0, 1, 3)) for x in (target, mixed)]
+        mixed, target = pair.mixer_heads.float(), pair.teacher.attention_heads.float()  # [B, T, H * D]
+        by_head = [(mixed * x).unflatten(-1, (heads, -1)).sum((0, 1, 3)) for x in (target, mixed)]  # [H] each
         products[pair.layer] = products.get(pair.layer, 0) + torch.stack(by_head).double().cpu()
     for i, (both, own) in products.items():
         mixer = student.model.layers[i].linear_attn
-        bias = mixer.g_b_proj.bias.unflatten(0, (heads, -1))
+        bias = mixer.g_b_proj.bias.unflatten(0, (heads, -1))  # [H, D], written to below
         gate = GATE_ACTIVATIONS[student.config.gate_activation](bias.float()) * (both / own).to(bias.device)[:, None]
-        if student.config.gate_activation == "sigmoid" and (over := gate.max() / 0.9) > 1:  # a sigmoid ends at 1
-            _scale_tensor(mixer).mul_(over)
+        if student.config.gate_activation == "sigmoid" and (over := gate.max() / LARGEST_SIGMOID) > 1:
+            _scale_tensor(mixer).mul_(over)  # what the gates cannot reach, the whole layer takes over
             gate = gate / over
-        bias.copy_(_gate_bias(gate.clamp(min=0.02), student.config.gate_activation))
+        bias.copy_(_gate_bias(gate.clamp(min=SMALLEST_GATE), student.config.gate_activation))
 
 
 def _gate_bias(gate: torch.Tensor, activation: str) -> torch.Tensor:
     """The input at which the gate's activation takes a value > 0."""
     if activation == "sigmoid":
         return torch.logit(gate)
-    bias = gate.clamp(min=1.0)
-    for _ in range(30):  # Newton on SiLU(bias) = gate, which is convex and rising there
-        sigmoid = torch.sigmoid(bias)
-        bias = bias - (bias * sigmoid - gate) / (sigmoid * (1 + bias * (1 - sigmoid)))
-    return bias
+    if activation == "silu":
+        bias = gate.clamp(min=1.0)
+        for _ in range(30):  # Newton on SiLU(bias) = gate, which is convex and rising there
+            sigmoid = torch.sigmoid(bias)
+            bias = bias - (bias * sigmoid - gate) / (sigmoid * (1 + bias * (1 - sigmoid)))
+        return bias
+    raise ValueError(f"gate activation '{activation}': its inverse is known for {', '.join(GATE_ACTIVATIONS)} only")
 
 
 @torch.inference_mode()
@@ -110,7 +120,7 @@ def orient_heads(
 ) -> dict[int, list[int]]:
     """Turns round the heads of each mixer that point away from the teacher's attention output.
 
-    Softmax does not see what all keys have in common; a linear state reads it, with the sign of q . k. Where a bias
+    Softmax is blind to what all keys have in common; a linear state reads it, with the sign of q . k. Where a bias
     makes the keys alike (Qwen2's does) a whole head can come out negated. The last tap of its query convolution, a new
     tensor, becomes -1 instead of 1.
 
@@ -118,17 +128,18 @@ def orient_heads(
         The turned heads of each layer.
     """
     heads = student.config.num_attention_heads
-    agreement: dict[int, torch.Tensor] = {}
+    agreement: dict[int, torch.Tensor] = {}  # [H] by layer
     for pair in side_by_side(teacher, student, batches):
-        target = pair.teacher.attention_output.float()
+        target = pair.teacher.attention_output.float()  # [B, T, hidden]
+        # The teacher's output as seen before the output projection, where heads are apart: [B, T, H * D].
         wanted = target @ student.model.layers[pair.layer].linear_attn.o_proj.weight.float()
         wanted = wanted / target.square().sum(-1, keepdim=True)  # each token weighs the same
         sums = (pair.mixer_heads.float() * wanted).unflatten(-1, (heads, -1)).sum((0, 1, 3)).double().cpu()
         agreement[pair.layer] = agreement.get(pair.layer, 0) + sums
     turned = {i: (sums < 0).nonzero().flatten().tolist() for i, sums in agreement.items()}
     for i, negative in turned.items():
-        taps = student.model.layers[i].linear_attn.q_conv1d.weight.unflatten(0, (heads, -1))
-        taps[negative] = -taps[negative]
+        taps = student.model.layers[i].linear_attn.q_conv1d.weight.unflatten(0, (heads, -1))  # [H, D, 1, kernel]
+        taps[negative] = -taps[negative]  # in place: a view of the weight
     return turned
 
 
@@ -136,15 +147,15 @@ def orient_heads(
 def match_scale(teacher: PreTrainedModel, student: GendistillForCausalLM, batches: Iterable[Batch]) -> dict[int, float]:
     """Scales each mixer's output to the teacher's attention output, by least squares on the teacher's own inputs.
 
-    A start value only: at its standard start the output norm gives every layer an output of the same power, whatever
-    the teacher's is.
+    An initial value only: the output norm gives every layer an output of the same mean square at first, whatever the
+    teacher's is.
 
     Returns:
-        The factor of each layer. A mixer that points away from its teacher keeps its scale, for the report to see.
+        The factor of each layer. A mixer that points away from its teacher keeps its scale; the report refuses it.
     """
     products: dict[int, torch.Tensor] = {}  # <mixer, teacher>, <mixer, mixer>
     for pair in side_by_side(teacher, student, batches):
-        mixed, target = pair.mixer_output.float(), pair.teacher.attention_output.float()
+        mixed, target = pair.mixer_output.float(), pair.teacher.attention_output.float()  # [B, T, hidden]
         both = torch.stack([(mixed * target).sum(), mixed.square().sum()]).double().cpu()
         products[pair.layer] = products.get(pair.layer, 0) + both
     factors = {i: (both / own).item() for i, (both, own) in products.items()}

@@ -1,11 +1,14 @@
-"""Configuration of the hybrid student: one type for the Qwen3, Qwen2 and Llama families."""
+"""Configuration of the hybrid student: one type for all families of teachers."""
 
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from gendistill.names import MIXERS, look_up
 from gendistill.ops.decay import is_bounded
+
+LAYER_TYPES = {"full_attention": "softmax attention over all tokens", "linear_attention": "a mixer"}
 
 
 @strict
@@ -22,8 +25,8 @@ class GendistillConfig(PreTrainedConfig):
     - `log_decay_bound`: None, or the lowest log decay of a token, e.g. -5. From -5 up, a faster GPU kernel serves.
     - `expand_kv`: grouped keys and values get weights of their own for every query head. More parameters, more freedom.
 
-    Families differ by `attention_bias` (q, k, v),
-    `attention_output_bias`, `mlp_bias`, `qk_norm`, `rope_parameters` and `tie_word_embeddings`; defaults follow Qwen3.
+    Families differ by `attention_bias` (q, k, v), `attention_output_bias`, `mlp_bias`, `qk_norm`, `rope_parameters` and
+    `tie_word_embeddings`; defaults follow Qwen3.
     """
 
     model_type = "gendistill"
@@ -47,15 +50,16 @@ class GendistillConfig(PreTrainedConfig):
     attention_output_bias: bool = False
     attention_dropout: float | int | None = 0.0
     mlp_bias: bool = False
-    qk_norm: bool = True
-    layer_types: list[str] | None = None
+    qk_norm: bool = True  # RMSNorm of each head's queries and keys, as Qwen3 has it
+    layer_types: list[str] | None = None  # None: attention in all
     mixers: list[str | None] | None = None
-    conv_kernel_size: int = 4
+    conv_kernel_size: int = 4  # tokens, the current one among them
     conv_activation: Literal["none", "silu"] = "none"
     gate_activation: Literal["silu", "sigmoid"] = "silu"
     output_norm: bool = True
     log_decay_bound: float | None = None
     expand_kv: bool = False
+    # Tokens. transformers reads them here where a generation configuration does not say.
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -65,7 +69,18 @@ class GendistillConfig(PreTrainedConfig):
             self.layer_types = ["full_attention"] * self.num_hidden_layers
         if self.mixers is None:
             self.mixers = ["kda" if kind == "linear_attention" else None for kind in self.layer_types]
+        self._check_layers()
         super().__post_init__(**kwargs)
+
+    def _check_layers(self) -> None:
+        """Raises ValueError for a layer type or mixer that is not known, or that do not belong together."""
+        for i, (layer_type, mixer) in enumerate(zip(self.layer_types, self.mixers, strict=True)):
+            look_up(LAYER_TYPES, layer_type, "layer type")
+            if mixer is not None:
+                look_up(MIXERS, mixer, "mixer")
+            # A layer that keeps attention has no mixer to name, and every other layer needs one.
+            if (mixer is None) != (layer_type == "full_attention"):
+                raise ValueError(f"layer {i} is of type {layer_type}, and its mixer is {mixer}")
 
     def layers_of_type(self, layer_type: str) -> list[int]:
         """0-based indices of the layers of a type."""

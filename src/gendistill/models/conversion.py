@@ -1,4 +1,4 @@
-"""Teacher -> student: the surgery, with every tensor accounted for, and the conversion report of what came out."""
+"""Teacher -> student: every tensor is copied, initialised or dropped, and a report says what came out."""
 
 import hashlib
 import math
@@ -15,15 +15,13 @@ from gendistill.errors import UserError
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.families import teacher_name
 from gendistill.models.hooks import side_by_side
-from gendistill.models.mixers.layer import LinearAttention
-from gendistill.models.modeling import GendistillForCausalLM
+from gendistill.models.mixers.layer import MIXER_PARAMETERS, LinearAttention
+from gendistill.models.modeling import ATTENTION_PARAMETERS, GendistillForCausalLM, describe
 
-NEW_IN_MIXER = (
-    "q_conv1d.weight q_conv1d.bias k_conv1d.weight k_conv1d.bias v_conv1d.weight v_conv1d.bias f_a_proj.weight "
-    "f_b_proj.weight a_proj.weight A_log dt_bias b_proj.weight g_a_proj.weight g_b_proj.weight g_b_proj.bias "
-    "o_norm.weight"
-).split()
-DROPPED_FROM_ATTENTION = ("q_norm.weight", "k_norm.weight")  # a mixer L2-normalises instead
+# Of the attention that a mixer replaces: what the mixer does not take over. Queries and keys, say, it L2-normalises.
+DROPPED_WITH_ATTENTION = tuple(
+    name for name in ATTENTION_PARAMETERS if name not in MIXER_PARAMETERS or MIXER_PARAMETERS[name].is_new
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def convert(
     Raises:
         UserError: a tensor has no counterpart, or one of another shape.
     """
-    with no_init_weights():
+    with no_init_weights():  # everything is overwritten below
         student = GendistillForCausalLM._from_config(config, dtype=teacher.dtype)
     student.tie_weights()
     with torch.random.fork_rng(devices=[]):
@@ -52,30 +50,48 @@ def convert(
         for module in student.modules():
             if isinstance(module, LinearAttention):
                 module.initialise()
+    originals, accounting = counterparts(teacher, student)
+    weights = dict(student.named_parameters())
+    with torch.no_grad():
+        for name, original in originals.items():
+            weights[name].copy_(original)
+    student.generation_config = teacher.generation_config
+    return student.eval(), accounting
 
-    source = dict(teacher.named_parameters())
-    copied, repeated, new = [], [], []
+
+def counterparts(
+    teacher: PreTrainedModel, student: GendistillForCausalLM
+) -> tuple[dict[str, torch.Tensor], ParameterAccounting]:
+    """The teacher's tensors by the names of the student's that take their values, and what becomes of every tensor.
+
+    Raises:
+        UserError: a tensor has no counterpart, or one of another shape.
+    """
+    who = f"conversion of a teacher of model type '{teacher.config.model_type}'"
+    config, source = student.config, dict(teacher.named_parameters())
+    originals: dict[str, torch.Tensor] = {}
+    repeated, new = [], []
     for name, parameter in student.named_parameters():
-        original = unchanged = source.pop(teacher_name(name), None)
-        if original is None:
-            if ".linear_attn." not in name or not name.endswith(tuple(f".{tail}" for tail in NEW_IN_MIXER)):
-                raise UserError(f"conversion: the student's {name} has no counterpart in the teacher")
+        row, original = describe(name), source.pop(teacher_name(name), None)
+        if row.is_new and original is None:
             new.append(name)
             continue
-        if config.expand_kv and any(part in name for part in (".linear_attn.k_proj.", ".linear_attn.v_proj.")):
+        if original is None:
+            raise UserError(f"{who}: the student's {name} has no counterpart in the teacher")
+        if config.expand_kv and row.of_key_heads:
             original = _repeat_heads(original, config)
+            repeated.append(name)
         if original.shape != parameter.shape:
             raise UserError(
-                f"conversion: {name} is {tuple(parameter.shape)} in the student, {tuple(original.shape)} in the teacher"
+                f"{who}: {name} is {tuple(parameter.shape)} in the student, {tuple(original.shape)} in the teacher"
             )
-        with torch.no_grad():
-            parameter.copy_(original)
-        (copied if original is unchanged else repeated).append(name)
+        originals[name] = original
+    # What is left in `source` may only belong to attention that a mixer has replaced.
     replaced = tuple(f"model.layers.{i}.self_attn." for i in config.layers_of_type("linear_attention"))
-    if lost := [n for n in source if not (n.startswith(replaced) and n.endswith(DROPPED_FROM_ATTENTION))]:
-        raise UserError(f"conversion: the student has no place for the teacher's {', '.join(sorted(lost))}")
-    student.generation_config = teacher.generation_config
-    return student.eval(), ParameterAccounting(copied, repeated, new, sorted(source))
+    if lost := [n for n in source if not (n.startswith(replaced) and n.endswith(DROPPED_WITH_ATTENTION))]:
+        raise UserError(f"{who}: the student has no place for the teacher's {', '.join(sorted(lost))}")
+    copied = [name for name in originals if name not in repeated]
+    return originals, ParameterAccounting(copied, repeated, new, sorted(source))
 
 
 def _repeat_heads(projection: torch.Tensor, config: GendistillConfig) -> torch.Tensor:
@@ -103,14 +119,12 @@ class ConversionReport:
     seed: int
     tokens: int
     teacher_loss: float
-    losses_by_initialisation: dict[
-        str, float
-    ]  # of the untrained student, by initialisation; the last one is this student's
+    losses_by_initialisation: dict[str, float]  # of the untrained student; the last one is this student's
     student_loss: float
     uniform_loss: float
     layers: list[LayerReport]
     parameters: int
-    ledger: ParameterAccounting
+    parameter_accounting: ParameterAccounting
     weights_sha256: str = ""
 
     def to_dict(self) -> dict:
@@ -118,6 +132,7 @@ class ConversionReport:
 
     def check(self) -> None:
         """Raises UserError if a mixer points away from its teacher or the student is worse than a uniform guess."""
+        # `not >`, so that NaN is refused too.
         if bad := [f"{report.layer} (cosine {report.cosine:.3f})" for report in self.layers if not report.cosine > 0]:
             raise UserError(
                 f"conversion: the mixer output of layer(s) {', '.join(bad)} does not point the teacher's way. "
@@ -134,7 +149,7 @@ class ConversionReport:
 def measure_conversion(
     teacher: PreTrainedModel,
     student: GendistillForCausalLM,
-    ledger: ParameterAccounting,
+    accounting: ParameterAccounting,
     batches: list[dict[str, torch.Tensor]],
     *,
     name: str,
@@ -151,11 +166,12 @@ def measure_conversion(
     sums: dict[int, torch.Tensor] = {}  # the four measures of a LayerReport, tokens
     for pair in side_by_side(teacher, student, batches):
         target, record = pair.teacher.attention_output.float(), pair.teacher
-        cosine = F.cosine_similarity(pair.mixer_output.float(), target, dim=-1)
-        power = target.square().mean(-1)
+        cosine = F.cosine_similarity(pair.mixer_output.float(), target, dim=-1)  # [B, T]
+        attention = target.square().mean(-1)  # [B, T], as the next two
         update = (record.block_output - record.block_input).float().square().mean(-1)
         hidden = record.block_output.float().square().mean(-1)
-        measured = torch.stack([cosine, power, update, hidden, torch.ones_like(cosine)])
+        measured = torch.stack([cosine, attention, update, hidden, torch.ones_like(cosine)])  # [5, B, T]
+        # In float64 over batches: a mean over millions of tokens would lose the last of them in float32.
         sums[pair.layer] = sums.get(pair.layer, 0) + measured.sum(dim=(1, 2)).double().cpu()
     reports = [LayerReport(i, *(total[:-1] / total[-1]).tolist()) for i, total in sums.items()]
     return ConversionReport(
@@ -168,7 +184,7 @@ def measure_conversion(
         uniform_loss=math.log(student.config.vocab_size),
         layers=reports,
         parameters=sum(p.numel() for p in student.parameters()),
-        ledger=ledger,
+        parameter_accounting=accounting,
     )
 
 
@@ -178,9 +194,9 @@ def mean_loss(model: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]]
     total, tokens = 0.0, 0
     for batch in batches:
         for ids, positions, mask in zip(batch["input_ids"], batch["position_ids"], batch["loss_mask"], strict=True):
-            # One row at a time: [T, vocab] in float32 is the largest tensor.
+            # One sequence at a time: logits [T - 1, vocab] in float32 are the largest tensor.
             logits = model(input_ids=ids[None], position_ids=positions[None], use_cache=False).logits[0, :-1].float()
-            losses = F.cross_entropy(logits, ids[1:], reduction="none")
+            losses = F.cross_entropy(logits, ids[1:], reduction="none")  # [T - 1]
             total += (losses * mask[1:]).sum().item()
             tokens += int(mask[1:].sum())
     return total / tokens

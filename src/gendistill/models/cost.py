@@ -1,15 +1,43 @@
 """What a model costs: bytes that a token keeps in training, floating-point operations, bytes of the cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
+from torch import nn
+from transformers import PreTrainedConfig
 
 from gendistill.models.configuration import GendistillConfig
-from gendistill.models.mixers import MIXERS
+from gendistill.names import MIXERS, look_up
 from gendistill.ops.bounded_kda import takes_bounded_kda
 
 FLOAT32 = 4
 RECURRENCE_CHUNK = 64  # tokens that meet each other in matrix products, in fla and in ops.chunked
+# Layers that are not compiled keep the result of every operation: norms in float32, a shifted copy for each lag of the
+# convolution, every step of the decay; with the recurrence in plain torch, its products at every level too. Rough:
+# what autograd saved of single layers, counted on a CPU (1.6 to 1.9; 2.5 to 3.5; attention layers 1.3).
+EAGER_ATTENTION, EAGER_MIXER, EAGER_CHUNKED_MIXER = 1.3, 1.9, 3.5
+
+
+def layer_keeps(
+    config: GendistillConfig, mixer: str | None, size: int, *, kernels: bool, compiled: bool, with_mlp: bool = True
+) -> float:
+    """Bytes a token that one layer keeps for its backward pass.
+
+    Args:
+        mixer: None for attention.
+        size: bytes of a number of the arithmetic.
+        kernels: the recurrence runs by kernels.
+        with_mlp: the whole layer, not its attention or mixer alone.
+    """
+    if mixer is None:
+        kept = sum(attention_keeps(config, size).values())
+        factor = EAGER_ATTENTION
+    else:
+        kept = sum(mixer_keeps(config, mixer, size, kernels).values())
+        factor = EAGER_MIXER if kernels else EAGER_CHUNKED_MIXER
+    if with_mlp:
+        kept += sum(mlp_keeps(config, size).values())
+    return kept if compiled else kept * factor
 
 
 def mixer_keeps(config: GendistillConfig, mixer: str, size: int, kernels: bool) -> dict[str, float]:
@@ -19,12 +47,13 @@ def mixer_keeps(config: GendistillConfig, mixer: str, size: int, kernels: bool) 
         size: bytes of a number of the arithmetic.
         kernels: the recurrence runs by kernels.
     """
-    kind, hidden, heads = MIXERS[mixer], config.hidden_size, config.num_attention_heads
+    kind, hidden, heads = look_up(MIXERS, mixer, "mixer"), config.hidden_size, config.num_attention_heads
     queries, head = heads * config.head_dim, config.head_dim
     keys = queries if config.expand_kv else config.num_key_value_heads * head
     decays = {"channel": queries, "head": heads, "fixed": 0}[kind.decay]
     meetings = heads * RECURRENCE_CHUNK  # of a token with those of its chunk
-    if kernels and mixer == "kda" and config.gates_are_bounded and takes_bounded_kda(size, head):
+    bounded = kind.delta_rule and kind.decay == "channel" and config.gates_are_bounded
+    if kernels and bounded and takes_bounded_kda(size, head):  # one chunk's intermediate results, and not its inputs
         recurrence = {
             "q, k of all heads and what is written": 3 * queries * size,
             "q, k decayed and what is read": 3 * queries * size,
@@ -75,9 +104,73 @@ def mlp_keeps(config: GendistillConfig, size: int) -> dict[str, float]:
     }
 
 
-def weights_of_products(modules, trained: bool = False) -> Iterator[int]:
+def weights_of_products(modules: Iterable[nn.Module], trained: bool = False) -> Iterator[int]:
     """Weights of the linear projections in the modules; of those that train only, if wanted."""
     for module in modules:
         for part in module.modules():
             if isinstance(part, torch.nn.Linear) and (part.weight.requires_grad or not trained):
                 yield part.weight.numel()
+
+
+def attention_flops(config: GendistillConfig, length: int) -> int:
+    """Floating-point operations a token of softmax attention's forward pass, without its projections."""
+    return 2 * length * config.num_attention_heads * config.head_dim  # q k^T and p v over half of the tokens on average
+
+
+def mixer_flops(config: GendistillConfig, mixer: str) -> int:
+    """Floating-point operations a token of a recurrence's forward pass, without the mixer's projections."""
+    queries, head = config.num_attention_heads * config.head_dim, config.head_dim
+    # Three products with the state, and those inside a chunk, half of them empty.
+    meetings = 4 if look_up(MIXERS, mixer, "mixer").delta_rule else 2
+    return queries * (6 * head + meetings * RECURRENCE_CHUNK)
+
+
+def teacher_flops(config: GendistillConfig, layers: Iterable[nn.Module], length: int) -> int:
+    """Floating-point operations a token of a forward pass through a teacher's layers."""
+    return sum(weights_of_products(layers)) * 2 + len(config.mixers) * attention_flops(config, length)
+
+
+def training_flops(config: GendistillConfig, mixer: str | None, unit: nn.Module, length: int) -> int:
+    """Floating-point operations a token of a layer's forward and backward pass.
+
+    A product with n weights takes 2n forward, 2n for the gradient of its input and, if it trains, 2n for its own.
+
+    Args:
+        mixer: None for attention.
+        unit: the layer, or its mixer alone; parameters that train require gradients.
+    """
+    mixing = attention_flops(config, length) if mixer is None else mixer_flops(config, mixer)
+    return 4 * sum(weights_of_products([unit])) + 2 * sum(weights_of_products([unit], trained=True)) + 3 * mixing
+
+
+def head_flops(config: GendistillConfig, *, backward: bool, trains: bool) -> int:
+    """Floating-point operations a token of the language-model head."""
+    products = 1 + backward + (backward and trains)  # forward, gradient of the states, gradient of the weights
+    return 2 * products * config.vocab_size * config.hidden_size
+
+
+def expected_cache_bytes(config: PreTrainedConfig, tokens: int, batch: int, size: int) -> int:
+    """Bytes of a model's cache at a context of `tokens`; `gendistill.models.cache.cache_bytes` weighs a real one.
+
+    Args:
+        config: a student's, or a teacher's with attention in every layer.
+        size: bytes of a number of the model's dtype.
+    """
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    keys = config.num_key_value_heads * head
+    mixers = config.mixers if isinstance(config, GendistillConfig) else [None] * config.num_hidden_layers
+    attention = 2 * tokens * keys * size  # keys and values of one sequence in one layer
+    linear = [mixer for mixer in mixers if mixer is not None]
+    in_all = (len(mixers) - len(linear)) * attention
+    if linear:  # what does not grow with the context
+        in_all += len(linear) * mixer_state_bytes(config, size)
+    return batch * in_all
+
+
+def mixer_state_bytes(config: GendistillConfig, size: int) -> int:
+    """Bytes of a linear layer's cache for one sequence, the same for every mixer."""
+    queries = config.num_attention_heads * config.head_dim
+    keys = queries if config.expand_kv else config.num_key_value_heads * config.head_dim
+    state = queries * config.head_dim * FLOAT32  # [H, K, V]; in float32, for its errors would add up
+    window = (queries + 2 * keys) * config.conv_kernel_size * size  # the convolution's last inputs
+    return state + window

@@ -1,4 +1,4 @@
-"""What a teacher's layers see and say, recorded while it runs, and what a student's mixers say to the same."""
+"""Inputs and outputs of a teacher's layers, recorded while it runs, and a student's mixers run on the same inputs."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,9 +28,10 @@ def record_layers(teacher: PreTrainedModel, layers: Iterable[int]) -> Iterator[d
     records = {i: LayerRecord() for i in layers}
 
     def watch(record: LayerRecord, block: torch.nn.Module) -> list:
+        # transformers' layers pass hidden states by position or by name, which differs between families.
         def on_attention(_module, args, kwargs, output):
             record.attention_input = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            record.attention_output = output[0]
+            record.attention_output = output[0]  # beside it are the weights
 
         def on_block(_module, args, kwargs, output):
             record.block_input = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
@@ -71,8 +72,10 @@ def side_by_side(
     for batch in batches:
         documents = Documents.from_position_ids(batch["position_ids"])
         with record_layers(teacher, layers) as records:
+            # The body alone: logits of all tokens would be the largest tensor, and they are not needed.
             teacher.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
         for i, record in records.items():
+            # The mixer's output before its projection is no result of its forward pass: a hook catches it.
             mixer, heads = student.model.layers[i].linear_attn, []
             hook = mixer.o_proj.register_forward_pre_hook(lambda _, args, heads=heads: heads.append(args[0]))
             output, _ = mixer(record.attention_input, documents=documents)

@@ -15,6 +15,7 @@ transformers_logging.disable_progress_bar()  # gendistill shows its own
 def resolve(name: str) -> str:
     """'embedded' -> the folder shipped in the package; folders and hub ids stay as they are."""
     if name == "embedded":
+        # Here and not above: the package's own teacher is data, and whoever brings a teacher needs none of it.
         from gendistill.embedded import teacher_folder
 
         return str(teacher_folder())
@@ -24,13 +25,14 @@ def resolve(name: str) -> str:
 
 
 def load_config(name: str):
-    """The configuration of a teacher or student, weights untouched."""
+    """The configuration of a teacher or student; no weights are read."""
     return _load(AutoConfig, name)
 
 
 def load_model(name: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """A causal language model in evaluation mode, every weight present."""
     model, report = _load(AutoModelForCausalLM, name, dtype=dtype, output_loading_info=True)
+    # transformers only warns of these, and fills what is missing with random numbers.
     problems = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(problems.values()):
         found = "; ".join(
@@ -47,7 +49,7 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
         raise UserError(f"{name}: the tokenizer has {len(tokenizer)} entries, the model's embedding {vocab_size}")
     if tokenizer.eos_token_id is None:
         raise UserError(f"{name}: the tokenizer names no end-of-text token (eos_token)")
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None:  # padding is masked everywhere, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -56,8 +58,9 @@ def _load(kind, name: str, **kwargs):
     try:
         return kind.from_pretrained(resolve(name), **kwargs)
     except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
+        if isinstance(error, UserError):  # a ValueError too, and already says what to do
             raise
+        # The first line alone: transformers goes on with advice on tokens and caches that may not apply.
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"'{name}' cannot be loaded ({reason}). Give 'embedded', a Hugging Face folder, or a hub id you can reach."

@@ -1,7 +1,11 @@
-"""The hybrid student: a Qwen3/Qwen2/Llama decoder in which most layers hold a linear-attention mixer.
+"""The hybrid student: a decoder as Llama's or Qwen's in which most layers hold a linear-attention mixer.
 
 Read top-down: attention, decoder layer, model, causal language model. Cache, masks and generation are transformers'.
+
+Shapes: B sequences, T tokens, H query heads, G key heads, D channels of a head.
 """
+
+import re
 
 import torch
 from torch import nn
@@ -22,10 +26,49 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from gendistill.models.cache import PureCache, new_cache
+from gendistill.models.cache import new_cache
 from gendistill.models.configuration import GendistillConfig
-from gendistill.models.mixers.layer import LinearAttention
+from gendistill.models.mixers.layer import MIXER_PARAMETERS, LinearAttention
+from gendistill.models.parameters import Parameter, linear, within
 from gendistill.ops import Documents
+
+_ATTENTION = Parameter("attention")
+_NORM = Parameter("norm")
+ATTENTION_PARAMETERS: dict[str, Parameter] = {
+    **linear("q_proj", _ATTENTION),
+    **linear("k_proj", _ATTENTION),
+    **linear("v_proj", _ATTENTION),
+    **linear("o_proj", _ATTENTION),
+    "q_norm.weight": _ATTENTION,
+    "k_norm.weight": _ATTENTION,
+}
+LAYER_PARAMETERS: dict[str, Parameter] = {
+    **within("self_attn", ATTENTION_PARAMETERS),
+    **within("linear_attn", MIXER_PARAMETERS),
+    **linear("mlp.gate_proj", Parameter("mlp")),
+    **linear("mlp.up_proj", Parameter("mlp")),
+    **linear("mlp.down_proj", Parameter("mlp")),
+    "input_layernorm.weight": _NORM,
+    "post_attention_layernorm.weight": _NORM,
+}
+PARAMETERS: dict[str, Parameter] = {
+    **within("model.layers.*", LAYER_PARAMETERS),
+    "model.embed_tokens.weight": Parameter("embedding"),
+    "model.norm.weight": _NORM,
+    "lm_head.weight": Parameter("head"),  # not there if tied: the embedding is
+}
+
+
+def describe(name: str) -> Parameter:
+    """What the student's layers declare of a parameter, by its name in the whole model.
+
+    Raises:
+        ValueError: no layer declares it. It must be declared before it can be converted, trained or priced.
+    """
+    row = PARAMETERS.get(re.sub(r"^model\.layers\.\d+\.", "model.layers.*.", name))
+    if row is None:
+        raise ValueError(f"no layer declares the parameter {name}; declared are {', '.join(PARAMETERS)}")
+    return row
 
 
 def create_masks(
@@ -41,6 +84,7 @@ def create_masks(
     The linear layers' is not transformers' own, which is None for a single token: a padded prompt that comes in one
     token at a time would leak its padding into the states.
     """
+    # Of four dimensions it is a mask of attention, made by a decoding loop for steps in which no token is padding.
     padded = attention_mask is not None and attention_mask.dim() == 2
     masks = {"linear_attention": attention_mask[:, -inputs_embeds.shape[1] :] if padded else None}
     if not config.is_pure:
@@ -61,6 +105,7 @@ class GendistillAttention(nn.Module):
         super().__init__()
         self.config, self.layer_idx = config, layer_idx
         self.head_dim = config.head_dim
+        # transformers' attention functions read the next three names off the module.
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
@@ -82,14 +127,15 @@ class GendistillAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[B, T, hidden] -> [B, T, hidden] and, with eager attention, the weights."""
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        q = self.q_norm(self.q_proj(hidden_states).view(shape)).transpose(1, 2)
-        k = self.k_norm(self.k_proj(hidden_states).view(shape)).transpose(1, 2)
-        v = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        q = self.q_norm(self.q_proj(hidden_states).view(shape)).transpose(1, 2)  # [B, H, T, D]
+        k = self.k_norm(self.k_proj(hidden_states).view(shape)).transpose(1, 2)  # [B, G, T, D]
+        v = self.v_proj(hidden_states).view(shape).transpose(1, 2)  # [B, G, T, D]
         q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
         if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
+            k, v = past_key_values.update(k, v, self.layer_idx)  # with those of earlier calls: [B, G, T_past + T, D]
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.config.attention_dropout if self.training else 0.0
+        # o [B, T, H, D]; **kwargs holds `documents`, which the function for packed sequences needs.
         o, weights = attend(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
         return self.o_proj(o.flatten(-2).contiguous()), weights
 
@@ -109,6 +155,7 @@ class GendistillDecoderLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor, documents: Documents | None = None, **kwargs) -> torch.Tensor:
+        # `kwargs` has masks, positions and cache, all given to both kinds of layer: each takes what it needs.
         normed = self.input_layernorm(hidden_states)
         if self.is_linear:
             mixed, _ = self.linear_attn(normed, documents=documents, **kwargs)
@@ -127,15 +174,17 @@ class GendistillPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["GendistillDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
-    _keep_in_fp32_modules_strict = {"A_log", "dt_bias"}
+    _keep_in_fp32_modules_strict = {name for name, row in MIXER_PARAMETERS.items() if row.stays_float32}
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _is_stateful = True  # assisted decoding would roll a recurrent state back, which it cannot
+    # By layer, so that generate() can return them; linear layers have no weights to return.
     _can_record_outputs = {"hidden_states": GendistillDecoderLayer, "attentions": GendistillAttention}
+    _is_stateful = True  # assisted decoding would roll a recurrent state back, which it cannot
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        # Only for models that are not converted: `convert` initialises by its own seed.
         if isinstance(module, LinearAttention):
             module.initialise()
 
@@ -145,6 +194,7 @@ class GendistillModel(GendistillPreTrainedModel):
 
     def __init__(self, config: GendistillConfig):
         super().__init__(config)
+        # The modules have transformers' names, so that a teacher's tensors go in by theirs.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList([GendistillDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -167,35 +217,37 @@ class GendistillModel(GendistillPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """Hidden states of a batch.
 
-        Documents packed in a row are told apart by `position_ids` that start again, given without a mask and without a
-        cache, as in transformers' own models. Such rows are never cached.
+        Documents packed into a sequence are told apart by `position_ids` that start again, given without a mask and
+        without a cache, as in transformers' own models. Such sequences are never cached.
 
         Args:
             input_ids: [B, T]; or inputs_embeds: [B, T, hidden].
             attention_mask: [B, T_past + T], 0 for padding; or the masks ready-made, one for each layer type.
             position_ids: [B, T].
-            documents: what `position_ids` say of boundaries, where it is known beforehand: reading it off a CUDA tensor
+            documents: the boundaries in `position_ids`, where it is known beforehand: reading it off a CUDA tensor
                 makes the host wait.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        batch, length = inputs_embeds.shape[:2]
+        batch, length = inputs_embeds.shape[:2]  # inputs_embeds [B, T, hidden]
 
+        # As transformers sees it: only without mask and cache do positions that start again mean another document.
         unpadded = attention_mask is None and past_key_values is None
         if documents is None and position_ids is not None and unpadded:
             documents = Documents.from_position_ids(position_ids.expand(batch, -1))
         if use_cache and past_key_values is None and documents is None:
             past_key_values = new_cache(self.config)
         if position_ids is None and not self.config.is_pure:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = torch.arange(seen, seen + length, device=inputs_embeds.device).unsqueeze(0)
+            cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(cached, cached + length, device=inputs_embeds.device).unsqueeze(0)  # [1, T]
         masks = attention_mask
         if not isinstance(masks, dict):
             masks = create_masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
 
         hidden_states = inputs_embeds
+        # Linear layers have no positions: the forget gates tell near from far.
         position_embeddings = None if self.config.is_pure else self.rotary_emb(hidden_states, position_ids)
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
             hidden_states = layer(
@@ -227,10 +279,11 @@ class GendistillForCausalLM(GendistillPreTrainedModel, GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
         """Where `generate` makes a cache for a pure student, the one that counts: it asks its cache for its length."""
+        # A cache of the caller's own is kept: it holds the conversation so far.
         given = model_kwargs.get("past_key_values") is not None
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         if self.config.is_pure and not given and model_kwargs.get("past_key_values") is not None:
-            model_kwargs["past_key_values"] = PureCache(self.config)
+            model_kwargs["past_key_values"] = new_cache(self.config)
 
     @can_return_tuple
     def forward(
@@ -255,8 +308,8 @@ class GendistillForCausalLM(GendistillPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # 0: slice of all
+        logits = self.lm_head(outputs.last_hidden_state[:, keep])  # [B, T or fewer, vocab]
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)

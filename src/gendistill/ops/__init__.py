@@ -1,4 +1,4 @@
-"""The one recurrence behind all mixers: a slow reference, a chunked PyTorch form, and kernels for CUDA tensors."""
+"""The one recurrence behind all mixers; its backends are a slow reference, chunked PyTorch, and kernels for CUDA."""
 
 from gendistill.ops.convolution import convolved_heads
 from gendistill.ops.decay import KERNEL_BOUND, DecayGate

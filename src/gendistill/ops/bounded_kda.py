@@ -4,7 +4,7 @@ fla's own computes what the forward pass had a second time, and passes float32 g
 memory. Here the forward pass keeps its products (some 12 KiB more a token and 16 heads of 128 channels), and four
 kernels do what happens inside chunks, down to the gradient of what the gates come from.
 
-Shapes: B rows, T tokens a row, H heads, D channels of a key and of a value.
+Shapes: B sequences, T tokens in each, H heads, D channels of a key and of a value.
 """
 
 import torch
@@ -53,12 +53,13 @@ def bounded_kda(
 
     indices = offsets = None
     if cu_seqlens is not None and use_graph:
+        # As many chunks as there can be at most: with sizes known beforehand nothing is read on the host.
         most = (q.shape[1] + CHUNK - 1) // CHUNK + max_num_seqs - 1
         indices, offsets = prepare_chunk_indices_static(cu_seqlens=cu_seqlens, chunk_size=CHUNK, nt_max=most)
     elif cu_seqlens is not None:
         indices, offsets = prepare_chunk_indices(cu_seqlens, CHUNK), prepare_chunk_offsets(cu_seqlens, CHUNK)
     chunks = {"cu_seqlens": cu_seqlens, "chunk_indices": indices, "chunk_offsets": offsets, "use_graph": use_graph}
-    with torch.cuda.device_of(q):
+    with torch.cuda.device_of(q):  # Triton launches on the current GPU, whichever has the tensors
         gate = (A_log, dt_bias, lower_bound)
         return _BoundedKDA.apply(q, k, v, g, beta, *gate, initial_state, output_final_state, chunks)
 
@@ -68,8 +69,10 @@ class _BoundedKDA(torch.autograd.Function):
     def forward(ctx, q, k, v, raw, beta, A_log, dt_bias, bound, initial_state, output_final_state, chunks):
         from fla.ops.kda.chunk_fwd import chunk_kda_fwd
 
-        q, k, v, raw, beta = (x.contiguous() for x in (q, k, v, raw, beta))
+        q, k, v, raw, beta = (x.contiguous() for x in (q, k, v, raw, beta))  # the kernels take no strides
         scale = q.shape[-1] ** -0.5
+        # Aqk and Akk [B, T, H, 64] are the products inside chunks, h [N, H, D, D] the states before them; qg, kg and w
+        # are queries, keys and reads with their decays.
         o, state, g, Aqk, Akk, w, _, qg, kg, v_new, h, _ = chunk_kda_fwd(
             q=q,
             k=k,
@@ -85,12 +88,12 @@ class _BoundedKDA(torch.autograd.Function):
             output_final_state=output_final_state,
             chunk_size=CHUNK,
             safe_gate=True,
-            disable_recompute=True,
+            disable_recompute=True,  # it returns what it would otherwise compute again on the way back
             **chunks,
         )
         ctx.save_for_backward(q, k, raw, g, beta, A_log, dt_bias, initial_state, Aqk, Akk, w, qg, kg, v_new, h)
         ctx.bound, ctx.scale, ctx.chunks = bound, scale, chunks
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # of a state that nobody reads: zeros would be a tensor of its size
         return o, state
 
     @staticmethod
@@ -98,10 +101,11 @@ class _BoundedKDA(torch.autograd.Function):
         from fla.ops.common.chunk_delta_h import chunk_gated_delta_rule_bwd_dhu
 
         q, k, raw, g, beta, A_log, dt_bias, initial_state, Aqk, Akk, w, qg, kg, v_new, h = ctx.saved_tensors
-        do = torch.zeros_like(v_new) if do is None else do.contiguous()
+        do = torch.zeros_like(v_new) if do is None else do.contiguous()  # None: the loss is of the state alone
         scale, chunks = ctx.scale, ctx.chunks
-        borders = {name: chunks[name] for name in ("cu_seqlens", "chunk_indices")}
-        dv = values_backward(Aqk, do, **borders)
+        boundaries = {name: chunks[name] for name in ("cu_seqlens", "chunk_indices")}
+        dv = values_backward(Aqk, do, **boundaries)  # [B, T, H, D], by way of the chunk's own outputs
+        # From the last chunk to the first: dh, the gradients of the states, and what they add to dv.
         dh, d_initial, dv = chunk_gated_delta_rule_bwd_dhu(
             q=qg,
             k=kg,
@@ -114,9 +118,9 @@ class _BoundedKDA(torch.autograd.Function):
             scale=scale,
             chunk_size=CHUNK,
             chunk_offsets=chunks["chunk_offsets"],
-            **borders,
+            **boundaries,
         )
         dq, dk, dv, d_raw, d_beta, d_A_log, d_bias = chunk_backward(
-            q, k, v_new, raw, g, A_log, dt_bias, ctx.bound, beta, Akk, h, do, dh, dv, scale, **borders
+            q, k, v_new, raw, g, A_log, dt_bias, ctx.bound, beta, Akk, h, do, dh, dv, scale, **boundaries
         )
         return dq, dk, dv, d_raw, d_beta, d_A_log, d_bias, None, d_initial, None, None

@@ -3,7 +3,7 @@
 As separate steps, each passes the largest tensors of a layer through memory again, and torch.compile keeps every
 shifted copy of the convolution's input for the backward pass.
 
-Shapes: B rows, T tokens a row, H heads, D channels a head, C = (H + 2 key heads) * D channels, W taps.
+Shapes: B sequences, T tokens in each, H heads, D channels a head, C = (H + 2 key heads) * D channels, W taps.
 """
 
 import torch
@@ -56,7 +56,7 @@ def _forward(
     key_heads: int,
     silu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    q, k, v = _empty_heads(x, heads, key_heads)
+    q, k, v = _empty_heads(x, heads, key_heads)  # every number is written, so none is set before
     _launch(_forward_kernel, FORWARD, x, taps, bias, positions, (q, k, v), heads, key_heads, silu)
     return q, k, v
 
@@ -81,22 +81,25 @@ def _backward(
 
 
 def _empty_heads(x: torch.Tensor, heads: int, key_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    shape = (*x.shape[:2], heads, x.shape[2] // (heads + 2 * key_heads))
+    shape = (*x.shape[:2], heads, x.shape[2] // (heads + 2 * key_heads))  # [B, T, H, D]: k and v have all heads, too
     return x.new_empty(shape), x.new_empty(shape), x.new_empty(shape)
 
 
 def _empty_partials(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
     (rows, length, channels), tokens = x.shape, BACKWARD["TOKENS"]
+    # A sum for each program, not atomic additions to one: their order, and so the last bits, would differ between runs.
     programs = rows * ((length + tokens - 1) // tokens)
     return x.new_empty((programs, taps.shape[0] + 1, channels), dtype=torch.float32)
 
 
 def _launch(kernel, settings, x, taps, bias, positions, tensors, heads, key_heads, silu) -> None:
-    rows, length, channels = x.shape
+    rows, length, channels = x.shape  # B, T, C
     size = channels // (heads + 2 * key_heads)
     lanes, settings = triton.next_power_of_2(size), dict(settings)
+    # As many tokens side by side as give every thread its channels of a tile.
     walks = settings["num_warps"] * 32 * settings.pop("PER_THREAD") // lanes
     settings["WALKS"] = min(max(walks, 1), settings["TOKENS"])
+    # The heads in front: programs that run together load neighbouring numbers of the same tokens.
     grid = (heads + 2 * key_heads, triton.cdiv(length, settings["TOKENS"]), rows)
     tensors = [None if tensor is None else tensor.contiguous() for tensor in (x, taps, bias, positions, *tensors)]
     shape = {"HEADS": heads, "KEY_HEADS": key_heads, "D": size, "LANES": lanes, "W": taps.shape[0]}
@@ -115,6 +118,7 @@ def _(dq, dk, dv, x, taps, bias, positions, heads, key_heads, silu):
 
 
 def _save(ctx, inputs, output):
+    # The inputs alone: the way back computes the convolution again, which costs less than keeping its output.
     *tensors, ctx.heads, ctx.key_heads, ctx.silu = inputs
     ctx.save_for_backward(*tensors)
 
@@ -122,7 +126,7 @@ def _save(ctx, inputs, output):
 def _gradients(ctx, dq, dk, dv):
     x, taps, bias, positions = ctx.saved_tensors
     dx, partials = _backward(dq, dk, dv, x, taps, bias, positions, ctx.heads, ctx.key_heads, ctx.silu)
-    gradients = partials.sum(0)
+    gradients = partials.sum(0)  # [W + 1, C]: of each tap, then of the bias
     return dx, gradients[:-1].to(taps.dtype), gradients[-1].to(bias.dtype), None, None, None, None
 
 
@@ -146,7 +150,7 @@ if triton is not None:
     def _load_parameters(taps, bias, c, inside, C: tl.constexpr, W: tl.constexpr):
         """The taps by lag, W times [1, LANES], and the bias [1, LANES]."""
         by_lag = ()
-        for lag in tl.static_range(W):
+        for lag in tl.static_range(W):  # the current token's tap is the last in memory and the first here
             by_lag = by_lag + (tl.load(taps + (W - 1 - lag) * C + c, mask=inside, other=0.0).to(tl.float32),)
         return by_lag, tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
 
@@ -156,17 +160,18 @@ if triton is not None:
         window = ()
         for lag in tl.static_range(1, W):
             t = first + walk - lag
-            exists = (t >= 0) & (t < T) & inside
+            exists = (t >= 0) & (t < T) & inside  # t < 0 is the sequence before, in memory
             window = window + (tl.load(x + (walk - lag) * C, mask=exists, other=0.0).to(tl.float32),)
         return window
 
     @triton.jit
     def _load_reach(positions, t, T):
-        """How far back a token's document goes, or further; nobody asks if each row is one document."""
+        """A token's distance to its document's start, or more; without packing the convolution reads it for no lag."""
         return t if positions is None else tl.load(positions + t, mask=t < T, other=0).to(tl.int32)
 
     @triton.jit
     def _within(value, lag: tl.constexpr, reach, PACKED: tl.constexpr):
+        # A lag of 0 is the token itself, which is in its own document.
         return tl.where(lag <= reach, value, 0.0) if PACKED and lag > 0 else value
 
     @triton.jit
@@ -178,11 +183,11 @@ if triton is not None:
 
     @triton.jit
     def _inverse_norm(z):
-        return tl.rsqrt(tl.sum(z * z, axis=1, keep_dims=True) + 1e-6)
+        return tl.rsqrt(tl.sum(z * z, axis=1, keep_dims=True) + 1e-6)  # [WALKS, 1]; as `reference.l2_normalize`
 
     @triton.jit
     def _load_copies(dy, mask, D: tl.constexpr, COPIES: tl.constexpr):
-        copies = ()
+        copies = ()  # of each query head that shares this head of k or v
         for copy in tl.static_range(COPIES):
             copies = copies + (tl.load(dy + copy * D, mask=mask, other=0.0),)
         return copies
@@ -206,10 +211,10 @@ if triton is not None:
         for step in range(steps):
             t = walk + step
             exists = (first + t < T) & inside
-            window, reach = (next_x.to(tl.float32),) + window, next_reach
+            window, reach = (next_x.to(tl.float32),) + window, next_reach  # W inputs, the current token's first
             next_x = tl.load(x + (t + 1) * C, mask=(first + t + 1 < T) & inside, other=0.0)
             next_reach = _load_reach(positions, first + t + 1, T)
-            z = _convolve(window, taps, bias, reach, PACKED, W)
+            z = _convolve(window, taps, bias, reach, PACKED, W)  # [WALKS, LANES]
             window = window[: W - 1]
             if SILU:
                 z *= tl.sigmoid(z)
@@ -233,6 +238,7 @@ if triton is not None:
         positions = positions + row if PACKED else None
         window = _load_window(x, first, walk, T, inside, C, W)
         zero = tl.zeros([walk.shape[0], c.shape[1]], tl.float32)
+        # pending: dx of the last W - 1 tokens, which later tokens still add to.
         pending, taps_sums, bias_sum = (zero,) * (W - 1), (zero,) * W, zero
         exists = (first + walk < T) & inside
         next_x = tl.load(x + walk * C, mask=exists, other=0.0)
@@ -246,25 +252,27 @@ if triton is not None:
             next_reach = _load_reach(positions, first + t + 1, T)
             next_copies = _load_copies(dy + (t + 1) * Y, exists, D, COPIES)
             u = _convolve(window, taps, bias, reach, PACKED, W)
-            gradient = copies[0].to(tl.float32)
+            gradient = copies[0].to(tl.float32)  # of what all copies were made of
             for copy in tl.static_range(1, COPIES):
                 gradient += copies[copy].to(tl.float32)
-            z, slope = u, 1.0
+            z, slope = u, 1.0  # what the norm was given, and its slope in u
             if SILU:
                 sigmoid = tl.sigmoid(u)
                 z = u * sigmoid
                 slope = sigmoid + z * (1 - sigmoid)
             if NORM:
                 r = _inverse_norm(z)
+                # Of z / ||z||: the part along z is taken out, for a length of 1 cannot change.
                 gradient = r * gradient - z * (r * r * r * tl.sum(z * gradient, axis=1, keep_dims=True))
             gradient *= slope
 
-            own = tl.where(step < steps, gradient, 0.0)
+            own = tl.where(step < steps, gradient, 0.0)  # parameters' sums leave out the next walk's tokens
             bias_sum += own
             pending, summed, taps_summed = (zero,) + pending, (), ()
             for lag in tl.static_range(W):
                 summed = summed + (pending[lag] + taps[lag] * _within(gradient, lag, reach, PACKED),)
                 taps_summed = taps_summed + (taps_sums[lag] + own * _within(window[lag], lag, reach, PACKED),)
+            # Token t - (W - 1) is out of reach of all tokens that follow.
             whole = (step >= W - 1) & (first + t - (W - 1) < T) & inside
             tl.store(dx + (t - (W - 1)) * C, summed[W - 1].to(dx.dtype.element_ty), mask=whole)
             window, pending, taps_sums = window[: W - 1], summed[: W - 1], taps_summed

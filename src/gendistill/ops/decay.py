@@ -1,4 +1,4 @@
-"""How much of its state a token makes a layer forget, as the layer's projections say it."""
+"""The forget gate: how much of its state a token makes a layer forget."""
 
 from typing import NamedTuple
 
@@ -29,15 +29,16 @@ class DecayGate(NamedTuple):
 
     @property
     def is_bounded(self) -> bool:
-        """See the function of that name."""
+        """See the function of that name, which needs no gate."""
         return is_bounded(self.bound)
 
     def log_decay(self) -> torch.Tensor:
         """As `raw`, in float32 at least: bf16 would round a decay close to 1 to 1, and the state never forget."""
-        shape = self.raw.shape[2:]
+        shape = self.raw.shape[2:]  # [H, K] or [H]
         raw = self.raw.to(torch.promote_types(self.raw.dtype, torch.float32)) + self.dt_bias.view(shape)
-        A = self.A_log.exp().view(-1, *[1] * (len(shape) - 1))
+        A = self.A_log.exp().view(-1, *[1] * (len(shape) - 1))  # [H, 1] or [H]
         log_decay = -A * F.softplus(raw) if self.bound is None else self.bound * torch.sigmoid(A * raw)
+        # A log decay of 0 at padding: the state passes it by unchanged.
         return log_decay if self.mask is None else log_decay * self.mask.view(*self.mask.shape[:2], *[1] * len(shape))
 
 
@@ -47,5 +48,5 @@ def is_bounded(bound: float | None) -> bool:
 
 
 def log_decay(g: torch.Tensor | DecayGate) -> torch.Tensor:
-    """The log decay, if it is not already one."""
+    """The log decay of a forget gate; one that is ready already stays as it is."""
     return g.log_decay() if isinstance(g, DecayGate) else g

@@ -1,6 +1,6 @@
 """Backward pass of Kimi Delta Attention inside chunks, as four Triton kernels.
 
-Shapes: B rows, T tokens a row, H heads, D channels of a key and of a value, C = 64 tokens a chunk, N chunks in all.
+Shapes: B sequences, T tokens in each, H heads, D channels of a key and of a value, N chunks in all of C = 64 tokens.
 
 Of one chunk and head, forward (g sums up the decay from the chunk's start; h is the state before the chunk):
 
@@ -19,7 +19,7 @@ import torch
 
 from gendistill.ops.optional_triton import tl, triton
 
-CHUNK = 64
+CHUNK = 64  # tokens; fla's, whose products of the forward pass are taken over
 HEAD_SIZES = (64, 128)
 # Channels of values and of keys at work at a time: the fastest of those in results/gpu/kda.txt, where 4 warps fail.
 OUTPUTS = {"num_warps": 4, "num_stages": 1}
@@ -43,7 +43,7 @@ def values_backward(
     """
     B, T, H, D = do.shape
     assert P.is_contiguous() and do.is_contiguous()
-    chunks = triton.cdiv(T, CHUNK) if chunk_indices is None else len(chunk_indices)
+    chunks = triton.cdiv(T, CHUNK) if chunk_indices is None else len(chunk_indices)  # of a sequence, or of all
     dv = torch.empty_like(do)
     with torch.cuda.device_of(do):
         _outputs_kernel[H, chunks, B](P, do, dv, cu_seqlens, chunk_indices, T, H=H, D=D, C=CHUNK, **OUTPUTS)
@@ -94,6 +94,7 @@ def chunk_backward(
     dq, dk, dv_out = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v_new)
     draw, dbeta = torch.empty_like(raw), torch.empty_like(beta, dtype=torch.float32)
     dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32  # decayed keys outrange float16
+    # dP and dL of every chunk and head, which the first kernel writes and the second reads.
     pairs = q.new_empty(B * chunks, H, 2, CHUNK, CHUNK, dtype=dtype)
     gate_sums = g.new_empty(triton.cdiv(B * T, GATE["TOKENS"]), 2, H, D)
     where, sizes = (cu_seqlens, chunk_indices, scale, T), {"H": H, "D": D, "C": CHUNK}
@@ -115,7 +116,7 @@ if triton is not None:
 
     @triton.jit
     def _locate(cu_seqlens, chunk_indices, T, C: tl.constexpr):
-        """Chunk (program_id(1), program_id(2)): its number, its first token in all rows, its last token in itself.
+        """Chunk (program_id(1), program_id(2)): its number, first token in the batch, last token in itself.
 
         The last one is -1 if the chunk does not exist.
         """
@@ -168,6 +169,7 @@ if triton is not None:
         beta_ = tl.load(beta + first + i * H, mask=exists, other=0.0).to(tl.float32)
         dP, dL, along = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32), tl.zeros([C], tl.float32)
         for at in range(0, D, VALUES):
+            # [C, VALUES] each: a chunk's tokens, some of a head's channels.
             dv_ = tl.load(dv + (first * D + at) + values, mask=has, other=0.0)
             v_ = tl.load(v_new + (first * D + at) + values, mask=has, other=0.0)
             do_ = tl.load(do + (first * D + at) + values, mask=has, other=0.0)
@@ -178,6 +180,7 @@ if triton is not None:
             Y = (Y * beta_[:, None]).to(dv_out.dtype.element_ty)
             tl.store(dv_out + (first * D + at) + values, Y, mask=has)
         tl.store(dbeta + first + i * H, tl.where(beta_ == 0, 0.0, along / beta_), mask=exists)
+        # A token reads its own write, but what it writes depends on earlier ones only.
         dP = tl.where(i[:, None] >= i[None, :], dP * scale, 0.0)
         dL = tl.where(i[:, None] > i[None, :], dL * -beta_[:, None], 0.0)
         pairs += chunk * (2 * C * C) + i[:, None] * C + i[None, :]
@@ -284,18 +287,19 @@ if triton is not None:
         """In draw, gradients of log decays become those of raw; and sums for dt_bias and A_log. ROWS tokens at once."""
         head, first = tl.program_id(0), tl.program_id(1) * TOKENS
         t, c = tl.arange(0, ROWS)[:, None], tl.arange(0, D)[None, :]
-        A = tl.exp(tl.load(A_log + head).to(tl.float32))
+        A = tl.exp(tl.load(A_log + head).to(tl.float32))  # one for all channels of the head
         bias = tl.load(dt_bias + head * D + c).to(tl.float32)
         of_bias, of_A = tl.zeros([ROWS, D], tl.float32), tl.zeros([ROWS, D], tl.float32)
         for step in range(0, TOKENS, ROWS):
             token = first + step + t
             at = (token.to(tl.int64) * H + head) * D + c
             x = tl.load(raw + at, mask=token < N, other=0.0).to(tl.float32) + bias
-            gate = tl.sigmoid(A * x)
+            gate = tl.sigmoid(A * x)  # the log decay is bound * gate
             d = tl.load(draw + at, mask=token < N, other=0.0).to(tl.float32) * (bound * A) * gate * (1 - gate)
             tl.store(draw + at, d.to(draw.dtype.element_ty), mask=token < N)
             of_bias += d
             of_A += d * x
+        # A sum for each program: atomic additions would come in another order in every run.
         sums += (tl.program_id(1).to(tl.int64) * 2 * H + head) * D + c
         tl.store(sums, tl.sum(of_bias, 0)[None, :])
         tl.store(sums + H * D, tl.sum(of_A, 0)[None, :])

@@ -1,4 +1,4 @@
-"""The recurrence on CUDA tensors by flash-linear-attention's kernels (fla-core)."""
+"""The backend for CUDA tensors: the recurrence by flash-linear-attention's kernels (fla-core)."""
 
 import json
 import os
@@ -55,27 +55,30 @@ def kernel_linear_attention(
     if beta is not None:
         inputs["beta"] = beta.float()
     bounded_rule = beta is not None and isinstance(g, DecayGate) and g.is_bounded and g.raw.dim() == 4
+    # In training only: it starts from what the gate is projected from, and knows neither padding nor other head sizes.
     if bounded_rule and needs_gradients and g.mask is None and takes_bounded_kda(q.element_size(), q.shape[-1]):
         kernels, inputs["g"] = Kernels(chunk=bounded_kda, step=None), g.raw
         chunk_options |= {"A_log": g.A_log, "dt_bias": g.dt_bias, "lower_bound": g.bound}
     else:
-        g = log_decay(g).float()
+        g = log_decay(g).float()  # [B, T, H, K] or [B, T, H]
         if g.dim() == 3 and needs_gradients and not library.trains_per_head:
             g = g.unsqueeze(-1).expand_as(k)
         kernels, inputs["g"] = library.kernels[beta is not None, g.dim() == 4], g
-        if bounded_rule:
+        if bounded_rule:  # a promise about the size of g, for which fla has faster products
             chunk_options["safe_gate"] = True
     per_channel = inputs["g"].dim() == 4
     if documents is not None:
         if documents.fixed_shape and per_channel and beta is not None:
             chunk_options |= {"use_graph": True, "max_num_seqs": documents.cu_seqlens.shape[0] - 1}
+        # fla takes packed documents as one long sequence: [1, B * T, ...].
         packed = {name: x.flatten(0, 1).unsqueeze(0) for name, x in inputs.items()}
         o, _ = kernels.chunk(**packed, **chunk_options, cu_seqlens=documents.cu_seqlens)
         return o.view_as(v), None
+    # The step kernels have no gradients.
     states = {"initial_state": initial_state, "output_final_state": True}
     if q.shape[1] > 1 or needs_gradients:
         return kernels.chunk(**inputs, **chunk_options, **states)
-    if beta is None and per_channel:
+    if beta is None and per_channel:  # fused_recurrent_gla has another name for it
         inputs["gk"] = inputs.pop("g")
     return kernels.step(**inputs, **states)
 
@@ -92,7 +95,7 @@ def load_kernels() -> Library:
         UserError: fla-core is not installed.
     """
     hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == SETTINGS_FOR
-    if hopper:
+    if hopper:  # before fla is imported below
         os.environ.setdefault("FLA_CONFIG_DIR", str(LAUNCH_SETTINGS))
         os.environ.setdefault("FLA_CACHE_MODE", "full")
     try:

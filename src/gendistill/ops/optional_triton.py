@@ -6,7 +6,7 @@ try:
     import triton
     import triton.language as tl
 except ImportError:
-    triton = tl = None
+    triton = tl = None  # `@triton.jit` would fail on import: modules define kernels under `if triton is not None`
 
 __all__ = ["require_triton", "tl", "triton"]
 

@@ -3,7 +3,7 @@
 As separate steps, they pass the layer's tensors through memory again, and torch.compile keeps the gate twice for the
 backward pass.
 
-Shapes: B rows, T tokens a row, N = B * T tokens, H heads, D channels a head, C = H * D channels.
+Shapes: B sequences, T tokens in each, N = B * T tokens, H heads, D channels a head, C = H * D channels.
 """
 
 import torch
@@ -72,14 +72,16 @@ def _empty_gradients(
     o: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     tokens = BACKWARD["TOKENS"]
+    # A sum for each program, not atomic additions to one: their order, and so the last bits, would differ between runs.
     programs = (o.shape[0] * o.shape[1] + tokens - 1) // tokens
     partials = (programs, 1 if weight is None else 2, gate.shape[2])
     return _empty_like(o), _empty_like(gate), o.new_empty(partials, dtype=torch.float32)
 
 
 def _launch(kernel, settings, o, gate, bias, weight, tensors, eps, silu) -> None:
-    rows, length, heads, size = o.shape
+    rows, length, heads, size = o.shape  # B, T, H, D
     lanes, settings = triton.next_power_of_2(size), dict(settings)
+    # As many tokens in a tile as give every thread its numbers of it.
     in_tile = settings["num_warps"] * 32 * settings.pop("PER_THREAD") // lanes
     settings["ROWS"] = min(max(in_tile, 1), settings["TOKENS"])
     grid = (heads, triton.cdiv(rows * length, settings["TOKENS"]))
@@ -107,7 +109,8 @@ def _save(ctx, inputs, output):
 def _gradients(ctx, dy):
     o, gate, bias, weight = ctx.saved_tensors
     do, dgate, partials = _backward(dy, o, gate, bias, weight, ctx.eps, ctx.silu)
-    sums = partials.sum(0)
+    sums = partials.sum(0)  # [1 or 2, C]
+    # The norm's weight is one for all heads, the bias is not.
     dweight = None if weight is None else sums[1].view(o.shape[2:]).sum(0).to(weight.dtype)
     return do, dgate, sums[0].to(bias.dtype), dweight, None, None
 
@@ -138,7 +141,7 @@ if triton is not None:
 
     @triton.jit
     def _inverse_rms(x, eps, D: tl.constexpr):
-        return tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / D + eps)
+        return tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / D + eps)  # [ROWS, 1]; lanes past D hold 0
 
     @triton.jit
     def _forward_kernel(
@@ -158,7 +161,7 @@ if triton is not None:
             if weight is not None:
                 x *= _inverse_rms(x, eps, D) * w
             x *= tl.sigmoid(z)
-            if SILU:
+            if SILU:  # z * sigmoid(z)
                 x *= z
             at, exists = start + (t + step) * C, (t + step < tokens) & (c < D)
             tl.store(y + at, x.to(y.dtype.element_ty), mask=exists)
@@ -181,20 +184,20 @@ if triton is not None:
             next_o, next_gate, next_dy = _load(o + at, exists), _load(gate + at, exists), _load(dy + at, exists)
             act = tl.sigmoid(z)
             slope = act * (1 - act)
-            if SILU:
+            if SILU:  # the product rule on z * sigmoid(z)
                 slope = act + z * slope
                 act *= z
             inverse_rms = 1.0 if weight is None else _inverse_rms(x, eps, D)
-            x *= inverse_rms
-            dz, dx = d * x * w * slope, d * act * w
+            x *= inverse_rms  # normalised from here on
+            dz, dx = d * x * w * slope, d * act * w  # dx of the normalised x, until it goes through the norm below
             if weight is not None:
-                weight_sum += d * act * x
+                weight_sum += d * act * x  # [ROWS, LANES], summed over tokens at the end
                 dx = inverse_rms * (dx - x * (tl.sum(dx * x, axis=1, keep_dims=True) / D))
             bias_sum += dz
             at, exists = start + (t + step) * C, (t + step < tokens) & (c < D)
             tl.store(do + at, dx.to(do.dtype.element_ty), mask=exists)
             tl.store(dgate + at, dz.to(dgate.dtype.element_ty), mask=exists)
-        SUMS: tl.constexpr = 1 if weight is None else 2
+        SUMS: tl.constexpr = 1 if weight is None else 2  # rows of this program's partial sums
         sums = partials + tl.program_id(1).to(tl.int64) * SUMS * C + tl.program_id(0) * D + c
         tl.store(sums, tl.sum(bias_sum, axis=0, keep_dims=True), mask=c < D)
         if weight is not None:

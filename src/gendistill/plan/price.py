@@ -27,19 +27,10 @@ from gendistill.data.dataset import COLUMNS
 from gendistill.distill.acceleration import can_capture
 from gendistill.distill.checkpoint import KEEP
 from gendistill.distill.divergences import CHUNK
-from gendistill.distill.optimizer import DECAY_GATE
 from gendistill.distill.roles import set_trainable
 from gendistill.models.configuration import GendistillConfig
-from gendistill.models.cost import (
-    FLOAT32,
-    RECURRENCE_CHUNK,
-    attention_keeps,
-    mixer_keeps,
-    mlp_keeps,
-    weights_of_products,
-)
-from gendistill.models.mixers import MIXERS
-from gendistill.models.modeling import GendistillForCausalLM
+from gendistill.models.cost import FLOAT32, head_flops, layer_keeps, teacher_flops, training_flops
+from gendistill.models.modeling import GendistillForCausalLM, describe
 from gendistill.recipe.loading import Recipe
 from gendistill.recipe.stage import Stage
 
@@ -48,15 +39,12 @@ ADAM_STATE = {"adamw": 8, "adamw_8bit": 2}  # bytes a parameter: two moments
 STEP_COPIES = 8  # bytes a parameter: `MasterOptimizer.step` keeps the masters of before, and the change
 ROW_BYTES = sum(np.dtype(column).itemsize for column in COLUMNS.values())  # of a prepared data set, a token
 CUDA_CONTEXT = GIB // 2  # driver, kernels and cuBLAS's workspace; torch does not count it
-# The tables below leave out statistics of norms, rotary tables, masks, indices and rounding by the allocator. On an
-# H100 the stages of results/gpu/training_speed.json and plan_accuracy.json, of two shapes, come out within 12 %.
+# The tables of models/cost.py leave out statistics of norms, rotary tables, masks, indices and rounding by the
+# allocator. On an H100 the stages of results/gpu/training_speed.json and plan_accuracy.json, of two shapes, come out
+# within 12 %.
 # Gradients that a layer's backward pass has at once, and what fla's kernels compute again, as a share of what the layer
 # kept for it, which is freed on the way. From the three stages of training_speed.json.
 BACKWARD_WORK = 0.45
-# Layers that are not compiled keep the result of every operation: norms in float32, a shifted copy for each lag of the
-# convolution, every step of the decay; with the recurrence in plain torch, its products at every level too. Rough:
-# what autograd saved of single layers, counted on a CPU (1.6 to 1.9; 2.5 to 3.5; attention layers 1.3).
-EAGER_ATTENTION, EAGER_MIXER, EAGER_CHUNKED_MIXER = 1.3, 1.9, 3.5
 # Tensors [CHUNK, vocabulary] at once in the loss: the last chunk's logits are still there when the next are made. Not
 # fused, log-probabilities, probabilities, slopes and gradient in float32 as well.
 LOGITS, EAGER_LOGITS = {"teacher": 1, "student": 2}, 8
@@ -184,7 +172,7 @@ class Planner:
         set_trainable(self.student, stage.train)
         student = gates = trained = trained_gates = 0
         for name, parameter in self.student.named_parameters():
-            size, trains, gate = parameter.numel(), parameter.requires_grad, name.endswith(DECAY_GATE)
+            size, trains, gate = parameter.numel(), parameter.requires_grad, describe(name).stays_float32
             student, trained = student + size, trained + size * trains
             gates, trained_gates = gates + size * gate, trained_gates + size * gate * trains
         teacher = sum(parameter.numel() for parameter in self.teacher.parameters())
@@ -208,7 +196,9 @@ class Planner:
     def _activations(self, stage: Stage) -> tuple[float, float]:
         """Bytes a token: what the forward pass keeps for the backward pass, and what the largest layer alone keeps."""
         config = self.config
-        layers = [self._layer(mixer, stage.compares) for mixer in config.mixers]
+        how = {"kernels": self.compute.kernels, "compiled": self.compute.compiled}
+        with_mlp = stage.compares != "mixer"  # alignment of mixers runs no MLP of the student's
+        layers = [layer_keeps(config, mixer, self.size, **how, with_mlp=with_mlp) for mixer in config.mixers]
         hidden = config.hidden_size
         if stage.compares != "end_to_end":
             # Beside the student's layer is the teacher's: it keeps nothing, and at most an MLP's tensors are alive.
@@ -219,19 +209,6 @@ class Planner:
         if stage.gradient_checkpointing:
             return len(layers) * hidden * self.size, max(layers)
         return sum(layers), max(layers)
-
-    def _layer(self, mixer: str | None, compares: str) -> float:
-        """Bytes a token that one layer keeps for its backward pass."""
-        config, compute = self.config, self.compute
-        if mixer is None:
-            kept = sum(attention_keeps(config, self.size).values())
-            factor = EAGER_ATTENTION
-        else:
-            kept = sum(mixer_keeps(config, mixer, self.size, compute.kernels).values())
-            factor = EAGER_MIXER if compute.kernels else EAGER_CHUNKED_MIXER
-        if compares != "mixer":
-            kept += sum(mlp_keeps(config, self.size).values())
-        return kept if compute.compiled else kept * factor
 
     def _loss(self, stage: Stage) -> int:
         """Bytes of the loss: chunks of logits, the head's gradient, hidden states of all tokens."""
@@ -278,29 +255,18 @@ class Planner:
         return measured + sum(made.values()) + students + max(price.disk.checkpoints for price in prices.values())
 
     def _flops(self, stage: Stage) -> float:
-        """Operations a token, every token a loss target; parameters as `parameters` left them.
-
-        A product with n weights takes 2n forward, 2n for the gradient of its input and, if it trains, 2n for its own.
-        """
+        """Operations a token, every token a loss target; parameters as `parameters` left them."""
         config, length = self.config, stage.sequence_length
-        queries, head = config.num_attention_heads * config.head_dim, config.head_dim
-        attention = 2 * length * queries  # q k^T and p v over half of the tokens on average
-        teacher_layers = sum(weights_of_products(self.teacher.model.layers)) * 2 + len(config.mixers) * attention
-        student = 0.0
+        teacher = teacher_flops(config, self.teacher.model.layers, length) if stage.needs_teacher else 0
+        student = 0
         for layer, mixer in zip(self.student.model.layers, config.mixers, strict=True):
             if stage.compares != "end_to_end" and mixer is None:
-                continue
+                continue  # alignment runs the replaced layers only
             unit = layer.linear_attn if stage.compares == "mixer" else layer
-            student += 4 * sum(weights_of_products([unit])) + 2 * sum(weights_of_products([unit], trained=True))
-            mixing = attention
-            if mixer is not None:  # three products with the state, and those inside a chunk, half of them empty
-                mixing = queries * (6 * head + (4 if MIXERS[mixer].delta_rule else 2) * RECURRENCE_CHUNK)
-            student += 3 * mixing
-        teacher = teacher_layers if stage.needs_teacher else 0
+            student += training_flops(config, mixer, unit, length)
         if stage.compares == "end_to_end" and any(not term.startswith("hidden") for term in stage.terms):
-            head_weights = config.vocab_size * config.hidden_size
-            student += head_weights * (6 if self.student.lm_head.weight.requires_grad else 4)
-            teacher += 2 * head_weights if stage.needs_teacher else 0
+            student += head_flops(config, backward=True, trains=self.student.lm_head.weight.requires_grad)
+            teacher += head_flops(config, backward=False, trains=False) if stage.needs_teacher else 0
         return float(teacher + student)
 
 

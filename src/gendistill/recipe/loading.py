@@ -18,10 +18,10 @@ from pydantic import (
 )
 
 from gendistill.errors import UserError
-from gendistill.names import Backend
+from gendistill.names import BACKENDS
 from gendistill.recipe.data import Source, Synthesis
 from gendistill.recipe.evaluation import Evaluation
-from gendistill.recipe.fields import KEEPS_RESULTS, MAPPING, ONE, Settings, hint
+from gendistill.recipe.fields import KEEPS_RESULTS, MAPPING, ONE, Settings, hint, one_of
 from gendistill.recipe.stage import Stage
 from gendistill.recipe.student import Conversion, Student
 
@@ -37,7 +37,9 @@ class Recipe(Settings):
         "auto",
         description="precision of the arithmetic: bfloat16 on CUDA, float32 on a CPU; master weights are float32",
     )
-    backend: Backend = Field("auto", description="of the recurrence: auto takes kernels on CUDA and chunks elsewhere")
+    backend: one_of(BACKENDS, "backend") = Field(
+        "auto", description="what computes the recurrence: auto takes kernels on CUDA and chunks elsewhere"
+    )
     compile: Annotated[Literal["auto"] | bool, KEEPS_RESULTS] = Field(
         "auto", description="torch.compile and CUDA graphs in training; auto: on a CUDA device"
     )

@@ -1,6 +1,6 @@
 """One stage of the distillation."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
@@ -9,9 +9,10 @@ from pydantic import (
     model_validator,
 )
 
-from gendistill.names import DIVERGENCES, Objective, Pass, Role
-from gendistill.recipe.fields import KEEPS_RESULTS, MAPPING, ONE, Fraction, Positive, Settings, one_or_mapping
+from gendistill.names import DIVERGENCES, ROLES, Objective, Pass
+from gendistill.recipe.fields import KEEPS_RESULTS, MAPPING, ONE, Fraction, Positive, Settings, one_of, one_or_mapping
 
+Role = one_of(ROLES, "role")
 Objectives = Annotated[
     Annotated[Objective, Tag(ONE)] | Annotated[dict[Objective, Positive], Field(min_length=1), Tag(MAPPING)],
     one_or_mapping,
@@ -99,7 +100,7 @@ class Stage(Settings):
     @model_validator(mode="after")
     def check(self):
         if not self.train:
-            raise ValueError(f"train names no role, so nothing would train; name some of {', '.join(get_args(Role))}")
+            raise ValueError(f"train names no role, so nothing would train; name some of {', '.join(ROLES)}")
         if len({_pass_of(term) for term in self.terms}) > 1:
             raise ValueError(
                 f"objective mixes {', '.join(self.terms)}: mixer_*, block_* and end-to-end terms need different "
@@ -126,7 +127,7 @@ class Stage(Settings):
         def covers(role: Role, roles) -> bool:
             return role in roles or (role.startswith("mixer_") and "mixer" in roles)
 
-        mixer_roles = [role for role in get_args(Role) if role.startswith("mixer_")]
+        mixer_roles = [role for role in ROLES if role.startswith("mixer_")]
         trained = {part for role in self.train for part in (mixer_roles if role == "mixer" else [role])}
         if missing := sorted(role for role in trained if not covers(role, rates)):
             raise ValueError(f"learning_rate says nothing of {', '.join(missing)}, which train; give each role a rate")

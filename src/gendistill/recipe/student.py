@@ -2,13 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    PositiveInt,
-)
+from pydantic import Field, PositiveInt
 
-from gendistill.names import Initialisation, MixerName
-from gendistill.recipe.fields import Settings
+from gendistill.names import INITIALISATIONS, MIXERS
+from gendistill.recipe.fields import Settings, one_of
+
+MixerName = one_of(MIXERS, "mixer")
 
 
 class Student(Settings):
@@ -20,17 +19,17 @@ class Student(Settings):
     gate_activation: Literal["silu", "sigmoid"] = "silu"
     output_norm: bool = True
     conv_activation: Literal["none", "silu"] = "none"
-    log_decay_bound: Annotated[float, Field(lt=0)] | None = None
+    log_decay_bound: Annotated[float, Field(lt=0)] | None = None  # None: a token may forget everything
     expand_kv: bool = False
 
 
 class Conversion(Settings):
-    """How the untrained student starts and is measured for its conversion report."""
+    """How the untrained student is initialised, and measured for its conversion report."""
 
-    start: Initialisation = Field(
-        "standard",
-        description="half-lives as published, or by the teacher's attention distance, heads scaled by least squares",
+    # All are measured, whichever is chosen: the report shows what the choice is worth.
+    initialisation: one_of(INITIALISATIONS, "initialisation") = Field(
+        "standard", description="; ".join(f"{name}: {what}" for name, what in INITIALISATIONS.items())
     )
     data: str = Field("text", description="mixture to measure on")
-    tokens: PositiveInt = 8192
+    tokens: PositiveInt = 8192  # few: every initialisation is measured on them, on a CPU too
     sequence_length: PositiveInt = 512

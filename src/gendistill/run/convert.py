@@ -6,8 +6,10 @@ from gendistill.data.dataset import PackedDataset
 from gendistill.distill.batches import rows_as_tensors
 from gendistill.distributed import on_rank_zero
 from gendistill.files import folder_in_one_piece, write_atomically
-from gendistill.models.calibration import INITIALISATIONS, calibrate
+from gendistill.models.calibration import calibrate
 from gendistill.models.conversion import convert, mean_loss, measure_conversion, weights_sha256
+from gendistill.models.proof import prove_kept_attention
+from gendistill.names import INITIALISATIONS
 from gendistill.run.prepare import prepare_mixture
 from gendistill.run.run import Run
 
@@ -28,16 +30,17 @@ def convert_teacher(run: Run) -> dict:
 
 
 def _convert(run: Run, dataset: PackedDataset) -> None:
-    chosen = run.recipe.conversion.start
+    chosen = run.recipe.conversion.initialisation
     # Each batch has input_ids, position_ids and loss_mask, [ROWS_AT_ONCE, T].
     batches = rows_as_tensors(dataset, ROWS_AT_ONCE, run.compute.device)
+    prove_kept_attention(run.teacher, run.config, batches)
     losses = {}
     # Every initialisation is measured, for comparison; the chosen one last, since the last student is the one saved.
-    for start in sorted(INITIALISATIONS, key=lambda start: start == chosen):
+    for name in sorted(INITIALISATIONS, key=lambda name: name == chosen):
         # Anew each time: the one before was calibrated in place. The seed makes what is new the same.
         student, accounting = convert(run.teacher, run.config, run.recipe.seed)
-        calibrate(run.teacher, student.to(run.compute.device), batches, start)
-        losses[start] = mean_loss(student, batches)
+        calibrate(run.teacher, student.to(run.compute.device), batches, name)
+        losses[name] = mean_loss(student, batches)
     with folder_in_one_piece(run.folder.student("conversion")) as partial:
         student.save_pretrained(partial)
         run.tokenizer.save_pretrained(partial)

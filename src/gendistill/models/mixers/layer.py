@@ -2,6 +2,8 @@
 
 Everything the teacher had is kept: q, k, v and o projections with their biases and grouped heads. What is new starts as
 the identity where it can: short convolutions that pass their input through, an output gate of 1.
+
+Shapes: B sequences, T tokens, H query heads, K = V channels of a head, C = (H + 2 key heads) * K.
 """
 
 import math
@@ -15,10 +17,35 @@ from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from gendistill.models.configuration import GendistillConfig
-from gendistill.models.mixers import MIXERS
+from gendistill.models.parameters import Parameter, linear
+from gendistill.names import MIXERS, look_up
 from gendistill.ops import DecayGate, Documents, convolved_heads, gated_norm, linear_attention
 
 GATE_BIAS = {"silu": 1.278, "sigmoid": 0.0}  # SiLU(1.278) = 1; sigmoid cannot reach 1 and starts at 0.5
+
+_CONV = Parameter("mixer_conv", is_new=True)
+_GATE = Parameter("mixer_gate", is_new=True)
+# In bf16, with 8 bits, a rate of decay could be off by a per cent, and small updates to it would be lost.
+_RATE = Parameter("mixer_gate", is_new=True, stays_float32=True)
+# Of every mixer; one that has no use for a tensor leaves it out.
+MIXER_PARAMETERS: dict[str, Parameter] = {
+    **linear("q_proj", Parameter("mixer_qk")),
+    **linear("k_proj", Parameter("mixer_qk", of_key_heads=True)),
+    **linear("v_proj", Parameter("mixer_value", of_key_heads=True)),
+    **linear("o_proj", Parameter("mixer_value")),
+    **linear("q_conv1d", _CONV),
+    **linear("k_conv1d", _CONV),
+    **linear("v_conv1d", _CONV),
+    "f_a_proj.weight": _GATE,  # forget gate per channel, from hidden to a head's width
+    "f_b_proj.weight": _GATE,  # and on to all channels
+    "a_proj.weight": _GATE,  # forget gate per head
+    "A_log": _RATE,
+    "dt_bias": _RATE,
+    "b_proj.weight": _GATE,  # write strength of the delta rule
+    "g_a_proj.weight": _GATE,  # output gate, in two steps like the forget gate
+    **linear("g_b_proj", _GATE),
+    "o_norm.weight": _GATE,
+}
 
 
 def fixed_log_decay(heads: int, device: torch.device | str) -> torch.Tensor:
@@ -36,33 +63,38 @@ class LinearAttention(nn.Module):
     def __init__(self, config: GendistillConfig, layer_idx: int):
         super().__init__()
         self.config, self.layer_idx = config, layer_idx
-        self.mixer = MIXERS[config.mixers[layer_idx]]
+        self.mixer = look_up(MIXERS, config.mixers[layer_idx], "mixer")
         self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
-        self.queries = self.num_heads * self.head_dim
-        self.keys = self.queries if config.expand_kv else config.num_key_value_heads * self.head_dim
+        self.queries = self.num_heads * self.head_dim  # channels of q
+        self.keys = self.queries if config.expand_kv else config.num_key_value_heads * self.head_dim  # of k, and of v
         hidden, kernel = config.hidden_size, config.conv_kernel_size
 
         self.q_proj = nn.Linear(hidden, self.queries, bias=config.attention_bias)
         self.k_proj = nn.Linear(hidden, self.keys, bias=config.attention_bias)
         self.v_proj = nn.Linear(hidden, self.keys, bias=config.attention_bias)
         self.o_proj = nn.Linear(self.queries, hidden, bias=config.attention_output_bias)
+        # Modules for their weights' sake: the three run as one convolution, see `_convolve`.
         self.q_conv1d = nn.Conv1d(self.queries, self.queries, kernel, groups=self.queries)
         self.k_conv1d = nn.Conv1d(self.keys, self.keys, kernel, groups=self.keys)
         self.v_conv1d = nn.Conv1d(self.keys, self.keys, kernel, groups=self.keys)
-        if self.mixer.decay == "channel":
-            self.f_a_proj = nn.Linear(hidden, self.head_dim, bias=False)
-            self.f_b_proj = nn.Linear(self.head_dim, self.queries, bias=False)
-        elif self.mixer.decay == "head":
-            self.a_proj = nn.Linear(hidden, self.num_heads, bias=False)
-        if self.mixer.decay != "fixed":
-            decays = self.queries if self.mixer.decay == "channel" else self.num_heads
-            self.A_log = nn.Parameter(torch.empty(self.num_heads, dtype=torch.float32))
-            self.dt_bias = nn.Parameter(torch.empty(decays, dtype=torch.float32))
+        self._add_forget_gate(hidden)
         if self.mixer.delta_rule:
             self.b_proj = nn.Linear(hidden, self.num_heads, bias=False)
         self.g_a_proj = nn.Linear(hidden, self.head_dim, bias=False)
         self.g_b_proj = nn.Linear(self.head_dim, self.queries, bias=True)
         self.o_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.output_norm else None
+
+    def _add_forget_gate(self, hidden: int) -> None:
+        # A KeyError for a decay that is none of the three: the branches below would take it for a fixed one.
+        decays = {"channel": self.queries, "head": self.num_heads, "fixed": 0}[self.mixer.decay]
+        if decays:
+            self.A_log = nn.Parameter(torch.empty(self.num_heads, dtype=torch.float32))
+            self.dt_bias = nn.Parameter(torch.empty(decays, dtype=torch.float32))
+        if self.mixer.decay == "channel":  # of low rank: a full matrix would be as large as the query projection
+            self.f_a_proj = nn.Linear(hidden, self.head_dim, bias=False)
+            self.f_b_proj = nn.Linear(self.head_dim, self.queries, bias=False)
+        elif self.mixer.decay == "head":
+            self.a_proj = nn.Linear(hidden, self.num_heads, bias=False)
 
     def initialise(self) -> None:
         """Initialisation of every tensor the teacher does not have.
@@ -71,18 +103,18 @@ class LinearAttention(nn.Module):
         1 to 100 tokens.
         """
         for conv in (self.q_conv1d, self.k_conv1d, self.v_conv1d):
-            identity = torch.zeros_like(conv.weight)
-            identity[..., -1] = 1.0
+            identity = torch.zeros_like(conv.weight)  # [channels, 1, kernel]
+            identity[..., -1] = 1.0  # the tap of the current token
             init.copy_(conv.weight, identity)
             init.zeros_(conv.bias)
         for name in ("f_a_proj", "f_b_proj", "a_proj", "b_proj", "g_a_proj"):
             if hasattr(self, name):
                 init.normal_(getattr(self, name).weight, std=0.02)
-        init.zeros_(self.g_b_proj.weight)
+        init.zeros_(self.g_b_proj.weight)  # so that the output gate is its bias for every token
         init.constant_(self.g_b_proj.bias, GATE_BIAS[self.config.gate_activation])
         if self.mixer.decay != "fixed":
-            A = torch.empty_like(self.A_log).uniform_(1, 16)
-            rate = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(0.1)).exp()
+            A = torch.empty_like(self.A_log).uniform_(1, 16)  # [H]
+            rate = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(0.1)).exp()  # [H * K] or [H]
             if self.config.log_decay_bound is not None:  # A is the slope of a sigmoid there, no factor of the rate
                 rate, A = rate * A.repeat_interleave(rate.numel() // A.numel()), torch.ones_like(A)
             init.copy_(self.A_log, A.log())
@@ -94,17 +126,17 @@ class LinearAttention(nn.Module):
     def set_half_lives(self, half_lives: torch.Tensor) -> None:
         """Starts each head at a half-life, in tokens [heads], in all its channels; a fixed decay stays as it is."""
         if self.mixer.decay != "fixed":
-            rates = math.log(2) / half_lives.to(self.dt_bias)
-            rates = rates.repeat_interleave(self.dt_bias.numel() // self.num_heads)
-            self.A_log.zero_()
+            rates = math.log(2) / half_lives.to(self.dt_bias)  # [H]
+            rates = rates.repeat_interleave(self.dt_bias.numel() // self.num_heads)  # [H * K] or [H]
+            self.A_log.zero_()  # A = 1
             self.dt_bias.copy_(self._bias_of_rate(rates))
 
     def _bias_of_rate(self, rate: torch.Tensor) -> torch.Tensor:
-        """The dt_bias at which a token decays by `rate` when A is 1 and the projection says 0."""
+        """The dt_bias at which a token decays by `rate` when A is 1 and the projection's output is 0."""
         bound = self.config.log_decay_bound
         if bound is None:
             return rate + torch.log(-torch.expm1(-rate))  # inverse softplus
-        return torch.logit((rate / -bound).clamp(max=0.95))
+        return torch.logit((rate / -bound).clamp(max=0.95))  # at the bound itself the sigmoid has no slope to learn by
 
     def forward(
         self,
@@ -122,24 +154,18 @@ class LinearAttention(nn.Module):
             past_key_values: transformers' cache; holds convolution window and state, updated in place.
             documents: boundaries of packed documents; not together with a cache.
         """
-        mixed = joint_projection(hidden_states, [self.q_proj, self.k_proj, self.v_proj])
+        mixed = joint_projection(hidden_states, [self.q_proj, self.k_proj, self.v_proj])  # [B, T, C]
         if attention_mask is not None:  # after the projections, whose biases would bring padding back
-            attention_mask = attention_mask[..., None].to(mixed.dtype)
+            attention_mask = attention_mask[..., None].to(mixed.dtype)  # [B, T, 1]
             mixed = mixed * attention_mask
-        q, k, v = self._convolve(mixed, attention_mask, past_key_values, documents)
-
+        q, k, v = self._convolve(mixed, attention_mask, past_key_values, documents)  # [B, T, H, K] each
         decay, beta, gate = self._gates(hidden_states)
-        if attention_mask is not None:  # padding neither decays nor writes the state
-            fixed = self.mixer.decay == "fixed"
-            decay = decay * attention_mask if fixed else decay._replace(mask=attention_mask[..., 0])
-            if beta is None:
-                v = v * attention_mask[..., None]
-            else:
-                beta = beta * attention_mask
-        state = None
+        if attention_mask is not None:
+            decay, beta, v = self._without_padding(attention_mask, decay, beta, v)
+        state = None  # [B, H, K, V]
         if past_key_values is not None and self._has_state(past_key_values):
             state = past_key_values.layers[self.layer_idx].recurrent_states[0]
-        o, state = linear_attention(q, k, v, decay, beta, state, documents)
+        o, state = linear_attention(q, k, v, decay, beta, state, documents)  # o [B, T, H, V]
         if past_key_values is not None:
             past_key_values.update_recurrent_state(state, self.layer_idx)
 
@@ -147,8 +173,18 @@ class LinearAttention(nn.Module):
         eps, activation = self.config.rms_norm_eps, self.config.gate_activation
         return self.o_proj(gated_norm(o, gate, self.g_b_proj.bias, norm, eps=eps, activation=activation)), None
 
+    def _without_padding(
+        self, mask: torch.Tensor, decay: torch.Tensor | DecayGate, beta: torch.Tensor | None, v: torch.Tensor
+    ) -> tuple[torch.Tensor | DecayGate, torch.Tensor | None, torch.Tensor]:
+        """Padding, where mask [B, T, 1] is 0, neither decays nor writes the state."""
+        # Log decays [B, T, H] that are fixed, or the gate that they come from.
+        decay = decay * mask if self.mixer.decay == "fixed" else decay._replace(mask=mask[..., 0])
+        if beta is None:
+            return decay, beta, v * mask[..., None]
+        return decay, beta * mask, v
+
     def _gates(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor | DecayGate, torch.Tensor | None, torch.Tensor]:
-        """Log decay, write strength and output gate; what is narrow of them, and fills no GPU, fused.
+        """Forget gate, write strength and output gate; their narrow projections, which fill no GPU alone, fused.
 
         Returns:
             what the log decays come from, or fixed ones [B, T, H]; beta [B, T, H] or None; the output
@@ -161,18 +197,20 @@ class LinearAttention(nn.Module):
             narrow["beta"] = self.b_proj
         sizes = [projection.out_features for projection in narrow.values()]
         products = joint_projection(hidden_states, list(narrow.values())).split(sizes, dim=-1)
-        raw = dict(zip(narrow, products, strict=True))
+        raw = dict(zip(narrow, products, strict=True))  # [B, T, K] or [B, T, H] each
         if self.mixer.decay == "fixed":
             decay = fixed_log_decay(self.num_heads, hidden_states.device).expand(*hidden_states.shape[:2], -1)
         else:
             decay = raw["decay"]
             if self.mixer.decay == "channel":
-                decay = self.f_b_proj(decay).unflatten(-1, (self.num_heads, -1))
+                decay = self.f_b_proj(decay).unflatten(-1, (self.num_heads, -1))  # [B, T, H, K]
             decay = DecayGate(decay, self.A_log, self.dt_bias, self.config.log_decay_bound)
+        # In float32: the delta rule subtracts what the state holds, and a rounded strength would leave some of it.
         beta = raw["beta"].float().sigmoid() if self.mixer.delta_rule else None
-        return decay, beta, F.linear(raw["gate"], self.g_b_proj.weight)
+        return decay, beta, F.linear(raw["gate"], self.g_b_proj.weight)  # its bias is added by `gated_norm`
 
     def _has_state(self, cache: Cache) -> bool:
+        # Both: a layer that was reset still holds tensors, and one in its first call has its convolution window only.
         return cache.layers[self.layer_idx].is_recurrent_states_initialized[0] and cache.has_previous_state(
             self.layer_idx
         )
@@ -183,10 +221,10 @@ class LinearAttention(nn.Module):
         """q, k, v of all heads from their projections x [B, T, C]; mask [B, T, 1]."""
         convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
         weight = torch.cat([conv.weight[:, 0] for conv in convolutions])  # [C, kernel]
-        bias = torch.cat([conv.bias for conv in convolutions])
+        bias = torch.cat([conv.bias for conv in convolutions])  # [C]
         length = x.shape[1]
         if cache is not None:
-            x = self._window(x, mask, cache)
+            x = self._window(x, mask, cache)  # [B, kernel + T, C], or [B, T, C] in the first call
         heads = convolved_heads(
             x,
             weight,
@@ -196,24 +234,24 @@ class LinearAttention(nn.Module):
             key_heads=self.keys // self.head_dim,
             activation=self.config.conv_activation,
         )
+        # The earlier tokens were there for the convolution's sake; they are in the state already.
         return heads if cache is None else tuple(part[:, -length:] for part in heads)
 
     def _window(self, x: torch.Tensor, mask: torch.Tensor | None, cache: Cache) -> torch.Tensor:
         """x [B, T, C] behind what the convolution needs of earlier calls, which it keeps for the next."""
         kernel, length = self.config.conv_kernel_size, x.shape[1]
-        goes_on = cache.has_previous_state(self.layer_idx)
+        extends = cache.has_previous_state(self.layer_idx)
         window = cache.update_conv_state(x.transpose(1, 2), self.layer_idx, conv_kernel_size=kernel)
-        if goes_on and mask is not None and length > 1:
-            window = _close_gap(window, mask[..., 0], kernel)
+        # One token at a time, padding comes before a row's first token, behind nothing but zeros: no gap to close.
+        if extends and mask is not None and length > 1:
+            window = _close_gap(window, mask[..., 0], kernel)  # [B, C, kernel + T]
             cache.layers[self.layer_idx].conv_states[0].copy_(window[..., -kernel:])
         return window.transpose(1, 2)
 
 
 def joint_projection(x: torch.Tensor, projections: Sequence[nn.Linear]) -> torch.Tensor:
-    """What the projections make of x [..., hidden], side by side, fused; all of them have a bias, or none.
-
-    Putting the weights together costs less than putting their outputs.
-    """
+    """What the projections make of x [..., hidden], side by side, fused; all of them have a bias, or none."""
+    # Putting the weights together costs less than putting their outputs, of which there is one a token.
     weight = torch.cat([projection.weight for projection in projections])
     bias = None if projections[0].bias is None else torch.cat([projection.bias for projection in projections])
     return F.linear(x, weight, bias)
@@ -227,6 +265,8 @@ def _close_gap(window: torch.Tensor, mask: torch.Tensor, kernel: int) -> torch.T
         mask: [B, T], 0 for padding, which comes before a row's tokens or behind them.
     """
     padding = (mask.cumsum(1) == 0).sum(1, keepdim=True)  # [B, 1], before a row's tokens
-    place = torch.arange(window.shape[-1], device=window.device).expand(len(window), -1)
-    source = torch.where(place < padding, place + kernel, torch.where(place < padding + kernel, place - padding, place))
+    index = torch.arange(window.shape[-1], device=window.device).expand(len(window), -1)  # [B, kernel + T]
+    # Padding goes to the front, the earlier tokens behind it; a row's own tokens stay.
+    moved = torch.where(index < padding + kernel, index - padding, index)
+    source = torch.where(index < padding, index + kernel, moved)
     return window.gather(-1, source[:, None].expand_as(window))

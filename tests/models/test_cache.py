@@ -1,0 +1,67 @@
+"""The bytes of a cache by formula are those of a real one; rows and sizes of a cache are what was asked for."""
+
+import pytest
+import torch
+from transformers import DynamicCache, MistralConfig
+
+from gendistill.models.cache import cache_bytes, select_rows, with_fixed_size
+from gendistill.models.cost import expected_cache_bytes
+from small_models import SHAPE, make_student, make_teacher, tokens
+
+STUDENTS = {
+    "hybrid": dict(keep=(1,), mixer="kda"),
+    "hybrid of three mixers": dict(keep=(1,), mixer_in_layer={0: "gla", 2: "lightning", 3: "mamba2"}),
+    "pure": dict(keep=(), mixer="gated_deltanet"),
+    "expanded": dict(keep=(0, 3), mixer="kda", expand_kv=True),
+    "all kept": dict(keep=(0, 1, 2, 3)),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", STUDENTS)
+def test_bytes_of_a_students_cache(name, dtype):
+    student = make_student("qwen3", **STUDENTS[name]).to(dtype)
+    for batch, length in ((1, 5), (3, 70)):
+        cache = student(tokens(batch, length), use_cache=True).past_key_values
+        assert cache_bytes(cache) == expected_cache_bytes(student.config, length, batch, dtype.itemsize)
+
+
+@torch.no_grad()
+def test_bytes_of_a_teachers_cache(family):
+    """Nothing but keys and values, which grow with the context."""
+    teacher = make_teacher(family)
+    cache = teacher(tokens(2, 30), use_cache=True).past_key_values
+    assert cache_bytes(cache) == expected_cache_bytes(teacher.config, 30, 2, 4)
+    assert expected_cache_bytes(teacher.config, 300, 2, 4) == 10 * cache_bytes(cache)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_cache_of_fixed_size_has_the_bytes_of_a_full_one(name):
+    student = make_student("qwen3", **STUDENTS[name])
+    cache = student(tokens(2, 30), use_cache=True).past_key_values
+    assert cache_bytes(with_fixed_size(cache, 64)) == expected_cache_bytes(student.config, 64, 2, 4)
+    assert cache_bytes(with_fixed_size(cache, 64)) == expected_cache_bytes(student.config, 64, 2, 4)  # nothing to do
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", STUDENTS)
+def test_selected_rows_leave_the_cache_as_it_was(name):
+    student = make_student("qwen3", **STUDENTS[name])
+    ids = tokens(3, 20)
+    cache = student(ids, use_cache=True).past_key_values
+    before = cache_bytes(cache)
+    selected = select_rows(cache, [2, 0, 2, 2])
+    assert cache_bytes(selected) == before // 3 * 4
+    again = ids[[2, 0, 2, 2]]
+    step = student(again[:, :1], past_key_values=selected, use_cache=True).logits
+    expected = student(torch.cat([again, again[:, :1]], dim=1), use_cache=False).logits[:, -1:]
+    torch.testing.assert_close(step, expected, rtol=1e-3, atol=1e-3)
+    assert cache_bytes(cache) == before
+
+
+def test_a_sliding_window_has_no_fixed_size():
+    cache = DynamicCache(config=MistralConfig(**SHAPE, sliding_window=8))
+    with pytest.raises(ValueError, match="layer 0 of the cache is a DynamicSlidingWindowLayer"):
+        with_fixed_size(cache, 64)
