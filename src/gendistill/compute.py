@@ -44,7 +44,7 @@ class ComputeSettings(Protocol):
 
     device: str  # auto, cpu, cuda
     dtype: str  # auto, float32, bfloat16
-    backend: Backend
+    backend: str
     compile: str | bool  # auto, true, false
 
 
