@@ -1,4 +1,4 @@
-"""Replies to prompts, greedy or by top-p sampling: batches that fit, by our decoding loop or transformers' generate()."""
+"""Replies to prompts, greedy or by top-p sampling, in batches that fit; by our decoding loop or by generate()."""
 
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
