@@ -9,7 +9,7 @@ import torch
 
 from gendistill import distributed
 from gendistill.errors import UserError
-from gendistill.names import Backend, look_up
+from gendistill.names import look_up
 from gendistill.ops import set_backend
 
 # Dense bfloat16 operations a second by a word of the GPU's name, from NVIDIA's data sheets, without sparsity. The first

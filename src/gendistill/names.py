@@ -1,9 +1,14 @@
 """What can be named in a recipe, with what the package must know of each; imports nothing heavy."""
 
-from collections.abc import Mapping
-from typing import Literal, NamedTuple, TypeVar
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from gendistill.errors import UserError
+
+if TYPE_CHECKING:  # what names a recipe may hold must be known without loading torch
+    import torch
 
 Row = TypeVar("Row")
 
@@ -58,20 +63,110 @@ BACKENDS = {
     "kernels": "flash-linear-attention's kernels, for CUDA tensors only",
 }
 
-# What a stage can minimise, by the pass over the data that it needs; gendistill.distill.objectives says what each is.
-Objective = Literal[
-    "mixer_l2",
-    "mixer_cosine",
-    "block_l2",
-    "block_cosine",
-    "forward_kl",
-    "reverse_kl",
-    "jensen_shannon",
-    "cross_entropy",
-    "hidden_l2",
-    "hidden_cosine",
-]
+# Objectives of a stage. One row each: the recipe, the engine, the plan and the plots read nothing else of them.
+
 Pass = Literal["mixer", "block", "end_to_end"]
-DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon")  # those that know a temperature
+Matched = Literal["mixer_output", "block_output", "hidden_states", "vocabulary"]
+# The pass over the data that shows both sides: single mixers or blocks fed the teacher's input, or the whole student.
+PASS_OF: dict[Matched, Pass] = {
+    "mixer_output": "mixer",
+    "block_output": "block",
+    "hidden_states": "end_to_end",
+    "vocabulary": "end_to_end",
+}
+
+
+class Predictions(NamedTuple):
+    """What losses over the vocabulary are made of; n tokens, V words. What no term of a stage needs is None.
+
+    Attributes:
+        log_p, p: [n, V] of the teacher, at the stage's temperature.
+        log_q, q: [n, V] of the student, at the stage's temperature.
+        log_likelihood: [n, V] of the student, at temperature 1.
+        targets, is_target: [n], the next tokens; and [n, V], where they are.
+    """
+
+    log_p: "torch.Tensor | None"
+    p: "torch.Tensor | None"
+    log_q: "torch.Tensor | None"
+    q: "torch.Tensor | None"
+    log_likelihood: "torch.Tensor | None"
+    targets: "torch.Tensor"
+    is_target: "torch.Tensor | None"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A term that a stage can minimise.
+
+    Attributes:
+        label: of a plot's axis, with the unit.
+        matches: what of the student is compared.
+        compute: with `matches` "vocabulary" a function of `Predictions` that returns the tokens' values [n] and their
+            slopes [n, V], which are the gradient by the student's logits (at the stage's temperature for divergences).
+            Otherwise a distance of student's and teacher's [..., D], given the teacher's mean square: -> [...].
+        needs_teacher: False if the data alone say what is right.
+        divergence: of two distributions over the vocabulary, at the stage's temperature.
+    """
+
+    label: str
+    matches: Matched
+    compute: Callable[..., "tuple[torch.Tensor, torch.Tensor] | torch.Tensor"]
+    needs_teacher: bool = True
+    divergence: bool = False
+
+    @property
+    def runs(self) -> Pass:
+        """The pass over the data that the objective needs."""
+        return PASS_OF[self.matches]
+
+
+def _squared_error(student, teacher, mean_square):
+    return (student - teacher).square().mean(-1) / mean_square  # 1: no better than an output of zeros
+
+
+def _cosine_distance(student, teacher, mean_square):
+    from torch.nn.functional import cosine_similarity  # here, since a recipe must load without torch
+
+    return 1 - cosine_similarity(student, teacher, dim=-1)  # blind to size, so the mean square has no part
+
+
+def _forward_kl(x: Predictions):
+    return (x.p * (x.log_p - x.log_q)).sum(-1), x.q - x.p
+
+
+def _reverse_kl(x: Predictions):
+    values = (x.q * (x.log_q - x.log_p)).sum(-1)
+    return values, x.q * (x.log_q - x.log_p - values[:, None])
+
+
+def _jensen_shannon(x: Predictions):
+    log_m = x.log_p.logaddexp(x.log_q) - math.log(2)  # of the even mixture
+    from_p = (x.p * (x.log_p - log_m)).sum(-1)
+    from_q = (x.q * (x.log_q - log_m)).sum(-1)
+    # m depends on q too, but what that adds to the gradient cancels between the two sums.
+    return (from_p + from_q) / 2, x.q * (x.log_q - log_m - from_q[:, None]) / 2
+
+
+def _cross_entropy(x: Predictions):
+    values = -x.log_likelihood.gather(1, x.targets[:, None])[:, 0]
+    return values, x.log_likelihood.exp() - x.is_target.to(x.log_likelihood.dtype)
+
+
+RELATIVE_ERROR, COSINE_DISTANCE = "relative squared error", "1 - cosine"
+OBJECTIVES: dict[str, Objective] = {
+    "mixer_l2": Objective(RELATIVE_ERROR, "mixer_output", _squared_error),
+    "mixer_cosine": Objective(COSINE_DISTANCE, "mixer_output", _cosine_distance),
+    "block_l2": Objective(RELATIVE_ERROR, "block_output", _squared_error),
+    "block_cosine": Objective(COSINE_DISTANCE, "block_output", _cosine_distance),
+    "forward_kl": Objective("KL(teacher || student), nats per token", "vocabulary", _forward_kl, divergence=True),
+    "reverse_kl": Objective("KL(student || teacher), nats per token", "vocabulary", _reverse_kl, divergence=True),
+    "jensen_shannon": Objective(
+        "Jensen-Shannon divergence, nats per token", "vocabulary", _jensen_shannon, divergence=True
+    ),
+    "cross_entropy": Objective("cross entropy, nats per token", "vocabulary", _cross_entropy, needs_teacher=False),
+    "hidden_l2": Objective(RELATIVE_ERROR, "hidden_states", _squared_error),
+    "hidden_cosine": Objective(COSINE_DISTANCE, "hidden_states", _cosine_distance),
+}
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the options of a multiple-choice question

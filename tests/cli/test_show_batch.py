@@ -71,7 +71,7 @@ def test_shows_what_the_next_step_learns(call, tmp_path):
 def test_alignment_writes_a_page(call, tmp_path):
     page = tmp_path / "batch.html"
     output = call("--stage", "block_alignment", "--page", page, "--rows", 1)
-    assert "compared tokens 128 (100.0%)" in output and "1 more row" in output and str(page) in output
+    assert "compared tokens 128 (100.0%)" in output and "1 more sequence" in output and str(page) in output
     assert "tiny, block_alignment: the batch after 0 of 12 steps" in page.read_text()
     assert page.read_text().count('class="learnt" title=') == 64
 

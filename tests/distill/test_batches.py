@@ -8,16 +8,16 @@ from gendistill.distill.batches import Loader
 
 
 class Given:
-    """A data set of rows written out by hand: lengths of documents, and whether the last one is filler."""
+    """A data set of rows written out by hand: lengths of documents, and whether the last one is padding."""
 
     def __init__(self, *layout, length=8):
         self.positions = np.zeros((len(layout), length), np.int32)
         self.mask = np.zeros((len(layout), length), np.uint8)
-        for row, (lengths, filler) in enumerate(layout):
+        for row, (lengths, padding) in enumerate(layout):
             assert sum(lengths) == length
             self.positions[row] = np.concatenate([np.arange(n) for n in lengths])
             self.mask[row] = self.positions[row] > 0
-            if filler:
+            if padding:
                 self.mask[row, length - lengths[-1] :] = 0
         self.ids = np.arange(self.mask.size, dtype=np.int32).reshape(self.mask.shape) + 100  # a token says where it is
 
@@ -51,7 +51,7 @@ def test_targets_follow_their_predictors(stage):
         assert batch.weights.tolist() == [1.0] * len(batch.predictors)
 
 
-def test_borders_are_those_of_the_documents(stage):
+def test_boundaries_are_those_of_the_documents(stage):
     first, second = Loader(PACKED, stage).step(0).batches
     assert first.cu_seqlens.tolist() == [0, 3, 8, 16] and second.cu_seqlens.tolist() == [0, 2, 4, 8, 9, 16]
     assert torch.equal(first.documents.positions, torch.from_numpy(PACKED.positions[:2]).long())
@@ -60,7 +60,7 @@ def test_borders_are_those_of_the_documents(stage):
         assert batch.documents is None and batch.position_ids is None  # the plain path
 
 
-def test_alignment_counts_tokens_of_documents_and_no_filler(stage, make_stage):
+def test_alignment_counts_tokens_of_documents_and_no_padding(stage, make_stage):
     valid_mask = torch.cat([batch.valid_mask for batch in Loader(PACKED, stage).step(0).batches])
     # A document of one token is neither learnt nor does it help to predict one.
     assert valid_mask.tolist() == [[1] * 8, [1] * 8, [1] * 4 + [0] * 4, [0] * 8]
@@ -74,13 +74,13 @@ def test_batches_of_fixed_shape_hold_the_same_and_entries_that_count_for_nothing
     assert [len(batch.predictors) for batch in batches] == [14, 2]  # multiples of an eighth of the tokens
     assert [len(batch.cu_seqlens) for batch in batches] == [6, 6]
     for batch, plain in zip(batches, Loader(PACKED, stage).step(0).batches, strict=True):
-        real, borders = len(plain.predictors), len(plain.cu_seqlens)
+        real, boundaries = len(plain.predictors), len(plain.cu_seqlens)
         assert batch.weights.tolist() == [1.0] * real + [0.0] * (len(batch.weights) - real)
         assert torch.equal(batch.predictors[:real], plain.predictors)
         assert torch.equal(batch.targets[:real], plain.targets)
         assert batch.predictors.max() < 16 and len(batch.targets) == len(batch.predictors)
-        assert torch.equal(batch.cu_seqlens[:borders], plain.cu_seqlens)
-        assert (batch.cu_seqlens[borders:] == 16).all()  # documents without tokens
+        assert torch.equal(batch.cu_seqlens[:boundaries], plain.cu_seqlens)
+        assert (batch.cu_seqlens[boundaries:] == 16).all()  # documents without tokens
         assert batch.documents.fixed_shape
 
 

@@ -95,21 +95,21 @@ def test_the_cut_into_micro_batches_does_not_matter(long_stage, change):
 
 
 class Alone:
-    """The documents of a packed data set, one a row, each followed by filler that counts for nothing."""
+    """The documents of a packed data set, one a row, each followed by padding that counts for nothing."""
 
     def __init__(self, packed):
         ids, positions, mask = packed.ids, packed.positions, packed.mask
         length = ids.shape[1]
         self.rows = []
         for row in range(len(packed)):
-            borders = [*(positions[row] == 0).nonzero().flatten().tolist(), length]
-            for start, end in zip(borders, borders[1:], strict=False):
-                filler = length - (end - start)
+            boundaries = [*(positions[row] == 0).nonzero().flatten().tolist(), length]
+            for start, end in zip(boundaries, boundaries[1:], strict=False):
+                padding = length - (end - start)
                 self.rows.append(
                     {
-                        "input_ids": F.pad(ids[row, start:end], (0, filler), value=5),
-                        "position_ids": torch.cat([torch.arange(end - start), torch.arange(filler)]),
-                        "loss_mask": F.pad(mask[row, start:end], (0, filler)),
+                        "input_ids": F.pad(ids[row, start:end], (0, padding), value=5),
+                        "position_ids": torch.cat([torch.arange(end - start), torch.arange(padding)]),
+                        "loss_mask": F.pad(mask[row, start:end], (0, padding)),
                     }
                 )
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from gendistill.distill.batches import Loader
 from gendistill.distill.objectives import Alignment, build_objective
 from gendistill.distill.roles import set_trainable
+from gendistill.names import OBJECTIVES, Objective
 from gendistill.ops import Documents
 from small_models import make_student, make_teacher
 
@@ -55,6 +56,8 @@ def block_outputs(model):
 
 def distances(name, got, wanted, power):
     """Of each token, by definition."""
+    if name.endswith("l1"):  # not in the package: see the test of a new distance
+        return (got - wanted).abs().mean(-1) / power**0.5
     if name.endswith("l2"):
         return ((got - wanted) ** 2).mean(-1) / power
     return 1 - (got * wanted).sum(-1) / (got.norm(dim=-1) * wanted.norm(dim=-1))
@@ -171,6 +174,27 @@ def test_alignment_objectives_are_their_formulas(make_stage, rows, models, batch
     expected = alignment_by_definition(terms, data, teacher, student, powers)
     objective = build_objective(stage, teacher, student, measured, vocabulary=WORDS)
     assert check(objective, batch_of(stage, data), expected, terms, student) > 50
+
+
+@pytest.mark.parametrize(
+    ("place", "matches"), [("hidden", "hidden_states"), ("mixer", "mixer_output"), ("block", "block_output")]
+)
+def test_a_new_distance_is_one_row(make_stage, rows, models, batch_of, conversion_report, monkeypatch, place, matches):
+    name, teacher, student = f"{place}_l1", *models
+    row = Objective("mean absolute error", matches, lambda x, y, mean_square: (x - y).abs().mean(-1) / mean_square**0.5)
+    settings = dict(objective={name: 0.5}, train=["mixer"], sequences_per_step=ROWS, micro_batch=ROWS)
+    with pytest.raises(ValueError, match=f"unknown objective '{name}'"):
+        make_stage(**settings)
+    monkeypatch.setitem(OBJECTIVES, name, row)
+    stage, data, measured = make_stage(**settings), rows(ROWS, words=WORDS), conversion_report(student)
+    set_trainable(student, stage.train)
+    layers = {layer["layer"]: layer for layer in measured["layers"]}
+    if stage.compares == "end_to_end":
+        expected = end_to_end_by_definition(stage.terms, 1.0, data, teacher, student, layers)
+    else:
+        expected = alignment_by_definition(stage.terms, data, teacher, student, layers)
+    objective = build_objective(stage, teacher, student, measured, vocabulary=WORDS)
+    assert check(objective, batch_of(stage, data), expected, stage.terms, student) > 20
 
 
 def test_the_first_answer_token_is_predicted_by_the_position_before_it(

@@ -4,8 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from gendistill.inference import decoding
-from gendistill.inference.decoding import Prefix, Sampling, decode
+from gendistill.inference.decoding import DecodingBatch, Prefix, Sampling, decode
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
 
@@ -48,8 +47,8 @@ def test_graphs_decode_like_eager_steps(name, monkeypatch):
     keys = [str(number) for number in range(8)]
     prefix = Prefix.of(model, prompts)
     captured = []
-    capture = decoding._Batch._capture
-    monkeypatch.setattr(decoding._Batch, "_capture", lambda batch: (captured.append(len(batch.token)), capture(batch)))
+    capture = DecodingBatch._capture
+    monkeypatch.setattr(DecodingBatch, "_capture", lambda batch: (captured.append(len(batch.token)), capture(batch)))
     for sampling in (None, Sampling(1.0, 0.95, keys)):
         how = dict(pad=0, prefix=prefix, sampling=sampling)
         unended = decode(model, prompts, 64, ends=[-1], **how)
@@ -59,11 +58,11 @@ def test_graphs_decode_like_eager_steps(name, monkeypatch):
         replies = decode(model, prompts, 64, ends=sorted(last), **how)
         assert len(captured) > 2
         captured.clear()
-        monkeypatch.setattr(decoding._Batch, "_is_worth_a_graph", lambda batch: False)
+        monkeypatch.setattr(DecodingBatch, "_is_worth_a_graph", lambda batch: False)
         assert decode(model, prompts, 64, ends=[-1], **how) == unended
         assert decode(model, prompts, 64, ends=sorted(last), **how) == replies
         assert captured == []
         monkeypatch.undo()
         monkeypatch.setattr(
-            decoding._Batch, "_capture", lambda batch: (captured.append(len(batch.token)), capture(batch))
+            DecodingBatch, "_capture", lambda batch: (captured.append(len(batch.token)), capture(batch))
         )

@@ -1,4 +1,4 @@
-"""Continuing prompts by our own loop: what transformers' generate() says, whatever company and beginning they share."""
+"""Decoding by our own loop: what transformers' generate() says, whatever batch and prefix the prompts share."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
 from gendistill.evaluate.ranking import render_prompts
 from gendistill.inference import decoding
-from gendistill.inference.decoding import Prefix, Sampling, can_decode, decode, extend, prefill
+from gendistill.inference.decoding import DecodingBatch, Prefix, Sampling, can_decode, decode, extend, prefill
 from gendistill.inference.generation import end_ids, generate
 from gendistill.models.loading import load_model, load_tokenizer
 from gendistill.recipe.evaluation import make_task
@@ -51,7 +51,7 @@ def no_gradients():
 
 
 @every_model
-def test_replies_are_those_of_generate_behind_a_shared_beginning_too(make, name):
+def test_replies_are_those_of_generate_behind_a_prefix_too(make, name):
     model = make(name).double()
     assert can_decode(model)
     prompts = prompts_of(5, 1, 9, 2, 30, shared=SHARED)
@@ -65,15 +65,15 @@ def test_replies_are_those_of_generate_behind_a_shared_beginning_too(make, name)
     assert name == "llama" or len(set(map(tuple, expected))) > 2  # that random teacher says one token for ever
 
 
-def test_rows_that_end_leave_the_batch_and_change_nothing(monkeypatch):
+def test_replies_that_end_leave_the_batch_and_change_nothing(monkeypatch):
     model = make_student("qwen2", keep=(1,), mixer="kda").double()
     prompts = prompts_of(*range(3, 19))
     unended = decode(model, prompts, 24, ends=[-1], pad=0)
     said = [token for ids in unended for token in ids]
     ends = sorted(set(said), key=said.count)[len(set(said)) // 2 :][:4]  # said now and then
     rows = []
-    kept = decoding._Batch.keep
-    monkeypatch.setattr(decoding._Batch, "keep", lambda batch, places: (rows.append(len(places)), kept(batch, places)))
+    kept = DecodingBatch.keep
+    monkeypatch.setattr(DecodingBatch, "keep", lambda batch, going: (rows.append(len(going)), kept(batch, going)))
     got = decode(model, prompts, 24, ends=ends, pad=0)
     for ids, whole in zip(got, unended, strict=True):
         length = next((at for at, token in enumerate(whole) if token in ends), len(whole) - 1) + 1
@@ -82,22 +82,22 @@ def test_rows_that_end_leave_the_batch_and_change_nothing(monkeypatch):
 
 
 @every_model
-def test_reading_on_is_one_pass(make, name):
-    """Candidates of unequal length behind prompts of unequal length, several to a prompt."""
+def test_extending_prefilled_prompts_is_one_pass(make, name):
+    """Tokens of unequal length behind prompts of unequal length, several to a prompt."""
     model = make(name).double()
     prompts = prompts_of(4, 1, 11, shared=SHARED)
     rows, ids = [2, 0, 0, 1], prompts_of(3, 1, 6, 2)
-    read = prefill(model, prompts, 0, Prefix.of(model, prompts), keep_cache=True)
-    got = extend(model, read, rows, ids)
-    again = extend(model, read, rows[::-1], ids[::-1])
+    prefilled = prefill(model, prompts, 0, Prefix.of(model, prompts), keep_cache=True)
+    got = extend(model, prefilled, rows, ids)
+    again = extend(model, prefilled, rows[::-1], ids[::-1])
     for place, (row, tokens) in enumerate(zip(rows, ids, strict=True)):
         whole = model(torch.tensor([prompts[row] + tokens]), use_cache=False).logits[0]
         for logits in (got[place], again[len(rows) - 1 - place]):
             torch.testing.assert_close(logits[: len(tokens)], whole[-len(tokens) :], rtol=0, atol=1e-4)
-        torch.testing.assert_close(read.logits[row], whole[-len(tokens) - 1], rtol=0, atol=1e-4)
+        torch.testing.assert_close(prefilled.logits[row], whole[-len(tokens) - 1], rtol=0, atol=1e-4)
 
 
-def test_a_sample_depends_on_its_key_and_not_on_its_company():
+def test_a_sample_depends_on_its_key_and_not_on_its_batch():
     model = make_teacher("qwen3").double()
     prompts = prompts_of(4, 9, 4, 2)
     keys = ["a", "b", "c", "d"]
@@ -143,7 +143,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch, tokenizer, model):
 
 
 def test_200_replies_of_the_embedded_teacher_are_those_of_generate():
-    """Sums with their working and letters, asked together; by transformers those of one length."""
+    """Sums with their solutions and letters, in one call; by transformers those of one length."""
     model = load_model("embedded", torch.float32, torch.device("cpu"))
     tokenizer = load_tokenizer("embedded", model.config.vocab_size)
     prompts = []

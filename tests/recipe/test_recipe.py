@@ -1,14 +1,13 @@
 """Settings of stages and tasks: what they come to, and one line for each mistake: what was given and what to do."""
 
 from copy import deepcopy
-from typing import get_args
 
 import pytest
 
 from cli_tools import RECIPE
 from gendistill.errors import UserError
 from gendistill.evaluate.kinds.base import TaskSettings
-from gendistill.names import ROLES, Objective
+from gendistill.names import OBJECTIVES, ROLES
 from gendistill.recipe.evaluation import task_names
 from gendistill.recipe.fields import result_settings, settings_key
 from gendistill.recipe.loading import parse_recipe
@@ -32,7 +31,7 @@ def test_an_objective_is_one_term_or_several_with_weights():
     assert list(stage(objective=mixture).terms.items()) == list(mixture.items())
 
 
-@pytest.mark.parametrize("objective", get_args(Objective))
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_has_its_pass_and_its_models(objective):
     chosen = stage(objective=objective, train=["mixer"], learning_rate=MIXER)
     place = objective.split("_")[0]
@@ -88,8 +87,18 @@ MISTAKES = {
         [".learning_rate.norm: ", "greater than 0", "given: -1"],
     ),
     "learning rate in words": (dict(learning_rate="fast"), [".learning_rate: ", "valid number", "given: 'fast'"]),
-    "unknown objective": (dict(objective="kl"), [".objective: ", "'forward_kl'", "given: 'kl'"]),
-    "unknown term": (dict(objective={"forward_kl": 1, "ce": 1}), [".objective.ce: ", "'cross_entropy'", "given: 'ce'"]),
+    "unknown objective": (
+        dict(objective="kl"),
+        [".objective: unknown objective 'kl'; Known: mixer_l2, ", "forward_kl"],
+    ),
+    "unknown term": (
+        dict(objective={"forward_kl": 1, "ce": 1}),
+        [".objective.ce: unknown objective 'ce'; Known: mixer_l2", ", cross_entropy,"],
+    ),
+    "misspelt objective": (
+        dict(objective="forward_lk"),
+        ["unknown objective 'forward_lk'; did you mean 'forward_kl'?"],
+    ),
     "no term": (dict(objective={}), [".objective: ", "at least 1 item", "given: {}"]),
     "term of weight zero": (dict(objective={"forward_kl": 0}), [".objective.forward_kl: ", "greater than 0"]),
     "mixers and blocks": (

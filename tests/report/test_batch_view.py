@@ -20,7 +20,7 @@ from gendistill.report.batch_page import to_page
 from gendistill.report.batch_view import (
     CUT,
     ELIDED_AT_LEAST,
-    KEPT,
+    SHOWN,
     BatchView,
     print_view,
     token_texts,
@@ -109,7 +109,7 @@ def test_weights_stand_on_the_tokens_of_the_replies(tokenizer, conversation, opt
         assert [token.position for token in document.tokens] == list(range(len(ids)))
         assert not document.cut and document.tokens[-1].text == "<|im_end|>" and document.tokens[-1].weight == 1
     assert not view.problems
-    assert (view.tokens, view.learnt, view.filler_tokens) == (2 * LENGTH, 3 * sum(mask), 2 * LENGTH - 3 * len(ids))
+    assert (view.tokens, view.learnt, view.padding_tokens) == (2 * LENGTH, 3 * sum(mask), 2 * LENGTH - 3 * len(ids))
 
 
 def test_a_reply_reads_as_it_was_written(tokenizer, conversation):
@@ -144,8 +144,8 @@ def test_a_shift_of_predictors_with_their_targets_is_seen_on_the_tokens(tokenize
     assert [learnt(document) for document in view.documents] != [learnt(document) for document in sound]
     if shift > 0:
         assert view.problems == ["targets that open a document, so that another document predicts them: 2"]
-        assert view.rows[0][2].filler and view.rows[0][2].learnt == 1
-        assert "filler, " in printed(view) and "1 loss token " in printed(view)  # filler that is learnt is not folded
+        assert view.rows[0][2].padding and view.rows[0][2].learnt == 1
+        assert "padding, " in printed(view) and "1 loss token " in printed(view)  # padding that is learnt is not folded
     else:
         assert all(document.tokens[-1].weight == 0 for document in view.documents)  # it would never learn to stop
 
@@ -168,11 +168,11 @@ def test_a_divisor_that_does_not_fit_and_doubled_or_lost_targets_are_told(tokeni
     assert problem.endswith("not the token after their predictor: 1")
 
 
-def test_disputed_borders_are_told(tokenizer, conversation):
+def test_disputed_boundaries_are_told(tokenizer, conversation):
     def moved(batch):
-        borders = batch.cu_seqlens.clone()
-        borders[1] += 1
-        return replace(batch, cu_seqlens=borders)
+        boundaries = batch.cu_seqlens.clone()
+        boundaries[1] += 1
+        return replace(batch, cu_seqlens=boundaries)
 
     (problem,) = view_of(Rows([conversation, conversation]), tokenizer, change=moved).problems
     assert "cu_seqlens and positions disagree" in problem
@@ -189,16 +189,16 @@ def test_alignment_shows_what_is_compared(tokenizer, conversation):
     assert "compared tokens" in printed(view) and "loss tokens" not in printed(view)
 
 
-def test_filler_is_folded_and_a_row_without_positions_has_none(tokenizer, conversation):
+def test_padding_is_folded_and_a_sequence_without_positions_has_none(tokenizer, conversation):
     ids, _ = conversation
     view = view_of(Rows([conversation]), tokenizer)
-    assert f"filler, {LENGTH - len(ids)} tokens" in printed(view) and "<|endoftext|>" not in printed(view)
+    assert f"padding, {LENGTH - len(ids)} tokens" in printed(view) and "<|endoftext|>" not in printed(view)
     assert "&lt;|endoftext|&gt;" not in to_page(view, title="t")
     whole = view_of(Rows([([5] * LENGTH, [0] + [1] * (LENGTH - 1))]), tokenizer)
-    assert (len(whole.documents), whole.filler_tokens, whole.cut_documents) == (1, 0, 1)
+    assert (len(whole.documents), whole.padding_tokens, whole.cut_documents) == (1, 0, 1)
     assert [token.position for token in whole.documents[0].tokens] == list(range(LENGTH))
     one = view_of(Rows([([PAD] * LENGTH, [0] + [1] * (LENGTH - 1))]), tokenizer)
-    assert one.filler_tokens == 0  # a row's only document is no filler, whatever it holds
+    assert one.padding_tokens == 0  # a sequence's only document is no padding, whatever it holds
 
 
 def test_a_document_is_cut_unless_it_ends_in_an_end(tokenizer):
@@ -273,7 +273,7 @@ def test_the_page_is_escaped_self_contained_and_holds_every_token(tokenizer):
 def test_long_runs_are_elided_in_the_terminal_unless_all_is_asked_for(tokenizer):
     (document,) = view_of(Rows([([5] * LENGTH, [0] + [1] * (LENGTH - 1))]), tokenizer).rows[0]
     context, *run = document.tokens
-    for length, left_out in ((2 * KEPT + ELIDED_AT_LEAST - 1, 0), (2 * KEPT + ELIDED_AT_LEAST, ELIDED_AT_LEAST)):
+    for length, left_out in ((2 * SHOWN + ELIDED_AT_LEAST - 1, 0), (2 * SHOWN + ELIDED_AT_LEAST, ELIDED_AT_LEAST)):
         tokens = [context, *(run * 3)[:length]]
         view = BatchView([[replace(document, tokens=tokens)]], alignment=False, problems=[])
         assert (f"… {left_out} tokens …" in printed(view)) == bool(left_out)
@@ -284,8 +284,10 @@ def test_long_runs_are_elided_in_the_terminal_unless_all_is_asked_for(tokenizer)
 def test_rows_are_limited_and_totals_are_not(tokenizer, conversation):
     view = view_of(Rows(*[[conversation]] * 3), tokenizer)
     for text in (printed(view, rows=1), to_page(view, title="t", rows=1)):
-        assert "row 1" in text and "row 2" not in text and "2 more rows" in text
-    assert view.totals()["rows"] == "3" and view.totals()["loss tokens"].startswith(f"{3 * sum(conversation[1])} (")
+        assert "sequence 1" in text and "sequence 2" not in text and "2 more sequences" in text
+    assert view.totals()["sequences"] == "3" and view.totals()["loss tokens"].startswith(
+        f"{3 * sum(conversation[1])} ("
+    )
 
 
 def test_lines_break_between_tokens(tokenizer):
@@ -294,7 +296,7 @@ def test_lines_break_between_tokens(tokenizer):
     file = io.StringIO()
     print_view(view, Console(file=file, width=30, highlight=False), title="t")
     lines = file.getvalue().splitlines()
-    body = lines[1 + next(i for i, line in enumerate(lines) if line.startswith("row 1")) :]
+    body = lines[1 + next(i for i, line in enumerate(lines) if line.startswith("sequence 1")) :]
     texts = [token.text for token in view.documents[0].tokens]
     starts = set(np.cumsum([0, *map(len, texts)]).tolist())
     place = 0

@@ -1,6 +1,6 @@
 """What makes training fast on one CUDA device: compiled layers, and micro-batches replayed as CUDA graphs.
 
-A micro-batch is thousands of small launches; without graphs the host cannot give them out as fast as an H100 works.
+A micro-batch is thousands of small launches; without graphs the host cannot give them out as fast as a GPU works.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,17 +24,21 @@ def compiled_layers(*models: PreTrainedModel, in_pieces: bool) -> Iterator[None]
         in_pieces: norms, attention or mixer, and MLP each by itself: alignment of mixers has hooks between them, and
             gradient checkpointing would compile every layer anew.
     """
-    layers = [layer for model in models for layer in model.model.layers]
-    pieces = [piece for layer in layers for piece in (layer.children() if in_pieces else [layer])]
+    pieces = []
+    for model in models:
+        for layer in model.model.layers:
+            pieces += layer.children() if in_pieces else [layer]
     try:
         for piece in pieces:
+            # Hides the class's method, so that hooks of the module still run, outside of what is compiled.
+            # dynamic=False: sizes known while compiling make faster kernels, and a stage has few.
             piece.forward = torch.compile(piece.forward, dynamic=False)
         # Teacher and student, stages with other roles, other shapes: all are variants of a few functions.
         with torch._dynamo.config.patch(recompile_limit=VARIANTS):
             yield
     finally:
         for piece in pieces:
-            del piece.forward
+            del piece.forward  # the class's method is seen again
 
 
 class SideStream:
@@ -57,7 +61,7 @@ class SideStream:
 
 def can_capture(student: GendistillForCausalLM) -> bool:
     """Whether a micro-batch of packed documents runs without reading the device: fla's other kernels do read it."""
-    return set(student.config.mixers) <= {"kda", None}
+    return set(student.config.mixers) <= {"kda", None}  # None: a layer that keeps attention
 
 
 class GraphedMicroBatch:
@@ -68,10 +72,11 @@ class GraphedMicroBatch:
 
     def __init__(self, run: Callable[[Batch, torch.Tensor], torch.Tensor], device: str):
         self.run, self.device = run, device
-        self.pool = torch.cuda.graph_pool_handle()
+        self.pool = torch.cuda.graph_pool_handle()  # one for all graphs, of which one runs at a time
         self.captured: dict[tuple, Callable[[Batch, torch.Tensor], torch.Tensor]] = {}
 
     def __call__(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
+        # With the names: a batch without positions takes another path than one with them.
         shapes = tuple((name, tensor.shape) for name, tensor in batch.tensors().items())
         if shapes not in self.captured:
             self.captured[shapes] = self._capture(batch, scale)
@@ -79,9 +84,10 @@ class GraphedMicroBatch:
 
     def _capture(self, batch: Batch, scale: torch.Tensor) -> Callable[[Batch, torch.Tensor], torch.Tensor]:
         """Gradients collected on the way are taken back: scaled by zero, the warm-ups and the capture add nothing."""
+        # The graph reads these addresses at every replay; `replay` writes each batch there.
         inputs = batch.map(lambda tensor: tensor.to(self.device))
         factor = torch.zeros_like(scale)
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # warm-ups go to another stream than the capture, as torch asks
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
@@ -97,6 +103,6 @@ class GraphedMicroBatch:
                 getattr(inputs, name).copy_(tensor, non_blocking=True)
             factor.copy_(scale)
             graph.replay()
-            return sums.clone()
+            return sums.clone()  # the next replay writes over them
 
         return replay

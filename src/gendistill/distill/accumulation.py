@@ -17,9 +17,10 @@ def accumulate(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
     On a GPU by a kernel of our own: torch adds each pair by itself, and converts number by number at half of the
     memory's speed.
     """
-    alike = defaultdict(list)
+    alike = defaultdict(list)  # one launch takes tensors of one device, size and precision
     for total, x in pairs:
         if triton is not None and total.is_cuda and total.is_contiguous() and x.is_contiguous():
+            # Numbers are added one by one, so shapes do not matter, only how many there are.
             alike[total.device, total.numel(), total.dtype, x.dtype].append((total, x))
         else:
             total.add_(x)
@@ -30,7 +31,8 @@ def accumulate(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
 
 
 def _launch(group: list[tuple[torch.Tensor, torch.Tensor]], size: int) -> None:
-    totals, xs = zip(*group, *group[-1:] * (GROUP - len(group)), strict=True)  # always as many: compiled once
+    # Always as many, so that it is compiled once: the last is named again, and the grid leaves these out.
+    totals, xs = zip(*group, *group[-1:] * (GROUP - len(group)), strict=True)
     _accumulate_kernel[triton.cdiv(size, BLOCK), len(group)](totals, xs, size, BLOCK=BLOCK, num_warps=8)
 
 
@@ -38,9 +40,10 @@ if triton is not None:
 
     @triton.jit
     def _accumulate_kernel(totals, xs, size, BLOCK: tl.constexpr):
-        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # int64: a large embedding passes 2^31
         exists = at < size
         for i in tl.static_range(len(totals)):
+            # A tuple of pointers can only be indexed by a constant, so every program looks for its own.
             if tl.program_id(1) == i:
                 total = tl.load(totals[i] + at, mask=exists)
                 total += tl.load(xs[i] + at, mask=exists).to(total.dtype)

@@ -1,32 +1,45 @@
-"""Rows of a packed data set as micro-batches, prepared ahead of the step that needs them."""
+"""Packed sequences of a data set as micro-batches, prepared ahead of the step that needs them.
+
+Shapes: B packed sequences of T tokens, N documents in them, P predictors.
+
+A predictor is a position whose next token is a loss target. Only predictors are projected to the vocabulary, so a batch
+lists them instead of weighting all positions: on prompts and padding no logits are spent.
+"""
 
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from typing import get_args
 
 import numpy as np
 import torch
 
 from gendistill.data.dataset import PackedDataset
+from gendistill.names import Pass
 from gendistill.ops import Documents
 from gendistill.recipe.stage import Stage
 
-STEPS_AHEAD = 2
+STEPS_AHEAD = 2  # made before they are asked for, so that a slow read does not hold up the device
+# With fixed shapes, predictors are filled up to a multiple of an eighth of a batch's tokens: few shapes, so few CUDA
+# graphs to capture, and never more than an eighth of the logits for nothing.
+PREDICTOR_SIZES = 8
+ROWS_AT_ONCE = 1024  # of the memory-mapped data set, when all of it is looked through
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch of B rows of T tokens; everything about it is known on the host before the device sees it.
+    """A micro-batch of B sequences of T tokens; all about it is known on the host before the device sees it.
 
     Attributes:
         input_ids: [B, T] int64.
-        position_ids: [B, T] int64; None if every row is one document.
-        cu_seqlens: [N + 1] int64, boundaries of documents as in `Documents`; None if every row is one document.
-        valid_mask: [B, T] float32, 1 for the tokens of documents and 0 for filler.
-        predictors: [P] int64, places in the flattened batch whose next token is a loss target.
+        position_ids: [B, T] int64; None if every sequence is one document.
+        cu_seqlens: [N + 1] int64, boundaries of documents as in `Documents`; None if every sequence is one document.
+        valid_mask: [B, T] float32, 1 for the tokens of documents and 0 for padding.
+        predictors: [P] int64, indices into the flattened batch, of positions whose next token is a loss target.
         targets: [P] int64, those next tokens.
         weights: [P] float32, 1; 0 for entries that only fill up to a fixed shape.
+        fixed_shape: entries fill it up; kernels must not read from the device how much of it is real.
     """
 
     input_ids: torch.Tensor
@@ -63,18 +76,18 @@ class Step:
 
 
 def rows_as_tensors(dataset: PackedDataset, size: int, device: str) -> list[dict[str, torch.Tensor]]:
-    """The whole data set in pieces of at most `size` rows: input_ids, position_ids and loss_mask, int64 [B, T]."""
+    """The whole data set, at most `size` sequences at a time: input_ids, position_ids and loss_mask, int64 [B, T]."""
     pieces = (dataset[row : row + size] for row in range(0, len(dataset), size))
     return [{name: torch.from_numpy(a).long().to(device) for name, a in arrays.items()} for arrays in pieces]
 
 
 class Loader:
-    """Cuts the rows of each step into micro-batches, in a thread, ahead of time.
+    """Cuts the sequences of each step into micro-batches, in a thread, ahead of time.
 
     Args:
-        dataset: rows in the order of consumption; step s takes rows s * sequences_per_step onwards.
-        rank, processes: each process takes an equal, contiguous share of a step's rows.
-        fixed_shape: all batches of equal rows get tensors of one of a few shapes, for CUDA graphs.
+        dataset: sequences in the order of consumption; step s takes those from s * sequences_per_step onwards.
+        rank, processes: each process takes an equal, contiguous share of a step's sequences.
+        fixed_shape: all batches of as many sequences get tensors of one of a few shapes, for CUDA graphs.
     """
 
     def __init__(
@@ -83,6 +96,7 @@ class Loader:
         self.dataset, self.stage, self.fixed_shape = dataset, stage, fixed_shape
         self.share = stage.sequences_per_step // processes
         self.offset = rank * self.share
+        # Of the whole data set: what one batch has too much of would change its shapes.
         self.packed, self.documents = _documents(dataset, stage.micro_batch) if fixed_shape else (None, None)
 
     def steps(self, first: int) -> Iterator[Step]:
@@ -97,34 +111,53 @@ class Loader:
                 yield waiting.popleft().result()
 
     def step(self, index: int) -> Step:
+        """The micro-batches that this process runs of a step."""
         start = index * self.stage.sequences_per_step
-        rows = self.dataset[start : start + self.stage.sequences_per_step]
-        ends_in_logits = self.stage.compares == "end_to_end"
-        counts = rows["loss_mask"][:, 1:] if ends_in_logits else _valid_mask(rows["loss_mask"])
+        rows = self.dataset[start : start + self.stage.sequences_per_step]  # of all processes, each [S, T]
+        # Every process counts the whole step by itself, so the loss's divisor needs no communication.
+        loss_tokens = int(self._counts(rows["loss_mask"]).sum())
         mine = range(self.offset, self.offset + self.share)
         batches = []
         for first in range(mine.start, mine.stop, self.stage.micro_batch):
             last = min(first + self.stage.micro_batch, mine.stop)
             batch = self._batch({name: array[first:last] for name, array in rows.items()})
+            # Pinned memory lets the copy to the device run beside the arithmetic.
             batches.append(batch.map(torch.Tensor.pin_memory) if torch.cuda.is_available() else batch)
-        return Step(index, batches, int(counts.sum()))
+        return Step(index, batches, loss_tokens)
+
+    def _counts(self, loss_mask: np.ndarray) -> np.ndarray:
+        """Which tokens the loss is divided by: [S, T - 1] or [S, T]."""
+        match self.stage.compares:
+            case "end_to_end":
+                return loss_mask[:, 1:]  # nothing predicts a sequence's first token
+            case "mixer" | "block":
+                return _valid_mask(loss_mask)
+        raise ValueError(f"unknown pass '{self.stage.compares}'; known: {', '.join(get_args(Pass))}")
 
     def _batch(self, rows: dict[str, np.ndarray]) -> Batch:
-        ids, positions, mask = (rows[name].astype(np.int64) for name in ("input_ids", "position_ids", "loss_mask"))
-        predictors = np.flatnonzero(np.pad(mask[:, 1:], ((0, 0), (0, 1))))
-        weights = np.ones(len(predictors), np.float32)
-        borders = np.append(np.flatnonzero(positions == 0), positions.size)
-        packed = len(borders) > len(ids) + 1
+        ids = rows["input_ids"].astype(np.int64)  # [B, T]
+        positions = rows["position_ids"].astype(np.int64)  # [B, T]
+        mask = rows["loss_mask"].astype(np.int64)  # [B, T]
+        # The mask is of the tokens that are predicted. Their predictors stand one before, in the same sequence: the
+        # last position of each predicts nothing.
+        predicts = np.pad(mask[:, 1:], ((0, 0), (0, 1)))  # [B, T]
+        predictors = np.flatnonzero(predicts)  # [P]
+        weights = np.ones(len(predictors), np.float32)  # [P]
+        boundaries = np.append(np.flatnonzero(positions == 0), positions.size)  # [N + 1]
+        packed = len(boundaries) > len(ids) + 1  # more documents than sequences
         if self.fixed_shape:
             packed = self.packed
-            filled = -len(predictors) % max(1, positions.size // 8)
-            predictors, weights = np.pad(predictors, (0, filled)), np.pad(weights, (0, filled))
-            borders = np.pad(borders, (0, max(0, self.documents + 1 - len(borders))), constant_values=positions.size)
-        targets = ids.flatten()[np.minimum(predictors + 1, ids.size - 1)]
+            predictors, weights = _fill_up(predictors, weights, positions.size)
+            # Documents without tokens behind the last one, up to the most that any batch has.
+            missing = max(0, self.documents + 1 - len(boundaries))
+            boundaries = np.pad(boundaries, (0, missing), constant_values=positions.size)
+        # Those that only fill up predict whatever comes; beyond the batch nothing does.
+        following = np.minimum(predictors + 1, ids.size - 1)  # [P]
+        targets = ids.flatten()[following]  # [P]
         return Batch(
             input_ids=torch.from_numpy(ids),
             position_ids=torch.from_numpy(positions) if packed else None,
-            cu_seqlens=torch.from_numpy(borders) if packed else None,
+            cu_seqlens=torch.from_numpy(boundaries) if packed else None,
             valid_mask=torch.from_numpy(_valid_mask(mask)),
             predictors=torch.from_numpy(predictors),
             targets=torch.from_numpy(targets),
@@ -133,16 +166,26 @@ class Loader:
         )
 
 
+def _fill_up(predictors: np.ndarray, weights: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Predictors and weights [P] with entries of weight 0, up to the next of the few sizes that there are."""
+    size = max(1, tokens // PREDICTOR_SIZES)
+    missing = -len(predictors) % size
+    return np.pad(predictors, (0, missing)), np.pad(weights, (0, missing))
+
+
 def _valid_mask(loss_mask: np.ndarray) -> np.ndarray:
-    """[B, T] float32: tokens that are learnt or help to predict one that is; filler does neither."""
+    """[B, T] float32: tokens that are learnt or help to predict one that is; padding does neither."""
     valid_mask = loss_mask.astype(np.float32)
+    # A document's first token is never learnt, but it predicts the second.
     valid_mask[:, :-1] = np.maximum(valid_mask[:, :-1], loss_mask[:, 1:])
     return valid_mask
 
 
 def _documents(dataset: PackedDataset, size: int) -> tuple[bool, int]:
-    """Whether any row holds more than one document, and the most documents in `size` rows one after another."""
-    starts = ((dataset[row : row + 1024]["position_ids"] == 0).sum(1) for row in range(0, len(dataset), 1024))
-    in_row = np.concatenate(list(starts))
-    most = np.convolve(in_row, np.ones(min(size, len(in_row)), int), "valid").max()
-    return bool(in_row.max() > 1), int(most)
+    """Whether any sequence holds more than one document, and the most documents in `size` sequences in a row."""
+    pieces = range(0, len(dataset), ROWS_AT_ONCE)
+    starts = ((dataset[row : row + ROWS_AT_ONCE]["position_ids"] == 0).sum(1) for row in pieces)
+    in_sequence = np.concatenate(list(starts))  # [sequences]
+    window = np.ones(min(size, len(in_sequence)), int)
+    most = np.convolve(in_sequence, window, "valid").max()  # of the sums over `size` neighbours
+    return bool(in_sequence.max() > 1), int(most)

@@ -12,7 +12,7 @@ from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.distributed import is_rank_zero, on_rank_zero, processes
 from gendistill.errors import UserError
 
-KEEP = 2
+KEEP = 2  # the newest, and one to go back to if it is damaged
 MANIFEST = "manifest.json"
 
 
@@ -23,7 +23,7 @@ def save_checkpoint(folder: Path, step: int, optimizer: MasterOptimizer, fingerp
         fingerprint: what decides the trajectory; compared when the checkpoint is loaded.
 
     Raises:
-        UserError: the disk is full or a file cannot be written; earlier checkpoints are untrained.
+        UserError: the disk is full or a file cannot be written; earlier checkpoints are left as they are.
     """
     final, partial = folder / f"step-{step:08d}", folder / f"partial-{step:08d}"
     try:
@@ -31,11 +31,12 @@ def save_checkpoint(folder: Path, step: int, optimizer: MasterOptimizer, fingerp
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is one process only is no mistake
             dcp.save(optimizer.state_dict(), checkpoint_id=partial, no_dist=processes() == 1)
+        # `dcp.save` returns when all processes have written; only then may the folder get its final name.
         if is_rank_zero():
             sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
             manifest = {"step": step, "fingerprint": fingerprint, "bytes": sizes}
             (partial / MANIFEST).write_text(json.dumps(manifest))
-            shutil.rmtree(final, ignore_errors=True)
+            shutil.rmtree(final, ignore_errors=True)  # a damaged one, or os.replace would refuse
             os.replace(partial, final)
     except (OSError, dcp.api.CheckpointException) as error:  # RuntimeError would be the death of another process
         shutil.rmtree(partial, ignore_errors=True)
@@ -60,12 +61,14 @@ def load_checkpoint(folder: Path, optimizer: MasterOptimizer, fingerprint: dict)
     for path in reversed(checkpoints(folder)):
         try:
             manifest = json.loads((path / MANIFEST).read_text())
+            # A copy cut short, or a full disk, shows in the size; hashes would read gigabytes twice.
             for name, size in manifest["bytes"].items():
                 if (found := (path / name).stat().st_size) != size:
                     raise ValueError(f"{name} has {found} bytes instead of {size}")
         except (OSError, ValueError, KeyError) as error:
             notes.append(f"{path} is damaged ({error}); going back to the one before")
             continue
+        # Settings that are new to this version are compared as well: an old checkpoint has None for them.
         if changed := sorted(key for key in fingerprint if fingerprint[key] != manifest["fingerprint"].get(key)):
             raise UserError(
                 f"{path}: written with other settings, data or weights than this run has; different: "
@@ -87,7 +90,7 @@ def load_checkpoint(folder: Path, optimizer: MasterOptimizer, fingerprint: dict)
 
 def checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    return sorted(folder.glob("step-*"))
+    return sorted(folder.glob("step-*"))  # numbers have leading zeros, so names sort as they do
 
 
 def _empty(folder: Path) -> None:
@@ -97,5 +100,5 @@ def _empty(folder: Path) -> None:
 
 def _reason(error: Exception) -> str:
     """One line of an error that may hold the tracebacks of all processes."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]  # the error itself comes last
     return lines[-1] if lines else type(error).__name__

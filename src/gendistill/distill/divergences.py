@@ -1,6 +1,7 @@
 """Losses over the vocabulary, fused with the projections to it: no [tokens, vocabulary] tensor is ever kept.
 
-Each is a sum over tokens; z are logits, p = softmax(z_teacher / T), q = softmax(z_student / T), m = (p + q) / 2:
+What each is for one token is its row of `OBJECTIVES`; here they are summed over tokens, weighted, and turned into the
+gradients of what was projected. z are logits, p = softmax(z_teacher / T), q = softmax(z_student / T), m = (p + q) / 2:
 
     forward_kl      T^2 sum p log(p / q)
     reverse_kl      T^2 sum q log(q / p)
@@ -10,18 +11,18 @@ Each is a sum over tokens; z are logits, p = softmax(z_teacher / T), q = softmax
 T is the temperature; the factor T^2 keeps the gradient's size (Hinton et al., arXiv 1503.02531).
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 
 from gendistill.distill import divergence_kernels
-from gendistill.names import DIVERGENCES
+from gendistill.names import OBJECTIVES, Predictions
 
-CHUNK = 1024  # tokens whose logits are in memory at once
-LOG_2 = math.log(2)
+# Tokens whose logits are in memory at once: with a vocabulary of 152K, 0.3 GB in bfloat16. A micro-batch of 16K tokens
+# would have 5 GB of them, for teacher and student each.
+CHUNK = 1024
 
 
 def vocabulary_losses(
@@ -43,42 +44,52 @@ def vocabulary_losses(
         terms: names and weights.
         vocabulary: entries beyond it are padding of the embedding, and take no part.
     """
+    predictions = _predictions(student, teacher, targets, terms, vocabulary, temperature)
     dtype = torch.promote_types(student.dtype, torch.float32)
-    logits = student[:, :vocabulary].to(dtype)
-    if set(terms) & set(DIVERGENCES):
-        both = (logits, teacher[:, :vocabulary].to(dtype))
-        if temperature != 1:  # a division by one keeps torch.compile from finding maximum and sum in one pass
-            both = [side / temperature for side in both]
-        log_q, log_p = (F.log_softmax(side, dim=-1) for side in both)
-        q, p = log_q.exp(), log_p.exp()
-    sums, gradient = [], torch.zeros((), dtype=dtype, device=student.device)
+    gradient = torch.zeros((), dtype=dtype, device=student.device)
+    sums = []
     for name, weight in terms.items():
-        if name == "forward_kl":
-            values, slope = (p * (log_p - log_q)).sum(-1), q - p
-        elif name == "reverse_kl":
-            values = (q * (log_q - log_p)).sum(-1)
-            slope = q * (log_q - log_p - values[:, None])
-        elif name == "jensen_shannon":
-            log_m = torch.logaddexp(log_p, log_q) - LOG_2
-            from_q = (q * (log_q - log_m)).sum(-1)
-            values = ((p * (log_p - log_m)).sum(-1) + from_q) / 2
-            slope = q * (log_q - log_m - from_q[:, None]) / 2
-        else:
-            log_likelihood = F.log_softmax(logits, dim=-1)
-            is_target = torch.arange(vocabulary, device=student.device) == targets[:, None]
-            values = -log_likelihood.gather(1, targets[:, None])[:, 0]
-            slope = log_likelihood.exp() - is_target.to(dtype)
-        if name in DIVERGENCES:
-            values, slope = values * temperature**2, slope * temperature
+        objective = OBJECTIVES[name]
+        values, slopes = objective.compute(predictions)  # [n], [n, V]
+        if objective.divergence:
+            values = values * temperature**2
+            slopes = slopes * temperature  # T^2, and 1 / T from the logits' division
         sums.append((values * token_weights).sum())
-        gradient = gradient + weight * slope
+        gradient = gradient + weight * slopes
+    # In place of the logits, which nothing needs any more.
     student[:, :vocabulary] = (gradient * token_weights[:, None]).to(student.dtype)
     student[:, vocabulary:] = 0
     return torch.stack(sums)
 
 
+def _predictions(
+    student: torch.Tensor,
+    teacher: torch.Tensor | None,
+    targets: torch.Tensor,
+    terms: Collection[str],
+    vocabulary: int,
+    temperature: float,
+) -> Predictions:
+    """What the terms need, from the logits of `vocabulary_losses`."""
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    logits = student[:, :vocabulary].to(dtype)
+    divergence = [OBJECTIVES[name].divergence for name in terms]
+    log_p = p = log_q = q = log_likelihood = is_target = None
+    if any(divergence):
+        sides = (logits, teacher[:, :vocabulary].to(dtype))
+        if temperature != 1:  # a division by one keeps torch.compile from finding maximum and sum in one pass
+            sides = [side / temperature for side in sides]
+        log_q, log_p = (F.log_softmax(side, dim=-1) for side in sides)  # [n, V]
+        q, p = log_q.exp(), log_p.exp()
+    if not all(divergence):
+        log_likelihood = F.log_softmax(logits, dim=-1)  # at temperature 1, whatever the divergences' is
+        # By comparison and not by a scatter into zeros, so that torch.compile fuses it with what reads it.
+        is_target = torch.arange(vocabulary, device=student.device) == targets[:, None]
+    return Predictions(log_p, p, log_q, q, log_likelihood, targets, is_target)
+
+
 def fused_losses(terms: Iterable[str]) -> Callable[..., torch.Tensor]:
-    """`vocabulary_losses` on CUDA: our kernel if it has these terms, otherwise compiled."""
+    """`vocabulary_losses` on CUDA: our kernel if it has all of these terms, otherwise compiled."""
     if divergence_kernels.triton is not None and divergence_kernels.TERMS.issuperset(terms):
         return divergence_kernels.kernel_vocabulary_losses
     return compiled_losses()
@@ -88,8 +99,10 @@ def fused_losses(terms: Iterable[str]) -> Callable[..., torch.Tensor]:
 def compiled_losses() -> Callable[..., torch.Tensor]:
     """`vocabulary_losses`, compiled.
 
-    Rows are long: unsplit, a row's maximum, sum and gradient are one kernel that reads it twice and not four times.
+    A token's logits are many: unsplit, their maximum, sum and gradient are one kernel that reads them twice and not
+    four times.
     """
+    # dynamic=False: by default the first chunk of another size would make torch compile all with symbolic sizes.
     return torch.compile(vocabulary_losses, dynamic=False, options={"split_reductions": False})
 
 
@@ -109,23 +122,32 @@ class VocabularyLoss(torch.autograd.Function):
         """
         losses = fused_losses(settings["terms"]) if fuse else vocabulary_losses
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        sums = torch.zeros(len(settings["terms"]), dtype=dtype, device=hidden.device)
-        hidden_grad = torch.zeros_like(hidden)
-        weight_grad = torch.zeros_like(weight, dtype=dtype) if weight.requires_grad else None
+        sums = torch.zeros(len(settings["terms"]), dtype=dtype, device=hidden.device)  # [terms]
+        hidden_grad = torch.zeros_like(hidden)  # [N, D]
+        # Summed over chunks in float32: bfloat16 would lose the later chunks' small contributions.
+        weight_grad = torch.zeros_like(weight, dtype=dtype) if weight.requires_grad else None  # [V, D]
+        teacher_logits = None
         for start in range(0, hidden.shape[0], CHUNK):
             part = slice(start, start + CHUNK)
-            logits = hidden[part] @ weight.T
-            teacher_logits = None if teacher_hidden is None else teacher_hidden[part] @ teacher_weight.T
+            logits = hidden[part] @ weight.T  # [n, V]
+            if teacher_hidden is not None:
+                teacher_logits = teacher_hidden[part] @ teacher_weight.T  # [n, V']
             sums += losses(logits, teacher_logits, targets[part], token_weights[part], **settings)
-            torch.mm(logits, weight, out=hidden_grad[part])
+            # From here on `logits` holds the gradient by the logits: `losses` has written it in their place.
+            torch.mm(logits, weight, out=hidden_grad[part])  # [n, D]
             if weight_grad is not None:
-                weight_grad += logits.T @ hidden[part]
+                weight_grad += logits.T @ hidden[part]  # [V, D]
+        # The gradients are known already; `backward` only scales them.
         ctx.save_for_backward(hidden_grad, weight_grad if weight_grad is None else weight_grad.to(weight.dtype))
         ctx.mark_non_differentiable(sums)
-        return sum(w * total for w, total in zip(settings["terms"].values(), sums, strict=True)), sums
+        mixture = sum(w * total for w, total in zip(settings["terms"].values(), sums, strict=True))
+        return mixture, sums
 
     @staticmethod
     def backward(ctx, grad, _):
         hidden_grad, weight_grad = ctx.saved_tensors
-        weight_grad = None if weight_grad is None else weight_grad * grad.to(weight_grad.dtype)
-        return hidden_grad * grad.to(hidden_grad.dtype), weight_grad, None, None, None, None, None, None
+        if weight_grad is not None:
+            weight_grad = weight_grad * grad.to(weight_grad.dtype)
+        hidden_grad = hidden_grad * grad.to(hidden_grad.dtype)
+        # One for each argument of `forward`; only the student's two have gradients.
+        return hidden_grad, weight_grad, None, None, None, None, None, None

@@ -1,6 +1,8 @@
 """The one training loop. A stage is data; what differs between stages lives in the objective and in what trains.
 
 The loop never waits for the device: what a step measured is read while the next one runs.
+
+A step is `sequences_per_step` packed sequences, cut into micro-batches whose gradients are accumulated.
 """
 
 import errno
@@ -36,7 +38,7 @@ class StepMetrics:
     """One line of metrics.jsonl; all but the last three are the same in a resumed and in an unbroken run."""
 
     step: int  # optimizer steps done
-    tokens: int  # tokens seen by then, filler included
+    tokens: int  # trained on by then, padding included
     loss: float  # mean over the step's loss tokens of the mixture of terms: nats for divergences, else relative
     terms: dict[str, float]  # each term by itself, unweighted
     loss_tokens: int
@@ -50,7 +52,7 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class Pace:
-    """What speed is measured against.
+    """What throughput is measured against.
 
     Attributes:
         flops_per_token: of teacher and student, forward and backward.
@@ -60,7 +62,8 @@ class Pace:
     flops_per_token: float = 0.0
     peak_flops: float | None = None
 
-    def share(self, tokens_per_second: float) -> float | None:
+    def mfu(self, tokens_per_second: float) -> float | None:
+        """Model FLOPs utilisation: of the peak, the share that the models' own arithmetic takes."""
         return self.peak_flops and round(tokens_per_second * self.flops_per_token / self.peak_flops, 4)
 
 
@@ -80,6 +83,7 @@ class _Clock:
     def __init__(self, device: str):
         self.time, self.event = time.perf_counter(), None
         if device == "cuda":
+            # The host is ahead of the device, so its own clock would measure how fast work is given out.
             self.event = torch.cuda.Event(enable_timing=True)
             self.event.record()
 
@@ -136,24 +140,24 @@ class Trainer:
         log_path = self.folder / "metrics.jsonl" if is_rank_zero() else os.devnull
         with open(log_path, "a") as log, self._progress() as progress, Curves(self.folder, len(history)) as curves:
             bar = progress.add_task(
-                self.title, total=self.stage.steps, completed=len(history), loss=math.nan, speed=0.0
+                self.title, total=self.stage.steps, completed=len(history), loss=math.nan, throughput=0.0
             )
             before = _Clock(self.device)
             for running in self._one_behind(self.loader.steps(len(history))):
                 running.done.wait()
                 metrics = self._metrics(running, running.done.seconds_since(before))
                 before = running.done
-                self._check(metrics)
+                self._check(metrics)  # before anything of this step is written
                 history.append(metrics)
                 log.write(json.dumps(asdict(metrics)) + "\n")
-                log.flush()
+                log.flush()  # a killed run loses no line
                 curves.add(metrics)
-                progress.update(bar, completed=metrics.step, loss=metrics.loss, speed=metrics.tokens_per_second)
+                progress.update(bar, completed=metrics.step, loss=metrics.loss, throughput=metrics.tokens_per_second)
                 if self._saves_after(metrics.step):
                     if is_rank_zero():
-                        os.fsync(log.fileno())
+                        os.fsync(log.fileno())  # a checkpoint whose metrics are lost could not be resumed from
                     save_checkpoint(self.folder / "checkpoints", metrics.step, self.optimizer, self.fingerprint)
-                    before = _Clock(self.device)
+                    before = _Clock(self.device)  # the time it took is no step's
         return history
 
     def _saves_after(self, step: int) -> bool:
@@ -163,13 +167,12 @@ class Trainer:
         """Starts each step before the one before is looked at; but a checkpoint must hold its own step and no later."""
         before = None
         for step in steps:
-            if before is not None and not self._saves_after(before.step.index + 1):
-                running = self._start(step)
-                yield before
-            else:
-                if before is not None:
-                    yield before
-                running = self._start(step)
+            waits = before is not None and self._saves_after(before.step.index + 1)
+            if waits:
+                yield before  # looked at and saved before this step changes the weights
+            running = self._start(step)
+            if before is not None and not waits:
+                yield before  # looked at while this step runs
             before = running
         if before is not None:
             yield before
@@ -179,31 +182,33 @@ class Trainer:
             raise UserError(
                 f"step {step.index + 1}: none of its tokens counts for the loss; check the data and loss_on"
             )
-        # Of dropout, where a model has any: the same after a resume.
+        # Of dropout, where a model has any: the same after a resume, and another on every process.
         torch.manual_seed(step.index * processes() + rank())
-        scale = torch.full((), processes() / step.loss_tokens, device=self.device)  # FSDP takes the mean over processes
-        sums = torch.zeros(len(self.stage.terms), dtype=torch.float64, device=self.device)
+        # FSDP takes the mean of gradients over processes; the loss is a mean over the tokens of all of them.
+        scale = torch.full((), processes() / step.loss_tokens, device=self.device)
+        sums = torch.zeros(len(self.stage.terms), dtype=torch.float64, device=self.device)  # [terms]
         for batch in step.batches:
             sums += self.run_micro_batch(batch, scale)
         if dist.is_initialized():
-            dist.all_reduce(sums)
+            dist.all_reduce(sums)  # gradients are summed by FSDP and the optimizer; these are for the metrics
         share = learning_rate_share(self.stage.schedule, step.index, self.stage.steps)
         with part_of_step("the optimizer's step"):
-            measured = torch.cat([sums, self.optimizer.step(share)])
+            measured = torch.cat([sums, self.optimizer.step(share)])  # [terms + 1 + roles]
+        # The clock stands behind the copy in the stream: when it is reached, the numbers are on the host.
         return _Running(step, share, measured.to("cpu", non_blocking=True), _Clock(self.device))
 
     def _micro_batch(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
         batch = batch.map(lambda tensor: tensor.to(self.device, non_blocking=True))
-        sums = self.objective.backward(batch, scale)
-        self.optimizer.collect_gradients()
+        sums = self.objective.backward(batch, scale)  # [terms]
+        self.optimizer.collect_gradients()  # at once: gradients of bfloat16 weights must not be summed in bfloat16
         return sums
 
     def _metrics(self, running: _Running, seconds: float) -> StepMetrics:
-        stage, values = self.stage, running.measured.tolist()
+        stage, values = self.stage, running.measured.tolist()  # laid out as `_start` put them together
         terms = {name: values[i] / running.step.loss_tokens for i, name in enumerate(stage.terms)}
         norm, *ratios = values[len(terms) :]
         tokens = stage.sequences_per_step * stage.sequence_length
-        speed = tokens / seconds
+        throughput = tokens / seconds
         return StepMetrics(
             step=running.step.index + 1,
             tokens=(running.step.index + 1) * tokens,
@@ -214,25 +219,25 @@ class Trainer:
             update_ratio=dict(zip(self.optimizer.roles, ratios, strict=True)),
             learning_rate=max(self.optimizer.peaks) * running.share,
             seconds=round(seconds, 4),
-            tokens_per_second=round(speed, 1),
-            mfu=self.pace.share(speed),
+            tokens_per_second=round(throughput, 1),
+            mfu=self.pace.mfu(throughput),
         )
 
     def _check(self, metrics: StepMetrics) -> None:
         """Stops a run that has gone wrong; checkpoints of before stay."""
-        seen = f"{self.title}, step {metrics.step}: the loss is {metrics.loss:.6g} ("
-        seen += ", ".join(f"{name} {value:.6g}" for name, value in metrics.terms.items())
-        seen += f"), the gradient norm {metrics.gradient_norm:.6g}"
+        found = f"{self.title}, step {metrics.step}: the loss is {metrics.loss:.6g} ("
+        found += ", ".join(f"{name} {value:.6g}" for name, value in metrics.terms.items())
+        found += f"), the gradient norm {metrics.gradient_norm:.6g}"
         folder = self.folder / "checkpoints"
-        kept = f"The last good checkpoint is kept in {folder}." if checkpoints(folder) else "No checkpoint was due yet."
+        rest = f"The last good checkpoint is kept in {folder}." if checkpoints(folder) else "No checkpoint was due yet."
         if not (math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)):
-            raise UserError(f"{seen}. Lower the learning rate, or look at the data of that step. {kept}")
+            raise UserError(f"{found}. Lower the learning rate, or look at the data of that step. {rest}")
         if self.stage.expected_loss is not None:
             low, high = self.stage.expected_loss
             if not low <= metrics.loss <= high:
                 raise UserError(
-                    f"{seen}; expected_loss of this stage is {low:g} to {high:g}. Lower the learning rate or check the "
-                    f"data and the stage before; if this loss is right, change expected_loss. {kept}"
+                    f"{found}; expected_loss of this stage is {low:g} to {high:g}. Lower the learning rate or check "
+                    f"the data and the stage before; if this loss is right, change expected_loss. {rest}"
                 )
 
     def _resume(self) -> list[StepMetrics]:
@@ -243,12 +248,13 @@ class Trainer:
             self.console.print(f"[yellow]{note}[/yellow]")
         log = self.folder / "metrics.jsonl"
         lines = log.read_text().splitlines() if log.exists() else []
+        # More lines than the checkpoint has steps are those of a run that was stopped behind it; fewer cannot be.
         if len(lines) < done:
             raise UserError(
                 f"{log}: has {len(lines)} lines, the checkpoint is at step {done}. Delete {self.folder} to start anew."
             )
         if done:
-            self.console.print(f"{self.title}: going on from step {done}")
+            self.console.print(f"{self.title}: resumes from step {done}")
         if is_rank_zero():
             write_atomically(log, "".join(line + "\n" for line in lines[:done]))
         return [StepMetrics(**json.loads(line)) for line in lines[:done]]
@@ -260,7 +266,7 @@ class Trainer:
             yield
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
+                raise  # whatever it is, it is not the disk's size
             raise UserError(
                 f"{self.folder}: metrics.jsonl or the curves could not be written ({error}). Free some space and run "
                 "the same command again: it resumes from the last whole checkpoint."
@@ -272,9 +278,9 @@ class Trainer:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.4f}"),
-            TextColumn("{task.fields[speed]:,.0f} tok/s"),
+            TextColumn("{task.fields[throughput]:,.0f} tok/s"),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
-            disable=not is_rank_zero(),
+            disable=not is_rank_zero(),  # every process would draw a bar
         )

@@ -1,9 +1,11 @@
 """Layers of teacher and student sharded over all processes by torch's FSDP2.
 
-Every process holds a share of each decoder layer, teacher's and student's, and takes an equal share of a step's rows.
+Every process holds a share of each decoder layer, teacher's and student's, and an equal share of a step's sequences.
 Embedding, head, final norm and the decay gates' float32 parameters stay whole on each: the loss needs the head whole,
 and FSDP would round the gates.
 """
+
+from typing import get_args
 
 import torch
 import torch.distributed as dist
@@ -13,11 +15,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from gendistill.distributed import processes
 from gendistill.errors import UserError
 from gendistill.models.modeling import describe
+from gendistill.names import Pass
 from gendistill.recipe.stage import Stage
 
 
 def check_divisible(name: str, stage: Stage) -> None:
-    """Raises UserError if a step's rows cannot be dealt out evenly."""
+    """Raises UserError if a step's sequences cannot be dealt out evenly."""
     if stage.sequences_per_step % processes():
         raise UserError(
             f"stages.{name}: sequences_per_step {stage.sequences_per_step} cannot be dealt out to {processes()} "
@@ -25,7 +28,7 @@ def check_divisible(name: str, stage: Stage) -> None:
         )
 
 
-def shard(model: nn.Module, *, compares: str, dtype: torch.dtype, device: str) -> None:
+def shard(model: nn.Module, *, compares: Pass, dtype: torch.dtype, device: str) -> None:
     """Shards a teacher or student over all processes, in units that the objective calls.
 
     Args:
@@ -34,18 +37,24 @@ def shard(model: nn.Module, *, compares: str, dtype: torch.dtype, device: str) -
     """
     mesh = dist.init_device_mesh(device, (processes(),))
     layers = model.model.layers
-    alone = [layer.linear_attn for layer in layers if hasattr(layer, "linear_attn")] if compares == "mixer" else []
-    body = model.model
+    match compares:
+        case "mixer":
+            mixers = [layer.linear_attn for layer in layers if hasattr(layer, "linear_attn")]
+            units = [*mixers, *layers]  # inner ones first, as FSDP wants it
+        case "block":
+            units = [*layers]
+        case "end_to_end":
+            units = [*layers, model.model]  # the body, so that layers are gathered ahead of their turn
+        case _:
+            raise ValueError(f"unknown pass '{compares}'; known: {', '.join(get_args(Pass))}")
     whole = {
         p
         for name, p in model.named_parameters()
         if not name.startswith("model.layers.") or describe(name).stays_float32
     }
     policy = MixedPrecisionPolicy(
-        param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.promote_types(dtype, torch.float32)
+        param_dtype=None if dtype == torch.float32 else dtype,  # None: as they are
+        reduce_dtype=torch.promote_types(dtype, torch.float32),  # sums over processes lose nothing
     )
-    options = {"mesh": mesh, "mp_policy": policy, "ignored_params": whole}
-    for unit in (*alone, *layers):
-        fully_shard(unit, **options)
-    if compares == "end_to_end":
-        fully_shard(body, **options)  # so that layers are gathered ahead of their turn
+    for unit in units:
+        fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=whole)

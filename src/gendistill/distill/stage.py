@@ -52,22 +52,26 @@ def train_stage(
         UserError: see `Trainer.train`.
     """
     if stage.gradient_checkpointing:
-        # Reading the state of random numbers would make the host wait, and without dropout there are none.
+        # Reading the state of random numbers would make the host wait, and without dropout there are none. Reentrant
+        # checkpoints would not pass keyword arguments on, nor gradients to layers below which nothing trains.
         keep_random_state = student.config.attention_dropout > 0
         old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"  # transformers renames it
         enable = getattr(student, new if hasattr(student, new) else old)
         enable({"use_reentrant": False, "preserve_rng_state": keep_random_state})
     if compute.processes > 1:
         shard(student, compares=stage.compares, dtype=compute.dtype, device=compute.device)
-    optimizer = MasterOptimizer(student, stage, compute.dtype)
+    optimizer = MasterOptimizer(student, stage, compute.dtype)  # after sharding: its masters are the shards
     graphs = compute.fused and can_capture(student)
+    # Hooks on the mixers need a module boundary there, and so does the recomputation of single layers.
     in_pieces = stage.compares == "mixer" or stage.gradient_checkpointing
     models = [model for model in (teacher, student) if model is not None]
     with ExitStack() as stack:
         if compute.device == "cuda":
+            # On a CPU transformers' own attention masks documents; the packed kernel is for CUDA.
             stack.enter_context(attention_switched_to(PACKED, *models))
         if compute.compiled:
             stack.enter_context(compiled_layers(*models, in_pieces=in_pieces))
+        # A captured graph replays the shapes it has seen, so the loader makes few.
         loader = Loader(dataset, stage, rank=distributed.rank(), processes=compute.processes, fixed_shape=graphs)
         objective = build_objective(stage, teacher, student, conversion_report, vocabulary, fast=compute.fused)
         trainer = Trainer(

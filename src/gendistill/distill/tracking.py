@@ -14,9 +14,10 @@ class Curves:
 
     def __enter__(self) -> "Curves":
         if is_rank_zero():
-            try:
+            try:  # optional, and slow to import, so not at the top
                 from torch.utils.tensorboard import SummaryWriter
 
+                # purge_step hides what a stopped run wrote behind its checkpoint.
                 self._writer = SummaryWriter(self.folder / "curves", purge_step=self.done + 1)
             except ImportError:
                 self._start_trackio()
@@ -28,7 +29,7 @@ class Curves:
         except ImportError:
             return
         self._trackio = trackio
-        trackio.init(project="gendistill", name="-".join(self.folder.parts[-2:]))
+        trackio.init(project="gendistill", name="-".join(self.folder.parts[-2:]))  # run and stage
 
     def add(self, metrics) -> None:
         """One `StepMetrics`."""
@@ -51,6 +52,7 @@ def flatten(metrics) -> dict[str, float]:
     for name, value in vars(metrics).items():
         if isinstance(value, dict):
             numbers |= {f"{name}/{key}": part for key, part in value.items()}
+        # step and tokens are the axis, and mfu is None where the peak is not known.
         elif isinstance(value, int | float) and name not in ("step", "tokens"):
             numbers[name] = value
     return numbers

@@ -1,4 +1,4 @@
-"""Replies to prompts: batches that fit, greedy or sampled, by our decoding loop or transformers' generate()."""
+"""Replies to prompts, greedy or by top-p sampling, in batches that fit; by our decoding loop or by generate()."""
 
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -12,8 +12,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from gendistill.errors import UserError
 from gendistill.inference.decoding import Prefix, Sampling, can_decode, decode
 
-Advance = Callable[[dict[int, Any]], None]  # told what was finished, by the item's place in the list
-TOKENS_AT_ONCE = 2**18  # prompts and replies of a batch on CUDA; a batch that does not fit is halved
+Advance = Callable[[dict[int, Any]], None]  # told what was finished, by the prompt's index
+# Prompts and replies of a batch on CUDA, in tokens. It need not be right: a batch that does not fit is halved.
+TOKENS_AT_ONCE = 2**18
+# Prompts of a batch. A GPU takes hardly longer for many than for one; a CPU does, and waits for the longest reply.
 ROWS_AT_ONCE = {"cuda": 1024, "cpu": 32}
 
 
@@ -41,11 +43,11 @@ def generate(
     """Greedy replies, or sampled ones; settings the model came with do not count.
 
     Args:
-        prompts: ids per item, from `render_prompts`.
+        prompts: ids of each, ready for prefill.
         max_new_tokens: budget of each reply, the end of sequence included.
         batch_size: prompts at a time; None: as many as should fit. What does not fit is halved.
-        advance: told of finished replies.
-        known: replies that need not be made again, by place.
+        advance: told of finished replies, by the prompt's index.
+        known: replies that need not be generated again, by the prompt's index.
 
     Raises:
         UserError: neither the tokenizer nor the model names an end of sequence, or out of memory with a single prompt.
@@ -53,39 +55,53 @@ def generate(
     ends, pad = end_ids(model, tokenizer), _pad_id(tokenizer)
     replies = dict(known or {})
     ours = can_decode(model)
+    # Of all prompts, whichever are known already: so a resumed call computes what an unbroken one does.
     prefix = Prefix.of(model, prompts) if ours else None
 
-    def reply(places: list[int]) -> None:
-        asked = [prompts[place] for place in places]
-        drawn = sampling and Sampling(sampling.temperature, sampling.top_p, [sampling.keys[place] for place in places])
+    def reply(indices: list[int]) -> None:
+        batch = [prompts[i] for i in indices]
+        drawn = _sampling_of(sampling, indices)
         if ours:
-            said = decode(model, asked, max_new_tokens, ends=ends, pad=pad, prefix=prefix, sampling=drawn)
+            new_ids = decode(model, batch, max_new_tokens, ends=ends, pad=pad, prefix=prefix, sampling=drawn)
         else:
-            said = _generated(model, asked, max_new_tokens, ends, pad, drawn)
-        finished = {place: _reply(tokenizer, ids, ends) for place, ids in zip(places, said, strict=True)}
+            new_ids = _generate_by_transformers(model, batch, max_new_tokens, ends, pad, drawn)
+        finished = {i: _reply(tokenizer, ids, ends) for i, ids in zip(indices, new_ids, strict=True)}
         replies.update(finished)
         advance(finished)
 
+    missing = [i for i in range(len(prompts)) if i not in replies]
     size = batch_size or rows_that_fit(model, prompts, max_new_tokens)
-    in_batches(prompts, [place for place in range(len(prompts)) if place not in replies], size, reply)
-    return [replies[place] for place in range(len(prompts))]
+    in_batches(prompts, missing, size, reply)
+    return [replies[i] for i in range(len(prompts))]
+
+
+def _sampling_of(sampling: Sampling | None, indices: Sequence[int]) -> Sampling | None:
+    """The sampling of some of the prompts: each keeps its own key."""
+    if sampling is None:
+        return None
+    return Sampling(sampling.temperature, sampling.top_p, [sampling.keys[i] for i in indices])
 
 
 def _reply(tokenizer, ids: list[int], ends: Collection[int]) -> Reply:
-    length = next((position for position, token in enumerate(ids) if token in ends), None)
+    length = next((index for index, token in enumerate(ids) if token in ends), None)  # None: cut by the budget
     text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
     return Reply(text, len(ids[:length]), truncated=length is None, ids=tuple(ids[:length]))
 
 
-def _generated(model, prompts, max_new_tokens: int, ends: list[int], pad: int, sampling: Sampling | None):
+def _generate_by_transformers(
+    model, prompts, max_new_tokens: int, ends: list[int], pad: int, sampling: Sampling | None
+) -> list[list[int]]:
     """New ids by transformers' own generate(), for models whose layers `decode` does not know."""
     drawn = {}
     if sampling is not None:
+        # top_k 0: transformers would otherwise cut at the 50 likeliest tokens as well.
         drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        # generate() has one source of random numbers for a batch, so replies depend on all of its keys.
         torch.manual_seed(zlib.crc32(repr(list(sampling.keys)).encode()))
     settings = GenerationConfig(
         **drawn, num_beams=1, use_cache=True, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=pad
     )
+    # Padding in front, [B, T]: replies begin where prompts end.
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -96,7 +112,7 @@ def _generated(model, prompts, max_new_tokens: int, ends: list[int], pad: int, s
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that end a reply: the tokenizer's end of sequence and those of the model's generation config."""
-    configured = model.generation_config.eos_token_id
+    configured = model.generation_config.eos_token_id  # one id, a list of them, or None
     ends = set(configured if isinstance(configured, list | tuple) else [configured]) | {tokenizer.eos_token_id}
     ends.discard(None)
     if not ends:
@@ -124,18 +140,20 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def rows_that_fit(model: PreTrainedModel, prompts: Sequence[list[int]], reply: int) -> int:
-    """Rows to begin with: on CUDA so many that prompts and replies have TOKENS_AT_ONCE tokens."""
+    """Batch size to begin with: so many prompts that they and replies of this length have TOKENS_AT_ONCE tokens."""
     most = ROWS_AT_ONCE.get(model.device.type, ROWS_AT_ONCE["cpu"])
-    return max(1, min(most, TOKENS_AT_ONCE // (max(map(len, prompts), default=0) + reply + 1)))
+    longest = max(map(len, prompts), default=0)
+    return max(1, min(most, TOKENS_AT_ONCE // (longest + reply + 1)))
 
 
-def in_batches(prompts, places: list[int], size: int, ask: Callable[[list[int]], None]) -> None:
-    """Calls `ask` with places of prompts of similar length, the longest first; halves what does not fit in memory."""
-    waiting = sorted(places, key=lambda place: len(prompts[place]), reverse=True)
+def in_batches(prompts, indices: list[int], size: int, run: Callable[[list[int]], None]) -> None:
+    """Calls `run` with indices of prompts of similar length, the longest first; halves what does not fit in memory."""
+    # Sorted, as a batch is padded to its longest; the longest first, so that what does not fit shows at once.
+    waiting = sorted(indices, key=lambda i: len(prompts[i]), reverse=True)
     while waiting:
         batch = waiting[:size]
         try:
-            ask(batch)
+            run(batch)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise UserError(f"out of memory with a single prompt of {len(prompts[batch[0]])} tokens") from None

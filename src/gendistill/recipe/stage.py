@@ -9,12 +9,13 @@ from pydantic import (
     model_validator,
 )
 
-from gendistill.names import DIVERGENCES, ROLES, Objective, Pass
+from gendistill.names import OBJECTIVES, ROLES, Matched, Pass
 from gendistill.recipe.fields import KEEPS_RESULTS, MAPPING, ONE, Fraction, Positive, Settings, one_of, one_or_mapping
 
 Role = one_of(ROLES, "role")
+Term = one_of(OBJECTIVES, "objective")
 Objectives = Annotated[
-    Annotated[Objective, Tag(ONE)] | Annotated[dict[Objective, Positive], Field(min_length=1), Tag(MAPPING)],
+    Annotated[Term, Tag(ONE)] | Annotated[dict[Term, Positive], Field(min_length=1), Tag(MAPPING)],
     one_or_mapping,
 ]
 LearningRates = Annotated[Annotated[Positive, Tag(ONE)] | Annotated[dict[Role, Positive], Tag(MAPPING)], one_or_mapping]
@@ -69,18 +70,22 @@ class Stage(Settings):
     )
 
     @property
-    def terms(self) -> dict[Objective, float]:
-        """The objective's terms and their weights."""
+    def terms(self) -> dict[str, float]:
+        """The objective's terms and their weights; each is a row of `OBJECTIVES`."""
         return self.objective if isinstance(self.objective, dict) else {self.objective: 1.0}
+
+    def terms_that_match(self, what: Matched) -> dict[str, float]:
+        """Those of the terms that compare this, with their weights."""
+        return {name: weight for name, weight in self.terms.items() if OBJECTIVES[name].matches == what}
 
     @property
     def compares(self) -> Pass:
         """The pass over the data that the objective needs."""
-        return _pass_of(next(iter(self.terms)))
+        return OBJECTIVES[next(iter(self.terms))].runs  # all terms need the same: `check` sees to it
 
     @property
     def needs_teacher(self) -> bool:
-        return set(self.terms) != {"cross_entropy"}
+        return any(OBJECTIVES[name].needs_teacher for name in self.terms)
 
     @property
     def steps(self) -> int:
@@ -101,20 +106,7 @@ class Stage(Settings):
     def check(self):
         if not self.train:
             raise ValueError(f"train names no role, so nothing would train; name some of {', '.join(ROLES)}")
-        if len({_pass_of(term) for term in self.terms}) > 1:
-            raise ValueError(
-                f"objective mixes {', '.join(self.terms)}: mixer_*, block_* and end-to-end terms need different "
-                "passes; make them stages of their own"
-            )
-        if self.temperature != 1 and not set(self.terms) & set(DIVERGENCES):
-            raise ValueError(f"temperature changes {', '.join(DIVERGENCES)} only, and the objective has none of them")
-        if self.compares != "end_to_end":
-            if self.loss_on != "all":
-                raise ValueError(f"objective {self.objective} compares layers, so loss_on must be 'all'")
-            if outside := [role for role in self.train if not role.startswith("mixer")]:
-                raise ValueError(f"objective {self.objective} trains mixers only, not {', '.join(outside)}")
-        if "head" in self.train and all(term.startswith("hidden") for term in self.terms):
-            raise ValueError("objective compares hidden states, which the head has no part in; take head out of train")
+        self._check_objective()
         if self.micro_batch > self.sequences_per_step:
             raise ValueError(f"micro_batch {self.micro_batch} exceeds sequences_per_step {self.sequences_per_step}")
         if isinstance(self.learning_rate, dict):
@@ -122,6 +114,25 @@ class Stage(Settings):
         if self.expected_loss is not None and not self.expected_loss[0] < self.expected_loss[1]:
             raise ValueError(f"expected_loss is [lowest, highest], not {list(self.expected_loss)}")
         return self
+
+    def _check_objective(self) -> None:
+        """That its terms fit each other, and the rest of the stage fits them."""
+        rows = [OBJECTIVES[name] for name in self.terms]
+        if len({row.runs for row in rows}) > 1:
+            raise ValueError(
+                f"objective mixes {', '.join(self.terms)}: mixer_*, block_* and end-to-end terms need different "
+                "passes; make them stages of their own"
+            )
+        if self.temperature != 1 and not any(row.divergence for row in rows):
+            divergences = ", ".join(name for name, row in OBJECTIVES.items() if row.divergence)
+            raise ValueError(f"temperature changes {divergences} only, and the objective has none of them")
+        if self.compares != "end_to_end":
+            if self.loss_on != "all":
+                raise ValueError(f"objective {self.objective} compares layers, so loss_on must be 'all'")
+            if outside := [role for role in self.train if not role.startswith("mixer")]:
+                raise ValueError(f"objective {self.objective} trains mixers only, not {', '.join(outside)}")
+        if "head" in self.train and all(row.matches == "hidden_states" for row in rows):
+            raise ValueError("objective compares hidden states, which the head has no part in; take head out of train")
 
     def _check_learning_rates(self, rates: dict[Role, float]) -> None:
         def covers(role: Role, roles) -> bool:
@@ -135,8 +146,3 @@ class Stage(Settings):
             role for role in rates if role not in trained and not (role == "mixer" and trained & set(mixer_roles))
         ):
             raise ValueError(f"learning_rate names {', '.join(idle)}, not under train; add them there or take them out")
-
-
-def _pass_of(term: Objective) -> Pass:
-    place = term.split("_")[0]
-    return place if place in ("mixer", "block") else "end_to_end"

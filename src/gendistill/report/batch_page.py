@@ -7,8 +7,8 @@ from gendistill.report.batch_view import CUT, NEWLINE, BatchView, Document, Toke
 
 
 def to_page(view: BatchView, *, title: str, rows: int | None = None) -> str:
-    """A self-contained HTML page of the first `rows` rows, all if None; nothing in it is loaded or runs."""
-    names = {"learnt": view.noun, "context": "context"}
+    """A self-contained HTML page of the first `rows` sequences, all if None; nothing in it is loaded or runs."""
+    names = {"learnt": view.noun, "context": "context"}  # by CSS class
     if view.problems:
         names["wrong"] = "another target than the token"
     shown = view.rows[:rows]
@@ -20,28 +20,30 @@ def to_page(view: BatchView, *, title: str, rows: int | None = None) -> str:
         sound="unsound" if view.problems else "sound",
         legend=" ".join(f'<span class="{kind}">{name}</span>' for kind, name in names.items()),
         rows="\n".join(_row_as_html(row, number, view.noun) for number, row in enumerate(shown, 1)),
-        rest=f"<p>{quantity(hidden, 'more rows')}</p>" if hidden else "",
+        rest=f"<p>{quantity(hidden, 'more sequences')}</p>" if hidden else "",
     )
 
 
 def _row_as_html(row: list[Document], number: int, noun: str) -> str:
     documents = "\n".join(_document_as_html(document, place, noun) for place, document in enumerate(row, 1))
-    return f"<section><h2>row {number}</h2>\n{documents}\n</section>"
+    return f"<section><h2>sequence {number}</h2>\n{documents}\n</section>"
 
 
 def _document_as_html(document: Document, number: int, noun: str) -> str:
     label = escape(label_of(document, number, noun))
-    if document.filler and not document.learnt:
-        return f'<div class="filler">{label}</div>'
+    if document.padding and not document.learnt:
+        return f'<div class="padding">{label}</div>'  # without its tokens, as in the terminal
     cut = f'<p class="cut">{CUT}</p>' if document.cut else ""
     return f"<article><h3>{label}</h3><p>{''.join(map(_token_as_html, document.tokens))}</p>{cut}</article>"
 
 
 def _token_as_html(token: Token) -> str:
+    # Lines break where the text's do, or a page of code would be one paragraph.
     line_break = "<br>" if NEWLINE in token.text else ""
     return f'<span class="{token.kind}" title="{token.note}">{escape(token.text)}</span>{line_break}'
 
 
+# The policy lets nothing be loaded or run, whatever the batch's own text holds: it comes from the data.
 PAGE = Template("""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -65,15 +67,15 @@ dd { margin: 0; font-size: 1.1rem; font-variant-numeric: tabular-nums; }
 .sound { color: var(--green); } .unsound, .cut { color: var(--red); font-weight: 600; }
 .legend, article > p { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: .9rem; }
 .legend > * { margin-right: 1.5rem; } .legend > em { color: var(--dim); font-style: normal; }
-article, .filler { boundary: 1px solid var(--edge); boundary-radius: 4px; padding: .6rem .8rem; flex: 1 1 auto;
-                   max-width: 100%; box-sizing: boundary-box; }
-article { boundary-left-width: 4px; } .filler { flex: 0 0 100%; boundary-style: dashed; color: var(--dim);
-                                          font-size: .85rem; }
+article, .padding { border: 1px solid var(--edge); border-radius: 4px; padding: .6rem .8rem; flex: 1 1 auto;
+                    max-width: 100%; box-sizing: border-box; }
+article { border-left-width: 4px; } .padding { flex: 0 0 100%; border-style: dashed; color: var(--dim);
+                                               font-size: .85rem; }
 article > p { margin: 0; line-height: 1.75; overflow-wrap: anywhere; }
 article > .cut { margin-top: .3rem; }
 span { margin-right: 1px; }
 .context { color: var(--dim); } p > .context:hover, .learnt:hover { outline: 1px solid var(--ink); }
-.learnt { color: var(--green); background: var(--soft); boundary-bottom: 2px solid var(--green); padding-bottom: 2px; }
+.learnt { color: var(--green); background: var(--soft); border-bottom: 2px solid var(--green); padding-bottom: 2px; }
 .wrong { color: var(--red); background: var(--pale); text-decoration: wavy underline; font-weight: 700; }
 </style>
 <h1>$title</h1>

@@ -1,7 +1,8 @@
-"""One training batch as its rows, documents and tokens, with the loss weight of each token; and the view in a terminal.
+"""One training batch as packed sequences, documents and tokens with their loss weights; and the view in a terminal.
 
 Weights are read off the batch the engine runs and not off the data set's mask, so that an engine that learnt the wrong
-tokens would show it. A weight stands on the token that is predicted, not on the one before, which predicts it.
+tokens would show it. A weight stands on the token that is predicted, not on the one before, which predicts it (its
+predictor).
 """
 
 import re
@@ -23,7 +24,7 @@ NEWLINE = "↵"
 MARKS = {"\n": NEWLINE, " ": "·", "\t": "⇥"}
 CUT = "✂ cut: no end of a text or a turn here"
 ELIDED_AT_LEAST = 12  # tokens; a gap of fewer is not worth its sign
-KEPT = 32  # tokens shown at either end of a run that is elided
+SHOWN = 32  # tokens shown at either end of a run that is elided
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Document:
     """A run of tokens that share attention and state; `cut` if its last token ends neither a text nor a turn."""
 
     tokens: list[Token]
-    filler: bool
+    padding: bool
     cut: bool
 
     @property
@@ -71,7 +72,7 @@ class Document:
 
 @dataclass(frozen=True)
 class BatchView:
-    """The rows of a step's micro-batches, in their order.
+    """The packed sequences of a step's micro-batches, in their order.
 
     Attributes:
         alignment: the stage compares layers, so weights say which tokens are compared.
@@ -88,16 +89,16 @@ class BatchView:
 
     @property
     def documents(self) -> list[Document]:
-        """Filler is none."""
-        return [document for row in self.rows for document in row if not document.filler]
+        """Padding is none."""
+        return [document for row in self.rows for document in row if not document.padding]
 
     @property
     def tokens(self) -> int:
-        """Filler included."""
+        """Padding included."""
         return sum(len(document.tokens) for row in self.rows for document in row)
 
     @property
-    def filler_tokens(self) -> int:
+    def padding_tokens(self) -> int:
         return self.tokens - sum(len(document.tokens) for document in self.documents)
 
     @property
@@ -109,12 +110,12 @@ class BatchView:
         return sum(document.cut for document in self.documents)
 
     def totals(self) -> dict[str, str]:
-        """Of all rows; shares are of all tokens."""
+        """Of all sequences; shares are of all tokens."""
         return {
-            "rows": f"{len(self.rows):,}",
+            "sequences": f"{len(self.rows):,}",
             "tokens": f"{self.tokens:,}",
             self.noun: f"{self.learnt:,} ({self.learnt / self.tokens:.1%})",
-            "filler": f"{self.filler_tokens:,} ({self.filler_tokens / self.tokens:.1%})",
+            "padding": f"{self.padding_tokens:,} ({self.padding_tokens / self.tokens:.1%})",
             "documents": f"{len(self.documents):,}",
             "cut documents": f"{self.cut_documents:,}",
         }
@@ -140,13 +141,16 @@ def view_step(step: Step, tokenizer, ends: Collection[int], *, alignment: bool) 
         alignment: the stage compares layers: what counts is `Batch.valid_mask` [B, T], and predictors do not matter.
     """
     text_of = token_texts(tokenizer)
-    rows = []
+    rows = []  # of documents, one for each sequence
     for batch in step.batches:
-        weights, targets = (batch.valid_mask.numpy(), None) if alignment else _predicted(batch)
-        positions = _positions(batch)
+        if alignment:  # layers are compared at a token, which nothing predicts
+            weights = batch.valid_mask.numpy()  # [B, T]
+            targets = np.full(batch.input_ids.shape, None).tolist()  # [B, T]
+        else:
+            weights, targets = _predicted(batch)  # [B, T] each
+        positions = _positions(batch)  # [B, T]
         for row, ids in enumerate(batch.input_ids.tolist()):
-            expected = [None] * len(ids) if targets is None else targets[row]
-            columns = zip(ids, positions[row].tolist(), weights[row].tolist(), expected, strict=True)
+            columns = zip(ids, positions[row].tolist(), weights[row].tolist(), targets[row], strict=True)
             tokens = [Token(text_of(id), id, *rest) for id, *rest in columns]
             rows.append(list(_documents(tokens, ends, tokenizer.pad_token_id)))
     return BatchView(rows, alignment, _problems(step, alignment))
@@ -154,55 +158,58 @@ def view_step(step: Step, tokenizer, ends: Collection[int], *, alignment: bool) 
 
 def _predicted(batch: Batch) -> tuple[np.ndarray, list[list[int | None]]]:
     """For each token [B, T] the weight with which it is predicted, and the id that is expected in its place."""
-    places, expected, weights = _entries(batch)
-    inside = places < batch.input_ids.numel()
-    weight = np.zeros(batch.input_ids.numel(), np.float32)
-    np.add.at(weight, places[inside], weights[inside])
-    targets = np.full(len(weight), None)
+    places, expected, weights = _entries(batch)  # [P] each
+    inside = places < batch.input_ids.numel()  # [P]; an entry beyond the batch is a problem, and told as one
+    weight = np.zeros(batch.input_ids.numel(), np.float32)  # [B * T]
+    np.add.at(weight, places[inside], weights[inside])  # a token that is predicted twice counts twice
+    targets = np.full(len(weight), None)  # [B * T]
     targets[places[inside]] = expected[inside]
     shape = batch.input_ids.shape
     return weight.reshape(shape), targets.reshape(shape).tolist()
 
 
 def _entries(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places of the predicted tokens in the flattened batch, targets and weights [P]; without what only fills up."""
-    real = (batch.weights > 0).numpy()
-    return (batch.predictors + 1).numpy()[real], batch.targets.numpy()[real], batch.weights.numpy()[real]
+    """Of each loss target its index in the flattened batch, its id and its weight [P]; without what only fills up."""
+    real = (batch.weights > 0).numpy()  # [P]
+    predicted = (batch.predictors + 1).numpy()  # [P]; a predictor is the position before its target
+    return predicted[real], batch.targets.numpy()[real], batch.weights.numpy()[real]
 
 
 def _positions(batch: Batch) -> np.ndarray:
-    """[B, T]; rows of one document each come without positions."""
+    """[B, T]; sequences of one document each come without positions."""
     if batch.position_ids is not None:
         return batch.position_ids.numpy()
     return np.broadcast_to(np.arange(batch.input_ids.shape[1]), batch.input_ids.shape)
 
 
 def _documents(row: list[Token], ends: Collection[int], pad_id: int | None) -> Iterator[Document]:
-    starts = [place for place, token in enumerate(row) if token.position == 0 or place == 0]
+    starts = [index for index, token in enumerate(row) if token.position == 0 or index == 0]
     for start, stop in zip(starts, [*starts[1:], len(row)], strict=True):
         tokens = row[start:stop]
-        # Nothing in a batch names the filler. It is a row's last document, behind some other one, and all padding.
-        filler = start > 0 and stop == len(row) and all(token.id == pad_id for token in tokens)
-        yield Document(tokens, filler, cut=not filler and tokens[-1].id not in ends)
+        # Nothing in a batch says what is padding: a sequence's last document, behind some other one, of padding tokens.
+        padding = start > 0 and stop == len(row) and all(token.id == pad_id for token in tokens)
+        yield Document(tokens, padding, cut=not padding and tokens[-1].id not in ends)
 
 
 def _problems(step: Step, alignment: bool) -> list[str]:
     counts = Counter()
     for batch in step.batches:
-        counts["boundaries of documents that cu_seqlens and positions disagree on"] += _disputed_borders(batch)
+        counts["boundaries of documents that cu_seqlens and positions disagree on"] += _disputed_boundaries(batch)
         if not alignment:
             counts.update(_misplaced(batch))
     problems = [f"{what}: {count:,}" for what, count in counts.items() if count]
-    valid_mask = sum((batch.valid_mask if alignment else batch.weights).sum().item() for batch in step.batches)
-    if valid_mask != step.loss_tokens:
-        problems.append(f"the step divides its loss by {step.loss_tokens:,} tokens, its batches hold {valid_mask:,g}")
+    # What the engine divides by is counted apart from the batches, so the two can differ.
+    held = sum((batch.valid_mask if alignment else batch.weights).sum().item() for batch in step.batches)
+    if held != step.loss_tokens:
+        problems.append(f"the step divides its loss by {step.loss_tokens:,} tokens, its batches hold {held:,g}")
     return problems
 
 
 def _misplaced(batch: Batch) -> dict[str, int]:
-    places, expected, _ = _entries(batch)
-    inside = places < batch.input_ids.numel()
-    ids, opens = batch.input_ids.flatten().numpy(), _positions(batch).flatten() == 0
+    places, expected, _ = _entries(batch)  # [P] each
+    inside = places < batch.input_ids.numel()  # [P]
+    ids = batch.input_ids.flatten().numpy()  # [B * T]
+    opens = _positions(batch).flatten() == 0  # [B * T], the first tokens of documents
     wrong = ids[places[inside]] != expected[inside]
     return {
         "targets that are not the token after their predictor": int(wrong.sum() + (~inside).sum()),
@@ -211,22 +218,25 @@ def _misplaced(batch: Batch) -> dict[str, int]:
     }
 
 
-def _disputed_borders(batch: Batch) -> int:
+def _disputed_boundaries(batch: Batch) -> int:
     if batch.cu_seqlens is None:
         return 0
-    starts = np.flatnonzero(_positions(batch).flatten() == 0)
+    starts = np.flatnonzero(_positions(batch).flatten() == 0)  # [documents]
+    # As sets: documents without tokens, which only fill up, repeat the last boundary.
     return len(np.setxor1d(batch.cu_seqlens.numpy(), np.append(starts, batch.input_ids.numel())))
 
 
 def token_texts(tokenizer) -> Callable[[int], str]:
     """Gives the visible text of a token by its id: white space is a mark, a byte that is no whole character ⟨F0⟩."""
+    # Special tokens stand for themselves, whatever the tokenizer's own decoder would do to them.
     added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
+    # Decoding a token by itself would turn a part of a character into a question mark, so bytes are put together here.
     alphabet = _byte_alphabet() if "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder) else None
 
     @cache
     def text_of(id: int) -> str:
         token = added.get(id) or tokenizer.convert_ids_to_tokens(id)
-        if token is None:
+        if token is None:  # embeddings may have more rows than the tokenizer has tokens
             return f"⟨id {id}⟩"
         if id in added:
             return visible(token)
@@ -234,7 +244,7 @@ def token_texts(tokenizer) -> Callable[[int], str]:
             return visible(bytes(alphabet[character] for character in token).decode(errors="surrogateescape"))
         if byte := re.fullmatch("<0x([0-9A-F]{2})>", token):  # byte fallback of SentencePiece
             return visible(bytes.fromhex(byte[1]).decode(errors="surrogateescape"))
-        return visible(token.replace("▁", " "))
+        return visible(token.replace("▁", " "))  # SentencePiece's mark of a space
 
     return text_of
 
@@ -249,6 +259,7 @@ def visible(text: str) -> str:
         if character in MARKS or character.isprintable():
             return MARKS.get(character, character)
         code = ord(character)
+        # surrogateescape puts byte b at U+DC00 + b.
         return f"⟨{code & 0xFF:02X}⟩" if 0xDC80 <= code <= 0xDCFF else f"⟨U+{code:04X}⟩"
 
     return "".join(map(mark, text))
@@ -263,8 +274,8 @@ def _byte_alphabet() -> dict[str, int]:
 
 def label_of(document: Document, number: int, noun: str) -> str:
     size, learnt = quantity(len(document.tokens), "tokens"), quantity(document.learnt, noun)
-    if document.filler:
-        return f"filler, {size}, {learnt}" if document.learnt else f"filler, {size}"
+    if document.padding:
+        return f"padding, {size}, {learnt}" if document.learnt else f"padding, {size}"
     return f"document {number}: {size}, {learnt}"
 
 
@@ -279,10 +290,10 @@ BRACKETS = {"learnt": "⟦⟧", "context": ("", ""), "wrong": "⟪⟫"}
 
 
 def print_view(view: BatchView, console: Console, *, title: str, rows: int | None = None, full: bool = False) -> None:
-    """Prints totals and rows; where the console has no colours, brackets tell what is learnt.
+    """Prints totals and sequences; where the console has no colours, brackets tell what is learnt.
 
     Args:
-        rows: how many to show; all if None.
+        rows: how many sequences to show; all if None.
         full: show every token; else the middle of a long run of one kind is elided, with its count.
     """
     plain = console.color_system is None or console.no_color
@@ -294,15 +305,15 @@ def print_view(view: BatchView, console: Console, *, title: str, rows: int | Non
     for number, row in enumerate(view.rows[:rows], 1):
         console.print()
         for place, document in enumerate(row, 1):
-            label = f"row {number}, {label_of(document, place, view.noun)}"
+            label = f"sequence {number}, {label_of(document, place, view.noun)}"
             console.print(Rule(Text(label, "bold"), align="left", style="dim"))
-            if document.filler and not document.learnt:
-                continue
+            if document.padding and not document.learnt:
+                continue  # but padding that is learnt is a mistake, and shown
             console.print(_flow(_pieces(document, plain, full), console.width), overflow="fold")
             if document.cut:
                 console.print(Text(CUT, "bold red"))
     if hidden := len(view.rows) - len(view.rows[:rows]):
-        console.print(Text(f"\n{quantity(hidden, 'more rows')}", "dim"))
+        console.print(Text(f"\n{quantity(hidden, 'more sequences')}", "dim"))
 
 
 def _legend(view: BatchView, plain: bool) -> Text:
@@ -322,15 +333,15 @@ def _pieces(document: Document, plain: bool, full: bool) -> Iterator[tuple[str, 
         texts, style = [token.text for token in run], STYLES[kind]
         if plain:
             opening, closing = BRACKETS[kind]
-            texts = [opening + texts[0], *texts[1:]]
+            texts = [opening + texts[0], *texts[1:]]  # round the run, not round each token
             texts[-1] += closing
-        left_out = 0 if full else len(texts) - 2 * KEPT
+        left_out = 0 if full else len(texts) - 2 * SHOWN
         if left_out < ELIDED_AT_LEAST:
             yield from ((text, style) for text in texts)
             continue
-        yield from ((text, style) for text in texts[:KEPT])
+        yield from ((text, style) for text in texts[:SHOWN])
         yield f" … {left_out:,} tokens … ", "italic dim"
-        yield from ((text, style) for text in texts[-KEPT:])
+        yield from ((text, style) for text in texts[-SHOWN:])
 
 
 def _flow(pieces: Iterator[tuple[str, str]], width: int) -> Text:
@@ -341,7 +352,7 @@ def _flow(pieces: Iterator[tuple[str, str]], width: int) -> Text:
             text.append("\n")
             column = 0
         text.append(piece, style)
-        column += cell_len(piece)
+        column += cell_len(piece)  # cells and not characters: Chinese ones are two wide
         if NEWLINE in piece:
             text.append("\n")
             column = 0

@@ -22,7 +22,6 @@ from gendistill.errors import UserError
 from gendistill.files import folder_in_one_piece, write_atomically
 from gendistill.models.conversion import weights_sha256
 from gendistill.models.loading import load_model
-from gendistill.names import Role
 from gendistill.recipe.fields import result_settings, settings_key
 from gendistill.recipe.stage import Stage
 from gendistill.run.prepare import prepare_stage
@@ -173,7 +172,7 @@ def _fingerprint(stage: Stage, data_key: str, weights: str, dtype: str) -> dict[
     return {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}
 
 
-def _trained_table(title: str, stage: Stage, accounting: Mapping[Role, tuple[int, bool]]) -> Table:
+def _trained_table(title: str, stage: Stage, accounting: Mapping[str, tuple[int, bool]]) -> Table:
     """Parameters of each role, whether they train, and how fast."""
     table = Table(title=f"{title}: what trains", title_justify="left")
     for column in ("role", "parameters", "", "peak learning rate"):
