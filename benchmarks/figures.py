@@ -127,15 +127,15 @@ def plan_accuracy_figures(results: Path) -> dict[str, dict]:
 
 
 def prepare_figures(results: Path) -> dict[str, dict]:
-    """Speed of preparing text and its share of the tokenizer's own; memory; filler: benchmarks/prepare_data.py."""
+    """Speed of preparing text and its share of the tokenizer's own; memory; padding: benchmarks/prepare_data.py."""
     raw = json.loads((results / "prepare.json").read_text())
     speeds = [{side: run["tokens"] / run["seconds"] for side, run in each.items()} for each in raw["rounds"]]
     shares = [speed["prepare"] / speed["alone"] for speed in speeds]
     ours = [speed["prepare"] for speed in speeds]
-    filler = sum(each["filler_tokens"] for each in raw["instructions"])
-    wastes = [each["filler_tokens"] / (each["tokens"] + each["filler_tokens"]) for each in raw["instructions"]]
+    padding = sum(each["padding_tokens"] for each in raw["instructions"])
+    wastes = [each["padding_tokens"] / (each["tokens"] + each["padding_tokens"]) for each in raw["instructions"]]
     growth = median(each["prepare"]["peak_bytes"] for each in raw["rounds"]) / raw["quarter"]["peak_bytes"]
-    total = filler + sum(each["tokens"] for each in raw["instructions"])
+    total = padding + sum(each["tokens"] for each in raw["instructions"])
     figures = {
         "prepare_tokens_per_second_cpu": {"value": round(median(ours)), "unit": "tokens/s", "spread": _spread(ours, 0)},
         "prepare_share_of_tokenizer_speed": {
@@ -144,9 +144,15 @@ def prepare_figures(results: Path) -> dict[str, dict]:
             "spread": _spread(shares, 3),
         },
         "prepare_memory_ratio_60mb_vs_15mb": {"value": round(growth, 3), "unit": "ratio"},
-        "packing_waste": {"value": round(filler / total, 4), "unit": "ratio", "spread": _spread(wastes, 4)},
+        "packing_waste": {"value": round(padding / total, 4), "unit": "ratio", "spread": _spread(wastes, 4)},
     }
     return {name: figure | {"source": "results/cpu/prepare.json"} for name, figure in figures.items()}
+
+
+def suite_figures(results: Path) -> dict[str, dict]:
+    """Seconds of `make test` without its linting, from benchmarks/test_suite.py."""
+    raw = json.loads((results / "test_suite.json").read_text())
+    return {"test_suite_seconds": {"value": raw["seconds"], "unit": "s", "source": "results/cpu/test_suite.json"}}
 
 
 def synthesize_figures(results: Path) -> dict[str, dict]:

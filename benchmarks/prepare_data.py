@@ -1,10 +1,11 @@
-"""How fast text becomes packed rows, beside the tokenizer alone, in how much memory; and how much room packing wastes.
+"""Throughput from text to packed sequences, beside the tokenizer alone; its memory; and how much is padding.
 
     python benchmarks/prepare_data.py --tokenizer DIR --text FILE... --instructions FILE,PROMPT,COMPLETION...
 
 Text: 60 MB of the files, from its JSON lines to rows of 2,048 tokens on disk; the tokenizer alone gets the same texts
 in the same batches, from memory, and hands out its ids. The two take turns, three rounds. Memory is the peak of a
-process that prepares, once with all of the text and once with a quarter of it. Instructions: filler in rows of 2,048.
+process that prepares, once with all of the text and once with a quarter of it. Instructions: padding in sequences of
+2,048 tokens.
 Run it on an otherwise idle machine; it takes about five minutes on 2 cores. Results go to results/cpu/prepare.json.
 """
 
@@ -113,7 +114,7 @@ def prepare(tokenizer: str, source, tokens: int, loss_on: str) -> dict:
         began = time.perf_counter()
         stats = dataset.prepare([source], tokenizer, **settings, cache=cache).stats
         seconds = time.perf_counter() - began
-    counts = {name: stats[name] for name in ("tokens", "filler_tokens", "documents", "loss_tokens")}
+    counts = {name: stats[name] for name in ("tokens", "padding_tokens", "documents", "loss_tokens")}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return counts | {"malformed": stats["sources"][0]["malformed"], "seconds": seconds, "peak_bytes": peak}
 
