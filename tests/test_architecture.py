@@ -173,6 +173,33 @@ def comment_share(root: Path) -> float:
     return comments / lines
 
 
+def missing_names(script: Path, root: Path) -> list[str]:
+    """What a script imports from the package and would not find there."""
+    known = modules(root)
+    wrong = []
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "gendistill":
+            for alias in node.names:
+                module = _below(node.module, alias.name, known)
+                is_module = f"gendistill.{module}" == f"{node.module}.{alias.name}"
+                if module not in known or not (is_module or alias.name in names_of(known[module])):
+                    wrong.append(f"{script.name}: {node.module}.{alias.name}")
+    return wrong
+
+
+def names_of(path: Path) -> set[str]:
+    """The names that a module has at its top, defined or imported there."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update(alias.asname or alias.name for alias in node.names)
+        else:  # an assignment, bare or under a condition
+            names.update(each.id for each in ast.walk(node) if isinstance(each, ast.Name))
+    return names
+
+
 def test_rows_name_rows_above_them():
     above: set[str] = set()
     for room, allowed in ROOMS.items():
@@ -203,6 +230,13 @@ def test_no_file_is_long():
 
 def test_comments_stand_where_a_reader_needs_them():
     assert comment_share(SOURCE) >= LEAST_COMMENTS
+
+
+def test_what_runs_elsewhere_imports_what_there_is():
+    """Benchmarks, scripts and tests of GPUs are not run here, and would break unseen when something moves."""
+    folders = ["benchmarks", "scripts", "tests/gpu"]
+    scripts = [script for folder in folders for script in sorted((ROOT / folder).rglob("*.py"))]
+    assert [name for script in scripts for name in missing_names(script, SOURCE)] == []
 
 
 @pytest.mark.parametrize(
