@@ -71,7 +71,7 @@ def cold_start_figures(results: Path) -> dict[str, dict]:
     """Seconds to the first optimisation step on a GPU without compiled kernels, from benchmarks/cold_start.py."""
     raw = json.loads((results / "cold_start.json").read_text())
     return {
-        f"cold_h100_first_step_seconds_{shape}": {
+        f"gpu_cold_first_step_seconds_{shape}": {
             "value": raw[shape]["shipped"]["seconds"],
             "unit": "s",
             "source": "results/gpu/cold_start.json",
@@ -95,10 +95,10 @@ def training_speed_figures(results: Path) -> dict[str, dict]:
 
     kd = ("kd ours 0", "kd ours 1")
     return {
-        "h100_kd_tokens_per_second": speed(*kd),
-        "h100_kd_tokens_per_second_plain": speed("kd plain 0", "kd plain 1"),
-        "h100_kd_peak_gib": gib(max(raw[name]["peak_gib"] for name in kd)),
-        "h100_align_tokens_per_second": min(
+        "gpu_kd_tokens_per_second": speed(*kd),
+        "gpu_kd_tokens_per_second_plain": speed("kd plain 0", "kd plain 1"),
+        "gpu_kd_peak_gib": gib(max(raw[name]["peak_gib"] for name in kd)),
+        "gpu_align_tokens_per_second": min(
             (speed(name) for name in ("qk_alignment", "block_alignment")), key=lambda figure: figure["value"]
         ),
         "kl_loss_peak_gib_16k": gib(max(raw["loss"]["peak_gib"].values())),
@@ -149,13 +149,19 @@ def prepare_figures(results: Path) -> dict[str, dict]:
     return {name: figure | {"source": "results/cpu/prepare.json"} for name, figure in figures.items()}
 
 
+def suite_figures(results: Path) -> dict[str, dict]:
+    """Seconds of `make test` without its linting, from benchmarks/test_suite.py."""
+    raw = json.loads((results / "test_suite.json").read_text())
+    return {"test_suite_seconds": {"value": raw["seconds"], "unit": "s", "source": "results/cpu/test_suite.json"}}
+
+
 def synthesize_figures(results: Path) -> dict[str, dict]:
     """Tokens a second of the slowest set of benchmarks/synthesize_speed.py whose replies are more than a letter."""
     sets = json.loads((results / "synthesize.json").read_text())["sets"].values()
     written = [each for each in sets if each["tokens_this_time"] >= 10 * each["replies"]]
     speeds = [each["tokens_this_time"] / each["seconds_this_time"] for each in written]
     speed = {"value": round(min(speeds)), "unit": "tokens/s", "spread": _spread(speeds, 0)}
-    return {"h100_synthesize_tokens_per_second": speed | {"source": "results/gpu/synthesize.json"}}
+    return {"gpu_synthesize_tokens_per_second": speed | {"source": "results/gpu/synthesize.json"}}
 
 
 def evaluation_speed_figures(results: Path) -> dict[str, dict]:
@@ -164,7 +170,7 @@ def evaluation_speed_figures(results: Path) -> dict[str, dict]:
     figures = {}
     for part, name in (("arc_easy", "arc_easy_both_protocols"), ("humaneval", "humaneval"), ("gsm8k", "gsm8k")):
         seconds = raw[f"ask_{part}"]["seconds"]
-        figures[f"h100_{name}_seconds"] = {
+        figures[f"gpu_{name}_seconds"] = {
             "value": round(median(seconds), 1),
             "unit": "s",
             "spread": _spread(seconds, 1),

@@ -1,7 +1,14 @@
-"""A recipe on the embedded teacher, small enough for tests, and the command line as a user calls it."""
+"""A recipe on the embedded teacher, small enough for tests, and the command line, as a user calls it or in-process."""
 
+import io
+import logging
 import os
 import sys
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from unittest.mock import patch
+
+from gendistill.cli import main
 
 STAGE = dict(
     data="text",
@@ -46,7 +53,32 @@ RECIPE = dict(
 )
 
 
+def in_process(*arguments):
+    """Runs the command in this process, which has imported torch already; returns (exit code, output).
+
+    A bug ends as in a process of its own: in a traceback and exit code 1.
+    """
+    output = io.StringIO()
+    # pytest takes warnings of the log for itself; without it they go to stderr.
+    log, shown = logging.getLogger(), logging.StreamHandler(output)
+    shown.setLevel(logging.WARNING)
+    log.addHandler(shown)
+    with patch("sys.argv", ["gendistill", *map(str, arguments)]), redirect_stdout(output), redirect_stderr(output):
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        except Exception:
+            traceback.print_exc()
+            code = 1
+        finally:
+            log.removeHandler(shown)
+    return code, output.getvalue()
+
+
 def command(*arguments):
+    """The same for a process of its own."""
     return [sys.executable, "-c", "from gendistill.cli import main; main()", *map(str, arguments)]
 
 

@@ -12,15 +12,21 @@ from figures import (
     plan_accuracy_figures,
     prepare_figures,
     student_parameters,
+    suite_figures,
     synthesize_figures,
     training_speed_figures,
 )
+from test_suite import seconds_by_file, share_of_cli
+
+SUITE = ROOT / "results/cpu/test_suite.json"
 
 
 def test_ledger_follows_from_its_sources():
     ledger = json.loads(LEDGER.read_text())
     expected = demo_figures(ROOT / "results/demo") | kda_cpu_figures(ROOT / "results/cpu")
     expected |= prepare_figures(ROOT / "results/cpu")
+    if SUITE.exists():  # not yet where the suite is timed for the first time, which has to pass
+        expected |= suite_figures(SUITE.parent)
     for on_gpu in (
         cold_start_figures,
         training_speed_figures,
@@ -41,3 +47,20 @@ def test_parameters_are_counted():
     assert (
         json.loads(LEDGER.read_text())["qwen3_0_6b_student_parameters"]["value"] == student_parameters()["parameters"]
     )
+
+
+def test_the_command_line_is_no_more_than_a_quarter_of_the_suite():
+    if SUITE.exists():
+        raw = json.loads(SUITE.read_text())
+        assert share_of_cli(raw["seconds_by_file"]) <= 0.25
+
+
+def test_seconds_of_a_suite_are_read_off_its_durations():
+    output = """
+3.21s call     tests/cli/test_run.py::test_run_writes_everything
+0.79s setup    tests/cli/test_run.py::test_run_writes_everything
+12.00s call     tests/models/test_conversion.py::test_round_trip[qwen3-1.5s call]
+"""
+    files = seconds_by_file(output)
+    assert files == {"tests/models/test_conversion.py": 12.0, "tests/cli/test_run.py": 4.0}
+    assert share_of_cli(files) == 0.25

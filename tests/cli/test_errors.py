@@ -1,9 +1,12 @@
 """Bad input gets one clear error: what was given, what is allowed, what to do; no traceback, and nothing is lost."""
 
 import json
+import subprocess
 
 import pytest
 import yaml
+
+from cli_tools import command, environment
 
 
 def check(result, *needles):
@@ -40,8 +43,13 @@ def test_recipe_mistakes(recipe, gendistill, tmp_path, override, needles):
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_recipe(gendistill):
-    check(gendistill("run", "nowhere.yaml"), "nowhere.yaml: no such recipe")
+def test_missing_recipe_in_a_process_of_its_own():
+    """The one error that is looked at as the shell sees it: exit code and both streams."""
+    done = subprocess.run(
+        command("run", "nowhere.yaml"), capture_output=True, text=True, env=environment(), timeout=300, check=False
+    )
+    assert done.stdout == ""
+    check((done.returncode, done.stderr), "nowhere.yaml: no such recipe")
 
 
 def test_unsupported_family(recipe, gendistill, tmp_path):
@@ -84,9 +92,8 @@ def test_empty_completion_mask(recipe, gendistill, tmp_path):
     assert (run / "0-conversion/student/model.safetensors").exists()
 
 
-def test_output_of_another_recipe(recipe, gendistill, tmp_path):
-    run = tmp_path / "run"
-    assert gendistill("convert", recipe, "--output", run)[0] == 0
+def test_output_of_another_recipe(recipe, gendistill, tmp_path, converted_run):
+    run = converted_run
     before = (run / "recipe.yaml").read_text()
     check(
         gendistill("convert", recipe, "seed=1", "stages.qk_alignment.tokens=999", "--output", run),
@@ -100,9 +107,8 @@ def test_output_of_another_recipe(recipe, gendistill, tmp_path):
     check(gendistill("convert", recipe, "--output", tmp_path / "other"), "holds no run")
 
 
-def test_changed_weights_are_refused(recipe, gendistill, tmp_path):
-    run = tmp_path / "run"
-    assert gendistill("convert", recipe, "--output", run)[0] == 0
+def test_changed_weights_are_refused(recipe, gendistill, converted_run):
+    run = converted_run
     weights = run / "0-conversion/student/model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-100] ^= 1

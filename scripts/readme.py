@@ -1,0 +1,86 @@
+"""Writes the measured numbers and result tables of README.md and docs/*.md anew from results/.
+
+    python scripts/readme.py
+
+A number is followed by a comment that names its entry in results/figures.json, which a reader does not see:
+`24.6<!-- gpu_kd_peak_gib --> GiB`. It keeps the digits behind the point that it has; with " %" behind it, it is the
+entry's ratio in percent. A comment `<!-- NAME.hardware -->` stands behind the GPU the entry was measured on. Tables lie
+between `<!-- table: NAME -->` and `<!-- end of table -->`.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NUMBER = re.compile(r"(?P<number>\d[\d,]*(?:\.\d+)?)(?P<percent> %)?<!-- (?P<name>\w+) -->")
+HARDWARE = re.compile(r"\w+<!-- (?P<name>\w+)\.hardware -->")
+MARK = re.compile(r"<!-- (\w+)(?:\.hardware)? -->")
+# No comment within: a table without an end would take in the next one.
+TABLE = re.compile(r"<!-- table: (?P<name>\w+) -->(?:(?!<!--).)*<!-- end of table -->", re.DOTALL)
+REAL_TASKS = {"arc_easy": "ARC-Easy, 5-shot", "openbookqa": "OpenBookQA, 5-shot", "gsm8k": "GSM8K, 3-shot"}
+
+
+def main() -> None:
+    ledger = json.loads((ROOT / "results/figures.json").read_text())
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        page.write_text(filled(text, ledger), encoding="utf-8")
+
+
+def filled(text: str, ledger: dict[str, dict]) -> str:
+    """The page with every marked number and table as results/ has it; KeyError for a name that is not there."""
+
+    def number(match: re.Match) -> str:
+        value = ledger[match["name"]]["value"]
+        _, _, decimals = match["number"].partition(".")
+        shown = f"{100 * value if match['percent'] else value:,.{len(decimals)}f}"
+        return f"{shown}{match['percent'] or ''}<!-- {match['name']} -->"
+
+    def hardware(match: re.Match) -> str:
+        name = match["name"]
+        # "1x NVIDIA H100 80GB HBM3" is told to a reader as "H100".
+        gpu = re.search(r"NVIDIA (\w+)", ledger[name]["hardware"])[1]
+        return f"{gpu}<!-- {name}.hardware -->"
+
+    def table(match: re.Match) -> str:
+        name = match["name"]
+        return f"<!-- table: {name} -->\n\n{TABLES[name]()}\n\n<!-- end of table -->"
+
+    return TABLE.sub(table, HARDWARE.sub(hardware, NUMBER.sub(number, text)))
+
+
+def demo_table(first_cells: str) -> str:
+    """The table of results/demo/summary.md whose header begins with these cells."""
+    lines = (ROOT / "results/demo/summary.md").read_text(encoding="utf-8").split("\n")
+    start = next(index for index, line in enumerate(lines) if line.startswith(first_cells))
+    return "\n".join(lines[start : lines.index("", start)])
+
+
+def real_table() -> str:
+    """Teacher and last student of results/qwen2.5-1.5b by ranking and by generation, percent."""
+    scores = json.loads((ROOT / "results/qwen2.5-1.5b/scores.json").read_text())
+    rows = {row["task"]: row for row in list(scores["paired"].values())[-1]}
+    lines = [
+        "| task | ranking: teacher | student | retention | generation: teacher | student | retention |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for task, label in REAL_TASKS.items():
+        cells = [
+            rows[task][way][key] for way in ("ranking", "generation") for key in ("teacher", "student", "retention")
+        ]
+        lines.append(f"| {label} | {' | '.join(f'{100 * cell:.1f}' for cell in cells)} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "demo_stages": lambda: demo_table("| task | teacher | 0-conversion |"),
+    "demo_pair": lambda: demo_table("| task | rank: teacher | student |"),
+    "real_checkpoint": real_table,
+}
+
+
+if __name__ == "__main__":
+    main()
