@@ -60,16 +60,16 @@ def synthesize(
     """
     prompts = prefill(synthesis, tokenizer, seed)
     overlap = index_of(tasks, synthesis.overlap, seed)
-    asked, dropped = _worth_asking(prompts, overlap)
-    _check_length(model, asked, synthesis)
+    chosen, dropped = _choose(prompts, overlap)
+    _check_length(model, chosen, synthesis)
     folder.mkdir(parents=True, exist_ok=True)
     # By what is really prompted: other records that are left out anyway change no reply.
-    _claim(folder, _digest(model, tokenizer, asked, synthesis, seed))
+    _claim(folder, _digest(model, tokenizer, chosen, synthesis, seed))
     if not (folder / "stats.json").exists():
-        answered, generated = _ask(model, tokenizer, asked, synthesis, seed, folder, console)
+        answered, generated = _generate_replies(model, tokenizer, chosen, synthesis, seed, folder, console)
         counts = judge(answered, synthesis, overlap)
         kept = [a for a in answered if a.failed is None]
-        stats = {"prompts": len(prompts), "not_asked": dropped, "replies": len(answered), "kept": len(kept)}
+        stats = {"prompts": len(prompts), "left_out": dropped, "replies": len(answered), "kept": len(kept)}
         stats |= {"checks": counts, "letters": letters(answered), "overlap": dict(overlap.found)} | generated
         if not kept:  # a source without records could not be trained on
             raise UserError(f"{folder}: no reply passed the checks: {_rejections(counts)}. See replies.jsonl there")
@@ -107,8 +107,8 @@ def record(a: Answered, about: dict[str, Any], tokenizer) -> dict[str, Any]:
     return content | origin | about | a.notes | ({"rejected_by": a.failed} if a.failed else {})
 
 
-def _worth_asking(prompts: list[Prompt], overlap: OverlapIndex) -> tuple[list[Prompt], dict[str, int]]:
-    """The prompts without those that are there twice, or that an evaluation asks; and how many those are."""
+def _choose(prompts: list[Prompt], overlap: OverlapIndex) -> tuple[list[Prompt], dict[str, int]]:
+    """The prompts without those that are there twice or stand in an evaluation; and how many those are."""
     duplicates, dropped = Duplicates(), {"duplicate": 0, "overlap": 0}
     groups: dict[str, str | None] = {}  # why a group of prompts is left out; rotations of a question are one group
     for prompt in prompts:
@@ -117,13 +117,15 @@ def _worth_asking(prompts: list[Prompt], overlap: OverlapIndex) -> tuple[list[Pr
             groups[prompt.group] = reason or ("overlap" if overlap.find(prompt.asked) else None)
         if groups[prompt.group] is not None:
             dropped[groups[prompt.group]] += 1
-    asked = [prompt for prompt in prompts if groups[prompt.group] is None]
-    if not asked:
-        raise UserError(f"none of {len(prompts)} prompts is left to ask: {dropped}")
-    return asked, dropped
+    chosen = [prompt for prompt in prompts if groups[prompt.group] is None]
+    if not chosen:
+        raise UserError(f"none of {len(prompts)} prompts is left: {dropped}")
+    return chosen, dropped
 
 
-def _ask(model, tokenizer, prompts: list[Prompt], synthesis: Synthesis, seed: int, folder: Path, console: Console):
+def _generate_replies(
+    model, tokenizer, prompts: list[Prompt], synthesis: Synthesis, seed: int, folder: Path, console: Console
+):
     """Replies to all prompts, those of an earlier attempt among them; and tokens and seconds of this one."""
     waiting = [(prompt, sample) for sample in range(synthesis.samples) for prompt in prompts]
     waiting.sort(key=lambda pair: len(pair[0].ids), reverse=True)  # what does not fit in memory fails at once
@@ -140,7 +142,7 @@ def _ask(model, tokenizer, prompts: list[Prompt], synthesis: Synthesis, seed: in
     ):
         bar = progress.add_task("Prompting the teacher", total=len(waiting), completed=done)
         for number in range(-(-done // size), len(batches)):  # only the last batch may be smaller
-            replies = _answer(model, tokenizer, batches[number], synthesis, seed)
+            replies = _generate_batch(model, tokenizer, batches[number], synthesis, seed)
             answered += replies
             file.writelines(_line(a) for a in replies)
             file.flush()  # a run that is killed loses one batch
@@ -153,7 +155,9 @@ def _ask(model, tokenizer, prompts: list[Prompt], synthesis: Synthesis, seed: in
     return answered, {"tokens_this_time": tokens, "seconds_this_time": round(seconds, 3)}
 
 
-def _answer(model, tokenizer, batch: list[tuple[Prompt, int]], synthesis: Synthesis, seed: int) -> list[Answered]:
+def _generate_batch(
+    model, tokenizer, batch: list[tuple[Prompt, int]], synthesis: Synthesis, seed: int
+) -> list[Answered]:
     # A random stream of its own for every reply: it is the same whatever else is in the batch, resumed or not.
     keys = [f"{seed}/{prompt.id}/{sample}" for prompt, sample in batch]
     sampling = Sampling(synthesis.temperature, synthesis.top_p, keys) if synthesis.temperature else None
@@ -201,10 +205,10 @@ def _check_length(model, prompts: list[Prompt], synthesis: Synthesis) -> None:
 def _digest(model, tokenizer, prompts: list[Prompt], synthesis: Synthesis, seed: int) -> dict[str, str]:
     """Hashes of what the replies depend on, by name."""
     # Ids rather than text: another tokenizer or chat template gives other replies too.
-    asked = hashlib.sha256(json.dumps([(prompt.id, prompt.ids) for prompt in prompts]).encode()).hexdigest()
+    prompted = hashlib.sha256(json.dumps([(prompt.id, prompt.ids) for prompt in prompts]).encode()).hexdigest()
     how = synthesis.model_dump_json(exclude={"prompts"})
     return {
-        "prompts": asked,
+        "prompts": prompted,
         "teacher": model_fingerprint(model),
         "settings": f"{how} seed {seed} ends {end_ids(model, tokenizer)}",
     }
