@@ -11,7 +11,6 @@ import torch
 from packaging.specifiers import SpecifierSet
 
 from gendistill.compute import main_memory
-from gendistill.names import Backend
 from gendistill.ops.kernels import MISCOMPILES_PER_HEAD, SETTINGS_FOR
 
 
@@ -20,7 +19,7 @@ class Machine:
     """What a check's outcome may depend on; None for what is not there."""
 
     device: str
-    backend: Backend
+    backend: str
     python: str
     torch: str
     transformers: str
@@ -39,7 +38,7 @@ class Machine:
         return self.device == "cuda" and self.backend in ("auto", "kernels")
 
 
-def examine(device: str, backend: Backend = "auto") -> Machine:
+def examine(device: str, backend: str = "auto") -> Machine:
     """The machine as seen from this process; imports neither triton nor fla, which may be what is broken."""
     on_gpu = device == "cuda"
     capability = torch.cuda.get_device_capability() if on_gpu else None

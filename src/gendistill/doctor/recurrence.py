@@ -38,7 +38,7 @@ def recurrence_checks(machine: Machine, sizes: Sizes, head_sizes: tuple[int, ...
         advice = "set backend: chunked in the recipe (slower), and report this with the file of --json"
     for dtype, bound in BOUNDS[machine.device].items():
         table = f"recurrence in {str(dtype).removeprefix('torch.')}"
-        for head_size, kind in product(head_sizes, KINDS):
+        for head_size, kind in product(head_sizes, kinds()):
             if kind.bounded and not machine.uses_kernels:  # a promise that only the kernels make use of
                 continue
             tensors = Tensors(kind, head_size, dtype, machine.device, sizes)
@@ -65,8 +65,12 @@ class Kind(NamedTuple):
     bounded: bool = False  # log decays are promised to stay above KERNEL_BOUND, for which fla has a kernel of its own
 
 
-KINDS = [Kind(name, *mixer) for name, mixer in MIXERS.items()]
-KINDS.insert(1, KINDS[0]._replace(name=f"{KINDS[0].name} bounded", bounded=True))  # KDA's own kernels use the promise
+def kinds() -> Iterator[Kind]:
+    """Every mixer of the table; after those with a kernel for bounded gates, the same with bounded gates."""
+    for name, mixer in MIXERS.items():
+        yield Kind(name, mixer.delta_rule, mixer.decay)
+        if mixer.delta_rule and mixer.decay == "channel":
+            yield Kind(f"{name} bounded", mixer.delta_rule, mixer.decay, bounded=True)
 
 
 class Tensors(NamedTuple):
