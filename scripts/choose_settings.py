@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import NamedTuple
 
-KEPT_FOR_FLOAT32 = 3
+KEPT_FOR_FLOAT32 = 3  # best candidates of bfloat16 that are worth timing in float32 too
 
 
 class Timing(NamedTuple):
@@ -48,7 +48,7 @@ def read_timings(path: Path) -> list[Timing]:
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             timing = Timing(**json.loads(line))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError):  # no JSON, or without all fields
             continue
         timing = timing._replace(ms=math.inf if timing.ms is None else timing.ms)
         timings[timing.kernel, timing.case, timing.config] = timing
@@ -56,6 +56,7 @@ def read_timings(path: Path) -> list[Timing]:
 
 
 def is_number(value: object) -> bool:
+    """An int or float; a bool, which Python counts among them, says what kind of call it is."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -71,7 +72,8 @@ def key_hash(key: list) -> str:
 
 def group_cases(timings: Iterable[Timing]) -> Cases:
     """Cases with every candidate timed, or if there is none, those cut off. A case that no candidate can run is out."""
-    cases, sizes = defaultdict(dict), {}
+    cases: Cases = defaultdict(dict)
+    sizes = {}  # candidates of each case, whether timed or not
     for timing in timings:
         cases[timing.case][timing.config] = timing.ms
         sizes[timing.case] = timing.candidates
@@ -86,9 +88,9 @@ def rank(cases: Cases) -> list[Score]:
     for config in {config for times in cases.values() for config in times}:
         ratios = [times.get(config, math.inf) / best[case] for case, times in cases.items()]
         finite = [ratio for ratio in ratios if ratio < math.inf]
-        if finite:
+        if finite:  # it runs somewhere
             scores.append(Score(len(ratios) - len(finite), max(finite), geometric_mean(finite), config))
-    return sorted(scores)
+    return sorted(scores)  # by the fields of Score in their order
 
 
 def footprint(config: str) -> tuple[int, int]:
@@ -143,6 +145,7 @@ def settings_file(kernel: str, timings: list[Timing]) -> tuple[dict, list[tuple[
     entries, choices = {}, []
     for text, its_timings in signatures.items():
         if choice := choose(its_timings):
+            # Any of its keys: they differ in numbers, which the match ignores.
             key = its_timings[0].key
             entries[key_hash(key)] = {"autotune_key": key, "config": json.loads(choice.config)}
             choices.append((text, choice))
@@ -154,6 +157,7 @@ def settings_file(kernel: str, timings: list[Timing]) -> tuple[dict, list[tuple[
 
 def short(text: str) -> str:
     """A signature for people: its types with how often each follows itself."""
+    # Numbers stand as 0 in a signature and say nothing; False equals 0 in Python, and does.
     names = [str(value).removeprefix("torch.") for value in json.loads(text) if value != 0 or value is False]
     counted = [(name, len(list(group))) for name, group in groupby(names)]
     return " ".join(f"{name}*{count}" if count > 1 else name for name, count in counted)
@@ -167,5 +171,5 @@ def write_settings(timings: list[Timing], folder: Path) -> None:
         print(kernel, "" if "default_config" in content else "(no default: no candidate runs in every case)")
         for text, choice in choices:
             print(f"  {choice.worst:5.2f}x  {choice.config}  {short(text)}")
-        if choices:
+        if choices:  # without an entry, fla times candidates itself
             (folder / f"{kernel}.json").write_text(json.dumps(content) + "\n")

@@ -30,6 +30,8 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
+# What the packages do not say, or say otherwise than a fact must be that has one undisputed answer.
+
 CONTINENTS = {
     "AF": "Africa",
     "AS": "Asia",
@@ -47,8 +49,10 @@ NOT_STATES = set(
 )
 # More than one seat of government, no official capital, a recent move, or a dispute.
 UNCLEAR_CAPITAL = set(words("BO ZA CI BI GQ LK MY TZ BJ SZ NR IL KZ ID"))
+# In two continents, or said to be in either; and more than one currency, or a recent change.
 UNCLEAR_CONTINENT = set(words("TR RU EG GE AZ AM CY KZ TL"))
 UNCLEAR_CURRENCY = set(words("BG ZW SV PA"))
+# Names as they are said in a sentence, some of them behind "the".
 RENAMED = {"The Netherlands": "Netherlands", "Timor Leste": "Timor-Leste", "Vatican": "Vatican City"}
 WITH_ARTICLE = {
     "Bahamas",
@@ -67,6 +71,8 @@ WITH_ARTICLE = {
     "United Kingdom",
     "United States",
 }
+
+# Facts about words and small numbers, written down here. In a pair, the answer is what follows the last blank.
 
 YOUNG = (
     "dog puppy, cat kitten, cow calf, horse foal, sheep lamb, goat kid, pig piglet, lion cub, kangaroo joey, "
@@ -146,7 +152,7 @@ UNITS = {
 
 def ascii_only(text: str) -> str:
     """Drops accents: the teacher's small vocabulary is better spent on words."""
-    text = text.replace("\u02bb", "'").replace("\u2019", "'")
+    text = text.replace("\u02bb", "'").replace("\u2019", "'")  # letters and marks that have no ASCII part to keep
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().strip()
 
 
@@ -163,6 +169,7 @@ def spelled(text: str) -> str | list[str]:
 def invert(facts: dict) -> dict:
     """Answer -> subject, for the answers that belong to one subject; a leading "the" may be left out."""
     first = {subject: answer if isinstance(answer, str) else answer[0] for subject, answer in facts.items()}
+    # "France has the euro" cannot be asked the other way round.
     unique = {answer for answer, times in Counter(first.values()).items() if times == 1}
     return {
         answer: [subject, subject.removeprefix("the ")] if subject.startswith("the ") else subject
@@ -187,10 +194,12 @@ def country_facts() -> dict[str, dict]:
         name = RENAMED.get(place["name"], ascii_only(place["name"]))
         subject = f"the {name}" if name in WITH_ARTICLE else name
         capital = info.get("capital") or ""
+        # Two sources must agree, in whatever spelling.
         same_capital = ascii_only(capital).replace(" D.C.", "").rstrip(",") == ascii_only(place["capital"])
         if code not in UNCLEAR_CAPITAL and same_capital:
             relations["capital"][subject] = ["Washington, D.C.", "Washington"] if code == "US" else spelled(capital)
         currencies = get_territory_currencies(code)
+        # One currency, one official language: of several, each would be a right answer.
         if len(currencies) == 1 and code not in UNCLEAR_CURRENCY:
             relations["currency"][subject] = spelled(get_currency_name(currencies[0], count=1, locale="en"))
         if code not in UNCLEAR_CONTINENT:
@@ -218,7 +227,7 @@ def _accept_short_currencies(currency: dict) -> None:
     for subject, answer in currency.items():
         answers = [answer] if isinstance(answer, str) else answer
         short = answers[0].rsplit(" ", 1)[-1]
-        if short != answers[0] and times[short] == 1:
+        if short != answers[0] and times[short] == 1:  # "yen" names one currency, "dollar" many
             currency[subject] = [*answers, short]
 
 
@@ -236,6 +245,7 @@ def element_facts() -> dict[str, dict]:
         )
         for _, row in rows.iterrows()
     ]
+    # The other spelling is accepted too.
     also = {"aluminium": "aluminum", "caesium": "cesium", "sulfur": "sulphur"}
     spellings = {name: [name, also[name]] if name in also else name for name, *_ in elements}
     return {
@@ -262,6 +272,7 @@ def state_facts() -> dict[str, dict]:
 def word_facts() -> dict[str, dict]:
     engine = inflect.engine()
     opposite = pairs(OPPOSITES)
+    # Both directions, unless the answer has an entry of its own.
     reverse = {answer: subject for subject, answer in opposite.items() if answer not in opposite}
     return {
         "opposite": opposite | reverse,
@@ -276,11 +287,12 @@ def order_facts() -> dict[str, dict]:
     return {
         "sides": pairs(POLYGONS),
         "month_days": pairs(MONTH_DAYS),
+        # In a circle: January follows December.
         "next_month": dict(zip(MONTHS, MONTHS[1:] + MONTHS[:1], strict=True)),
         "previous_month": dict(zip(MONTHS, MONTHS[-1:] + MONTHS[:-1], strict=True)),
         "next_day": dict(zip(WEEKDAYS, WEEKDAYS[1:] + WEEKDAYS[:1], strict=True)),
         "previous_day": dict(zip(WEEKDAYS, WEEKDAYS[-1:] + WEEKDAYS[:-1], strict=True)),
-        "planet": dict(zip(ORDINALS, PLANETS, strict=False)),
+        "planet": dict(zip(ORDINALS, PLANETS, strict=False)),  # counted from the sun
         "letter": {ordinal: chr(ord("A") + rank) for rank, ordinal in enumerate(ORDINALS)},
         "roman": {str(value): numeral for value, numeral in enumerate(ROMAN, start=1)},
         "count": UNITS,
@@ -289,6 +301,7 @@ def order_facts() -> dict[str, dict]:
 
 def main() -> None:
     relations = country_facts() | element_facts() | state_facts() | word_facts() | order_facts()
+    # One line a relation, subjects sorted: a new version of a package shows as the facts that changed.
     lines = [
         f"{json.dumps(name)}: {json.dumps(dict(sorted(facts.items())), ensure_ascii=False)}"
         for name, facts in relations.items()

@@ -34,10 +34,10 @@ from gendistill.embedded import corpus
 TARGET = Path(__file__).resolve().parents[1] / "src/gendistill/embedded/model"
 VOCABULARY = 2048
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-ROW = 512  # tokens in a packed row
+ROW = 512  # tokens in a packed sequence
 # Loss weight by kind of token: padding, the user's turn, plain text, the assistant's turn.
 PAD, PROMPT, TEXT, ANSWER = range(4)
-WEIGHTS = (0.0, 0.1, 0.5, 1.0)
+WEIGHTS = (0.0, 0.1, 0.5, 1.0)  # answers are what is asked for; prompts teach the language a little
 EXAMINATION_SEED = 1
 MAX_NEW_TOKENS = 64
 
@@ -61,6 +61,7 @@ CHAT_TEMPLATE = """\
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE on a sample of the corpus."""
+    # No merge crosses a piece: "12" is always the tokens "1" and "2", so that sums can be done digit by digit.
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(PIECES, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -69,13 +70,14 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[END_OF_TEXT, TURN_START, TURN_END],
+        # All bytes, also those that the sample lacks: any text can be encoded.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     texts = [document["text"] for document in corpus.plain_documents(seed, 20_000)]
     for conversation in corpus.conversations(seed, 40_000):
         texts += [f"{message['role']}\n{message['content']}" for message in conversation["messages"]]
-    texts += ["system\nYou are a helpful assistant."] * 10
+    texts += ["system\nYou are a helpful assistant."] * 10  # no conversation has a system turn, but users write them
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -85,7 +87,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         chat_template=CHAT_TEMPLATE,
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
-        padding_side="left",
+        padding_side="left",  # batches are padded for generation, where all prompts must end together
     )
 
 
@@ -96,22 +98,23 @@ def chat_pieces(messages: list[dict]) -> list[tuple[str, int]]:
         prompt += f"{TURN_START}{message['role']}\n"
         if message["role"] == "assistant":
             pieces += [(prompt, PROMPT), (message["content"] + TURN_END, ANSWER)]
-            prompt = "\n"
+            prompt = "\n"  # what the template writes behind a reply, and generation never sees, is the next prompt's
         else:
             prompt += f"{message['content']}{TURN_END}\n"
     return [*pieces, (prompt, PROMPT)]
 
 
 def encode_share(job: tuple[str, int, int]) -> np.ndarray:
-    """Packed rows (rows, 3, ROW) of token, position and kind, from `tokens` tokens of the stream with this seed."""
+    """Packed sequences [rows, 3, ROW] of token, position and kind: `tokens` tokens of the stream with this seed."""
     tokenizer_file, seed, tokens = job
     tokenizer = Tokenizer.from_file(tokenizer_file)
-    rows, row, filled, encoded_tokens, block = [], None, ROW, 0, 0
+    rows, row, filled = [], None, ROW  # a full row before the first: the first document opens a new one
+    encoded_tokens, block = 0, 0
     while encoded_tokens < tokens:
         for document in encode_block(tokenizer, f"{seed}-{block}"):
             length = document.shape[1]
             encoded_tokens += length
-            if length > ROW:
+            if length > ROW:  # hardly any, and half of one would be a document without its end
                 continue
             if filled + length > ROW:
                 row = np.zeros((3, ROW), dtype=np.int16)  # token 0 is padding and kind 0 carries no loss
@@ -119,16 +122,17 @@ def encode_share(job: tuple[str, int, int]) -> np.ndarray:
                 rows.append(row)
                 filled = 0
             row[:, filled : filled + length] = document
-            row[1, filled + length :] = np.arange(ROW - filled - length)
+            row[1, filled + length :] = np.arange(ROW - filled - length)  # padding so far: a document of its own
             filled += length
         block += 1
     return np.stack(rows)
 
 
 def encode_block(tokenizer: Tokenizer, seed: str) -> list[np.ndarray]:
-    """A few thousand documents and conversations as (3, length) arrays, shuffled."""
+    """A few thousand documents and conversations as arrays [3, length], shuffled."""
     pieces = [[(document["text"] + END_OF_TEXT, TEXT)] for document in corpus.plain_documents(seed, 1000)]
     pieces += [chat_pieces(conversation["messages"]) for conversation in corpus.conversations(seed, 4000)]
+    # All pieces of all documents in one call, taken up again in the same order below.
     encodings = iter(tokenizer.encode_batch([text for document in pieces for text, _ in document]))
     documents = []
     for document in pieces:
@@ -137,17 +141,18 @@ def encode_block(tokenizer: Tokenizer, seed: str) -> list[np.ndarray]:
             ids = next(encodings).ids
             tokens += ids
             kinds += [kind] * len(ids)
-        documents.append(np.array([tokens, range(len(tokens)), kinds], dtype=np.int16))
+        documents.append(np.array([tokens, range(len(tokens)), kinds], dtype=np.int16))  # [3, length]
     order = np.random.default_rng(abs(hash_text(seed))).permutation(len(documents))
     return [documents[index] for index in order]
 
 
 def hash_text(text: str) -> int:
+    """The same number in every process, unlike `hash`."""
     return int.from_bytes(text.encode(), "big") % 2**32
 
 
 def encode(tokenizer_file: Path, tokens: int, seed: int, processes: int) -> torch.Tensor:
-    """The training data, (rows, 3, ROW)."""
+    """The training data, [rows, 3, ROW]; each process makes a share of it from a seed of its own."""
     jobs = [(str(tokenizer_file), seed * 1000 + share, tokens // processes) for share in range(processes)]
     if processes == 1:
         shares = [encode_share(jobs[0])]
@@ -188,34 +193,24 @@ def learning_rate(progress: float, peak: float) -> float:
 def train(model: torch.nn.Module, rows: torch.Tensor, arguments: argparse.Namespace) -> dict:
     """Trains until `steps` or `minutes` are used up; returns what it cost."""
     device = torch.device(arguments.device)
-    rows, weights = rows.to(device), torch.tensor(WEIGHTS, device=device)
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
-        lr=arguments.learning_rate,
-        betas=(0.9, 0.98),
-        fused=device.type == "cuda",
-    )
+    rows = rows.to(device)  # [rows, 3, ROW], all of it: small, and a step only picks from it
+    optimizer = make_optimizer(model, arguments.learning_rate, fused=device.type == "cuda")
     generator = torch.Generator().manual_seed(arguments.seed)
     steps_per_epoch = len(rows) // arguments.rows
     if steps_per_epoch == 0:
-        raise SystemExit(f"{len(rows)} rows are fewer than one step's {arguments.rows}; raise --tokens or lower --rows")
+        raise SystemExit(
+            f"{len(rows)} packed sequences are fewer than one step's {arguments.rows}; raise --tokens or lower --rows"
+        )
     start, step, progress = time.perf_counter(), 0, 0.0
     model.train()
     while progress < 1:
         if step % steps_per_epoch == 0:
             order = torch.randperm(len(rows), generator=generator).to(device)
         first = step % steps_per_epoch * arguments.rows
-        batch = rows[order[first : first + arguments.rows]].long()
+        batch = rows[order[first : first + arguments.rows]].long()  # [B, 3, ROW]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(progress, arguments.learning_rate)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(input_ids=batch[:, 0], position_ids=batch[:, 1], use_cache=False).logits
-        # The first token of a document is not to be predicted from the document before it.
-        weight = weights[batch[:, 2, 1:]] * (batch[:, 1, 1:] > 0)
-        losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), batch[:, 0, 1:].flatten(), reduction="none")
-        loss = (losses * weight.flatten()).sum() / weight.sum()
+        loss, losses = losses_of(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -224,7 +219,7 @@ def train(model: torch.nn.Module, rows: torch.Tensor, arguments: argparse.Namesp
         elapsed = time.perf_counter() - start
         progress = step / arguments.steps if arguments.steps else elapsed / (60 * arguments.minutes)
         if step % arguments.log_every == 0 or progress >= 1:
-            answer = (batch[:, 2, 1:] == ANSWER).flatten()
+            answer = (batch[:, 2, 1:] == ANSWER).flatten()  # [B * (ROW - 1)]
             rate = step * arguments.rows * ROW / elapsed
             print(
                 f"step {step:5} {elapsed:6.1f} s  loss {loss.item():.4f}  answers {losses[answer].mean().item():.4f}  "
@@ -232,6 +227,25 @@ def train(model: torch.nn.Module, rows: torch.Tensor, arguments: argparse.Namesp
                 flush=True,
             )
     return {"steps": step, "tokens": step * arguments.rows * ROW, "seconds": round(elapsed, 1)}
+
+
+def make_optimizer(model: torch.nn.Module, learning_rate: float, fused: bool) -> torch.optim.AdamW:
+    """AdamW that decays matrices alone: norms are scales around 1."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=fused)
+
+
+def losses_of(model: torch.nn.Module, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weighted mean over a batch [B, 3, ROW], and the cross entropy of each token [B * (ROW - 1)]."""
+    ids, positions, kinds = batch.unbind(1)  # [B, ROW] each
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
+        logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits  # [B, ROW, V]
+    # The first token of a document is not to be predicted from the document before it.
+    weight = torch.tensor(WEIGHTS, device=ids.device)[kinds[:, 1:]] * (positions[:, 1:] > 0)  # [B, ROW - 1]
+    losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return (losses * weight.flatten()).sum() / weight.sum(), losses
 
 
 @torch.inference_mode()
@@ -250,12 +264,15 @@ def replies(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, prompts:
 
 
 def is_right(name: str, item: dict, reply: str) -> bool:
+    """Strictly: the answer and nothing else, but for sums, where the last number counts."""
     if name == "facts":
         return reply.strip().rstrip(".") in item["answer"]
     if name == "choice":
         return reply.strip() == corpus.LETTERS[item["answer"]]
-    numbers = re.findall(r"\d+", reply)
-    return bool(numbers) and numbers[-1] == item["answer"]
+    if name == "arithmetic":
+        numbers = re.findall(r"\d+", reply)
+        return bool(numbers) and numbers[-1] == item["answer"]
+    raise ValueError(f"unknown evaluation '{name}'; known: {', '.join(corpus.EVALUATIONS)}")
 
 
 def examine(folder: Path, device: str, count: int) -> dict:
@@ -270,17 +287,17 @@ def examine(folder: Path, device: str, count: int) -> dict:
             for item in items
         ]
         answers = replies(model, tokenizer, prompts)
-        marks = defaultdict(list)
+        grades = defaultdict(list)  # by relation
         for item, answer in zip(items, answers, strict=True):
-            marks[item["relation"]].append(is_right(name, item, answer))
-        accuracy = sum(map(sum, marks.values())) / len(items)
-        relations = {relation: f"{sum(given)}/{len(given)}" for relation, given in sorted(marks.items())}
+            grades[item["relation"]].append(is_right(name, item, answer))
+        accuracy = sum(map(sum, grades.values())) / len(items)
+        relations = {relation: f"{sum(given)}/{len(given)}" for relation, given in sorted(grades.items())}
         report[name] = {"accuracy": round(accuracy, 4), "items": len(items), "relations": relations}
         print(f"\n{name}: {accuracy:.1%} of {len(items)}  {relations}")
         wrong = [
             i for i, (item, answer) in enumerate(zip(items, answers, strict=True)) if not is_right(name, item, answer)
         ]
-        for index in [*range(5), *wrong[:8]]:
+        for index in [*range(5), *wrong[:8]]:  # a few as they come, and a few of those to learn from
             verdict = "right" if is_right(name, items[index], answers[index]) else "WRONG"
             print(f"  {verdict}  {prompts[index]!r} -> {answers[index]!r} (gold {items[index]['answer']})")
     return report
@@ -301,7 +318,7 @@ def parse_arguments() -> argparse.Namespace:
     length.add_argument("--minutes", type=float, default=3.5, help="time for training proper (default 3.5)")
     length.add_argument("--steps", type=int, help="train for so many steps instead")
     parser.add_argument("--out", type=Path, default=TARGET, help="folder to write")
-    parser.add_argument("--rows", type=int, default=128, help=f"rows of {ROW} tokens in a step")
+    parser.add_argument("--rows", type=int, default=128, help=f"packed sequences of {ROW} tokens in a step")
     parser.add_argument("--tokens", type=int, default=60_000_000, help="distinct tokens to prepare")
     parser.add_argument("--processes", type=int, default=min(16, os.cpu_count() or 1))
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -323,7 +340,7 @@ def main() -> None:
     print(f"tokenizer of {len(tokenizer)} entries: {time.perf_counter() - start:.1f} s", flush=True)
     rows = encode(arguments.out / "tokenizer.json", arguments.tokens, arguments.seed, arguments.processes)
     share = (rows[:, 2] != PAD).float().mean().item()
-    print(f"{len(rows)} rows, {share:.1%} full: {time.perf_counter() - start:.1f} s", flush=True)
+    print(f"{len(rows)} packed sequences, {share:.1%} full: {time.perf_counter() - start:.1f} s", flush=True)
     model = build_model(tokenizer, arguments.seed).to(arguments.device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters} parameters on {arguments.device}", flush=True)

@@ -67,17 +67,18 @@ def make_call(family: str, head_size: int, shape: str, dtype: str) -> Callable[[
     from gendistill.ops.documents import Documents
     from gendistill.ops.kernels import kernel_linear_attention
 
-    kind, size = FAMILIES[family], (*SHAPES[shape], HEADS[head_size])
+    kind, size = FAMILIES[family], (*SHAPES[shape], HEADS[head_size])  # [B, T, H]
     q, k, v = (torch.randn(*size, head_size, device=DEVICE, dtype=getattr(torch, dtype)) for _ in range(3))
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+    # Values do not matter for how long a kernel takes, but they must stay finite.
     decay = torch.rand(*size, head_size, device=DEVICE) if kind["per_channel"] else torch.rand(size, device=DEVICE)
     inputs = {"q": q, "k": k, "v": v, "g": -0.5 * decay}
-    if kind["bounded"]:
+    if kind["bounded"]:  # fla computes the decay from raw gates itself, in the precision of q
         zeros = torch.zeros(HEADS[head_size] * head_size, device=DEVICE)
         inputs["g"] = DecayGate(decay.to(q.dtype), zeros[: HEADS[head_size]], zeros, KERNEL_BOUND)
     if kind["delta_rule"]:
         inputs["beta"] = torch.rand(size, device=DEVICE)
-    if shape == "step":
+    if shape == "step":  # decoding: the state [B, H, D, D] comes from the cache
         inputs["initial_state"] = torch.randn(size[0], size[2], head_size, head_size, device=DEVICE)
     documents = None
     if shape == "packed":
@@ -97,7 +98,7 @@ def make_call(family: str, head_size: int, shape: str, dtype: str) -> Callable[[
 
 
 def run_scenarios(families: list[str], shapes: list[str], dtype: str, quiet: bool) -> None:
-    """Makes every call once. What fla refuses on this machine is reported, and the rest resumes."""
+    """Makes every call once. What fla refuses on this machine is reported, and the others are made."""
     import torch
 
     for family, head_size, shape in product(families, HEADS, shapes):
@@ -120,6 +121,7 @@ def to_json(config) -> str:
 
 def describe_case(tuner, args: tuple, kwargs: dict) -> str:
     """All that a kernel is compiled for, and how much work the call is: arguments, with tensors by their type."""
+    # strict=False: arguments may come by position or by name.
     named = {**dict(zip(tuner.arg_names, args, strict=False)), **kwargs}
     shown = {name: str(getattr(x, "dtype", x)) for name, x in named.items() if name in tuner.arg_names}
     return json.dumps(shown, sort_keys=True)
@@ -134,6 +136,7 @@ def restrict_candidates(allowed: dict[str, set[str]]) -> None:
     def prune_configs(tuner, kwargs: dict) -> list:
         configs = prune(tuner, kwargs)
         known = allowed.get(tuner.base_fn.__name__, set())
+        # A kernel that never ran in bfloat16 has no shortlist, and tries all.
         return [config for config in configs if to_json(config) in known] or configs
 
     Autotuner.prune_configs = prune_configs
@@ -147,10 +150,10 @@ def compile_only(claims: Path, timed: set[tuple[str, str, str]], until: float) -
     from triton.runtime.autotuner import Autotuner
     from triton.runtime.jit import JITFunction
 
-    launch, seen = JITFunction.run, set()
+    launch, seen = JITFunction.run, set()  # (kernel, case) that this process has been through
 
     def run_function(function, *args, warmup: bool, **kwargs):
-        return launch(function, *args, warmup=True, **kwargs) if warmup else None
+        return launch(function, *args, warmup=True, **kwargs) if warmup else None  # warm-up compiles and stops there
 
     def run_tuner(tuner, *args, **kwargs) -> None:
         kernel, case = tuner.base_fn.__name__, describe_case(tuner, args, kwargs)
@@ -170,6 +173,7 @@ def compile_only(claims: Path, timed: set[tuple[str, str, str]], until: float) -
 
 
 def claim(folder: Path, candidate: tuple[str, str, str]) -> bool:
+    """Whether this process is the first to ask for the candidate: making a file is atomic, also between processes."""
     try:
         (folder / hashlib.md5("\n".join(candidate).encode()).hexdigest()).touch(exist_ok=False)
     except FileExistsError:
@@ -207,7 +211,7 @@ def time_candidates(path: Path, until: float) -> None:
                 file.write(to_line(timing) + "\n")
             if ms == math.inf:
                 leave_if_broken()
-        return [known.get((kernel, case, text), math.inf)] * 3
+        return [known.get((kernel, case, text), math.inf)] * 3  # the autotuner wants a median and two quantiles
 
     def leave_if_broken() -> None:
         try:
@@ -226,6 +230,7 @@ def time_candidates(path: Path, until: float) -> None:
 
 def work(arguments: argparse.Namespace) -> None:
     """The part of a phase that runs in a process of its own."""
+    # Before triton and fla are imported, which read all of this once.
     os.environ.update(NO_SHORTCUTS)
     os.environ.setdefault("TRITON_CACHE_DIR", str(arguments.out.resolve() / "triton_cache"))
     sys.path.insert(0, str(ROOT / "src"))
@@ -251,7 +256,7 @@ def start(arguments: argparse.Namespace, dtype: str, until: float, *options: obj
 
 
 def wait(processes: list[subprocess.Popen], until: float) -> Iterator[int]:
-    """Their exit statuses. One candidate may take long to compile: what resumes a minute too long is ended."""
+    """Their exit statuses. One candidate may take long to compile: what is a minute over its time is ended."""
     try:
         for process in processes:
             yield process.wait(timeout=max(1, until + 60 - time.time()))
@@ -265,6 +270,7 @@ def wait(processes: list[subprocess.Popen], until: float) -> Iterator[int]:
 
 def compile_phase(arguments: argparse.Namespace, dtype: str, until: float) -> None:
     with tempfile.TemporaryDirectory(dir=arguments.out) as claims:
+        # All go through the same calls and share the candidates by their claims; one tells how far it is.
         options = [("--claims", claims, "--quiet")] * (arguments.workers - 1) + [("--claims", claims)]
         processes = [start(arguments, dtype, until, *words) for words in options]
         failed = sum(status != 0 for status in wait(processes, until))
@@ -273,7 +279,7 @@ def compile_phase(arguments: argparse.Namespace, dtype: str, until: float) -> No
 
 def measure_phase(arguments: argparse.Namespace, dtype: str, until: float) -> None:
     while list(wait([start(arguments, dtype, until)], until)) == [BROKEN_DEVICE] and time.time() < until:
-        print("  a candidate broke the device's context; going on after it")
+        print("  a candidate broke the device's context; resuming after it")
 
 
 def run_phase(phase: Callable, arguments: argparse.Namespace, dtype: str) -> None:

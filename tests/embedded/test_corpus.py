@@ -9,7 +9,7 @@ from gendistill.embedded import arithmetic, corpus
 from gendistill.errors import UserError
 
 EXPRESSION = re.compile(r"(\d+(?: [-+x] \d+)+) = (\d+)")
-WORKED = re.compile(r"(\d+) ([-+x]) (\d+): (.*?) The answer is (\d+)\.")
+SOLUTION = re.compile(r"(\d+) ([-+x]) (\d+): (.*?) The answer is (\d+)\.")
 
 
 def training_texts(count: int) -> list[str]:
@@ -75,7 +75,7 @@ def test_held_out_wordings_of_sums_are_never_trained_on():
 
 
 def test_held_out_pairs_are_never_trained_on():
-    sums = [match for text in training_texts(6000) for match in WORKED.findall(text)]
+    sums = [match for text in training_texts(6000) for match in SOLUTION.findall(text)]
     longer = [(sign, int(left), int(right)) for left, sign, right, *_ in sums if int(left) > 9 or int(right) > 9]
     assert len(longer) > 3000
     assert not [pair for pair in longer if arithmetic.is_held_out(*pair)]
@@ -89,7 +89,7 @@ def test_every_written_step_is_correct():
     rng = random.Random(1)
     for _ in range(3000):
         task = arithmetic.draw_sum(rng, held_out=False)
-        left, sign, right, steps, result = WORKED.fullmatch(arithmetic.worked(task)).groups()
+        left, sign, right, steps, result = SOLUTION.fullmatch(arithmetic.solution(task)).groups()
         assert value(f"{left} {sign} {right}") == int(result) == task.result >= 0
         expressions = EXPRESSION.findall(steps)
         assert all(value(expression) == int(shown) for expression, shown in expressions), steps
@@ -103,7 +103,7 @@ def test_a_question_names_the_numbers_of_its_sum():
     for held_out in (True, False):
         for _ in range(500):
             task = arithmetic.draw_sum(rng, held_out)
-            numbers = [int(number) for number in re.findall(r"\d+", arithmetic.asked(task, rng, held_out))]
+            numbers = [int(number) for number in re.findall(r"\d+", arithmetic.question(task, rng, held_out))]
             assert sorted(numbers) == sorted((task.left, task.right))
 
 

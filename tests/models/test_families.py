@@ -24,6 +24,7 @@ from gendistill.models.conversion import convert
 from gendistill.models.families import FAMILIES, Family, student_config
 from gendistill.models.proof import all_attention, allowed_error, prove_kept_attention
 from gendistill.recipe.loading import parse_recipe
+from gendistill.run.convert import convert_teacher
 from gendistill.run.run import Run
 from small_models import CLOSE, SHAPE, make_teacher, tokens
 
@@ -160,5 +161,5 @@ def test_a_run_converts_no_teacher_that_its_student_cannot_be(tmp_path):
     run = Run(parse_recipe(RECIPE, origin="test"), tmp_path / "run", Console(quiet=True))
     run.teacher.model.layers[5].post_attention_layernorm.variance_epsilon = 0.1
     with pytest.raises(UserError, match="first to differ is layer 5 "):
-        run.convert()
+        convert_teacher(run)
     assert not run.folder.has_student("conversion")

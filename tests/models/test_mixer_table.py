@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from gendistill.doctor.plan import plan
 
 from gendistill.compute import Arithmetic
+from gendistill.doctor.checks import all_checks
 from gendistill.doctor.machine import examine
 from gendistill.doctor.recurrence import Sizes
 from gendistill.errors import UserError
@@ -81,7 +81,7 @@ def test_a_row_is_known_to_recipe_calibration_plan_and_doctor():
     prices = [Planner(FAMILIES["qwen3"], c, on_cpu).price(STAGE) for c in (plain, config)]
     assert prices[1].flops_per_token > prices[0].flops_per_token  # the delta rule reads before it writes
 
-    checks = plan(examine("cpu"), Sizes(length=20), head_sizes=(16,))
+    checks = all_checks(examine("cpu"), Sizes(length=20), head_sizes=(16,))
     mine = [check for check in checks if check.row == "delta_fixed 16"]
     assert [check.column for check in mine] == ["usual gates", "packed", "steps"]
     mine += [check for check in checks if check.column == "logits"]  # of a student that has one layer of each mixer

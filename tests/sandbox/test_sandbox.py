@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gendistill.errors import UserError
+from gendistill.sandbox import run as sandbox
 from gendistill.sandbox.processes import descendants
-from gendistill.sandbox.run import run as sandbox
 from gendistill.sandbox.run import run_many, run_python
 from gendistill.sandbox.task import MIB, OUTPUT_BYTES, PROCESSES, Task
 

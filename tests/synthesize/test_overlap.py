@@ -57,7 +57,7 @@ def test_unrelated_text_is_not_found(index):
     assert not index.found
 
 
-def test_the_borders_of_n():
+def test_the_boundaries_of_n():
     index = OverlapIndex(n=13)
     index.add("set", sentence(20))
     for start in range(8):

@@ -44,7 +44,7 @@ def lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_records_say_what_was_asked_and_how_they_came_about(write):
+def test_records_say_what_was_prompted_and_how_they_came_about(write):
     stats, folder = write([CHOICE, SUMS], margin=0.05)
     kept = lines(folder / "records.jsonl")
     assert len(kept) == stats["kept"] > 0
@@ -78,16 +78,16 @@ def test_every_data_set_of_the_axis_comes_from_the_same_prompts(write, teacher, 
 def test_killed_and_gone_on_gives_the_same_records(write, monkeypatch, temperature):
     sampling = {"temperature": temperature, "samples": 2 if temperature else 1}
     write([FACTS, SUMS], folder="whole", **sampling)
-    answer, asked = run._answer, []
+    generate, finished = run._generate_batch, []
 
     def killed(*arguments):
-        if len(asked) == 1:
+        if len(finished) == 1:
             raise KeyboardInterrupt
-        asked.append(answer(*arguments))
-        return asked[-1]
+        finished.append(generate(*arguments))
+        return finished[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "_answer", killed)
+        patch.setattr(run, "_generate_batch", killed)
         with pytest.raises(KeyboardInterrupt):
             write([FACTS, SUMS], folder="parts", **sampling)
     _, parts = write([FACTS, SUMS], folder="parts", **sampling)
@@ -105,17 +105,17 @@ def test_half_a_line_of_a_killed_run_is_cut_off(write):
     assert (folder / "replies.jsonl").read_text() == whole
 
 
-def test_a_planted_evaluation_item_is_not_asked(write, tmp_path):
+def test_a_planted_evaluation_item_is_left_out(write, tmp_path):
     planted = list(records("facts"))[3]["question"]
     asked = tmp_path / "asked.jsonl"
     asked.write_text(
         json.dumps({"prompt": planted.upper()}) + "\n" + json.dumps({"prompt": "What do you know about bread?"}) + "\n"
     )
     stats, folder = write([dict(kind="instruction", path=str(asked))], tasks=TASKS, min_new_tokens=1)
-    assert stats["not_asked"] == {"duplicate": 0, "overlap": 1}
+    assert stats["left_out"] == {"duplicate": 0, "overlap": 1}
     everything = (folder / "replies.jsonl").read_text().casefold()
     assert planted.casefold() not in everything and stats["replies"] == 1
-    with pytest.raises(UserError, match="none of 8 prompts is left to ask: {'duplicate': 0, 'overlap': 8}"):
+    with pytest.raises(UserError, match="none of 8 prompts is left: {'duplicate': 0, 'overlap': 8}"):
         write([FACTS], tasks=TASKS, folder="all")
 
 

@@ -33,9 +33,9 @@ def _table(name: str, stats: dict):
     table.add_column("check")
     for column in ("seen", "rejected", "passed"):
         table.add_column(column, justify="right")
-    # Prompts are dropped before the teacher sees them, replies after: each counts its own total.
-    for reason, count in stats["not_asked"].items():
-        table.add_row(f"not asked: {reason}", f"{stats['prompts']:,}", f"{count:,}", _share(stats["prompts"], count))
+    # Prompts are left out before the teacher sees them, replies rejected after: each counts its own total.
+    for reason, count in stats["left_out"].items():
+        table.add_row(f"left out: {reason}", f"{stats['prompts']:,}", f"{count:,}", _share(stats["prompts"], count))
     for check, count in stats["checks"].items():
         table.add_row(check, f"{count['seen']:,}", f"{count['rejected']:,}", _share(count["seen"], count["rejected"]))
     if stats["letters"]:

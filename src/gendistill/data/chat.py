@@ -25,6 +25,7 @@ from gendistill.errors import UserError
 PROBE = "\u2042probe\u2042"
 # Breaks up the control tokens that a message quotes until the tokenizer is through. A Unicode noncharacter: no text.
 GUARD = "\ufdd0"
+# Templates with these say themselves which characters the assistant wrote.
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -71,6 +72,7 @@ def encode_conversations(tokenizer, conversations: Sequence[list[Message]]) -> l
         UserError: no chat template.
     """
     template = _Template(tokenizer)
+    # Text first, for all of them; then one call of the tokenizer, which uses all cores; then ids and masks.
     rendered = [_attempt(template.render_conversation, messages) for messages in conversations]
     texts = [text for sound in rendered if not isinstance(sound, UserError) for text in sound.texts()]
     encodings = template.tokenize(texts)
@@ -153,7 +155,7 @@ class _Template:
                 "teacher or set tokenizer.chat_template"
             )
         self.tokenizer = tokenizer
-        self.source = tokenizer.get_chat_template()
+        self.source = tokenizer.get_chat_template()  # one of several, where a tokenizer has them by name
         tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         tokens.sort(key=len, reverse=True)  # the longest match counts, as for the tokenizer
         self.control = _any_of(re.escape(token) for token in tokens)
@@ -171,7 +173,7 @@ class _Template:
 
     def tokenize(self, texts: Sequence[str]) -> dict:
         """Rendered texts, each once, to what the tokenizer made of them (`tokenizers.Encoding`)."""
-        distinct = list(dict.fromkeys(texts))
+        distinct = list(dict.fromkeys(texts))  # prompts repeat: the same system turn leads to many a boundary
         if not distinct:
             return {}
         # The template writes its special tokens itself, a beginning-of-text token too.
@@ -207,6 +209,7 @@ class _Template:
                 # The template shows a finished turn otherwise than it opens one for generation, which is what counts.
                 self._check_opens_turn(prompt, context)
                 return _Turn(prompt, prompt + reply["content"] + self._ending(closing))
+        # A thinking block that is taken out of the reply, for instance, moves what follows away from the prompt.
         if not (full.startswith(prompt) and full.endswith(closing)):
             raise UserError(
                 "the chat template rewrites this reply (a thinking block in it?), so that it no longer follows the "
@@ -232,7 +235,7 @@ class _Template:
 
     def _ending(self, closing: str) -> str:
         """The template's text behind a reply up to its first control token and with it: the end of the turn."""
-        token = self.control.search(closing)
+        token = self.control.search(closing)  # what stands before it ("\n" in some templates) is generated too
         if not token:
             raise UserError(
                 f"the chat template closes the assistant's turn with {closing!r}, which holds no special token, so "
@@ -241,7 +244,7 @@ class _Template:
         return closing[: token.end()]
 
     def _check_opens_turn(self, prompt: str, context: list[Message]) -> None:
-        if prompt == self.render(context):
+        if prompt == self.render(context):  # the same with and without the opening
             raise UserError(
                 "the chat template ignores add_generation_prompt, so generation would not know that it is the "
                 "assistant's turn; use a template that opens it"
@@ -256,6 +259,7 @@ class _Template:
             enable_thinking=False,
             **self.tokenizer.special_tokens_map,
         )
+        # `marked` counts characters of `full`, so `text` must be its beginning.
         if not full.startswith(text):
             raise UserError(
                 "the chat template has {% generation %} markers but shows a finished reply otherwise than generation "
@@ -293,6 +297,7 @@ class _Tokens:
 
     def _find_guards(self, text: str) -> list[int]:
         held = [text[start:end] for start, end in self.encoding.offsets]
+        # A guard must be a token by itself, to be taken out again.
         if any(GUARD in characters and characters != GUARD for characters in held):
             raise UserError(
                 "the tokenizer joins U+FDD0 with the characters around it, so that a special token quoted in a message "
@@ -318,6 +323,7 @@ def _encode(conversation: _Conversation, encodings: dict) -> Encoded:
         # Markers may leave out the end-of-turn token, but a model that is never trained on it never stops.
         targets[-1] = any(targets)
         loss_mask[start:end] = targets
+    # All of it: then the prompt would count as the assistant's, and a student would be trained to ask.
     if not any(loss_mask) or all(loss_mask):
         extent = "every token" if any(loss_mask) else "no token"
         raise UserError(

@@ -34,6 +34,7 @@ from gendistill.recipe.data import Source
 
 FORMAT = 2  # raise when the same inputs come to give other rows
 STATE = "state.json"
+# The mask in bytes: a bit each would have to be unpacked for every batch.
 COLUMNS = {"input_ids": np.int32, "position_ids": np.int32, "loss_mask": np.uint8}
 
 
@@ -55,7 +56,7 @@ class Counts:
 
     def add_row(self, pieces: list[Piece], sequence_length: int) -> None:
         tokens = sum(map(token_count, pieces))
-        self.documents += sum(piece.opens_document for piece in pieces)
+        self.documents += sum(piece.opens_document for piece in pieces)  # one that continues here is counted already
         self.pieces += len(pieces)
         self.tokens += tokens
         self.loss_tokens += sum(int(piece.loss_mask.sum()) for piece in pieces)
@@ -97,6 +98,7 @@ class PackedDataset:
             raise UserError(
                 f"{self.folder}: not a prepared data set ({error}); delete the folder and run again"
             ) from None
+        # A column that was cut off or exchanged would give masks of other rows than the ids'.
         shapes = {name: column.shape for name, column in self._columns.items()}
         if len(set(shapes.values())) != 1 or len(shapes["input_ids"]) != 2:
             raise UserError(f"{self.folder}: columns of different shapes {shapes}; delete the folder and run again")
@@ -154,7 +156,7 @@ def prepare(
             if not folder.is_dir():  # nobody else has finished it in the meantime
                 try:
                     _fill(partial, key, request)
-                    partial.rename(folder)
+                    partial.rename(folder)  # atomic: under its key a folder is complete or not there
                 except OSError as error:
                     raise UserError(
                         f"{partial}: the data set could not be written ({error}). Free some space and run the same "
@@ -166,6 +168,7 @@ def prepare(
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
     """Held by one process at a time; given back when it dies."""
+    # A file beside the folder, which is renamed while the lock is held.
     with open(partial.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -189,7 +192,7 @@ def _write(folder: Path, request: _Request) -> tuple[Counts, Mixture]:
     # Any id will do: padding is a document of its own without loss tokens.
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     # Neighbouring rows come from one window of the sources, often from one document: scatter them over the whole set.
-    order = np.random.default_rng(request.seed).permutation(rows)
+    order = np.random.default_rng(request.seed).permutation(rows)  # [rows], from the number made to the index written
     with _progress() as progress:
         bar = progress.add_task("Preparing data", total=rows, completed=mixture.made)
         while mixture.made < rows:
@@ -197,12 +200,13 @@ def _write(folder: Path, request: _Request) -> tuple[Counts, Mixture]:
             made = mixture.next_round()
             # Opened for each round: the pages of those before would stay in the process's memory.
             columns = {name: _column(folder, name, (rows, length)) for name in COLUMNS}
+            # strict=False: what is left of the order is for later rounds.
             for index, pieces in zip(order[start:], made, strict=False):
                 for name, values in lay_out_row(pieces, length, pad_id).items():
                     columns[name][index] = values
                 counts.add_row(pieces, length)
             for column in columns.values():
-                column.flush()
+                column.flush()  # before the state that says they are there
             # Only now: killed before, the round is made again, and writes the same rows to the same indices.
             write_atomically(folder / STATE, json.dumps({"counts": asdict(counts), "mixture": mixture.state()}))
             progress.update(bar, completed=mixture.made)
@@ -233,6 +237,7 @@ def _stats(counts: Counts, mixture: Mixture, request: _Request) -> dict[str, Any
         given = stream.counts
         about = {"source": stream.source.label, "share": round(given.tokens / total, 6)}
         sources.append(about | {"passes": stream.position.epoch} | asdict(given))
+    # Ids that `masks` and show-batch look for: without one, a document was cut.
     ends = {end_of_text(request.tokenizer)} - {None}
     if any(source.is_chat for source in request.sources):
         ends |= ends_of_turns(request.tokenizer)
@@ -274,14 +279,15 @@ def _cache_key(request: _Request) -> str:
 def _fingerprint(source: Source) -> dict:
     """What a source will yield, whatever it is called: fields and content, not the path."""
     fields = source.model_dump(exclude={"path", "skip_malformed"})  # how many may be bad changes no good record
-    if source.path is None:
+    if source.path is None:  # of the hub: by name, as asking for its content would mean reading all of it
         return fields
-    if source.path.startswith(EMBEDDED):
+    if source.path.startswith(EMBEDDED):  # made by this package's code, for which its version stands
         return fields | {"embedded": source.path, "version": __version__}
     return fields | {"files": [_file_fingerprint(file) for file in local_files(source)]}
 
 
 def _file_fingerprint(path: Path) -> tuple[str, str | None]:
+    # The suffix says how it is read, and the same bytes may be read in more than one way.
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest(), local_suffix(path.name)
 
@@ -297,6 +303,7 @@ def tokenizer_hash(tokenizer) -> str:
         raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer; give the teacher a tokenizer.json")
     backend.no_truncation()  # left over from earlier calls, and set anew by every call
     backend.no_padding()
+    # `to_str` is tokenizer.json, the vocabulary and all merges in it; the template and these ids lie outside.
     ids = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)  # end documents, fill padding
     digest = hashlib.sha256(backend.to_str().encode())
     digest.update(json.dumps([tokenizer.chat_template, *ids]).encode())

@@ -21,7 +21,7 @@ def check_masks(dataset: PackedDataset, tokenizer) -> None:
     """
     if dataset.stats["tokenizer"] != tokenizer_hash(tokenizer):
         raise UserError(f"{dataset.folder}: made with another tokenizer than this teacher's; prepare the data again")
-    rows = dataset[:ROWS]
+    rows = dataset[:ROWS]  # shuffled over the whole set, so the first stand for all
     problem = _find_problem(rows, dataset.stats)
     if problem:
         raise UserError(

@@ -43,6 +43,7 @@ class Mixture:
         self.sequence_length, self.rows, self.seed = sequence_length, rows, seed
         state = state or {"round": 0, "made": 0, "texts": [], "conversations": [], "streams": []}
         self.round, self.made = state["round"], state["made"]
+        # What was drawn and does not fill a packed sequence yet.
         texts = [Piece.from_json(piece) for piece in state["texts"]]
         conversations = [Piece.from_json(piece) for piece in state["conversations"]]
         self.texts = TextPacker(sequence_length, texts)
@@ -73,6 +74,7 @@ class Mixture:
         Raises:
             UserError: a source cannot be read or is exhausted, or too much of it is malformed or empty.
         """
+        # Only as many tokens as are still wanted: what is drawn beyond them would be read and counted for nothing.
         waiting = sum(map(token_count, [*self.texts.waiting, *self.conversations.waiting]))
         wanted = (self.rows - self.made) * self.sequence_length - waiting
         wanted = max(1, min(ROUND_TOKENS, wanted))  # conversations can wait for one that fits
@@ -88,6 +90,6 @@ class Mixture:
         rows = rows[: self.rows - self.made]
         self.round, self.made = self.round + 1, self.made + len(rows)
         if self.made == self.rows:
-            for stream in self.streams:
+            for stream in self.streams:  # also of those too short for a check at the end of a window
                 stream.check_skipped()
         return rows

@@ -94,6 +94,7 @@ class ConversationPacker:
                 space, row = self.sequence_length, len(rows)
                 rows.append([])
             rows[row].append(piece)
+            # Even without space it stays in the list: no piece of one token or more ever finds it.
             insort(spaces, (space - length, row))
         return rows
 

@@ -16,9 +16,10 @@ from gendistill.errors import UserError
 from gendistill.recipe.data import Source
 
 EMBEDDED = "embedded:"
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")  # what `_read_file` can read
 ROLES = ("system", "user", "assistant")
 ABOUT = re.compile(r"readme|licen[cs]e|notice", re.IGNORECASE)  # files of a folder that tell about its data
+# At the beginning of a name, and as a word: train.jsonl and test-00000.parquet, but not training_notes.txt.
 SPLIT = re.compile(r"(train|test|validation|valid|val|dev)(?![A-Za-z0-9])")
 
 Message = dict[str, str]
@@ -112,6 +113,7 @@ def local_files(source: Source) -> list[Path]:
             f"{path}: {problem}. A source's path is a {', '.join(SUFFIXES)} file, a folder or pattern of such files, "
             f"or '{EMBEDDED}NAME'."
         )
+    # Sorted: the order of a folder differs between machines, and would give other rows.
     files = sorted(file for file in path.rglob("*") if file.is_file() and _is_data(file.name))
     if not files:
         raise UserError(f"{path}: no file of a known kind in this folder; known: {', '.join(SUFFIXES)}")
@@ -152,7 +154,7 @@ def _located_records(source: Source, seed: int) -> Located:
         if not isinstance(record, dict | UserError):
             kind = type(record).__name__
             record = UserError(f"{where}: a record is an object with named fields, this is a {kind}")
-        empty = False
+        empty = False  # a malformed record is one too: what is wrong with it says more than "no records"
         yield where, record
     if empty:
         raise UserError(
@@ -166,7 +168,7 @@ def _open(source: Source, seed: int) -> Located:
     elif source.path is None:
         raise ValueError(f"{source.label}: is written by a run first, which then gives the path of its records")
     elif source.path.startswith(EMBEDDED):
-        from gendistill import embedded
+        from gendistill import embedded  # here: most runs need none of it
 
         yield from _numbered(source.path, embedded.records(source.path.removeprefix(EMBEDDED), seed=seed))
     else:

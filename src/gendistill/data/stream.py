@@ -151,7 +151,7 @@ class Stream:
         if not counts.documents:
             raise UserError(f"{self.source.label}: none of its {counts.read} records can be trained on")
         if passes == self.source.epochs:
-            needed = -(-self.budget * passes // counts.tokens)
+            needed = -(-self.budget * passes // counts.tokens)  # rounded up
             raise UserError(
                 f"{self.source.label}: is exhausted after {counts.tokens:,} tokens in {passes} pass(es); the mixture "
                 f"wants about {self.budget:,} of it. Give it more data or less weight, lower the stage's tokens, or "
@@ -198,7 +198,7 @@ class Stream:
             full = len(documents) == WINDOW_DOCUMENTS or size >= self.characters
             if full or len(malformed) > self.source.skip_malformed:  # more than allowed: an error anyhow
                 break
-        # By the window's place, not by what was drawn before: a stream that resumes here shuffles in the same way.
+        # Seeded by where the window begins: a stream that resumes here shuffles as it did before.
         np.random.default_rng([self.seed, self.number, epoch, record]).shuffle(documents)
         encode = self.encoder.conversations if self.source.is_chat else self.encoder.texts
         encoded = encode(documents)

@@ -1,4 +1,4 @@
-"""Small sums with their steps written out, and the pairs of numbers kept for the evaluation."""
+"""Small sums with their steps written out, and the pairs of numbers held out for the evaluation."""
 
 import random
 import zlib
@@ -8,6 +8,8 @@ HELD_OUT_SHARE = 10  # one pair of operands in this many is never seen in traini
 
 
 class Sum(NamedTuple):
+    """Two operands and what is done with them; never below zero."""
+
     sign: str  # "+", "-" or "x"
     left: int
     right: int
@@ -17,6 +19,8 @@ class Sum(NamedTuple):
         return {"+": self.left + self.right, "-": self.left - self.right, "x": self.left * self.right}[self.sign]
 
 
+# Ways to ask for a sum. The held-out ones are asked in the evaluation only, and are near to those trained on: what is
+# examined is the sum, not whether the question is understood.
 QUESTIONS = {
     "+": (
         "What is {left} + {right}?",
@@ -55,6 +59,7 @@ HELD_OUT_QUESTIONS = {
     "-": ("How much is {left} - {right}?", "Calculate {left} minus {right}.", "How much is {left} minus {right}?"),
     "x": ("How much is {left} x {right}?", "Calculate {left} times {right}.", "How much is {left} times {right}?"),
 }
+# {name} and {other} are people, {thing} a plural that can be counted.
 STORIES = {
     "+": (
         "{name} has {left} {thing} and buys {right} more. How many {thing} does {name} have now?",
@@ -117,9 +122,10 @@ THINGS = (
 
 
 def is_held_out(sign: str, left: int, right: int) -> bool:
-    """Whether this pair is kept for the evaluation; a commutative sum counts with both orders alike."""
+    """Whether this pair is for the evaluation only; a commutative sum is so with both orders alike."""
     if sign != "-":
         left, right = sorted((left, right))
+    # By a checksum and not by `hash`, which is another one in every process.
     return zlib.crc32(f"{left}{sign}{right}".encode()) % HELD_OUT_SHARE == 0
 
 
@@ -128,10 +134,10 @@ def draw_sum(rng: random.Random, held_out: bool) -> Sum:
     while True:
         sign = rng.choice("+-x")
         left, right = rng.randint(10, 99), rng.randint(10, 99)
-        if sign == "-":
+        if sign == "-":  # no result below zero
             left, right = max(left, right), min(left, right)
         elif sign == "x":
-            left = rng.randint(2, 9)
+            left = rng.randint(2, 9)  # one digit, so that the steps are as few as those of other sums
             if rng.random() < 0.5:
                 left, right = right, left
         if is_held_out(sign, left, right) == held_out:
@@ -143,8 +149,9 @@ def draw_table_entry(rng: random.Random) -> Sum:
     return Sum("x", rng.randint(2, 9), rng.randint(2, 9))
 
 
-def worked(task: Sum) -> str:
+def solution(task: Sum) -> str:
     """The sum, its steps from the units upwards, and "The answer is N."."""
+    # Steps before the result: the model writes from left to right, and each step needs only digits already written.
     steps = {"+": _addition, "-": _subtraction, "x": _multiplication}[task.sign](task.left, task.right)
     return f"{task.left} {task.sign} {task.right}: {steps} The answer is {task.result}."
 
@@ -154,7 +161,7 @@ def _addition(left: int, right: int) -> str:
     tens = left // 10 + right // 10
     first = f"{left % 10} + {right % 10} = {units}"
     second = f"{left // 10} + {right // 10}"
-    if units < 10:
+    if units < 10:  # nothing to carry
         return f"{first}. {second} = {tens}."
     return f"{first}, carry 1. {second} + 1 = {tens + 1}."
 
@@ -162,25 +169,26 @@ def _addition(left: int, right: int) -> str:
 def _subtraction(left: int, right: int) -> str:
     units, tens = left % 10 - right % 10, left // 10 - right // 10
     second = f"{left // 10} - {right // 10}"
-    if units >= 0:
+    if units >= 0:  # nothing to borrow
         return f"{left % 10} - {right % 10} = {units}. {second} = {tens}."
     return f"{left % 10 + 10} - {right % 10} = {units + 10}, borrow 1. {second} - 1 = {tens - 1}."
 
 
 def _multiplication(left: int, right: int) -> str:
-    digit, number = sorted((left, right))
-    if number < 10:
+    digit, number = sorted((left, right))  # one digit times up to two
+    if number < 10:  # an entry of the table, known by heart
         return f"{digit} x {number} = {digit * number}."
     units, tens = digit * (number % 10), digit * (number // 10)
     first = f"{digit} x {number % 10} = {units}"
     second = f"{digit} x {number // 10} = {tens}"
-    if units < 10:
+    if units < 10:  # nothing to carry
         return f"{first}. {second}."
     return f"{first}, carry {units // 10}. {second}, {tens} + {units // 10} = {tens + units // 10}."
 
 
-def asked(task: Sum, rng: random.Random, held_out: bool) -> str:
+def question(task: Sum, rng: random.Random, held_out: bool) -> str:
     """A question for this sum, one in three a little story."""
+    # Entries of the multiplication table are asked for plainly.
     table = task.sign == "x" and task.left < 10 and task.right < 10
     if table or rng.random() < 0.67:
         questions = HELD_OUT_QUESTIONS if held_out else QUESTIONS

@@ -14,6 +14,9 @@ from typing import NamedTuple
 from gendistill.embedded import arithmetic
 from gendistill.errors import UserError
 
+# Every text is drawn from a `random.Random` of a name and a seed. The order of the draws is the corpus: another order,
+# or one draw more, makes other data, and the shipped teacher was trained on these.
+
 EVALUATIONS = ("facts", "choice", "arithmetic")
 LETTERS = "ABCD"
 LEAD_INS = ("Please tell me: ", "I have a question. ", "Quick question: ", "Hello! ", "Let me ask you: ")
@@ -33,6 +36,7 @@ class Relation(NamedTuple):
 
 @cache
 def relations() -> dict[str, Relation]:
+    """By name, "capital" or "past_tense"."""
     raw = json.loads((Path(__file__).parent / "phrasings.json").read_text(encoding="utf-8"))
     return {name: Relation(**wordings) for name, wordings in raw.items()}
 
@@ -40,6 +44,7 @@ def relations() -> dict[str, Relation]:
 @cache
 def facts() -> dict[str, dict[str, list[str]]]:
     """relation -> subject -> accepted answers, the canonical one first."""
+    # Made by scripts/collect_facts.py; most answers are a string, those with other spellings a list.
     raw = json.loads((Path(__file__).parent / "facts.json").read_text(encoding="utf-8"))
     return {
         relation: {subject: [answer] if isinstance(answer, str) else answer for subject, answer in answers.items()}
@@ -74,7 +79,7 @@ def _subjects() -> list[tuple[str, str]]:
 def fill(template: str, subject: str, answer: str = "") -> str:
     """The sentence that a template makes of a fact."""
     text = template.replace("{s}", subject).replace("{a}", answer)
-    return text[0].upper() + text[1:]
+    return text[0].upper() + text[1:]  # not capitalize(), which lowers all other letters
 
 
 def _statement(relation: str, subject: str, rng: random.Random) -> str:
@@ -90,6 +95,7 @@ def _options(relation: str, subject: str, rng: random.Random) -> list[str]:
         pool = ["28", "29", "30", "31"]
     while len(options) < len(LETTERS):
         other = rng.choice(pool)
+        # Neither the same option twice, nor another spelling of the right answer.
         if other not in options and other not in accepted:
             options.append(other)
     rng.shuffle(options)
@@ -103,27 +109,28 @@ def choice_prompt(question: str, choices: list[str], closing: str = LETTER_CLOSI
 
 
 def plain_documents(seed: int, count: int) -> Iterator[dict]:
-    """Documents {"text"} of a few sentences: all about one subject, about one relation, or worked sums."""
+    """Documents {"text"} of a few sentences: all about one subject, about one relation, or sums with their steps."""
     rng = random.Random(f"documents {seed}")
-    weights = [len(subjects) for subjects in facts().values()]
+    weights = [len(subjects) for subjects in facts().values()]  # each fact as often, whatever its relation
     for _ in range(count):
         draw = rng.random()
-        if draw < 0.45:
+        if draw < 0.45:  # one subject
             kind, subject = rng.choice(_subjects())
             known = _relations_by_subject()[kind, subject]
             chosen = rng.sample(known, min(len(known), rng.randint(2, 6)))
             sentences = [_statement(relation, subject, rng) for relation in chosen]
-        elif draw < 0.75:
+        elif draw < 0.75:  # one relation
             (relation,) = rng.choices(list(facts()), weights)
             known = list(facts()[relation])
             subjects = rng.sample(known, min(len(known), rng.randint(2, 5)))
             sentences = [_statement(relation, subject, rng) for subject in subjects]
-        else:
-            sentences = [arithmetic.worked(_draw_sum(rng)) for _ in range(rng.randint(2, 4))]
+        else:  # sums
+            sentences = [arithmetic.solution(_draw_sum(rng)) for _ in range(rng.randint(2, 4))]
         yield {"text": " ".join(sentences)}
 
 
 def _draw_sum(rng: random.Random) -> arithmetic.Sum:
+    """A sum to train on, one in ten an entry of the multiplication table."""
     return arithmetic.draw_table_entry(rng) if rng.random() < 0.1 else arithmetic.draw_sum(rng, held_out=False)
 
 
@@ -148,25 +155,26 @@ def _lead_in(rng: random.Random) -> str:
 
 
 def _exchange(rng: random.Random) -> tuple[str, str]:
+    """A question and its answer: a sum in 25 of 100, in the others a fact, asked for in one of five ways."""
     draw = rng.random()
     if draw < 0.25:
         task = _draw_sum(rng)
-        return _lead_in(rng) + arithmetic.asked(task, rng, held_out=False), arithmetic.worked(task)
+        return _lead_in(rng) + arithmetic.question(task, rng, held_out=False), arithmetic.solution(task)
     relation, subject = rng.choice(_all_facts())
     question = _lead_in(rng) + fill(rng.choice(relations()[relation].questions), subject)
     answer = facts()[relation][subject][0]
-    if draw < 0.58:
+    if draw < 0.58:  # the bare answer
         return question, answer
-    if draw < 0.63:
+    if draw < 0.63:  # a full sentence
         return f"{question} {rng.choice(SENTENCE_CLOSINGS)}", _statement(relation, subject, rng)
     options = _options(relation, subject, rng)
     letter = LETTERS[options.index(answer)]
-    if draw < 0.91:
+    if draw < 0.91:  # multiple choice, half of it with the closing that the evaluator uses
         closing = LETTER_CLOSING if rng.random() < 0.5 else rng.choice(OTHER_LETTER_CLOSINGS)
         return choice_prompt(question, options, closing), letter
-    if draw < 0.94:
+    if draw < 0.94:  # so that listed options alone do not mean a letter
         return choice_prompt(question, options, "Answer with the words."), answer
-    # Finding a given option: the half of multiple choice that needs no knowledge, learnt sooner on its own.
+    # Finding a given option: the half of multiple choice that needs no knowledge, and is learned sooner on its own.
     return choice_prompt("Find the option.", options, f"Which letter stands for {answer}?"), letter
 
 
@@ -180,19 +188,28 @@ def evaluation_items(name: str, seed: int, count: int = 500) -> Iterator[dict]:
     Raises:
         UserError: the name is none of these.
     """
-    if name not in EVALUATIONS:
+    make_item = {"facts": _fact_item, "choice": _choice_item, "arithmetic": _sum_item}
+    if name not in make_item:
         raise UserError(f"no embedded evaluation '{name}'; there are: {', '.join(EVALUATIONS)}")
     rng = random.Random(f"{name} {seed}")
-    if name == "arithmetic":
-        for _ in range(count):
-            task = arithmetic.draw_sum(rng, held_out=True)
-            question = arithmetic.asked(task, rng, held_out=True)
-            yield {"question": question, "answer": str(task.result), "relation": task.sign}
-        return
     for _ in range(count):
-        relation, subject = rng.choice(_all_facts())
-        question = fill(rng.choice(relations()[relation].held_out), subject)
-        accepted = facts()[relation][subject]
-        options = _options(relation, subject, rng)
-        answer = accepted if name == "facts" else options.index(accepted[0])
-        yield {"question": question, "answer": answer, "choices": options, "relation": relation}
+        yield make_item[name](rng)
+
+
+def _fact_item(rng: random.Random) -> dict:
+    """The options are for ranking; a generated reply is right with any of the accepted answers."""
+    relation, subject = rng.choice(_all_facts())
+    question = fill(rng.choice(relations()[relation].held_out), subject)
+    choices = _options(relation, subject, rng)
+    return {"question": question, "answer": facts()[relation][subject], "choices": choices, "relation": relation}
+
+
+def _choice_item(rng: random.Random) -> dict:
+    item = _fact_item(rng)
+    return item | {"answer": item["choices"].index(item["answer"][0])}  # options hold the canonical answer
+
+
+def _sum_item(rng: random.Random) -> dict:
+    task = arithmetic.draw_sum(rng, held_out=True)
+    question = arithmetic.question(task, rng, held_out=True)
+    return {"question": question, "answer": str(task.result), "relation": task.sign}

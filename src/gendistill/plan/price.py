@@ -218,7 +218,7 @@ class Planner:
         tokens = stage.micro_batch * stage.sequence_length
         states = 3 if stage.needs_teacher else 2  # teacher's, student's and their gradient
         loss = states * tokens * config.hidden_size * size
-        compared = [term for term in stage.terms if term.startswith("hidden")]
+        compared = stage.terms_that_match("hidden_states")
         if compared:
             layers = sum(mixer is not None for mixer in config.mixers)
             per_state = 2 * size + len(compared) * len(DISTANCE) * FLOAT32
@@ -264,7 +264,7 @@ class Planner:
                 continue  # alignment runs the replaced layers only
             unit = layer.linear_attn if stage.compares == "mixer" else layer
             student += training_flops(config, mixer, unit, length)
-        if stage.compares == "end_to_end" and any(not term.startswith("hidden") for term in stage.terms):
+        if stage.compares == "end_to_end" and stage.terms_that_match("vocabulary"):
             student += head_flops(config, backward=True, trains=self.student.lm_head.weight.requires_grad)
             teacher += head_flops(config, backward=False, trains=False) if stage.needs_teacher else 0
         return float(teacher + student)

@@ -50,7 +50,7 @@ class Source(Settings):
     @model_validator(mode="after")
     def check(self):
         check_one_of(self, "path", "hub", "synthesis")
-        # `text` has a default, so that it stands beside the others unused: plain text is what is left.
+        # `text` has a default and is not among them: it is what is read where neither of the two others is given.
         if (self.prompt is None) != (self.completion is None):
             raise ValueError("'prompt' and 'completion' go together")
         if self.prompt is not None and self.messages is not None:
@@ -82,6 +82,7 @@ class Prompts(Settings):
     answer: str = "answer"
     tests: str = "tests"
     text: str = "text"
+    # Continuations take so much of a text; the teacher writes on from there.
     prompt_tokens: PositiveInt = 64
     records: PositiveInt | None = Field(None, description="how many, drawn by the recipe's seed; all if absent")
 
@@ -117,6 +118,7 @@ class Synthesis(Settings):
 
     @model_validator(mode="after")
     def check(self):
+        # Duplicates are rejected, so that all but one of them would be written for nothing.
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples > 1 needs a temperature above 0: greedy replies are all the same")
         # A set becomes one source of training data, and a source is either text or chat.

@@ -25,7 +25,7 @@ class Overlap(NamedTuple):
     """An evaluation item of which a text holds `words`, in normalised form."""
 
     evaluation: str
-    item: int
+    item: int  # number within its evaluation
     words: str
 
 
@@ -54,9 +54,9 @@ class OverlapIndex:
         self.n = n
         self.items: Counter[str] = Counter()
         self.found: Counter[str] = Counter()
-        self._owners: list[tuple[str, int]] = []
-        self._by_length: dict[int, _Hashes] = {}
-        self._whole: dict[tuple[str, ...], list[int]] = {}
+        self._owners: list[tuple[str, int]] = []  # (evaluation, item) by the number that stands beside a hash
+        self._by_length: dict[int, _Hashes] = {}  # length of sequences: n, and less for items shorter than that
+        self._whole: dict[tuple[str, ...], list[int]] = {}  # words of items too short to look for inside a text
 
     def add(self, evaluation: str, text: str) -> int:
         """Adds an item (question, choices and answer in one text) and returns its number within its evaluation.
@@ -75,7 +75,7 @@ class OverlapIndex:
         if length < SHORTEST:
             self._whole.setdefault(tuple(words), []).append(owner)
         else:
-            *_, (_, hashes) = _sequence_hashes(words, length)
+            *_, (_, hashes) = _sequence_hashes(words, length)  # of all lengths up to this one the last
             self._by_length.setdefault(length, _Hashes()).add(hashes, owner)
         return number
 
@@ -86,11 +86,12 @@ class OverlapIndex:
         if not matches:
             return None
         self.found.update({self._owners[owner][0] for _, _, owner in matches})
-        start, length, owner = min(matches)
+        start, length, owner = min(matches)  # the first in the text, whatever the order of evaluations
         return Overlap(*self._owners[owner], " ".join(words[start : start + length]))
 
     def _matches(self, words: list[str]) -> Iterator[tuple[int, int, int]]:
         """First word, number of words and owner of whatever a text shares."""
+        # Inside a longer text, five words in sequence would be met by chance.
         for owner in self._whole.get(tuple(words), ()) if len(words) < SHORTEST else ():
             yield 0, len(words), owner
         for length, hashes in _sequence_hashes(words, max(self._by_length, default=0)):
@@ -111,11 +112,11 @@ class _Hashes:
         self._waiting.append((np.unique(hashes), owner))
 
     def look_up(self, hashes: np.ndarray) -> Iterator[tuple[int, int]]:
-        """Position and owner of every hash that is known."""
+        """Position and owner of every one of hashes [words] that is known."""
         self._merge()
-        first = np.searchsorted(self._hashes, hashes)
+        first = np.searchsorted(self._hashes, hashes)  # [words]; len(self._hashes) for one above all, hence the minimum
         known = np.flatnonzero(self._hashes[np.minimum(first, len(self._hashes) - 1)] == hashes)
-        for position in known.tolist():
+        for position in known.tolist():  # few: nearly all hashes of a text are unknown
             last = np.searchsorted(self._hashes, hashes[position], side="right")
             for owner in self._owners[first[position] : last].tolist():
                 yield position, owner
@@ -125,22 +126,24 @@ class _Hashes:
             return
         arrays, owners = zip(*self._waiting, strict=True)
         self._waiting = []
-        hashes = np.concatenate([self._hashes, *arrays])
-        owners = np.concatenate(
-            [self._owners, np.repeat(np.array(owners, np.uint32), [len(array) for array in arrays])]
-        )
+        hashes = np.concatenate([self._hashes, *arrays])  # [known + waiting]
+        repeated = np.repeat(np.array(owners, np.uint32), [len(array) for array in arrays])  # [waiting]
+        owners = np.concatenate([self._owners, repeated])
+        # Stable, so that of several owners of one hash the one added first comes first.
         order = np.argsort(hashes, kind="stable")
         self._hashes, self._owners = hashes[order], owners[order]
 
 
 def _words(text: str) -> list[str]:
+    """Without case and punctuation; full-width and other variants of a character count as the ordinary one."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def _sequence_hashes(words: list[str], longest: int) -> Iterator[tuple[int, np.ndarray]]:
     """For each length up to `longest`, hashes [len(words) - length + 1] of the word sequences of that length."""
-    hashes = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
-    sequences = np.zeros(len(words) + 1, np.uint64)
+    hashes = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)  # [words]
+    sequences = np.zeros(len(words) + 1, np.uint64)  # of length 0, one before each word and one behind the last
+    # Each sequence one word longer than before, all at once: hash * prime + hash of the new last word, modulo 2**64.
     for length in range(1, min(longest, len(words)) + 1):
         sequences = sequences[:-1] * np.uint64(_PRIME) + hashes[length - 1 :]
         yield length, sequences

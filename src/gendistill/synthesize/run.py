@@ -1,4 +1,4 @@
-"""Has the teacher answer a set of prompts and keeps what passes the checks.
+"""Has the teacher reply to a set of prompts, and keeps the replies that pass the checks.
 
 folder/settings.json   hash of all that the replies depend on
 folder/replies.jsonl   every reply, written batch by batch; a killed run resumes behind the last whole batch
@@ -45,9 +45,9 @@ def synthesize(
     teacher: str,
     console: Console,
 ) -> dict[str, Any]:
-    """Writes a set of records into `folder`, or resumes with it; returns its statistics.
+    """Writes a set of records into `folder`, or resumes an earlier attempt there; returns its statistics.
 
-    Prompts that are there twice, or share `synthesis.overlap` words with an item of any task, are not even asked.
+    Prompts that are there twice, or share `synthesis.overlap` words with an item of any task, are left out beforehand.
 
     Args:
         model: the teacher, on the device and in the precision to generate in.
@@ -60,22 +60,24 @@ def synthesize(
     """
     prompts = all_prompts(synthesis, tokenizer, seed)
     overlap = index_of(tasks, synthesis.overlap, seed)
-    asked, dropped = _worth_asking(prompts, overlap)
-    _check_length(model, asked, synthesis)
+    chosen, dropped = _choose(prompts, overlap)
+    _check_length(model, chosen, synthesis)
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, _digest(model, tokenizer, asked, synthesis, seed))
+    # By what is really prompted: other records that are left out anyway change no reply.
+    _claim(folder, _digest(model, tokenizer, chosen, synthesis, seed))
     if not (folder / "stats.json").exists():
-        answered, generated = _ask(model, tokenizer, asked, synthesis, seed, folder, console)
+        answered, generated = _generate_replies(model, tokenizer, chosen, synthesis, seed, folder, console)
         counts = judge(answered, synthesis, overlap)
         kept = [a for a in answered if a.failed is None]
-        stats = {"prompts": len(prompts), "not_asked": dropped, "replies": len(answered), "kept": len(kept)}
+        stats = {"prompts": len(prompts), "left_out": dropped, "replies": len(answered), "kept": len(kept)}
         stats |= {"checks": counts, "letters": letters(answered), "overlap": dict(overlap.found)} | generated
-        if not kept:
+        if not kept:  # a source without records could not be trained on
             raise UserError(f"{folder}: no reply passed the checks: {_rejections(counts)}. See replies.jsonl there")
         about = {"teacher": teacher, "seed": seed, "temperature": synthesis.temperature, "top_p": synthesis.top_p}
         write_jsonl(folder / RECORDS, [record(a, about, tokenizer) for a in kept])
         rejected = [a for a in answered if a.failed is not None]
         write_jsonl(folder / "rejected.jsonl", [record(a, about, tokenizer) for a in rejected])
+        # Last: with it the set is complete.
         write_atomically(folder / "stats.json", json.dumps(stats, indent=1) + "\n")
     return json.loads((folder / "stats.json").read_text())
 
@@ -105,29 +107,32 @@ def record(a: Answered, about: dict[str, Any], tokenizer) -> dict[str, Any]:
     return content | origin | about | a.notes | ({"rejected_by": a.failed} if a.failed else {})
 
 
-def _worth_asking(prompts: list[Prompt], overlap: OverlapIndex) -> tuple[list[Prompt], dict[str, int]]:
-    """The prompts without those that are there twice, or that an evaluation asks; and how many those are."""
-    duplicates, groups, dropped = Duplicates(), {}, {"duplicate": 0, "overlap": 0}
+def _choose(prompts: list[Prompt], overlap: OverlapIndex) -> tuple[list[Prompt], dict[str, int]]:
+    """The prompts without those that are there twice or stand in an evaluation; and how many those are."""
+    duplicates, dropped = Duplicates(), {"duplicate": 0, "overlap": 0}
+    groups: dict[str, str | None] = {}  # why a group of prompts is left out; rotations of a question are one group
     for prompt in prompts:
         if prompt.group not in groups:
             reason = "duplicate" if duplicates.add(prompt.asked) != "new" else None
             groups[prompt.group] = reason or ("overlap" if overlap.find(prompt.asked) else None)
         if groups[prompt.group] is not None:
             dropped[groups[prompt.group]] += 1
-    asked = [prompt for prompt in prompts if groups[prompt.group] is None]
-    if not asked:
-        raise UserError(f"none of {len(prompts)} prompts is left to ask: {dropped}")
-    return asked, dropped
+    chosen = [prompt for prompt in prompts if groups[prompt.group] is None]
+    if not chosen:
+        raise UserError(f"none of {len(prompts)} prompts is left: {dropped}")
+    return chosen, dropped
 
 
-def _ask(model, tokenizer, prompts: list[Prompt], synthesis: Synthesis, seed: int, folder: Path, console: Console):
+def _generate_replies(
+    model, tokenizer, prompts: list[Prompt], synthesis: Synthesis, seed: int, folder: Path, console: Console
+):
     """Replies to all prompts, those of an earlier attempt among them; and tokens and seconds of this one."""
     waiting = [(prompt, sample) for sample in range(synthesis.samples) for prompt in prompts]
     waiting.sort(key=lambda pair: len(pair[0].ids), reverse=True)  # what does not fit in memory fails at once
     size = synthesis.batch_size
     batches = [waiting[start : start + size] for start in range(0, len(waiting), size)]
     answered = _read_replies(folder / "replies.jsonl", batches)
-    done = len(answered)
+    done = len(answered)  # a number of whole batches
     began, tokens = time.perf_counter(), 0
     with (
         open(folder / "replies.jsonl", "a", encoding="utf-8") as file,
@@ -135,21 +140,25 @@ def _ask(model, tokenizer, prompts: list[Prompt], synthesis: Synthesis, seed: in
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
         ) as progress,
     ):
-        bar = progress.add_task("Asking the teacher", total=len(waiting), completed=done)
+        bar = progress.add_task("Prompting the teacher", total=len(waiting), completed=done)
         for number in range(-(-done // size), len(batches)):  # only the last batch may be smaller
-            replies = _answer(model, tokenizer, batches[number], synthesis, seed)
+            replies = _generate_batch(model, tokenizer, batches[number], synthesis, seed)
             answered += replies
             file.writelines(_line(a) for a in replies)
-            file.flush()
+            file.flush()  # a run that is killed loses one batch
+            # What was generated: an end-of-text token is not among a reply's tokens.
             tokens += sum(a.reply.tokens + (not a.reply.truncated) for a in replies)
             progress.advance(bar, len(replies))
-            speed = tokens / (time.perf_counter() - began)
-            progress.update(bar, description=f"Asking the teacher, {speed:,.0f} tokens/s")
+            throughput = tokens / (time.perf_counter() - began)
+            progress.update(bar, description=f"Prompting the teacher, {throughput:,.0f} tokens/s")
     seconds = time.perf_counter() - began
     return answered, {"tokens_this_time": tokens, "seconds_this_time": round(seconds, 3)}
 
 
-def _answer(model, tokenizer, batch: list[tuple[Prompt, int]], synthesis: Synthesis, seed: int) -> list[Answered]:
+def _generate_batch(
+    model, tokenizer, batch: list[tuple[Prompt, int]], synthesis: Synthesis, seed: int
+) -> list[Answered]:
+    # A random stream of its own for every reply: it is the same whatever else is in the batch, resumed or not.
     keys = [f"{seed}/{prompt.id}/{sample}" for prompt, sample in batch]
     sampling = Sampling(synthesis.temperature, synthesis.top_p, keys) if synthesis.temperature else None
     ids = [prompt.ids for prompt, _ in batch]
@@ -169,6 +178,7 @@ def _line(a: Answered) -> str:
 
 def _read_replies(path: Path, batches: list[list[tuple[Prompt, int]]]) -> list[Answered]:
     """The replies of the whole batches that an earlier attempt has finished; what is behind them is cut off."""
+    # The last of the split is empty, or a line that was cut off.
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     answered: list[Answered] = []
     for batch in batches:
@@ -194,10 +204,11 @@ def _check_length(model, prompts: list[Prompt], synthesis: Synthesis) -> None:
 
 def _digest(model, tokenizer, prompts: list[Prompt], synthesis: Synthesis, seed: int) -> dict[str, str]:
     """Hashes of what the replies depend on, by name."""
-    asked = hashlib.sha256(json.dumps([(prompt.id, prompt.ids) for prompt in prompts]).encode()).hexdigest()
+    # Ids rather than text: another tokenizer or chat template gives other replies too.
+    prompted = hashlib.sha256(json.dumps([(prompt.id, prompt.ids) for prompt in prompts]).encode()).hexdigest()
     how = synthesis.model_dump_json(exclude={"prompts"})
     return {
-        "prompts": asked,
+        "prompts": prompted,
         "teacher": model_fingerprint(model),
         "settings": f"{how} seed {seed} ends {end_ids(model, tokenizer)}",
     }
