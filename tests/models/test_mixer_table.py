@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gendistill.compute import Arithmetic
+from gendistill.compute import Compute
 from gendistill.doctor.checks import all_checks
 from gendistill.doctor.machine import examine
 from gendistill.doctor.recurrence import Sizes
@@ -76,7 +76,7 @@ def test_a_row_is_known_to_recipe_calibration_plan_and_doctor():
     calibrate(teacher, student, [batch], "teacher")
     assert any(name.endswith("b_proj.weight") for name in accounting.new)
 
-    on_cpu = Arithmetic("cpu", torch.float32, compiled=False, kernels=False)
+    on_cpu = Compute("cpu", torch.float32, compiled=False, kernels=False)
     plain = student_config(FAMILIES["qwen3"], [1], mixer="lightning")
     prices = [Planner(FAMILIES["qwen3"], c, on_cpu).price(STAGE) for c in (plain, config)]
     assert prices[1].flops_per_token > prices[0].flops_per_token  # the delta rule reads before it writes
