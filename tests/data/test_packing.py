@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from gendistill.data import dataset, mixture, stream
 from gendistill.data.dataset import PackedDataset, prepare
+from gendistill.data.encoding import Encoder
 from gendistill.data.packing import ConversationPacker, TextPacker, lay_out_row, make_piece
 from gendistill.errors import UserError
 from gendistill.recipe.data import Source
@@ -369,3 +370,8 @@ def test_embedded_conversations(prepared):
     source = Source(path="embedded:chat", messages="messages")
     data = prepared([source], sequence_length=512, tokens=2 * 512, loss_on="completion")
     assert 0 < data.stats["loss_tokens"] < data.stats["tokens"] - data.stats["pieces"]
+
+
+def test_an_unknown_loss_mask_is_refused(make_tokenizer):
+    with pytest.raises(ValueError, match="unknown loss_on 'replies'; known: all, completion"):
+        Encoder(make_tokenizer(), 16, "replies")

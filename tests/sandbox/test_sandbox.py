@@ -340,3 +340,8 @@ def test_a_refused_setup_says_which_call_failed():
     task = Task(PASSES, "", SECONDS, 512 * MIB, sandbox.check_isolation(), python="/nowhere/python")
     with pytest.raises((UserError, FileNotFoundError), match="/nowhere/python"):
         sandbox.run_task(task)
+
+
+def test_an_unknown_isolation_runs_nothing():
+    with pytest.raises(ValueError, match="unknown isolation 'none'; known: namespaces, seccomp"):
+        sandbox.run_task(Task(PASSES, "", SECONDS, 512 * MIB, "none"))

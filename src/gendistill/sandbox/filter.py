@@ -51,7 +51,14 @@ def filter_calls(*, own_signals_only: bool) -> None:
     """
     if platform.machine() not in _ARCHITECTURES:
         raise OSError(f"no system call filter for {platform.machine()}; known: {', '.join(_ARCHITECTURES)}")
-    column, architecture = _ARCHITECTURES[platform.machine()]
+    program = _program(*_ARCHITECTURES[platform.machine()], own_signals_only)
+    # A sock_fprog: how many instructions, and where they lie. The buffer must live until the call has returned.
+    steps = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
+    libc("prctl", PR_SET_SECCOMP, 2, struct.pack("@HP", len(program), ctypes.addressof(steps)), 0, 0)
+
+
+def _program(column: int, architecture: int, own_signals_only: bool) -> list[_Instruction]:
+    """What the kernel runs: refusals one after another, and what none of them refuses is allowed."""
 
     def refuse(calls: str, *condition: int, error: int = errno.EPERM) -> list[_Instruction]:
         numbers = [call.split(":")[column] for call in calls.split()]
@@ -78,10 +85,7 @@ def filter_calls(*, own_signals_only: bool) -> None:
         program += refuse(_PRLIMIT, 0, _JUMP_BITS, 0xFFFFFFFF)  # 0 is the process itself; any other id is refused
         program += refuse(_FCNTL, 1, _JUMP_EQUAL, _SET_OWNER) + refuse(_FCNTL, 1, _JUMP_EQUAL, _SET_OWNER_EX)
         program += refuse(_IOCTL, 1, _JUMP_EQUAL, _IOCTL_SET_OWNER)
-    program.append((_RETURN, 0, 0, _ALLOW))
-    # A sock_fprog: how many instructions, and where they lie. The buffer must live until the call has returned.
-    steps = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
-    libc("prctl", PR_SET_SECCOMP, 2, struct.pack("@HP", len(program), ctypes.addressof(steps)), 0, 0)
+    return [*program, (_RETURN, 0, 0, _ALLOW)]
 
 
 def _refusal(number: int, condition: tuple[int, ...], error: int) -> list[_Instruction]:
