@@ -55,7 +55,7 @@ def test_what_is_held_follows_from_the_counts(planner):
     assert planner.price(KD).total - smaller.total == 6 * counts.trained
 
 
-def test_memory_measured_on_an_h100():
+def test_memory_measured_on_a_gpu():
     """Peaks of torch.cuda.max_memory_allocated in results/gpu/training_speed.json."""
     raw = json.loads((ROOT / "results/gpu/training_speed.json").read_text())
     planner = make_planner(log_decay_bound=raw["kd ours 1"]["log_decay_bound"])
