@@ -1,5 +1,6 @@
 """The command line: one file per verb. Nothing heavy is imported until a command runs."""
 
+import logging
 import sys
 from collections.abc import Iterable
 from types import ModuleType
@@ -10,6 +11,10 @@ from typer.core import TyperGroup
 from gendistill.cli import convert, distill, doctor, evaluate, inspect, plan, run, show_batch, synthesize
 from gendistill.errors import UserError
 from gendistill.names import look_up
+
+# Libraries that warn, while they are imported, of things that no user of a command can change: torchao of its own
+# extensions for other GPUs, torch of torchao's way to register them.
+CHATTY = ("torchao", "torch.utils._pytree")
 
 # In the order of --help. A verb is a module of this package with a function `command`, and is called by its name.
 VERBS = [plan, run, synthesize, show_batch, convert, distill, evaluate, inspect, doctor]
@@ -42,6 +47,8 @@ app = make_app(VERBS)
 
 def main() -> None:
     """Entry point: user errors are printed alone, everything else is a bug and keeps its traceback."""
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         app()
     except UserError as error:
