@@ -20,10 +20,10 @@ from gendistill.models.conversion import counterparts
 from gendistill.models.families import FAMILIES
 from gendistill.models.modeling import GendistillForCausalLM
 
-# Relative error of the logits that rounding can explain where it is not zero. Both models run the same operations on the
-# same tensors, but a GPU's rotary frequencies may be rounded otherwise than a CPU's, and a library may take another
-# algorithm for the same product: on an H200 the 28 layers of Qwen3-0.6B's shape differed by 1.2e-6 in float32, in the
-# worse of two ways to build the teacher. A family that is wrong differs by far more than any of these.
+# Relative error of the logits that rounding can explain, where it is not zero. Both models run the same operations on
+# the same tensors, but a GPU's rotary frequencies may be rounded otherwise than a CPU's, and a library may take another
+# algorithm for the same product: on an H200 the 28 layers of Qwen3-0.6B's shape differed by 1.2e-6 in float32, with a
+# teacher that was built on the GPU itself. A family that is wrong differs by far more than any of these.
 ROUNDING = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
