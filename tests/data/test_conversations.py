@@ -148,6 +148,8 @@ LONG = "It was a long day. " * 40
         ({"systemPrompt": "be short"}, True),
         ({"history": [["a", "b"]]}, True),
         ({"whatever": LONG}, True),
+        ({"source": LONG}, True),
+        ({"answer_choices": ["a", "b"]}, True),
         ({"input": ""}, False),
         ({"input": "  "}, False),
         ({"input": None}, False),

@@ -206,10 +206,16 @@ def _is_of_prompt(name: str, value: Any) -> bool:
 
 @lru_cache(1000)  # the names of one record are those of the next
 def _kind_of_name(name: str) -> str:
-    words = {word.lower() for word in WORD.findall(name)}
-    if words & (LABEL_WORDS | REPLY_WORDS):
-        return "other"
-    return "prompt" if words & PROMPT_WORDS else "unknown"
+    words = [word.lower() for word in WORD.findall(name)]
+    if not words:
+        return "unknown"
+    if words[-1] in PROMPT_WORDS:  # what comes last says what it is: answer_choices, source_passage
+        return "prompt"
+    if words[-1] in LABEL_WORDS:
+        return "unknown"
+    if REPLY_WORDS.intersection(words):
+        return "reply"
+    return "prompt" if PROMPT_WORDS.intersection(words) else "unknown"
 
 
 def _is_within(value: str | list, used: list[str]) -> bool:
