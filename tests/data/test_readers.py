@@ -3,6 +3,8 @@
 import csv
 import gzip
 import json
+import subprocess
+import sys
 from datetime import datetime
 
 import pyarrow
@@ -229,3 +231,35 @@ def test_a_folder_gives_its_data_and_not_what_is_said_about_it(tmp_path):
     (tmp_path / "dataset_info.json").write_text("{}")
     (tmp_path / "README.txt").write_text("about")
     assert [record["text"] for record in read_records(Source(path=str(tmp_path)))] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("documents", "line"),
+    [
+        ("file", "some words of a line\\n"),
+        ("file", "some words of no line "),
+        ("file", "nothing"),
+        ("paragraph", "some words of a line\\n"),
+        ("line", "some words of a line\\n"),
+    ],
+)
+def test_the_memory_of_reading_does_not_grow_with_the_file(tmp_path, documents, line):
+    program = f"""
+import resource
+from gendistill.data.sources import read_documents
+from gendistill.recipe.data import Source
+
+def read(megabytes):
+    with open(r"{tmp_path}/a.txt", "w") as file:
+        for _ in range(megabytes):
+            file.write("{line}" * (2**20 // len("{line}")))
+    source = Source(path=r"{tmp_path}/a.txt", documents="{documents}")
+    size = sum(document.characters for document in read_documents(source))
+    assert size > 0.9 * megabytes * 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+first = read(10)
+print(read(50) - first)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 10  # MiB

@@ -20,9 +20,7 @@ ASKED = {"role": "user", "content": "hi"}
 def prepared(tmp_path, make_tokenizer):
     def run(records: list[dict] | str, name: str = "a.jsonl", **settings) -> PackedDataset:
         path = tmp_path / name
-        path.write_text(
-            records if isinstance(records, str) else "".join(map(json.dumps, records)).replace("}{", "}\n{")
-        )
+        path.write_text(records if isinstance(records, str) else "".join(json.dumps(each) + "\n" for each in records))
         chat = "prompt" in settings or "messages" in settings
         names = {name: settings.pop(name) for name in list(settings) if name in Source.model_fields}
         defaults = {
@@ -49,7 +47,7 @@ def test_what_is_skipped_is_counted_by_reason_and_shown(prepared, caplog):
     assert counts["reasons"].keys() == {"empty reply", "tool calls"}
     assert counts["skipped"] == sum(counts["reasons"].values()) >= 5
     assert counts["reasons"]["empty reply"] == pytest.approx(3 * passes, abs=3)
-    assert caplog.text.count(": empty reply") == 2  # the first one, and the number of all of them
+    assert caplog.text.count("empty reply") == 2  # the first one, and the number of all of them
     assert "a.jsonl:21: empty reply" in caplog.text and "a.jsonl:24: tool calls" in caplog.text
     assert f"{counts['reasons']['empty reply']:,} empty reply" in caplog.text
 
@@ -59,7 +57,8 @@ def test_empty_replies_are_never_learnt(prepared, make_tokenizer):
     data = prepared(records, prompt="q", completion="a", epochs=9)
     tokenizer = make_tokenizer()
     shown = tokenizer.decode(data[:]["input_ids"].flatten())
-    assert "assistant\n<|im_end|>" not in shown and "assistant\n1<|im_end|>" in shown
+    learnt = [number for number in range(60) if f"say {number}<|im_end|>" in shown]
+    assert learnt and all(number % 3 for number in learnt)
 
 
 def test_what_is_not_used_is_told_once_and_kept(prepared, caplog):
@@ -80,12 +79,18 @@ def test_a_key_of_a_message_is_told(prepared, caplog):
     assert "message key 'loss' is not known and passed over" in caplog.text
 
 
-def test_a_source_of_nothing_else_is_refused_early(prepared, monkeypatch):
-    monkeypatch.setattr(stream, "WINDOW_RECORDS", 50)
-    monkeypatch.setattr(stream, "WINDOW_DOCUMENTS", 40)
-    records = [messages("")] * 500 + [messages("ok")]
-    with pytest.raises(UserError, match="50 of 50 documents were skipped: 50 empty reply"):
-        prepared(records, messages="m")
+def test_few_records_that_can_be_learnt_are_learnt(prepared):
+    records = [messages("")] * 30 + [messages("ok")] * 5
+    data = prepared(records, messages="m", epochs=100)
+    assert data.stats["sources"][0]["reasons"]["empty reply"] > 30
+
+
+def test_a_source_of_nothing_else_is_refused(prepared, monkeypatch):
+    monkeypatch.setattr(stream, "WINDOW_RECORDS", 1000)
+    with pytest.raises(UserError, match="none of its 5000 records can be trained on: 5,000 empty reply"):
+        prepared([messages("")] * 5000, messages="m")
+    with pytest.raises(UserError, match="1000 of 1000 documents were skipped: 1,000 empty text"):  # read no further
+        prepared([{"text": ""}] * 5000)
 
 
 def test_tokens_of_a_text_that_was_divided(prepared, monkeypatch, make_tokenizer):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gendistill.data.conversations import Skipped
+from gendistill.data.conversations import EMPTY_TEXT, Skipped
 from gendistill.data.encoding import Encoder
 from gendistill.data.packing import Piece, token_count
 from gendistill.data.sources import read_documents
@@ -157,9 +157,9 @@ class Stream:
         return document
 
     def check_skipped(self) -> None:
-        """Raises UserError if most of what was read so far gave nothing."""
+        """Raises UserError if most of what was read so far gave no token to learn, which the recipe can mend."""
         counts = self.counts
-        if 2 * counts.skipped > counts.read:
+        if 2 * sum(counts.reasons.get(reason, 0) for reason in (EMPTY_TEXT, NO_LOSS_TOKEN)) > counts.read:
             raise UserError(
                 f"{self.source.label}: {counts.skipped} of {counts.read} documents were skipped: {counts.why_skipped}; "
                 "take data that fits, or a longer sequence_length where that is the reason"
@@ -189,7 +189,8 @@ class Stream:
         self.check_skipped()
         counts, passes = self.counts, self.position.epoch
         if not counts.documents:
-            raise UserError(f"{self.source.label}: none of its {counts.read} records can be trained on")
+            reasons = f": {counts.why_skipped}" if counts.skipped else ""
+            raise UserError(f"{self.source.label}: none of its {counts.read} records can be trained on{reasons}")
         if passes == self.source.epochs:
             needed = -(-self.budget * passes // counts.tokens)  # rounded up
             raise UserError(
