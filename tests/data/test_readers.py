@@ -240,7 +240,7 @@ def test_a_folder_gives_its_data_and_not_what_is_said_about_it(tmp_path):
         ("file", "some words of no line "),
         ("file", "nothing"),
         ("paragraph", "some words of a line\\n"),
-        ("line", "some words of a line\\n"),
+        ("line", "some words of a line that is longer than the others, since it is one document\\n"),
     ],
 )
 def test_the_memory_of_reading_does_not_grow_with_the_file(tmp_path, documents, line):

@@ -21,7 +21,7 @@ COMPRESSIONS = ("", ".gz", ".zst")
 SUFFIXES = (*(form + packed for form in FORMS for packed in COMPRESSIONS), ".parquet")  # what `read_file` can read
 KNOWN = f"{', '.join(FORMS)} (each also with .gz or .zst behind it), .parquet"
 # A longer text goes on in another document: only so much is tokenised at a time.
-TEXT_CHARACTERS = 1_000_000
+TEXT_CHARACTERS = 500_000
 CUT_WITHIN = 10_000  # characters before the bound in which a blank is looked for
 # Bytes of one record: a file without line breaks, or one that unpacks without end, would fill the memory.
 RECORD_BYTES = 2**26
