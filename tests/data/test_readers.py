@@ -184,7 +184,7 @@ def test_what_of_a_text_is_a_document(tmp_path, documents, expected, packing):
     path.write_bytes(packed(TEXT.encode(), packing))
     read = list(read_documents(Source(path=str(path), documents=documents)))
     assert [(document.content, document.where.removeprefix(str(path))) for document in read] == expected
-    assert all(document.ends for document in read)
+    assert all(document.begins and document.ends for document in read)
 
 
 @pytest.mark.parametrize("documents", ["line", "paragraph"])
@@ -204,6 +204,7 @@ def test_a_long_text_goes_on_in_the_next_document(tmp_path, monkeypatch, documen
     read = list(read_documents(Source(path=str(tmp_path / name), documents=documents)))
     assert "".join(document.content for document in read) == text
     assert [document.ends for document in read] == [False] * (len(read) - 1) + [True]
+    assert [document.begins for document in read] == [True] + [False] * (len(read) - 1)
     assert max(len(document.content) for document in read) <= 100
     assert all(len(document.content) >= 60 for document in read[:-1])
     if separator.isspace():
@@ -217,6 +218,7 @@ def test_long_paragraphs_go_on_line_by_line(tmp_path, monkeypatch):
     read = list(read_documents(Source(path=str(tmp_path / "a.txt"), documents="paragraph")))
     assert max(len(document.content) for document in read) <= 100
     assert [document.ends for document in read].count(True) == 2 and read[-1].content == "last"
+    assert [document.begins for document in read[1:]] == [document.ends for document in read[:-1]]
     assert "".join(document.content for document in read[:-1]) == "\n".join(["word word word"] * 50)
 
 

@@ -38,11 +38,13 @@ class Located(NamedTuple):
     Attributes:
         where: "file:line" or the like, for error messages.
         record: or the UserError that says why it cannot be read.
+        begins: False where its text goes on from the one before.
         ends: False where its text goes on in the next one.
     """
 
     where: str
     record: Any
+    begins: bool = True
     ends: bool = True
 
 
@@ -178,27 +180,28 @@ def _read_text(path: Path, source: Source) -> Iterator[Located]:
         "line": _read_lines,
         "paragraph": _read_paragraphs,
     }
-    for where, text, ends in kinds[source.documents](path):
-        record = text if isinstance(text, UserError) else {source.text: text}
-        yield Located(where, record, ends)
+    for located in kinds[source.documents](path):
+        text = located.record
+        yield located if isinstance(text, UserError) else located._replace(record={source.text: text})
 
 
 def _read_whole(path: Path) -> Iterator[Located]:
     """The file as one document, in as many parts as it takes."""
-    text, blank = "", True
+    text, blank, begins = "", True, True
     try:
         with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as characters:
             while more := characters.read(TEXT_CHARACTERS):
                 blank = blank and more.isspace()
                 *parts, (text, _) = cut_text(text + more)
                 for part, _ in parts:
-                    yield Located(str(path), part, ends=False)
+                    yield Located(str(path), part, begins, ends=False)
+                    begins = False
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: not UTF-8 ({error.reason} at byte {error.start} of a block); save it as UTF-8"
         ) from None
     if not blank:
-        yield Located(str(path), text)
+        yield Located(str(path), text, begins)
 
 
 def _read_lines(path: Path) -> Iterator[Located]:
@@ -209,11 +212,12 @@ def _read_lines(path: Path) -> Iterator[Located]:
 
 def _read_paragraphs(path: Path) -> Iterator[Located]:
     """Runs of lines without a blank one between them; a run that is too long goes on in another document."""
-    paragraph, size, first, last = [], 0, 0, 0
+    paragraph, size, first, last, begins = [], 0, 0, 0, True
     for number, line in _lines(path):
         goes_on = number == last + 1  # blank lines are not given, but are counted
         if paragraph and (not goes_on or size > TEXT_CHARACTERS):
-            yield Located(f"{path}:{first}", "\n".join(paragraph), ends=not goes_on)
+            yield Located(f"{path}:{first}", "\n".join(paragraph), begins, ends=not goes_on)
+            begins = not goes_on
             paragraph = [""] if goes_on else []  # the line break between the two
             first, size = number, 0
         last = number
@@ -225,7 +229,7 @@ def _read_paragraphs(path: Path) -> Iterator[Located]:
         paragraph.append(text)
         size += len(text)
     if paragraph:
-        yield Located(f"{path}:{first}", "\n".join(paragraph))
+        yield Located(f"{path}:{first}", "\n".join(paragraph), begins)
 
 
 def _read_json_lines(path: Path, source: Source) -> Iterator[Located]:

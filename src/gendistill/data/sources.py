@@ -29,13 +29,15 @@ class Document(NamedTuple):
     Attributes:
         where: "file:line" or the like, for error messages.
         content: plain text, or a conversation of {"role", "content"} ending with the assistant, see `Message`.
-        ends: False for plain text that goes on in the next document.
+        begins: False for plain text that goes on from the document before: it gets no start token.
+        ends: False for plain text that goes on in the next document: it gets no end token.
         ignored: what of the record is not used though it may be meant: fields that look like part of the prompt, keys
             of messages.
     """
 
     where: str
     content: str | list[Message]
+    begins: bool = True
     ends: bool = True
     ignored: tuple[str, ...] = ()
 
@@ -57,9 +59,15 @@ def read_records(source: Source, seed: int = 0) -> Iterator[dict]:
     Raises:
         UserError: a file is missing, of an unknown kind, empty or damaged, or a record is not a mapping.
     """
+    for record in read_checked_records(source, seed):
+        if isinstance(record, UserError):
+            raise record
+        yield record
+
+
+def read_checked_records(source: Source, seed: int = 0) -> Iterator[dict | UserError]:
+    """As `read_records`, but a record that cannot be read is yielded as the UserError that says why."""
     for located in _located_records(source, (), seed):
-        if isinstance(located.record, UserError):
-            raise located.record
         yield located.record
 
 
@@ -85,7 +93,7 @@ def read_documents(source: Source, seed: int = 0) -> Iterator[Document | Skipped
 
 def _documents(source: Source, located: Located) -> Iterator[Document | Skipped | UserError]:
     """What one record gives: a document as a rule, several of a long text."""
-    where, record, ends = located
+    where, record, begins, ends = located
     if isinstance(record, UserError):
         yield record
         return
@@ -98,11 +106,12 @@ def _documents(source: Source, located: Located) -> Iterator[Document | Skipped 
     except UserError as error:
         yield error
         return
-    if not text or (ends and text.isspace()):
+    if not text or (begins and ends and text.isspace()):
         yield Skipped(where, EMPTY_TEXT)
         return
     for part, is_last in cut_text(text):
-        yield Document(where, part, ends=is_last and ends)
+        yield Document(where, part, begins, is_last and ends)
+        begins = False
 
 
 def local_files(source: Source) -> list[Path]:
