@@ -97,6 +97,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": "http://x"}}
         ([USER, REPLY | {"content": ""}], "empty reply"),
         ([USER, REPLY | {"content": " \n\t\u3000"}], "empty reply"),
         ([USER, REPLY | {"content": None}], "empty reply"),
+        ([USER, REPLY | {"content": "\u200b\ufeff \u200d"}], "empty reply"),
         ([USER, REPLY | {"content": []}], "empty reply"),
         ([USER, REPLY | {"content": parts("", " ")}], "empty reply"),
         ([USER, REPLY | {"content": ""}, USER, REPLY], "empty reply"),
@@ -116,10 +117,10 @@ def test_what_is_not_learnt(read, messages, reason):
     assert isinstance(skipped, Skipped) and skipped.reason == reason
 
 
-@pytest.mark.parametrize("completion", ["", "  \n", None, []])
+@pytest.mark.parametrize("completion", ["", "  \n", "\u200b", None, []])
 def test_a_completion_that_is_empty(read, completion):
     documents = read({"q": "hi", "a": "ok"}, {"q": "hi", "a": completion}, prompt="q", completion="a")
-    assert isinstance(documents[0], Document) and isinstance(documents[1], Skipped | UserError)
+    assert isinstance(documents[0], Document) and documents[1][1:] == ("empty reply",)
 
 
 @pytest.mark.parametrize("weight", [0.5, 2, -1, "0", "1", [1]])
@@ -171,6 +172,8 @@ def test_what_looks_like_part_of_the_prompt_and_is_not_used(read, beside, told, 
 @pytest.mark.parametrize(
     ("record", "fields", "message"),
     [
+        ({"q": "hi"}, {"prompt": "q", "completion": "a"}, "no field 'a'; the record has: q"),
+        ({"q": "hi", "a": 3}, {"prompt": "q", "completion": "a"}, "should be a string or a list"),
         ({"a": {"b": 3}}, {"text": "a.b"}, "field 'a.b' should be a string"),
         ({"a": {"c": 3}}, {"text": "a.b"}, "no field 'a.b'; the record has: a"),
         ({"a": "b"}, {"text": "a.b"}, "no field 'a.b'"),

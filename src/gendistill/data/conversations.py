@@ -39,6 +39,7 @@ LABEL_WORDS = set("id ids hash name type kind url source lang language category 
 # Replies that are not the one that is learnt.
 REPLY_WORDS = set("output response completion answer reply chosen rejected reference solution explanation".split())
 LONG_TEXT = 500  # characters that are hardly a label, whatever the field is called
+INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"))  # no white space, for Python
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
 
@@ -85,8 +86,7 @@ def _exchange(record: dict, source: Source, where: str, ignored: list[str]) -> l
     """A prompt and a completion, each a text or a list of messages; of the prompt nothing is learnt."""
     prompt = field(record, source.prompt, str | list, where)
     # A table without a reply in a row has null there.
-    completion = lookup(record, source.completion)
-    completion = "" if completion is None else field(record, source.completion, str | list, where)
+    completion = field(record, source.completion, str | list | None, where) or ""
     if isinstance(prompt, list):
         messages = _messages(prompt, where, ignored)
         messages = [said | {"weight": 0} if said["role"] == "assistant" else said for said in messages]
@@ -102,7 +102,7 @@ def _exchange(record: dict, source: Source, where: str, ignored: list[str]) -> l
 
 
 def _reply(text: str) -> Message:
-    if not text.strip():
+    if is_blank(text):
         raise _NotLearnt(EMPTY_REPLY)  # a model that learns it says nothing
     return {"role": "assistant", "content": text}
 
@@ -136,7 +136,7 @@ def _message(message: dict, where: str, ignored: list[str]) -> Message:
     if "weight" in given:
         made["weight"] = _weight(given["weight"], where)
     # A turn that is context only teaches nothing, also not to say nothing.
-    if _is_learnt(made) and not made["content"].strip():
+    if _is_learnt(made) and is_blank(made["content"]):
         raise _NotLearnt(EMPTY_REPLY)
     ignored += [f"message key '{shown(key)}'" for key in given if key not in (*keys, "weight")]
     return made
@@ -198,7 +198,7 @@ def _left_out(record: dict, source: Source, used: list[str]) -> list[str]:
 
 
 def _is_of_prompt(name: str, value: Any) -> bool:
-    if not value or not isinstance(value, str | list) or (isinstance(value, str) and value.isspace()):
+    if not value or not isinstance(value, str | list) or (isinstance(value, str) and is_blank(value)):
         return False
     kind = _kind_of_name(name)
     return kind == "prompt" or (kind == "unknown" and isinstance(value, str) and len(value) >= LONG_TEXT)
@@ -225,6 +225,11 @@ def _is_within(value: str | list, used: list[str]) -> bool:
     return any(value.strip() in text or text.strip() in value for text in used if text.strip())
 
 
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to be seen in a text."""
+    return not text.strip() or not text.translate(INVISIBLE).strip()
+
+
 def lookup(record: dict, name: str) -> Any:
     """The value of a field, "a.b" being the field b in the field a where no field has that name; None without one."""
     if name in record or "." not in name:
@@ -245,10 +250,10 @@ def field(record: dict, name: str, kind: Any, where: str) -> Any:
     """The value of a field.
 
     Raises:
-        UserError: there is none, or it is not of the kind: str, list or either.
+        UserError: there is none, or it is not of the kind: str, list, either, or either and None.
     """
     value = record[name] if name in record else lookup(record, name)  # nearly always the first
-    if isinstance(value, kind):
+    if isinstance(value, kind) and (value is not None or _has(record, name)):
         if isinstance(value, str):  # what is in a list is checked message by message
             _check_text(value, f"{where}: field '{name}'")
         return value
@@ -256,7 +261,7 @@ def field(record: dict, name: str, kind: Any, where: str) -> Any:
         raise UserError(
             f"{where}: no field '{name}'; the record has: {shown(', '.join(map(str, record))) or 'no fields'}"
         )
-    expected = {str: "a string", list: "a list", str | list: "a string or a list"}[kind]
+    expected = {str: "a string", list: "a list"}.get(kind, "a string or a list")
     raise UserError(f"{where}: field '{name}' should be {expected}, this is {kind_name(value)}")
 
 

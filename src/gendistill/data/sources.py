@@ -9,7 +9,7 @@ from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
-from gendistill.data.conversations import EMPTY_TEXT, Message, Skipped, field, read_conversation
+from gendistill.data.conversations import EMPTY_TEXT, Message, Skipped, field, is_blank, read_conversation
 from gendistill.data.readers import KNOWN, Located, cut_text, local_suffix, numbered, read_file
 from gendistill.errors import UserError
 from gendistill.recipe.data import Source
@@ -106,7 +106,7 @@ def _documents(source: Source, located: Located) -> Iterator[Document | Skipped 
     except UserError as error:
         yield error
         return
-    if not text or (begins and ends and text.isspace()):
+    if not text or (begins and ends and is_blank(text)):
         yield Skipped(where, EMPTY_TEXT)
         return
     for part, is_last in cut_text(text):
