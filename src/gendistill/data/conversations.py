@@ -39,7 +39,8 @@ LABEL_WORDS = set("id ids hash name type kind url source lang language category 
 # Replies that are not the one that is learnt.
 REPLY_WORDS = set("output response completion answer reply chosen rejected reference solution explanation".split())
 LONG_TEXT = 500  # characters that are hardly a label, whatever the field is called
-INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"))  # no white space, for Python
+# Zero-width characters and marks of direction are no white space for Python, but nothing can be seen of them.
+VISIBLE = re.compile("[^\\s\u200b-\u200f\u2060\ufeff]")
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
 
@@ -227,7 +228,7 @@ def _is_within(value: str | list, used: list[str]) -> bool:
 
 def is_blank(text: str) -> bool:
     """Whether there is nothing to be seen in a text."""
-    return not text.strip() or not text.translate(INVISIBLE).strip()
+    return VISIBLE.search(text) is None
 
 
 def lookup(record: dict, name: str) -> Any:
