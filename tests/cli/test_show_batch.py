@@ -1,10 +1,12 @@
 """gendistill show-batch: the next batch of a stage, from the recipe alone."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 from gendistill.cli import show_batch
@@ -94,3 +96,43 @@ def test_alignment_writes_a_page(call, tmp_path):
 def test_mistakes_are_named(call, arguments, said):
     with pytest.raises(UserError, match=re.escape(said)):
         call(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("fields", "record", "asked", "reply"),
+    [
+        (
+            {"prompt": "instruction", "input": "input", "completion": "output"},
+            {"instruction": "Add.", "input": "2 and 3", "output": "It is five"},
+            ("Add.", "2 and 3"),
+            "It is five",
+        ),
+        (
+            {"messages": "conversations"},
+            {"conversations": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A cat"}]},
+            ("What is it?",),
+            "A cat",
+        ),
+        (
+            {"prompt": "p", "completion": "c"},
+            {
+                "p": [
+                    {"role": "user", "content": [{"type": "text", "text": "Who "}, {"type": "text", "text": "am I?"}]}
+                ],
+                "c": [{"role": "assistant", "content": "You"}],
+            },
+            ("Who am I?",),
+            "You",
+        ),
+    ],
+)
+def test_shows_what_each_form_of_data_becomes(call, recipe, tmp_path, fields, record, asked, reply):
+    (tmp_path / "a.json").write_text(json.dumps([record] * 20))
+    settings = yaml.safe_load(recipe.read_text())
+    mixture = settings["stages"][STAGE]["data"]
+    settings["data"][mixture] = [{"path": str(tmp_path / "a.json"), "epochs": 10_000, **fields}]
+    recipe.write_text(yaml.safe_dump(settings, sort_keys=False))
+    output = call("--stage", STAGE, "--full")
+    shown = output.replace("\n", "")
+    assert all(visible(text) in shown for text in asked)
+    assert learnt(output) and all(run.startswith(visible(reply)) for run in learnt(output))

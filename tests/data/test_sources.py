@@ -64,7 +64,7 @@ def truncated_gzip() -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text\nx\n", r"a\.csv: unknown kind of file; known: \.txt, \.jsonl, \.jsonl\.gz, \.parquet"),
+        ("a.docx", "x", r"a\.docx: unknown kind of file; known: \.txt, \.jsonl, \.json, \.csv, \.tsv .*, \.parquet"),
         ("a.txt", " \n", r"a\.txt: no records"),
         ("a.txt", b"\xff\xfe", r"a\.txt: not UTF-8"),
         ("a.jsonl", "\n\n", r"a\.jsonl: no records"),
@@ -99,7 +99,8 @@ def test_bad_files(tmp_path, name, content, message):
         ([], "there are no messages"),
         (["hi"], "message 1: should be an object"),
         ([TALK[0], {"role": "assistant"}], "message 2: no field 'content'; the record has: role"),
-        ([{"role": "user", "content": ["hi"]}, TALK[1]], "message 1: field 'content' should be a string"),
+        ([{"role": "user", "content": 3}, TALK[1]], "message 1: field 'content' should be a string or a list"),
+        ([{"role": "user", "content": ["hi"]}, TALK[1]], "message 1: field 'content': part 1: should be an object"),
         ([{"role": "human", "content": "hi"}, TALK[1]], "unknown role 'human'; roles are system, user, assistant"),
         ([TALK[1]], "the assistant speaks before the user"),
         ([*TALK, TALK[0]], "the last turn is the user's"),

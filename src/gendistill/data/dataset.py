@@ -27,12 +27,13 @@ from gendistill.data.chat import ends_of_turns
 from gendistill.data.encoding import LossOn, end_of_text
 from gendistill.data.mixture import Mixture
 from gendistill.data.packing import Piece, lay_out_row, token_count
-from gendistill.data.sources import EMBEDDED, local_files, local_suffix
+from gendistill.data.readers import local_suffix
+from gendistill.data.sources import EMBEDDED, local_files
 from gendistill.errors import UserError
 from gendistill.files import write_atomically
 from gendistill.recipe.data import Source
 
-FORMAT = 2  # raise when the same inputs come to give other rows
+FORMAT = 3  # raise when the same inputs come to give other rows
 STATE = "state.json"
 # The mask in bytes: a bit each would have to be unpacked for every batch.
 COLUMNS = {"input_ids": np.int32, "position_ids": np.int32, "loss_mask": np.uint8}
@@ -278,7 +279,8 @@ def _cache_key(request: _Request) -> str:
 
 def _fingerprint(source: Source) -> dict:
     """What a source will yield, whatever it is called: fields and content, not the path."""
-    fields = source.model_dump(exclude={"path", "skip_malformed"})  # how many may be bad changes no good record
+    # How many may be bad changes no good record; a setting that is added later keeps the keys of those without it.
+    fields = source.model_dump(exclude={"path", "skip_malformed"}, exclude_defaults=True)
     if source.path is None:  # of the hub: by name, as asking for its content would mean reading all of it
         return fields
     if source.path.startswith(EMBEDDED):  # made by this package's code, for which its version stands

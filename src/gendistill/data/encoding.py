@@ -51,7 +51,8 @@ class Encoder:
             raise UserError(
                 f"{documents[0].where}: plain text has no completions; loss_on completion needs conversations"
             )
-        texts = [document.content for document in documents if document.content]
+        held = [document for document in documents if document.content]
+        texts = [document.content for document in held]
         if self.end is None and texts:
             raise UserError("the tokenizer has no end-of-text token to put between documents; set its eos_token")
         backend = self.tokenizer.backend_tokenizer
@@ -60,9 +61,11 @@ class Encoder:
         # The tokenizer's own fast call: it makes no offsets, which nobody reads here.
         encode = partial(backend.encode_batch_fast, add_special_tokens=False)
         encoded = []
+        ends = (document.ends for document in held)
         for encodings in _ahead(encode, batches(texts, len)):
             for encoding in encodings:
-                ids = np.array([*encoding.ids, self.end], dtype=np.int32)  # [length + 1]
+                end = [self.end] if next(ends) else []  # none where the text goes on in another document
+                ids = np.array([*encoding.ids, *end], dtype=np.int32)  # [length + 1]
                 encoded.append(self._checked(ids))
         return EncodedDocuments(encoded, skipped=len(documents) - len(texts), cut=0, malformed=[])
 

@@ -92,4 +92,5 @@ class Mixture:
         if self.made == self.rows:
             for stream in self.streams:  # also of those too short for a check at the end of a window
                 stream.check_skipped()
+                stream.show_skipped()
         return rows

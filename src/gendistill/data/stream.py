@@ -1,6 +1,7 @@
 """The documents of one source as a stream that can stop and resume anywhere: read in windows, shuffled, encoded."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gendistill.data.conversations import EMPTY_TEXT, Skipped
 from gendistill.data.encoding import Encoder
 from gendistill.data.packing import Piece, token_count
 from gendistill.data.sources import read_documents
@@ -18,7 +20,9 @@ from gendistill.recipe.data import Source
 # Documents are read, shuffled and tokenised by the window; the second bound keeps a window of books small in memory.
 WINDOW_DOCUMENTS = 1000
 WINDOW_CHARACTERS = 8_000_000
+WINDOW_RECORDS = 10_000  # skipped ones too: a source of nothing else is to be told so, not read to its end
 CHARACTERS_PER_TOKEN = 16  # generous, so that a window of a small budget still holds several times what is needed
+NO_LOSS_TOKEN = "with no loss token within sequence_length"
 SHOWN = 3  # malformed records of a source that are shown one by one
 logger = logging.getLogger(__name__)
 
@@ -28,9 +32,13 @@ class SourceCounts:
     """What one source gave (`documents`, `tokens`) and what happened in reading it (the rest).
 
     Attributes:
+        read: records; of a text that is divided, its parts.
         malformed: records that could not be read or encoded.
-        skipped: records that are empty, or have no loss token within sequence_length.
+        skipped: records that give nothing to learn: empty, tool calls, no loss token within sequence_length.
         cut: conversations longer than a packed sequence.
+        reasons: the skipped ones by the reason.
+        ignored: of what was not skipped, records by what of them is not used though it may be meant: a field that looks
+            like part of the prompt, a key of a message.
     """
 
     documents: int = 0
@@ -39,10 +47,24 @@ class SourceCounts:
     malformed: int = 0
     skipped: int = 0
     cut: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)
 
     def __add__(self, other: "SourceCounts") -> "SourceCounts":
         mine, theirs = asdict(self), asdict(other)
-        return SourceCounts(**{name: mine[name] + theirs[name] for name in mine})
+        return SourceCounts(**{name: _sum(mine[name], theirs[name]) for name in mine})
+
+    @property
+    def why_skipped(self) -> str:
+        """The reasons with their numbers, the most frequent first."""
+        ordered = sorted(self.reasons.items(), key=lambda item: -item[1])
+        return ", ".join(f"{number:,} {reason}" for reason, number in ordered)
+
+
+def _sum(mine: int | dict[str, int], theirs: int | dict[str, int]) -> int | dict[str, int]:
+    if isinstance(mine, int):
+        return mine + theirs
+    return {name: mine.get(name, 0) + theirs.get(name, 0) for name in sorted(mine.keys() | theirs.keys())}
 
 
 @dataclass
@@ -68,12 +90,14 @@ class _Window:
         end: number of the record behind the last.
         read: counts of reading it; what it gives is counted as it is taken.
         malformed: why records of it could not be read or encoded.
+        examples: where the first record stood that was skipped for a reason, or of which a thing is ignored.
     """
 
     documents: list[np.ndarray | Piece]
     end: int
     read: SourceCounts
     malformed: list[UserError]
+    examples: dict[str, str]
 
 
 class Stream:
@@ -133,12 +157,28 @@ class Stream:
         return document
 
     def check_skipped(self) -> None:
-        """Raises UserError if most of what was read so far gave nothing."""
+        """Raises UserError if most of what was read so far gave no token to learn, which the recipe can mend."""
         counts = self.counts
-        if 2 * counts.skipped > counts.read:
+        if 2 * sum(counts.reasons.get(reason, 0) for reason in (EMPTY_TEXT, NO_LOSS_TOKEN)) > counts.read:
             raise UserError(
-                f"{self.source.label}: {counts.skipped} of {counts.read} documents were skipped: empty, or with no "
-                "loss token within sequence_length; take a longer sequence_length, or data that fits"
+                f"{self.source.label}: {counts.skipped} of {counts.read} documents were skipped: {counts.why_skipped}; "
+                "take data that fits, or a longer sequence_length where that is the reason"
+            )
+
+    def show_skipped(self) -> None:
+        """Says what was left out in all, once the source has given what is wanted of it."""
+        counts = self.counts
+        if counts.skipped:
+            logger.warning(
+                "%s: %s of %s records skipped: %s",
+                self.source.label,
+                f"{counts.skipped:,}",
+                f"{counts.read:,}",
+                counts.why_skipped,
+            )
+        for name, number in counts.ignored.items():
+            logger.warning(
+                "%s: %s not used in %s of %s records", self.source.label, name, f"{number:,}", f"{counts.read:,}"
             )
 
     def _move_on(self) -> None:
@@ -149,7 +189,8 @@ class Stream:
         self.check_skipped()
         counts, passes = self.counts, self.position.epoch
         if not counts.documents:
-            raise UserError(f"{self.source.label}: none of its {counts.read} records can be trained on")
+            reasons = f": {counts.why_skipped}" if counts.skipped else ""
+            raise UserError(f"{self.source.label}: none of its {counts.read} records can be trained on{reasons}")
         if passes == self.source.epochs:
             needed = -(-self.budget * passes // counts.tokens)  # rounded up
             raise UserError(
@@ -174,6 +215,7 @@ class Stream:
         ahead = self.ahead or self.pool.submit(self._read, epoch, record)
         self.ahead, window = None, ahead.result()
         self._check_malformed(window, finished.malformed)
+        self._show_first(window, finished)
         if not window.documents and not finished.documents and window.malformed:
             raise window.malformed[0]  # all of them: the template's or the recipe's mistake, not the record's
         self.window = window
@@ -187,15 +229,23 @@ class Stream:
         if self.records is None:
             self.records = islice(read_documents(self.source, self.seed), record, None)
         documents, malformed = [], []
+        reasons, ignored = Counter(), Counter()
+        examples: dict[str, str] = {}
         end, size = record, 0
         for document in self.records:
             end += 1
             if isinstance(document, UserError):
                 malformed.append(document)
+            elif isinstance(document, Skipped):
+                reasons[document.reason] += 1
+                examples.setdefault(document.reason, document.where)
             else:
                 documents.append(document)
                 size += document.characters
-            full = len(documents) == WINDOW_DOCUMENTS or size >= self.characters
+                ignored.update(document.ignored)
+                for name in document.ignored:
+                    examples.setdefault(name, document.where)
+            full = len(documents) == WINDOW_DOCUMENTS or end - record == WINDOW_RECORDS or size >= self.characters
             if full or len(malformed) > self.source.skip_malformed:  # more than allowed: an error anyhow
                 break
         # Seeded by where the window begins: a stream that resumes here shuffles as it did before.
@@ -203,8 +253,29 @@ class Stream:
         encode = self.encoder.conversations if self.source.is_chat else self.encoder.texts
         encoded = encode(documents)
         malformed += encoded.malformed
-        read = SourceCounts(read=end - record, malformed=len(malformed), skipped=encoded.skipped, cut=encoded.cut)
-        return _Window(encoded.documents, end, read, malformed)
+        if encoded.skipped:
+            reasons[NO_LOSS_TOKEN] += encoded.skipped
+        read = SourceCounts(
+            read=end - record,
+            malformed=len(malformed),
+            skipped=reasons.total(),
+            cut=encoded.cut,
+            reasons=dict(reasons),
+            ignored=dict(ignored),
+        )
+        return _Window(encoded.documents, end, read, malformed, examples)
+
+    def _show_first(self, window: _Window, finished: SourceCounts) -> None:
+        """Shows one record of each reason to skip it, and of each thing that is ignored."""
+        for reason in sorted(window.read.reasons.keys() - finished.reasons.keys()):
+            logger.warning("skipped: %s: %s", window.examples.get(reason, self.source.label), reason)
+        for name in sorted(window.read.ignored.keys() - finished.ignored.keys()):
+            what_to_do = "is not known and passed over"
+            if name.startswith("field"):
+                what_to_do = (
+                    "looks like part of the prompt and is not used; name it by input, or put it into the prompt"
+                )
+            logger.warning("%s: %s %s", window.examples[name], name, what_to_do)
 
     def _check_malformed(self, window: _Window, before: int) -> None:
         """Shows the first malformed records of the source, and raises if there are more than it may have."""

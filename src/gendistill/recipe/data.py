@@ -14,20 +14,27 @@ from gendistill.recipe.fields import Positive, Settings, check_one_of
 class Source(Settings):
     """One place records come from: local files, data shipped in the package, a hub data set, or a teacher's replies.
 
-    Plain text is taken from the field `text`. A conversation is taken from `messages` (a list of role/content
-    mappings) or from the two fields `prompt` and `completion`. In a mixture each source gives tokens by its weight.
+    Plain text is taken from the field `text`. A conversation is taken from `messages` (a list of role/content or
+    from/value mappings) or from the two fields `prompt`, with `input` below it, and `completion`, each a text or a list
+    of messages. A name "a.b" is the field b in the field a. In a mixture each source gives tokens by its weight.
     """
 
     path: str | None = Field(
-        None, description="local .txt, .jsonl, .jsonl.gz or .parquet file, a folder or pattern of them, 'embedded:NAME'"
+        None,
+        description="local .txt, .jsonl, .json, .csv, .tsv (each also .gz, .zst) or .parquet file, a folder or pattern "
+        "of them, 'embedded:NAME'",
     )
     hub: str | None = Field(None, description="data set id on the Hugging Face hub, e.g. 'openai/gsm8k'")
     synthesis: str | None = Field(None, description="what the teacher wrote: name of a set in the synthesis section")
     subset: str | None = Field(None, description="configuration name of the hub data set")
     split: str | None = Field(None, description="split of the hub data set (train if absent) or of a folder")
     text: str = Field("text", description="field with plain text")
-    messages: str | None = Field(None, description="field with a list of {role, content}")
-    prompt: str | None = Field(None, description="field with the user's turn")
+    documents: Literal["file", "paragraph", "line"] = Field(
+        "file", description="what of a .txt is one document: the file, what stands between blank lines, a line"
+    )
+    messages: str | None = Field(None, description="field with a list of {role, content} or {from, value}")
+    prompt: str | None = Field(None, description="field with the user's turn, or with the messages before the reply")
+    input: str | None = Field(None, description="field with what goes below the prompt, where a record has it (alpaca)")
     completion: str | None = Field(None, description="field with the assistant's turn")
     # What a source gives of the mixture, and how often.
     weight: Positive = Field(1.0, description="share of the mixture's tokens, beside the other sources' weights")
@@ -43,6 +50,16 @@ class Source(Settings):
         return self.messages is not None or self.prompt is not None
 
     @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields that are read of each record."""
+        if self.messages is not None:
+            return (self.messages,)
+        if self.prompt is not None:
+            names = (self.prompt, self.input, self.completion)
+            return tuple(name for name in names if name is not None)
+        return (self.text,)
+
+    @property
     def label(self) -> str:
         """Its name in messages and statistics."""
         return self.path or (f"hub:{self.hub}" if self.hub else f"synthesis:{self.synthesis}")
@@ -53,6 +70,8 @@ class Source(Settings):
         # `text` has a default and is not among them: it is what is read where neither of the two others is given.
         if (self.prompt is None) != (self.completion is None):
             raise ValueError("'prompt' and 'completion' go together")
+        if self.input is not None and self.prompt is None:
+            raise ValueError("'input' goes below a 'prompt'; give that too")
         if self.prompt is not None and self.messages is not None:
             raise ValueError("give either 'messages' or 'prompt' and 'completion'")
         return self

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from gendistill.data.conversations import Skipped
 from gendistill.data.sources import read_documents
 from gendistill.errors import UserError
 from gendistill.evaluate.kinds.item import Draws
@@ -131,6 +132,8 @@ def _read(path: str) -> str:
     for document in read_documents(Source(path=path)):
         if isinstance(document, UserError):
             raise document  # a haystack that can only be read in part is not the one that was named
+        if isinstance(document, Skipped):  # nothing to read in it
+            continue
         texts.append(document.content)
         size += len(document.content)
         if size >= HAYSTACK_CHARACTERS:
