@@ -23,10 +23,11 @@ PART_CHARACTERS = 100_000  # of a long text; several to a batch, which then take
 AHEAD = 2  # batches: a core that is through with its own takes from the next, while others are busy
 AROUND = 200  # characters on either side of a cut, over which it is compared with the whole
 TRIES = 50  # cuts tried in one place, before the part is made longer
-# Single white space between words, or at the end of a line: runs of it are joined in many ways.
-CUT = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])|(?<=\S)\n(?=\S)")
-# (end of what is before, start of what is behind, both from the white space; ids to drop behind, which the tokenizer
-# put there for the beginning of a text)
+# Single white space between words or at the end of a line, since runs of it are joined in many ways; and the
+# punctuation of languages that write without.
+CUT = re.compile(r"(?<=[^\W\d_])[ 。！？；，、](?=[^\W\d_])|(?<=\S)\n(?=\S)")
+# (end of what is before, start of what is behind, both counted from that character; ids to drop behind, which the
+# tokenizer put there for the beginning of a text)
 WAYS = [(0, 0, 0), (1, 1, 0), (0, 1, 0), (0, 0, 1)]
 
 
@@ -119,13 +120,13 @@ class PlainTexts:
         """(end of this part, start of the next, ids to drop there) near a place in a text; None if none is safe."""
         places = CUT.finditer(text, wanted, min(len(text), wanted + PART_CHARACTERS))
         for place in islice(places, TRIES):
-            blank = place.start()
-            before, behind = max(start, blank - AROUND), blank + AROUND
+            at = place.start()
+            before, behind = max(start, at - AROUND), at + AROUND
             whole = self._window(text[before:behind])
             for end, resume, drop in WAYS:
-                left, right = self._window(text[before : blank + end]), self._window(text[blank + resume : behind])
+                left, right = self._window(text[before : at + end]), self._window(text[at + resume : behind])
                 if left + right[drop:] == whole:
-                    return blank + end, blank + resume, drop
+                    return at + end, at + resume, drop
         return None
 
     def _window(self, text: str) -> list[int]:
