@@ -38,8 +38,8 @@ DATED = {
     ),
     "marked": (
         "<|im_start|>system\n{{ strftime_now('%A %j %H:%M') }}<|im_end|>\n"
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{{ '\n' }}{% endfor %}"
-        + OPENING
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{{ '\n' }}{% endfor %}" + OPENING
     ),
 }
 ASKED = [{"role": "user", "content": "hi"}]

@@ -27,7 +27,8 @@ from gendistill.data.encoding import Encoder
 from gendistill.data.plain import PlainTexts, start_of_text, text_ids
 from gendistill.data.sources import Document
 from gendistill.errors import UserError
-from gendistill.recipe.data import Source
+from gendistill.recipe.data import Source, Synthesis
+from gendistill.synthesize.prompts import all_prompts
 
 CORPUS = [
     "The rain falls on the hills, and the river's water runs to the sea 1234 times a year.",
@@ -329,6 +330,18 @@ def test_texts_in_every_order_of_lengths(tokenizers, monkeypatch):
         found = list(PlainTexts(tokenizer).encode(texts, [7]))
         expected = [tokenizer.encode(text) + [7] for text in texts]
         assert all(np.array_equal(ids, wanted) for ids, wanted in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_teacher_continues_a_text_that_begins_as_in_training(beginning, kind, write_records):
+    tokenizer = beginning[kind]
+    text = "the hills <|im_end|> and the water of the hills"
+    path = write_records("texts.jsonl", [{"text": text}])
+    synthesis = Synthesis(prompts=[dict(kind="continuation", path=str(path), prompt_tokens=20)])
+    (prompt,) = all_prompts(synthesis, tokenizer, 0)
+    assert prompt.ids == text_ids(tokenizer, text)[:20] and prompt.ids[0] == tokenizer.bos_token_id
+    assert not set(tokenizer.convert_tokens_to_ids(CONTROLS)) & set(prompt.ids[1:])
+    assert text.startswith(prompt.user.strip()) and prompt.user.strip()  # what it writes on is plain text to train on
 
 
 def test_ids_of_a_text_or_the_reason_why_not(tokenizers):
