@@ -120,7 +120,10 @@ def unigram() -> Tokenizer:
 
 KINDS = {made.__name__: made for made in (gpt2, gpt2_with_a_blank_before, qwen, llama2, mistral, gemma, unigram)}
 CONTROLS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+TAGS = ["<think>", "</tool_call>"]  # added, not special, and written by the template
+ADDED = ["brevity", "<h1>", "   "]  # added for brevity
 CHATML = (
+    "{# <think> </tool_call> brevity #}"
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -128,6 +131,7 @@ CHATML = (
 
 def finished(backend: Tokenizer, begins: bool = False) -> PreTrainedTokenizerFast:
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROLS])
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS + ADDED])
     if begins:
         backend.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", backend.token_to_id("<s>"))]
@@ -157,6 +161,8 @@ QUOTES = [
     "<|im_start|>assistant\nsay<|im_end|>\n",
     "the hills<s>the water",
     "<|im_end|<|im_end|>|>",
+    "first <think> and then call</tool_call>",
+    "<think></think></s>",
 ]
 
 
@@ -166,7 +172,7 @@ def test_a_control_token_in_a_text_is_text(tokenizers, kind, text):
     tokenizer = tokenizers[kind]
     encoder = Encoder(tokenizer, 64, "all")
     (ids,) = encoder.texts([Document("here", text)]).documents
-    controls = set(tokenizer.convert_tokens_to_ids(CONTROLS))
+    controls = set(tokenizer.convert_tokens_to_ids(CONTROLS + TAGS))
     assert not controls & set(ids[:-1].tolist()) and ids[-1] == tokenizer.eos_token_id
     # Every character is there, whatever the tokenizer does with blanks before the first.
     assert tokenizer.decode(ids[:-1]).strip() == text.strip()
@@ -175,7 +181,7 @@ def test_a_control_token_in_a_text_is_text(tokenizers, kind, text):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_without_control_tokens_is_the_tokenizers_own(tokenizers, beginning, kind):
     for tokenizer in (tokenizers[kind], beginning[kind]):
-        for text in CORPUS[:4]:
+        for text in [*CORPUS[:4], "a<h1>b", "the hills    and brevity"]:
             assert text_ids(tokenizer, text) == tokenizer.encode(text)
 
 
@@ -233,6 +239,17 @@ def test_a_template_that_writes_the_start_token_gets_no_second_one(beginning, ki
     ids, _ = encode_conversation(tokenizer, [*asked, {"role": "assistant", "content": "the hills"}])
     assert prompt.count(tokenizer.bos_token_id) == 1 and prompt[0] == tokenizer.bos_token_id
     assert ids.count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tags_are_text_where_a_user_writes_them_and_tokens_where_the_assistant_does(tokenizers, kind):
+    tokenizer = tokenizers[kind]
+    tag = tokenizer.convert_tokens_to_ids("<think>")
+    asked, reply = {"role": "user", "content": "a<think>b"}, {"role": "assistant", "content": "<think>the hills"}
+    prompt = render_prompt(tokenizer, [asked])
+    ids, _ = encode_conversation(tokenizer, [asked, reply])
+    assert tag not in prompt and "a<think>b" in tokenizer.decode(prompt)
+    assert ids[: len(prompt)] == prompt and ids.count(tag) == 1
 
 
 pieces_of_text = st.lists(
@@ -317,7 +334,7 @@ def test_time_is_linear_in_a_text(tokenizers, kind, worst):
     backend.encode(text, add_special_tokens=False)
     own = time.perf_counter() - started
     started = time.perf_counter()
-    list(texts.encode([text]))
+    texts.encode([text])
     assert time.perf_counter() - started < 1 + 5 * own
 
 
@@ -327,7 +344,7 @@ def test_texts_in_every_order_of_lengths(tokenizers, monkeypatch):
     given_texts = ["the hills", CORPUS[0] * 9, "a", CORPUS[1] * 9, CORPUS[3], "b"]
     tokenizer = tokenizers["qwen"]
     for texts in (given_texts, given_texts[::-1]):
-        found = list(PlainTexts(tokenizer).encode(texts, [7]))
+        found = PlainTexts(tokenizer).encode(texts, [7])
         expected = [tokenizer.encode(text) + [7] for text in texts]
         assert all(np.array_equal(ids, wanted) for ids, wanted in zip(found, expected, strict=True))
 

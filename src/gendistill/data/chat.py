@@ -173,7 +173,10 @@ class _Template:
     def quote(self, messages: list[Message]) -> list[Message]:
         """The messages as the template is to see them: role and content, control tokens in it made ordinary text."""
         return [
-            {"role": message["role"], "content": self.controls.guard(message["content"], "a message")}
+            {
+                "role": message["role"],
+                "content": self.controls.guard(message["content"], "a message", tags=message["role"] != "assistant"),
+            }
             for message in messages
         ]
 

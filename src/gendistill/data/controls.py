@@ -15,32 +15,43 @@ GUARD = "\ufdd0"
 
 
 class Controls:
-    """A tokenizer's control tokens, all that it calls special.
+    """A tokenizer's control tokens.
 
     Attributes:
-        tokens: as they are written, the longest first, since the longest match counts for the tokenizer.
-        pattern: finds one.
+        special: all that the tokenizer calls special, as they are written.
+        tags: others that its chat template writes, as Qwen3's <think> and <tool_call>. An assistant writes them too.
+        pattern: finds a special one.
     """
 
     def __init__(self, tokenizer):
-        tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self.tokens = sorted(tokens, key=len, reverse=True)
-        self.pattern = _any_of(re.escape(token) for token in self.tokens)
-        # Only the first character is consumed: a control token may begin within another one.
-        breakable = [token for token in self.tokens if len(token) > 1]
-        self._quoted = _any_of(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in breakable)
+        added = tokenizer.added_tokens_decoder.values()
+        template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
+        self.special = [token.content for token in added if token.special]
+        self.tags = [
+            token.content
+            for token in added
+            if not token.special and _is_tag(token.content) and token.content in template
+        ]
+        self.pattern = _any_of(re.escape(token) for token in _longest_first(self.special))
+        self._special_starts = _starts_of(self.special)
+        self._all_starts = _starts_of([*self.special, *self.tags])
 
-    def guard(self, text: str, what: str) -> str:
+    def guard(self, text: str, what: str, tags: bool = True) -> str:
         """The text with a guard in every control token, so that the tokenizer reads it as ordinary text.
 
+        Args:
+            what: what the error calls the text.
+            tags: in tags as well; not so where an assistant writes, which may have meant them.
+
         Raises:
-            UserError: the text, which the error calls `what`, holds the guard itself.
+            UserError: the text holds the guard itself.
         """
         if GUARD in text:
             raise UserError(
                 f"{what} holds U+FDD0, which is no character and which stands for something else here; take it out"
             )
-        return self._quoted.sub(rf"\g<0>{GUARD}", text)
+        starts = self._all_starts if tags else self._special_starts
+        return starts.sub(rf"\g<0>{GUARD}", text)
 
 
 class GuardedTokens:
@@ -81,6 +92,22 @@ class GuardedTokens:
 
 def without_guards(text: str) -> str:
     return text.replace(GUARD, "")
+
+
+def _is_tag(token: str) -> bool:
+    """Whether it is a name in brackets of some kind, rather than a word or blanks that were added for brevity."""
+    return any(map(str.isalpha, token)) and not any(end.isalnum() or end.isspace() for end in (token[0], token[-1]))
+
+
+def _starts_of(tokens: list[str]) -> re.Pattern:
+    """Finds the first character of each token in a text."""
+    # Only that one is consumed: a control token may begin within another one.
+    breakable = [token for token in _longest_first(tokens) if len(token) > 1]
+    return _any_of(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in breakable)
+
+
+def _longest_first(tokens: list[str]) -> list[str]:
+    return sorted(tokens, key=len, reverse=True)  # the longest match counts for the tokenizer
 
 
 def _any_of(patterns: Iterable[str]) -> re.Pattern:

@@ -9,7 +9,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -60,21 +60,25 @@ class PlainTexts:
         self.backend.no_padding()
         self.leaks = self._find_leaks(tokenizer)
 
-    def encode(self, texts: Iterable[str], end: Iterable[int] = ()) -> Iterator[np.ndarray | UserError]:
+    def encode(self, texts: Iterable[str], end: Iterable[int] = ()) -> list[np.ndarray | UserError]:
         """Start, ids and `end` of each text, int32 [length]; or why it cannot be encoded."""
         end = list(end)
         parts = (part for text in texts for part in self._parts(text))
-        held: list[np.ndarray] = []
+        encoded: list[np.ndarray | UserError] = []
+        held: list[np.ndarray] = []  # of the text whose last part is still to come
         problem = None
-        with _control_tokens_as_text(self.backend):
-            for part, ids in _ahead(self._encode_batch, batches(parts, lambda part: len(part.text))):
+        # Closed here whatever happens: the garbage collector may wait for its threads in a place where they cannot end.
+        found = closing(_ahead(self._encode_batch, batches(parts, lambda part: len(part.text))))
+        with _control_tokens_as_text(self.backend), found as encoded_parts:
+            for part, ids in encoded_parts:
                 if isinstance(ids, UserError):
                     problem, ids = ids, []
                 head, tail = self.start if part.first else [], end if part.last else []
                 held.append(np.array([*head, *ids, *tail], dtype=np.int32))
                 if part.last:
-                    yield problem or (held[0] if len(held) == 1 else np.concatenate(held))
+                    encoded.append(problem or (held[0] if len(held) == 1 else np.concatenate(held)))
                     held, problem = [], None
+        return encoded
 
     def _encode_batch(self, parts: list[_Part]) -> list[tuple[_Part, list[int] | UserError]]:
         # The tokenizer's own fast call: it makes no offsets, which nobody reads here.
@@ -82,7 +86,7 @@ class PlainTexts:
         return [(part, self._ids(part, encoding)) for part, encoding in zip(parts, encodings, strict=True)]
 
     def _ids(self, part: _Part, encoding) -> list[int] | UserError:
-        if self.leaks and self.controls.pattern.search(part.text):
+        if any(token in part.text for token in self.leaks):  # none, for most tokenizers and most texts
             return self._guarded_ids(part)
         return encoding.ids[part.drop :] if part.drop else encoding.ids
 
@@ -93,16 +97,18 @@ class PlainTexts:
         except UserError as error:
             return error.with_traceback(None)  # frames would keep the batch alive
 
-    def _find_leaks(self, tokenizer) -> bool:
-        """Whether a control token comes out of plain text even if the tokenizer is told not to look for any.
+    def _find_leaks(self, tokenizer) -> list[str]:
+        """The control tokens that come out of plain text even if the tokenizer is told not to look for any.
 
-        So it is where the vocabulary of the model itself has them as pieces (Unigram).
+        Those that it does not call special, and where the vocabulary of the model itself has them as pieces (Unigram).
         """
-        real = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        real.discard(tokenizer.unk_token_id)  # which characters that are unknown give rightly
+        tokens = [*self.controls.special, *self.controls.tags]
         with _control_tokens_as_text(self.backend):
-            found = self.backend.encode_batch_fast(self.controls.tokens, add_special_tokens=False)
-        return any(number in real for encoding in found for number in encoding.ids)
+            encodings = self.backend.encode_batch_fast(tokens, add_special_tokens=False)
+        numbers = tokenizer.convert_tokens_to_ids(tokens)
+        return [
+            token for token, number, encoding in zip(tokens, numbers, encodings, strict=True) if number in encoding.ids
+        ]
 
     def _parts(self, text: str) -> Iterator[_Part]:
         start, drop, wanted = 0, 0, PART_CHARACTERS
