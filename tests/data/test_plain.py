@@ -2,6 +2,7 @@
 
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -185,13 +186,18 @@ def test_a_text_without_control_tokens_is_the_tokenizers_own(tokenizers, beginni
             assert text_ids(tokenizer, text) == tokenizer.encode(text)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_tokenizer_is_left_as_it_was(tokenizers, kind):
-    tokenizer = tokenizers[kind]
-    before = tokenizer.encode("a<|im_end|>")
-    text_ids(tokenizer, "a<|im_end|>")
-    assert tokenizer.encode("a<|im_end|>") == before
-    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in before
+def test_others_may_use_the_tokenizer_meanwhile(tokenizers):
+    """As a stream's thread does that encodes a window which is no longer wanted."""
+    tokenizer = tokenizers["gpt2"]
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    text = "the hills and the water <|im_end|> " * 30_000
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(text_ids, tokenizer, text)
+        calls = 0
+        while not working.done():
+            assert tokenizer.encode("a<|im_end|>")[-1] == end
+            calls += 1
+    assert calls > 1 and end not in working.result()
 
 
 def test_a_text_that_cannot_be_quoted_is_malformed_and_the_others_are_not(tokenizers):

@@ -9,11 +9,12 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from gendistill.data.controls import Controls, GuardedTokens
 from gendistill.errors import UserError
@@ -54,10 +55,13 @@ class PlainTexts:
 
     def __init__(self, tokenizer):
         self.start = start_of_text(tokenizer)
-        self.backend = tokenizer.backend_tokenizer
         self.controls = Controls(tokenizer)
+        # A copy, since how it treats control tokens is a state of the whole tokenizer, which others use meanwhile: a
+        # window of a stream may still be encoded in its thread when a prompt is rendered.
+        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self.backend.no_truncation()  # what an earlier call left behind
         self.backend.no_padding()
+        self.backend.encode_special_tokens = True  # by the library's name: encoded like other text
         self.leaks = self._find_leaks(tokenizer)
 
     def encode(self, texts: Iterable[str], end: Iterable[int] = ()) -> list[np.ndarray | UserError]:
@@ -68,8 +72,7 @@ class PlainTexts:
         held: list[np.ndarray] = []  # of the text whose last part is still to come
         problem = None
         # Closed here whatever happens: the garbage collector may wait for its threads in a place where they cannot end.
-        found = closing(_ahead(self._encode_batch, batches(parts, lambda part: len(part.text))))
-        with _control_tokens_as_text(self.backend), found as encoded_parts:
+        with closing(_ahead(self._encode_batch, batches(parts, lambda part: len(part.text)))) as encoded_parts:
             for part, ids in encoded_parts:
                 if isinstance(ids, UserError):
                     problem, ids = ids, []
@@ -103,8 +106,7 @@ class PlainTexts:
         Those that it does not call special, and where the vocabulary of the model itself has them as pieces (Unigram).
         """
         tokens = [*self.controls.special, *self.controls.tags]
-        with _control_tokens_as_text(self.backend):
-            encodings = self.backend.encode_batch_fast(tokens, add_special_tokens=False)
+        encodings = self.backend.encode_batch_fast(tokens, add_special_tokens=False)
         numbers = tokenizer.convert_tokens_to_ids(tokens)
         return [
             token for token, number, encoding in zip(tokens, numbers, encodings, strict=True) if number in encoding.ids
@@ -157,16 +159,6 @@ def text_ids(tokenizer, text: str) -> list[int]:
     if isinstance(ids, UserError):
         raise ids
     return ids.tolist()
-
-
-@contextmanager
-def _control_tokens_as_text(backend) -> Iterator[None]:
-    before = backend.encode_special_tokens
-    backend.encode_special_tokens = True  # by the library's name: encoded like other text
-    try:
-        yield
-    finally:
-        backend.encode_special_tokens = before
 
 
 def _ahead(function: Callable[[list], list], items: Iterator[list]) -> Iterator[Any]:
