@@ -7,7 +7,8 @@ from gendistill.evaluate.kinds.base import FewShotTask
 from gendistill.evaluate.kinds.item import Answer, Draws, Item
 from gendistill.evaluate.kinds.shared.distractors import among, other_answers, sampled
 from gendistill.evaluate.kinds.shared.fields import Fields
-from gendistill.evaluate.kinds.shared.phrases import flexible_phrase, normalise, strict_phrase
+from gendistill.evaluate.kinds.shared.statements import denied, plain, sentences, statements
+from gendistill.evaluate.kinds.shared.words import normalise
 
 
 class LastWord(FewShotTask):
@@ -36,11 +37,26 @@ class LastWord(FewShotTask):
         return among(item, sampled(item, other_answers(item, others, draws), draws), draws)
 
     @classmethod
-    def strict(cls, item: Item, reply: str) -> Answer:
-        # Only the first word was asked for. Other items' words may follow it in a sentence, so none rules it out.
-        return strict_phrase(" ".join(reply.split()[:1]), item.answers, ())
+    def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
+        text = plain(reply).strip()
+        stated = [normalise(statement.content) for statement in statements(text) if statement.ended or not truncated]
+        words = text.split()
+        # Only the first word was asked for: a continuation goes on behind it. One that was cut off may be half a word.
+        first = None if truncated and len(words) == 1 else normalise("".join(words[:1])) or None
+        return _graded(item, stated[-1] if stated else first)
 
     @classmethod
-    def flexible(cls, item: Item, reply: str) -> Answer:
-        # Anywhere in the reply: a model that writes the whole sentence has the word too.
-        return flexible_phrase(reply, item.answers, ())
+    def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:
+        strict = cls.strict(item, reply, truncated)
+        whole = sentences(plain(reply))[: -1 if truncated else None]
+        if strict.correct or not whole:
+            return strict
+        # A model that writes the passage once more ends it with the word.
+        words = whole[0].split()
+        last = len(whole[0]) - len(words[-1])
+        repeated = _graded(item, None if denied(whole[0], last, len(whole[0])) else normalise(words[-1]))
+        return repeated if repeated.correct else strict
+
+
+def _graded(item: Item, word: str | None) -> Answer:
+    return Answer(word, word in map(normalise, item.answers))
