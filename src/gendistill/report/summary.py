@@ -196,6 +196,12 @@ def _diagnoses(diagnostics: Mapping[str, Mapping[str, Diagnostics]]) -> list[str
         for label, found in models.items()
         for diagnosis in found.diagnoses
     ]
+    named += [
+        f"- {task}, {label}: too few items to diagnose ({found.items}; at least {MIN_ITEMS})."
+        for task, models in diagnostics.items()
+        for label, found in models.items()
+        if found.too_few
+    ]
     sections = ["\n".join(named) or "Nothing stands out in the replies."]
     for header, to_cells, note in _FIGURES:
         cells = []

@@ -48,12 +48,12 @@ class LastNumber(FewShotTask):
 
     @classmethod
     def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
-        number = last_number(reply, truncated)
+        number = last_number(reply, truncated, item.question)
         return Answer(number, number in item.answers)
 
     @classmethod
     def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:
-        number = stated_number(reply, truncated)
+        number = stated_number(reply, truncated, item.question)
         return Answer(number, number in item.answers)
 
 

@@ -1,5 +1,6 @@
 """The last word of a passage (LAMBADA)."""
 
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -8,7 +9,11 @@ from gendistill.evaluate.kinds.item import Answer, Draws, Item
 from gendistill.evaluate.kinds.shared.distractors import among, other_answers, sampled
 from gendistill.evaluate.kinds.shared.fields import Fields
 from gendistill.evaluate.kinds.shared.statements import denied, plain, sentences, statements
-from gendistill.evaluate.kinds.shared.words import normalise
+from gendistill.evaluate.kinds.shared.words import CJK, normalise
+
+_ARTICLE = re.compile(
+    r"^(?:the|an?|la|le|les|l['’]|el|los|las|der|die|das|den|dem|un|une|una|ein|eine)\b\s*(?=\w)", re.IGNORECASE
+)
 
 
 class LastWord(FewShotTask):
@@ -40,22 +45,33 @@ class LastWord(FewShotTask):
     def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
         text = plain(reply).strip()
         stated = [normalise(statement.content) for statement in statements(text) if statement.ended or not truncated]
-        words = text.split()
+        if stated:
+            return _graded(item, stated[-1])
+        words = _ARTICLE.sub("", text).split()
         # Only the first word was asked for: a continuation goes on behind it. One that was cut off may be half a word.
         first = None if truncated and len(words) == 1 else normalise("".join(words[:1])) or None
-        return _graded(item, stated[-1] if stated else first)
+        graded = _graded(item, first)
+        # A sentence of its own, or the passage once more, does not go on with a word.
+        anew = len(sentences(text)[0].split()) > 2 and text[:1].isupper() if text else False
+        start = " ".join(normalise(text).split()[:3])
+        again = any(normalise(each).startswith(start) for each in sentences(item.question)) and start.count(" ") == 2
+        again = again or (
+            start.count(" ") == 2 and bool(re.match(f"[{CJK}]", text)) and start in normalise(item.question)
+        )
+        return Answer(None, False) if again or (anew and not graded.correct) else graded
 
     @classmethod
     def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:
         strict = cls.strict(item, reply, truncated)
-        whole = sentences(plain(reply))[: -1 if truncated else None]
-        if strict.correct or not whole:
+        text = plain(reply).strip()
+        ends = text.endswith((".", "!", "?", "。", "！", "？"))
+        if strict.parsed is not None or not text or (truncated and not ends):
             return strict
         # A model that writes the passage once more ends it with the word.
-        words = whole[0].split()
-        last = len(whole[0]) - len(words[-1])
-        repeated = _graded(item, None if denied(whole[0], last, len(whole[0])) else normalise(words[-1]))
-        return repeated if repeated.correct else strict
+        last = sentences(text)[-1]
+        word = next((w for w in map(normalise, item.answers) if normalise(last).endswith(w)), None)
+        start = last.casefold().rfind(word.replace(" ", "")) if word else 0
+        return _graded(item, None if denied(last, start, len(last)) else word or normalise(last.split()[-1]))
 
 
 def _graded(item: Item, word: str | None) -> Answer:

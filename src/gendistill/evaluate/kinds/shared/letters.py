@@ -3,15 +3,32 @@
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from typing import NamedTuple
 
-from gendistill.evaluate.kinds.shared.statements import DENIAL, MOST_STATEMENTS, denied, plain, sentences, statements
-from gendistill.evaluate.kinds.shared.words import holds, normalise, outermost
+from gendistill.evaluate.kinds.shared.statements import (
+    DENIAL,
+    MOST_STATEMENTS,
+    cut_back,
+    denied,
+    plain,
+    sentence_end,
+    sentences,
+    statements,
+)
+from gendistill.evaluate.kinds.shared.words import holds, normalise, outermost, with_articles
 from gendistill.names import LETTERS
 
 _B = r"\s{0,3}"  # blanks; bounded, or a run of them would be tried in every way
 _JOINT = (
     rf"(?:{_B}(?:,|/|&|、|\+){_B}(?:and\b|or\b)?{_B}|{_B}\b(?:and|or|y|o|und|oder|et|ou|nor)\b{_B}|{_B}[和或与]{_B})"
+)
+MARKED_LENGTH = 8  # of a reply that is nothing but a letter and its marks
+_TAKEN_BACK = re.compile(r"\b(?:is|ist|es|est)\s(?:wrong|incorrect|false|falsch|incorrect[oae]|faux|fausse)\b|错")
+_LIST_OF_WRONG = re.compile(r"\b(?:wrong|incorrect|falsche?n?|incorrectas|fausses|mauvaises|错误)\b[^\n]{0,60}:\s*\n")
+# "A hexagon is", and not "A because".
+_ARTICLE = re.compile(
+    r"A (?!(?:because|since|as|for|and|or|is|which|due|in|according|given|but|with|if|based)\b)[a-z]+\b"
 )
 _WRONG = re.compile(
     r"\b(?:wrong|incorrect|false|not|no|falsch|nicht|incorrect[oae]|faux|fausse)\b|n['’]t\b|错|不", re.I
@@ -30,9 +47,11 @@ def strict_letter(reply: str, choices: Sequence[str], truncated: bool = False) -
     found = set(_by_whole_text(text, choices))
     if not found:
         said = {letter for letter, ended in _said(text, choices, strictly=True) if ended or not truncated}
-        found = said | set(_opening(text, choices))
+        opened = set(_opening(text, choices))
+        # Several options one below the other repeat the question; what is stated behind them counts.
+        found = said if said and len(opened) > 1 else said | opened
         # The whole reply is several letters: none of them was picked.
-        if _patterns(len(choices)).listed.match(text):
+        if _patterns(len(choices)).listed.match(text) or found & _called_wrong(text, choices):
             return None
     return found.pop() if len(found) == 1 else None
 
@@ -50,8 +69,15 @@ def flexible_letter(reply: str, choices: Sequence[str], truncated: bool = False)
     if said:
         return said[-1]  # the last one: a reply that reasons comes to its answer at the end
     # Goes through the options and names none, or was cut off on its way to an answer.
-    if truncated or patterns.opening.search(text) or patterns.several.search(text):
+    if patterns.opening.search(text):
+        opened = set(_opening(text, choices, strictly=False))
+        return opened.pop() if len(opened) == 1 and patterns.opening.match(text) else None
+    if patterns.several.search(text):
         return None
+    # Of a reply that was cut off its whole sentences count, but not against what its last one says.
+    named = _named(cut_back(text), choices) if truncated and len(_named(text, choices)) < 2 else set()
+    if truncated:
+        return named.pop() if len(named) == 1 else None
     # By an option's text first: a capital letter alone may be an initial.
     for candidates in (_named(text, choices), _alone(text, choices)):
         if candidates:
@@ -108,9 +134,10 @@ def _patterns(count: int) -> _Patterns:
         picked=re.compile(
             rf"(?:应选|故选|选择|(?<!不)选)(?:项)?{_B}[:为是]?{_B}{open_}({capital}){after}"
             rf"|(?:\b(?i:option|choice|opción|réponse|antwort)\s+){open_}({capital}){close}{_B}{_RIGHT}"
+            rf"|\b(?i:is|es|est|ist|are|serait|sería|wäre|would\sbe)\s(?:(?i:{word})\(({capital})\)|(?i:la\s|the\s|die\s)?(?i:option|opción)\s({capital}){after})"
         ),
         loosely=re.compile(
-            rf"\(({capital})\)|\b(?i:option|choice|opción|antwort|réponse|letter)\s+{open_}({capital}){after}(?! [a-z]+ed\b)"
+            rf"(?<=[^\n])\(({capital})\)|\b(?:is|es|est|ist)\s({capital})(?=[.]?\s*$)|\b(?i:option|choice|opción|antwort|réponse|letter)\s+{open_}({capital}){after}(?! [a-z]+ed\b)"
         ),
         alone=re.compile(rf"(?<![A-Za-z0-9_À-ɏ'’.]){capital}{after}(?! [a-z])"),
         several=re.compile(rf"(?<![A-Za-z0-9_À-ɏ'’.]){capital}{close}{_JOINT}(?i:option\s)?{open_}{capital}{after}"),
@@ -123,13 +150,16 @@ def _patterns(count: int) -> _Patterns:
 
 
 def _spelled(reply: str) -> str:
+    # A letter by itself in bold, code or LaTeX is marked as one: it is not a word of the sentence.
+    marked = re.sub(r"(\*\*|__|`|\$)\s?([A-Z])\s?\1", r"(\2)", reply)
+    reply = marked if len(reply.strip()) > MARKED_LENGTH else reply
     # Dollar signs are LaTeX's here; options that are sums lose theirs too.
     return plain(reply).replace("$", "").strip()
 
 
 def _bare(text: str) -> str:
     """For comparing a text with an option's, letter by letter."""
-    return " ".join(_spelled(text).casefold().split()).rstrip(".。!").strip("\"'“”‘’").rstrip(".")
+    return " ".join(_spelled(text).casefold().split()).rstrip(".。!}").strip("\"'“”‘’").rstrip(".")
 
 
 def _options(choices: Sequence[str]) -> dict[str, str]:
@@ -159,8 +189,11 @@ def _by_whole_text(text: str, choices: Sequence[str]) -> Iterator[str]:
             return
 
 
-def _opening(text: str, choices: Sequence[str]) -> Iterator[str]:
-    """The letter that opens the reply, and those of lines that go on with it as a list."""
+def _opening(text: str, choices: Sequence[str], strictly: bool = True) -> Iterator[str]:
+    """The letter that opens the reply, and those of lines that go on with it as a list.
+
+    Strictly, a line that opens with a letter and denies it later opens with none.
+    """
     patterns, options = _patterns(len(choices)), _options(choices)
     lines = [line for line in text.split("\n") if line.strip()]
     first = patterns.opening.match(lines[0]) if lines else None
@@ -175,6 +208,8 @@ def _opening(text: str, choices: Sequence[str]) -> Iterator[str]:
         opened = max(begun, key=lambda letter: len(options[letter]))
     if denied(lines[0], first.start(), first.end()) or patterns.joined.match(lines[0], first.end()):
         return
+    if strictly and any(re.search(rf"\b{opened}\b", match[0]) for match in patterns.denials.finditer(lines[0])):
+        return
     yield opened
     previous = opened
     for line in lines[1:]:
@@ -182,11 +217,23 @@ def _opening(text: str, choices: Sequence[str]) -> Iterator[str]:
         # Prose, or a line that says why it is not this one: what follows explains.
         if match is None or _WRONG.search(line):
             return
-        letter = _letter_of(match)
+        letter, said = _letter_of(match), _bare(line[match.end() :].lstrip(".): "))
+        # The text of another option under the same letter: nobody knows which is meant.
+        yield from (other for other, option in options.items() if option == said != options.get(letter))
         # Options one after the other are a list, whatever is said of each; another order may be an explanation.
-        if letter > previous or _bare(line[match.end() :].lstrip(".): ")) in ("", options.get(letter)):
+        if letter > previous or said in ("", options.get(letter)):
             yield letter
         previous = letter
+
+
+def _called_wrong(text: str, choices: Sequence[str]) -> set[str]:
+    """Letters of a list that is headed as that of the wrong ones."""
+    heading = _LIST_OF_WRONG.search(text)
+    listed = text[heading.end() :].split("\n") if heading else []
+    lines = takewhile(
+        lambda match: match is not None, map(_patterns(len(choices)).opening.match, filter(str.strip, listed))
+    )
+    return {_letter_of(match) for match in lines}
 
 
 def _letter_of(match: re.Match) -> str:
@@ -206,11 +253,17 @@ def _said(text: str, choices: Sequence[str], strictly: bool) -> Iterator[tuple[s
         match = patterns.stated.match(content)
         if by_text:
             found += [(statement.start, by_text[0], statement.ended)] if len(by_text) == 1 else []
+        elif match and _ARTICLE.match(content, match.start(1)):
+            continue
         elif match and not patterns.joined.match(content, match.end()) and not denied(content, 0, match.end()):
             ended = statement.ended or bool(content[match.end() :].strip())
             found.append((statement.start, match[1].upper(), ended))
     others = [patterns.picked] if strictly else [patterns.picked, patterns.loosely]
     for match in (match for pattern in others for match in [*pattern.finditer(text)][-MOST_STATEMENTS:]):
+        # The rest of the sentence may take it back: "Answer C, 30 days, is wrong".
+        rest = text[match.end() : min(sentence_end(text, match.end()), match.end() + 60)]
+        if _TAKEN_BACK.search(rest) and not strictly:
+            continue
         if not patterns.joined.match(text, match.end()) and not denied(text, match.start(), match.end()):
             found.append((match.start(), _letter_of(match), match.end() < len(text)))
     return ((letter, ended) for _, letter, ended in sorted(found))
@@ -220,16 +273,24 @@ def _named(text: str, choices: Sequence[str]) -> set[str]:
     """Letters of the options whose texts a reply holds and does not deny; one inside a longer one does not count."""
     options = {letter: normalise(choice) for letter, choice in zip(LETTERS, choices, strict=False)}
     # Sentences that deny something say nothing for sure about what else they hold.
-    kept = " ".join(normalise(sentence) for sentence in sentences(text) if not _WRONG.search(sentence))
-    held = {letter: option for letter, option in options.items() if holds(kept, option)}
+    sure = [sentence for sentence in sentences(text) if not _WRONG.search(sentence)]
+    # With articles too: in "hepatitis A is" the A looks like one.
+    forms = " ".join(map(normalise, sure)), " ".join(map(with_articles, sure))
+    held = {
+        letter: option
+        for letter, option in options.items()
+        # An option that is a letter itself ("B") cannot be told from the letter of another.
+        if option.upper() not in options and any(holds(form, option) for form in forms)
+    }
     whole = outermost(set(held.values()))
     return {letter for letter, option in held.items() if option in whole}
 
 
 def _alone(text: str, choices: Sequence[str]) -> set[str]:
+    """Capital letters that stand alone and are nowhere denied."""
     patterns = _patterns(len(choices))
-    return {
-        match[0]
-        for match in patterns.alone.finditer(patterns.denials.sub(" ¬ ", text))
-        if not denied(text, match.start(), match.end())
-    }
+    matches = [*patterns.alone.finditer(patterns.denials.sub(" ¬ ", text))][-MOST_STATEMENTS:]
+    refused = {match[0] for match in matches if denied(match.string, match.start(), match.end())}
+    # The text of another option may be meant.
+    refused |= {choice.strip() for choice in choices}
+    return {match[0] for match in matches} - refused

@@ -19,6 +19,7 @@ from gendistill.errors import UserError
 from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.kinds.item import Answer, Draws, Grades, Item
 from gendistill.evaluate.kinds.shared.distractors import DISTRACTORS
+from gendistill.evaluate.kinds.shared.phrases import strict_phrase
 from gendistill.evaluate.kinds.shared.statements import denied, plain
 
 FULL = 0.97  # share of the length asked for that a prompt has at least
@@ -177,6 +178,8 @@ def grade_values(reply: str, answers: Sequence[str], truncated: bool = False) ->
     end that was cut off.
     """
     wanted = re.findall("[0-9]+", answers[0])
+    if not wanted:  # a value in words
+        return strict_phrase(reply, answers, (), truncated=truncated)
     digits = len(wanted[0])
     text = plain(re.sub(r"\{,\}|\\,", ",", reply))
     if digits > 3:  # of shorter ones, commas separate values ("140,274")
@@ -185,12 +188,13 @@ def grade_values(reply: str, answers: Sequence[str], truncated: bool = False) ->
         )
     numbers = [
         match[0]
-        for match in islice(re.finditer("[0-9]+", text), MOST_NUMBERS)
+        for match in islice(re.finditer("(?<![A-Za-z0-9])[0-9]+", text), MOST_NUMBERS)
         if not denied(text, match.start(), match.end())
         and not (truncated and match.end() == len(text) and match.end() - match.start() < digits)
     ]
     alike = [number for number in numbers if len(number) == digits]
-    found = list(dict.fromkeys(alike or numbers))
+    # Of a reply that was cut off only what can be a value counts: others are of its way there.
+    found = list(dict.fromkeys(alike if alike or truncated else numbers))
     # The order counts: the question names the keys in it.
     return Answer(", ".join(found) if len(found) == len(wanted) else None, found == wanted)
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 from itertools import islice
 from typing import NamedTuple
 
-from gendistill.evaluate.kinds.shared.statements import denied, plain, sentences, statements
+from gendistill.evaluate.kinds.shared.statements import cut_back, denied, plain, sentences, statements
 
 MOST_DIGITS = 400  # of a number that is read; no answer is longer, and Python refuses to spell out far longer ones
 MOST_NUMBERS = 20  # in the sentence with the answer; one with more lists them
@@ -24,7 +24,8 @@ _BODY = rf"""
     | \d{{1,3}}(?:\.\d{{3}}){{2,9}}(?!\d|[.,]\d)    # 1.234.567
     | \d{{1,3}}(?:['’]\d{{3}})+(?!\d)(?:\.\d+)?   # 1'234
     | \d{{1,2}}(?:[ ]\d{{3}})+(?![ ]?\d)(?:[.]\d+)?   # 1 234
-    | \d+,\d{{1,2}}(?=\s?{_UNIT})                 # 12,50 €
+    | \d+,\d{{1,2}}(?=\s?{_UNIT}) | 0,\d+         # 12,50 €
+    | (?<![(,])\d+,\d{{1,2}}(?![\d),])             # 3,75, but for what may be a pair
     | \d+(?:\.\d+)?
     | (?<![.])\.\d+
 """
@@ -57,6 +58,10 @@ _VERB = re.compile(
     r"(?:\b(?:is|are|was|were|have|has|had|makes?|made|gives?|needs?|costs?|earns?|totals?|equals?|leaves?|gets?|pays?|"
     r"spends?|will be|remain)|是|为|有|得)\s*(?:about|only|exactly|approximately|a total of|just|now)?\s*[$€£¥]?\s*$"
 )
+_SO = re.compile(r"[,，;]\s?(?:so|thus|therefore|hence|donc|also|así que|所以|因此)\b\s?")
+_CONCLUDES = re.compile(
+    r"(?:so|thus|therefore|hence|donc|also|por lo tanto|así que|所以|因此)\b|[a-z]\s?=\s?-?[\d.,/]+\s*$", re.I
+)
 _ENUMERATOR = re.compile(
     r"^[ \t]*(?:\d{1,2}[.)]|(?:Step|Schritt|Paso|Étape)\s\d{1,2}\s?[:.])[ \t]+(?=\S)", re.MULTILINE
 )
@@ -70,7 +75,7 @@ class Number(NamedTuple):
     end: int
 
 
-def last_number(reply: str, truncated: bool = False) -> str | None:
+def last_number(reply: str, truncated: bool = False, question: str = "") -> str | None:
     """The number that a reply gives for its answer, in one spelling ("$1,234.50" -> "1234.5", "1/2" -> "0.5"), or None.
 
     It is the one that the reply is, or states to be the answer; without a statement, the only number of the last
@@ -83,29 +88,37 @@ def last_number(reply: str, truncated: bool = False) -> str | None:
         if not _is_list(text):
             return spelled(bare)
         return None
-    stated = _stated(text, truncated)
+    stated, asked = _stated(text, truncated, question), _asked(question)
     if stated:
         values = {value for _, value in stated}
         return spelled(values.pop()) if len(values) == 1 and None not in values else None
-    # What was cut off states nothing: its last sentence is not its end.
-    return None if truncated or _is_list(text) else spelled(_concluded(text, _single))
+    if _is_list(text):
+        return None
+    if truncated:  # its last sentence is not its end, unless it says that it concludes
+        *_, last = ("", *sentences(cut_back(text)))
+        return spelled(_conclusion(last, asked)) if _CONCLUDES.match(last) else None
+    return spelled(_concluded(text, lambda sentence: _conclusion(sentence, asked)))
 
 
-def stated_number(reply: str, truncated: bool = False) -> str | None:
+def stated_number(reply: str, truncated: bool = False, question: str = "") -> str | None:
     """The number that a patient person takes for the answer, or None.
 
     Beyond `last_number`: of several statements the last, a box before "####" before other words; and without any, the
     last number of the last sentence, if it stands behind a verb ("the 3 boys have 12 apples").
     """
-    strict = last_number(reply, truncated)
+    strict = last_number(reply, truncated, question)
     if strict is not None:
         return strict
     text = _evened(reply)
-    stated = _stated(text, truncated)
+    stated = _stated(text, truncated, question)
     for sort in ("box", "mark", "words"):
         if found := [value for kind, value in stated if kind == sort]:
             return spelled(found[-1])
-    return None if truncated or _is_list(text) else spelled(_concluded(text, _last_behind_verb))
+    if _is_list(text):
+        return None
+    if truncated:
+        return spelled(_result(text))
+    return spelled(_concluded(text, _last_behind_verb))
 
 
 def gold_number(text: str) -> str | None:
@@ -160,7 +173,7 @@ def _value(match: re.Match) -> Fraction | None:
     body = match["body"]
     if len(body) > MOST_DIGITS:
         return None
-    if re.fullmatch(r"\d{1,3}(?:\.\d{3})+,\d+|\d+,\d{1,2}", body):
+    if re.fullmatch(r"\d{1,3}(?:\.\d{3})+,\d+|\d+,\d{1,2}|0,\d+", body):
         body = body.replace(".", "").replace(",", ".")
     if body.count(".") > 1:
         body = body.replace(".", "")
@@ -195,7 +208,14 @@ def _is_list(text: str) -> bool:
     return not re.search(r"[^\W\d_]|=", text) and len({number.value for number in _numbers(text)}) > 1
 
 
-def _stated(text: str, truncated: bool) -> list[tuple[str, Fraction | None]]:
+def _asked(question: str) -> set[Fraction]:
+    """The numbers of the question."""
+    return {
+        value for match in islice(_NUMBER.finditer(_evened(question)), 1000) if (value := _value(match)) is not None
+    }
+
+
+def _stated(text: str, truncated: bool, question: str = "") -> list[tuple[str, Fraction | None]]:
     """How each statement is made, and its number; None if it is not a single one."""
     found = []
     for statement in statements(text):
@@ -207,8 +227,26 @@ def _stated(text: str, truncated: bool) -> list[tuple[str, Fraction | None]]:
             continue  # "The answer is as follows"
         before = text[max(0, statement.start - 12) : statement.start]
         sort = "box" if "{" in before[-2:] else "mark" if "####" in before else "words"
-        found.append((sort, _single(content)))
+        value = _single(content)
+        if sort == "box" and f"boxed{{{content}}}" in _evened(question):
+            continue  # the form that was asked for, once more
+        found.append((sort, value))
     return found
+
+
+def _conclusion(sentence: str, asked: set[Fraction]) -> Fraction | None:
+    """The number that a sentence without a statement comes to; beside it there may be those that were asked about."""
+    parts = _SO.split(sentence)
+    sentence = parts[-1] if re.search(r"\d", parts[-1]) else sentence
+    if "=" in sentence or (value := _single(sentence)) is None:
+        numbers = [] if "=" in sentence else _numbers(sentence)
+        new = [number for number in numbers if number.value not in asked]
+        if len(new) == 1 and len(numbers) > 1 and not _is_term(sentence, new[0]):
+            return None if denied(sentence, new[0].start, new[0].end) else new[0].value
+        return _single(sentence)
+    # A number of the question that is named twice is what the sentence is about.
+    times = sum(number.value == value for number in _numbers(sentence))
+    return None if value in asked and times > 1 else value
 
 
 def _single(content: str) -> Fraction | None:
@@ -241,12 +279,20 @@ def _is_term(text: str, number: Number) -> bool:
 
 def _last_behind_verb(sentence: str) -> Fraction | None:
     numbers = _numbers(sentence)
-    if (single := _single(sentence)) is not None:
-        return single
     if 0 < len(numbers) <= MOST_NUMBERS and _VERB.search(sentence[max(0, numbers[-1].start - 40) : numbers[-1].start]):
         last = numbers[-1]
         return None if _is_term(sentence, last) or denied(sentence, last.start, last.end) else last.value
     return None
+
+
+def _result(text: str) -> Fraction | None:
+    """What working comes to that was cut off as it was about to conclude: its last result."""
+    whole = cut_back(text)
+    tail = text[len(whole) :].strip(" \t\\[]()")
+    results = [sentence for sentence in sentences(whole) if re.search(r"\w", sentence)][-1:]
+    if tail and not _CONCLUDES.match(tail):
+        return None
+    return _single(results[0]) if results and re.search("[=≈]", results[0]) else None
 
 
 def _concluded(text: str, read: Callable[[str], Fraction | None]) -> Fraction | None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from gendistill.evaluate.kinds.item import Answer
 from gendistill.evaluate.kinds.shared.letters import flexible_letter, strict_letter
-from gendistill.evaluate.kinds.shared.statements import denied, plain, sentences, statements
+from gendistill.evaluate.kinds.shared.statements import DENIAL, denied, plain, sentences, statements
 from gendistill.evaluate.kinds.shared.words import CJK, holds, normalise, outermost, with_articles
 from gendistill.names import LETTERS
 
@@ -22,6 +22,8 @@ _LEAD = re.compile(
     r"ein|eine|un|une|una|en|im|am|dans|à|是|在|它|他|她|这)(?=[\s,:]|$|['’])[\s,:]*",
     re.IGNORECASE,
 )
+# Behind these anything may follow: "No, ice is not".
+_YES_NO = re.compile(r"^(?:yes|no|true|false|sí|si|oui|non|ja|nein|是|不是|对|不对)(?=\s?[,，])", re.IGNORECASE)
 _EXPLAINED = re.compile(
     r"\s[(–—]|\s-\s(?!\d)|[:.](?!\d)|[;(\n]"
     r"|,\s?(?=(?:because|since|as|which|who|where|but|not|although|while|it|he|she|they|there|that|this|the)\b)",
@@ -46,6 +48,14 @@ _OTHER_BEFORE = re.compile(
 _NAME_BEHIND = re.compile(r"[ -]([A-ZÀ-Þ][^\W\d_]+)")
 _KINDS_OF_PLACE = {"River", "City", "Sea", "Ocean", "Island", "Islands", "County", "State", "Mountain", "Mountains", "Lake",
                    "Desert", "Empire", "Republic", "Street", "Company", "Inc", "Corporation"}  # fmt: skip
+_COPULA = re.compile(
+    r"[\"'”’)]{0,2}\s?(?:,[^,]{0,60},\s?)?(?:is|was|are|were|has|had|ist|war|sind|es|era|fue|est|était|wrote|painted|invented|是)\b|[\"'”’)]{0,2}是",
+    re.I,
+)
+_RELATIVE = re.compile(r",\s(?:which|who|whose|because|since|der|die|das|weil|qui|car|porque)\b", re.I)
+_EXAMPLE = re.compile(r"\b(?:including|such as|like|e\.g\.|for example)\s?(?:the\s|an?\s)?[\"'“‘]?$", re.I)
+_BUT_ALSO = re.compile(r"[^.]{0,40}\bbut\b[^.]{0,20}\balso\b", re.I)
+_DENIED = re.compile(DENIAL, re.IGNORECASE)
 _MONTH = re.compile(
     r"\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|januar|märz|mai|juin|juillet|août|enero|julio|mayo)\w{0,8}\b|[年月]",
     re.I,
@@ -79,21 +89,15 @@ def strict_phrase(
     stated = _stated(text, asked, truncated)
     if stated:
         given = set(stated)
-        return _answer(given.pop(), asked) if len(given) == 1 else Answer(None, False)
-    whole = [sentence for sentence in sentences(text)]
-    if truncated:
-        whole = whole[:-1] if not text.endswith((".", "!", "。")) else whole
-    held = {phrase for sentence in whole for phrase in _asserted(sentence, asked)}
-    held = outermost(held)
+        return _answer(given.pop(), asked) if len(given) == 1 and "" not in given else Answer(None, False)
+    whole = _whole(text, asked, truncated)
+    held = outermost({phrase for sentence in whole for phrase in _asserted(sentence, asked, strictly=True)})
+    # A candidate in another place of a sentence is one more that may be meant.
+    beside = {phrase for sentence in whole for phrase in _asserted(sentence, asked)} - held - asked.right
+    if held and held <= asked.right and not beside:
+        return Answer(min(held), True)  # several accepted ones are one answer; the same whenever it is asked
     if held:
-        # Several accepted ones are one answer; the same whenever it is asked.
-        return (
-            Answer(min(held), True)
-            if held <= asked.right
-            else _answer(held.pop(), asked)
-            if len(held) == 1
-            else Answer(None, False)
-        )
+        return _answer(held.pop(), asked) if len(held) == 1 and not beside else Answer(None, False)
     return Answer(None if truncated or _undecided(text, asked) else normalise(text), False)
 
 
@@ -109,10 +113,23 @@ def flexible_phrase(
     text, asked = plain(reply).strip(), _asked(accepted, candidates, question)
     stated = _stated(text, asked, truncated)
     if stated:
-        return _answer(stated[-1], asked)  # the last one: a reply that reasons comes to its answer at the end
-    whole = sentences(text)[: -1 if truncated and not text.endswith((".", "!", "。")) else None]
+        return (
+            _answer(stated[-1], asked) if stated[-1] else strict
+        )  # the last one: a reply that reasons comes to its answer at the end
+    whole = _whole(text, asked, truncated)
     held = {phrase for sentence in whole for phrase in _asserted(sentence, asked)} & asked.right
-    return Answer(min(held), True) if held else strict
+    said = {phrase for sentence in whole for phrase in _asserted(sentence, asked, strictly=True)} - asked.right
+    return Answer(min(held), True) if held and not said else strict
+
+
+def _whole(text: str, asked: _Asked, truncated: bool) -> list[str]:
+    """The sentences of a reply but for one that was cut off, and for those that repeat the question."""
+    found = sentences(text)
+    if truncated and not text.endswith((".", "!", "。")):
+        *found, last = found
+        # Its main clause had ended if it was cut off in a relative one.
+        found += _RELATIVE.split(last, maxsplit=1)[:1] if _RELATIVE.search(last) else []
+    return [sentence for sentence in found if len(sentence) < 20 or not holds(asked.question, normalise(sentence))]
 
 
 def _asked(accepted: Sequence[str], candidates: Sequence[str], question: str) -> _Asked:
@@ -156,8 +173,12 @@ def _stated(text: str, asked: _Asked, truncated: bool) -> list[str]:
         if not statement.ended and truncated and not _goes_on(content, phrase):
             continue
         words = normalise(content)
-        found.append(phrase or words)
-    return [each for each in found if each]
+        # A ramble states nothing, nor does a statement of what it is not.
+        short = (
+            len(words.split()) <= _MOST_WORDS and not denied(content, 0, len(content)) and not _DENIED.match(content)
+        )
+        found.append(phrase or (words if short else ""))
+    return found
 
 
 def _goes_on(content: str, phrase: str | None) -> bool:
@@ -173,7 +194,7 @@ def _is_phrase(text: str, asked: _Asked) -> str | None:
     for _ in range(5):
         text = text.strip(" .。!,;:\"'“”‘’")
         # Behind a mark stands what explains an answer: "Paris, because", "Yes. It is", "yen (JPY)".
-        for part in (text, _EXPLAINED.split(text, maxsplit=1)[0]):
+        for part in (text, _EXPLAINED.split(text, maxsplit=1)[0], *_YES_NO.findall(text)):
             if found := known & {normalise(part), with_articles(part)}:
                 return min(found)
         # Known phrases first: a lead ("in") may be one.
@@ -181,42 +202,52 @@ def _is_phrase(text: str, asked: _Asked) -> str | None:
     return None
 
 
-def _asserted(sentence: str, asked: _Asked) -> set[str]:
-    """Known phrases that a sentence gives for the answer: neither denied nor listed nor part of something else."""
+def _asserted(sentence: str, asked: _Asked, strictly: bool = False) -> set[str]:
+    """Known phrases that a sentence gives for the answer: neither denied nor listed nor part of something else.
+
+    Strictly, those are given that stand where a sentence says something: in front, or at the end of a clause.
+    """
     if sentence.endswith("?"):
         return set()
     forms = f" {normalise(sentence)} ", f" {with_articles(sentence)} "
     known = {phrase for phrase in asked.right | asked.others if any(f" {phrase} " in form for form in forms)}
-    # A candidate that the question names is what is talked about, unless it is the answer.
-    known = {phrase for phrase in outermost(known) if phrase in asked.right or not holds(asked.question, phrase)}
-    return {phrase for phrase in known if _given(sentence, phrase, asked)}
+    given = {phrase for phrase in outermost(known) if _given(sentence, phrase, asked, strictly)}
+    # A candidate that the question names may only be talked about, unless it is put where the answer stands.
+    told = {phrase for phrase in given if phrase in asked.right or not holds(asked.question, phrase)}
+    return told or {phrase for phrase in given if _given(sentence, phrase, asked, strictly=True)}
 
 
-def _given(sentence: str, phrase: str, asked: _Asked) -> bool:
+def _given(sentence: str, phrase: str, asked: _Asked, strictly: bool) -> bool:
     """Whether some mention of a phrase in a sentence gives it for the answer."""
     if phrase in ("yes", "no", "true", "false", "none", "a", "i"):
         return False  # words that any sentence may hold; they count where they are stated
     places = [*_pattern(phrase).finditer(sentence)][:_MOST_MENTIONS]
     # Spelled so differently that it is not found in the text as it is: nothing is known of what stands around it.
-    return any(_mention(sentence, match.start(), match.end(), asked) for match in places)
+    return any(_mention(sentence, match.start(), match.end(), asked, strictly) for match in places)
 
 
 def _pattern(phrase: str) -> re.Pattern:
     """Finds a normalised phrase in a text as it was written."""
-    gap = rf"(?:[^\w]{{1,4}}(?:(?:a|an|the)\s)?|(?<=[{CJK}]))" if " " in phrase else ""
+    gap = rf"(?:[^\w]{{1,4}}(?:(?:a|an|the)\s)?|(?<=[{CJK}])|(?=[{CJK}]))" if " " in phrase else ""
     words = [
         re.sub(r"(?<=\d)(?=(?:\d{3})+(?!\d))", ",?", re.escape(word)) if word.isdecimal() else re.escape(word)
         for word in phrase.split()
     ]
-    before, after = rf"(?:(?<![^\W{CJK}])|(?<=[{CJK}]))", rf"(?![^\W{CJK}])(?!\.\d)"
+    before, after = (
+        rf"(?:(?<![^\W{CJK}])|(?<=[{CJK}]))",
+        rf"(?![^\W{CJK}])(?!\.\d)" if not re.match(f"[{CJK}]", phrase[-1]) else "",
+    )
+    words = [word.replace("ss", "(?:ss|ß)") for word in words]
     if phrase[0] in "0123456789":
         before = rf"(?<![^\W{CJK}])(?<![-.,]\d)(?<!\d[.,])(?<!(?<!\w)-)"
     return re.compile(before + gap.join(words) + after, re.IGNORECASE)
 
 
-def _mention(sentence: str, start: int, end: int, asked: _Asked) -> bool:
+def _mention(sentence: str, start: int, end: int, asked: _Asked, strictly: bool) -> bool:
     before, behind = sentence[max(0, start - 300) : start], sentence[end : end + 300]
     if denied(sentence, start, end) or _QUESTIONED.search(before):
+        return False
+    if strictly and not _says(before, behind, asked):
         return False
     mention = sentence[start:end]
     if mention[0] in "-0123456789" and mention[-1].isdigit():
@@ -224,8 +255,33 @@ def _mention(sentence: str, start: int, end: int, asked: _Asked) -> bool:
     return not (_listed(before, behind, asked) or _embedded(before, mention, behind, asked))
 
 
+def _says(before: str, behind: str, asked: _Asked) -> bool:
+    """Whether a mention stands in front of its sentence, or at the end of a clause without a denial before it."""
+    front = not re.search(r"\w", _LEAD.sub("", before.strip()))
+    if front and _COPULA.match(behind):
+        return True
+    # Behind "not Rome but" the denial is of the other one.
+    if _EXAMPLE.search(before):
+        return False
+    denial = _DENIED.search(
+        re.sub(r"^.*\b(?:but|sondern|sino|mais)\b|^.*而是", "", before[-40:]) if "," not in before else before
+    )
+    if denial and not re.search(r"(?:\bbut|\bsondern|\bsino|\bmais|而是)\s\S{0,20}\s?$", before):
+        return False
+    rest = re.split(
+        r"[.,;:!?(\n，。；！？]|\s[-–—]\s|\b(?:because|since|as|which|who|where|but|and|not|when|for)\b",
+        behind,
+        maxsplit=1,
+    )[0]
+    words = normalise(rest).split()
+    few = 12 if re.search(f"[{CJK}]", rest) else 3  # words, or characters
+    return len(words) <= few or all(holds(asked.question, word) for word in words)
+
+
 def _listed(before: str, behind: str, asked: _Asked) -> bool:
     """Whether other answers stand beside one, that the question does not name."""
+    if _BUT_ALSO.match(behind):
+        return True
     for match in (_OR_BEHIND.match(behind), _OR_BEFORE.search(before)):
         if match and _is_item(match[1], asked):
             return True
@@ -239,7 +295,7 @@ def _listed(before: str, behind: str, asked: _Asked) -> bool:
 def _is_item(word: str, asked: _Asked) -> bool:
     """Whether a word beside an answer is another answer: a name, a number or a candidate that was not asked about."""
     bare = normalise(word)
-    if not bare or holds(asked.question, bare):
+    if not bare or holds(asked.question, bare) or not _LEAD.sub("", f"{word.rstrip(',')}, "):
         return False
     known = any(holds(phrase, bare) for phrase in asked.others)
     return known or word.lstrip("(\"'“‘")[:1].isupper() or word[:1].isdigit() or bool(re.match(f"[{CJK}]", word))

@@ -20,7 +20,7 @@ _MARKER = re.compile(
     \b{_SUBJECT}\b(?:[ ](?:to|of|for)[ ][^.\n:：=]{{0,60}}?)?(?:[ ](?:here|therefore|thus|then))?
         \s*(?:\bis\b|\bwas\b|\b(?:would|should|must|will)[ ]be\b|:|=)(?:[ ](?:that|therefore|thus|then|clearly)\b)?
     | (?:答案|正确选项|正解|答え)\s*(?:应该是|应当是|应该选|应为|应选|就是|是|为|選|选|は|:)
-    | \bgabarito\s*:
+    | 【答案】 | [\"'](?:answer|antwort|respuesta|r[eé]ponse|risposta|resposta|答案)[\"']\s?:
     | \b(?:respuesta|soluci[oó]n|opci[oó]n[ ]correcta)(?:[ ](?:correcta|final))?\s*(?:\b(?:es|ser[ií]a)\b|:)
     | \b(?:antwort|l[oö]sung|antwortm[oö]glichkeit)\s*(?:\b(?:ist|lautet|w[aä]re)\b|:)
     | \br[eé]ponse(?:[ ](?:correcte|finale))?\s*(?:\b(?:est|serait)\b|:)
@@ -28,6 +28,9 @@ _MARKER = re.compile(
     | ^[ ]*\#\#\#\#
     """,
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
+)
+_CALLED_WRONG = re.compile(
+    r"\b(?:wrong|incorrect|false|falsche[nr]?|incorrect[ao]s?|fausses?|mauvaises?)\s$|(?:错误|不正确)的?$", re.I
 )
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 # No statement is longer, and no denial reaches further: reading takes no longer than the text is long.
@@ -39,8 +42,8 @@ MOST_STATEMENTS = 50  # of a reply count, the last ones; one with more is a loop
 # What turns what follows it round, up to the end of the clause.
 DENIAL = (
     r"(?:\b(?:not|cannot|never|neither|nor|without|anything[ ]but|other[ ]than|rather[ ]than|instead[ ]of|except"
-    r"|unlike|excluding|rules?[ ]out|ruled[ ]out|nicht|kein|keine|keinen|nie|niemals|ne|pas|jamais|non|não|nunca|tampoco)\b"
-    r"|n['’]t\b|\bn['’](?=est|était)|\bno[ ](?:es|era|fue|son|longer)\b|不是|并非|并不|不选|不|非|不能|ではな)"
+    r"|unlike|excluding|rules?[ ]out|ruled[ ]out|nicht|kein|keine|keinen|wrong|incorrect|nie|niemals|ne|pas|jamais|non|não|nunca|tampoco)\b"
+    r"|n['’]t\b|\bn['’](?=est|était)|\bno[ ](?:es|era|fue|son|longer)\b|不是|并非|并不|不选|错误|不|非|不能|ではな)"
 )
 # What turns what stands before it round.
 DENIED_AFTER = re.compile(
@@ -120,11 +123,21 @@ class Statement(NamedTuple):
 def statements(text: str) -> Iterator[Statement]:
     """What a text in `plain` spelling says is the answer, in the order of the text."""
     found = [*_boxes(text)]
-    for marker in [*_MARKER.finditer(text)][-MOST_STATEMENTS:]:
+    markers = [*_MARKER.finditer(text)][-MOST_STATEMENTS:]
+    for marker, following in zip(markers, [*markers[1:], None], strict=False):
+        # What is called wrong is no answer; a statement in a statement is the one that counts.
+        if _CALLED_WRONG.search(text, max(0, marker.start() - 30), marker.start()):
+            continue
         start = marker.end()
         # The answer may stand on the next line: "Answer:\n\nB".
         start += len(re.match(r"[\s:]{0,20}", text[start : start + 20])[0])
         end = sentence_end(text, start)
+        if (
+            following is not None
+            and following.start() < end
+            and not re.search(r"[.\n]", text[start : following.start()])
+        ):
+            continue
         found.append(Statement(text[start:end].strip(), start, end < len(text)))
     return iter(sorted((each for each in found if each.content), key=lambda each: each.start))
 
