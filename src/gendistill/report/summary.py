@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gendistill.analysis.diagnostics import Diagnostics, diagnose
+from gendistill.analysis.diagnostics import MIN_ITEMS, Diagnostics, diagnose
 from gendistill.analysis.scores import Scores, paired_table
 from gendistill.analysis.significance import compare, rank_flips
 from gendistill.analysis.tables import (

@@ -17,8 +17,8 @@ from gendistill.recipe.fields import Names
 
 
 class LastNumber(FewShotTask):
-    """The number that `answer` states ("#### 18"), else its last one is right; fractions are numbers. Ranked is "The answer is N." against other
-    items' numbers."""
+    """The number that `answer` states ("#### 18"), else its last one is right; fractions are numbers. Ranked is "The
+    answer is N." against other items' numbers."""
 
     kind: Literal["last_number"] = "last_number"
     answer: Names = Field(("answer",), min_length=1, description="field")

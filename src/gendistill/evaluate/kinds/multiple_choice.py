@@ -150,7 +150,8 @@ def _gold(names: Sequence[str], fields: Fields, options: tuple[str | None, ...],
         case _:
             gold = ()  # refused below, as is what the cases above could not resolve
     if not gold or any(options[index] is None for index in gold):
-        ways = f"an index from 0 to {last}, one of the labels {', '.join(map(str, labels))}, or an option's text, none of them null"
+        named = ", ".join(map(str, labels))
+        ways = f"an index from 0 to {last}, one of the labels {named}, or an option's text, none of them null"
         raise fields.error(names, f"the right choice: {ways}", answer)
     return gold
 

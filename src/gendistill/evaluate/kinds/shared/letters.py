@@ -24,6 +24,8 @@ _JOINT = (
     rf"(?:{_B}(?:,|/|&|、|\+){_B}(?:and\b|or\b)?{_B}|{_B}\b(?:and|or|y|o|und|oder|et|ou|nor)\b{_B}|{_B}[和或与]{_B})"
 )
 MARKED_LENGTH = 8  # of a reply that is nothing but a letter and its marks
+# An option's text in quotes at the end of a sentence, marked as what is meant.
+_QUOTED = re.compile(r"(?:\b(?:is|es|est|ist)\s|是)[\"“«]([^\"”»\n]{1,80})[\"”»](?=[.。]?\s*$)")
 _TAKEN_BACK = re.compile(r"\b(?:is|ist|es|est)\s(?:wrong|incorrect|false|falsch|incorrect[oae]|faux|fausse)\b|错")
 _LIST_OF_WRONG = re.compile(r"\b(?:wrong|incorrect|falsche?n?|incorrectas|fausses|mauvaises|错误)\b[^\n]{0,60}:\s*\n")
 # "A hexagon is", and not "A because".
@@ -33,7 +35,10 @@ _ARTICLE = re.compile(
 _WRONG = re.compile(
     r"\b(?:wrong|incorrect|false|not|no|falsch|nicht|incorrect[oae]|faux|fausse)\b|n['’]t\b|错|不", re.I
 )
-_RIGHT = rf"(?:\bis|:|-|–|是|es|ist|est){_B}(?:the\s|la\s|die\s|definitely\s)?(?:correct|right|best|true|answer|正确|richtig|correct[ae]|bonne)"
+_RIGHT = (
+    rf"(?:\bis|:|-|–|是|es|ist|est){_B}(?:the\s|la\s|die\s|definitely\s)?"
+    r"(?:correct|right|best|true|answer|正确|richtig|correct[ae]|bonne)"
+)
 
 
 def strict_letter(reply: str, choices: Sequence[str], truncated: bool = False) -> str | None:
@@ -75,8 +80,9 @@ def flexible_letter(reply: str, choices: Sequence[str], truncated: bool = False)
     if patterns.several.search(text):
         return None
     # Of a reply that was cut off its whole sentences count, but not against what its last one says.
-    named = _named(cut_back(text), choices) if truncated and len(_named(text, choices)) < 2 else set()
     if truncated:
+        named = _named(cut_back(text), choices) if len(_named(text, choices)) == 1 else set()
+        named = {letter for letter in named if re.search(r"[^\W\d_]{2}|[^\x00-\x7f]", choices[LETTERS.index(letter)])}
         return named.pop() if len(named) == 1 else None
     # By an option's text first: a capital letter alone may be an initial.
     for candidates in (_named(text, choices), _alone(text, choices)):
@@ -120,12 +126,14 @@ def _patterns(count: int) -> _Patterns:
     # A small letter is one only where nothing but a mark follows, or the article of "a dog" would be an option.
     either = rf"(?:{capital}{after}|{letter}(?={_B}(?:[.):,;!?\]}}\"'”’」】]|\n|$)))"
     open_, close = r"[(\[{\"'“‘「『【<]{0,3}" + _B, _B + r"[)\]}\"'”’」』】>]{0,3}"
-    word = rf"(?:(?:the|la|die|l['’]|el|le|der|letter|option|choice|answer|opción|opcion|opção|lettre|buchstabe|letra|选项){_B}){{0,3}}"
+    filler = "the|la|die|l['’]|el|le|der|letter|option|choice|answer|opción|opcion|opção|lettre|buchstabe|letra|选项"
+    word = rf"(?:(?:{filler}){_B}){{0,3}}"
     bracketed = rf"(?:\({_B}{letter}{_B}\)|\[{_B}{letter}{_B}\])"
     return _Patterns(
         # Punctuation or the end of the line must follow, or "A dog" would be option A.
         opening=re.compile(
-            rf"^[ \t]*(?:(?:option|choice|选项)\s+)?(?:({bracketed})|[\"'“‘「【]?({letter})[\"'”’」】]?(?=[.):,;!。、，：]|[ \t]+[-–—]|[ \t]*$|{_B}{_RIGHT}))",
+            rf"^[ \t]*(?:(?:option|choice|选项)\s+)?(?:({bracketed})"
+            rf"|[\"'“‘「【]?({letter})[\"'”’」】]?(?=[.):,;!。、，：]|[ \t]+[-–—]|[ \t]*$|{_B}{_RIGHT}))",
             re.MULTILINE | re.IGNORECASE,
         ),
         listed=re.compile(rf"{_B}\(?{letter}[.):]*(?:{_JOINT}|{_B})\(?{letter}(?:[.):]|{_B}$|{_JOINT})"),
@@ -137,12 +145,14 @@ def _patterns(count: int) -> _Patterns:
             rf"|\b(?i:is|es|est|ist|are|serait|sería|wäre|would\sbe)\s(?:(?i:{word})\(({capital})\)|(?i:la\s|the\s|die\s)?(?i:option|opción)\s({capital}){after})"
         ),
         loosely=re.compile(
-            rf"(?<=[^\n])\(({capital})\)|\b(?:is|es|est|ist)\s({capital})(?=[.]?\s*$)|\b(?i:option|choice|opción|antwort|réponse|letter)\s+{open_}({capital}){after}(?! [a-z]+ed\b)"
+            rf"(?<=[^\n])\(({capital})\)|\b(?:is|es|est|ist)\s({capital})(?=[.]?\s*$)"
+            rf"|\b(?i:option|choice|opción|antwort|réponse|letter)\s+{open_}({capital}){after}(?! [a-z]+ed\b)"
         ),
         alone=re.compile(rf"(?<![A-Za-z0-9_À-ɏ'’.]){capital}{after}(?! [a-z])"),
         several=re.compile(rf"(?<![A-Za-z0-9_À-ɏ'’.]){capital}{close}{_JOINT}(?i:option\s)?{open_}{capital}{after}"),
         denials=re.compile(
-            rf"{DENIAL}{_B}(?:be\s|to be\s)?(?i:{word}){open_}{capital}{after}{close}(?:(?:{_JOINT}){open_}{capital}{after}{close}){{0,9}}"
+            rf"{DENIAL}{_B}(?:be\s|to be\s)?(?i:{word}){open_}{capital}{after}{close}"
+            rf"(?:(?:{_JOINT}){open_}{capital}{after}{close}){{0,9}}"
             rf"(?:{_B},?{_B}(?:but|sondern|sino|mais|而是){_B}(?:rather\s)?)?",
             re.IGNORECASE,
         ),
@@ -258,6 +268,9 @@ def _said(text: str, choices: Sequence[str], strictly: bool) -> Iterator[tuple[s
         elif match and not patterns.joined.match(content, match.end()) and not denied(content, 0, match.end()):
             ended = statement.ended or bool(content[match.end() :].strip())
             found.append((statement.start, match[1].upper(), ended))
+    for match in [*_QUOTED.finditer(text)][-MOST_STATEMENTS:] if not strictly else ():
+        by_text = [letter for letter, option in options.items() if option == _bare(match[1])]
+        found += [(match.start(), by_text[0], True)] if len(by_text) == 1 else []
     others = [patterns.picked] if strictly else [patterns.picked, patterns.loosely]
     for match in (match for pattern in others for match in [*pattern.finditer(text)][-MOST_STATEMENTS:]):
         # The rest of the sentence may take it back: "Answer C, 30 days, is wrong".

@@ -35,7 +35,8 @@ _NUMBER = re.compile(
     {_BEFORE}(?P<body>{_BODY})
     (?: \s{{1,3}}(?:and\s)?(?P<above>\d{{1,20}})\s?/\s?(?P<below>\d{{1,20}})(?![\d/]|\.\d)   # 2 1/2
       | \s?/\s?(?P<over>\d{{1,20}})(?![\d/]|\.\d) )?                                          # 1/2
-    (?: \s?(?:[x×*]|\\times|\\cdot)\s?10\s?\^\s?\{{?(?P<power>-?\d{{1,2}})\}}? | [eE](?P<exponent>[-+]?\d{{1,2}})(?![\w]) )?
+    (?: \s?(?:[x×*]|\\times|\\cdot)\s?10\s?\^\s?\{{?(?P<power>-?\d{{1,2}})\}}?
+      | [eE](?P<exponent>[-+]?\d{{1,2}})(?![\w]) )?
     """,
     re.VERBOSE,
 )
@@ -59,8 +60,16 @@ _VERB = re.compile(
     r"spends?|will be|remain)|是|为|有|得)\s*(?:about|only|exactly|approximately|a total of|just|now)?\s*[$€£¥]?\s*$"
 )
 _SO = re.compile(r"[,，;]\s?(?:so|thus|therefore|hence|donc|also|así que|所以|因此)\b\s?")
+_IS = re.compile(r"(?:\b(?:is|are|est|es|ist)|是)\s?$")
+_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
+).split()
+_IN_WORDS = re.compile(rf"\b(?:is|are|equals|makes)\s(minus\s|negative\s)?({'|'.join(_WORDS)})[.!]?\s*$", re.IGNORECASE)
 _CONCLUDES = re.compile(
-    r"(?:so|thus|therefore|hence|donc|also|por lo tanto|así que|所以|因此)\b|[a-z]\s?=\s?-?[\d.,/]+\s*$", re.I
+    r"(?:write the (?:result|answer)|so|thus|therefore|hence|donc|also|por lo tanto|así que|所以|因此)\b"
+    r"|[a-z]\s?=\s?-?[\d.,/]+\s*$",
+    re.I,
 )
 _ENUMERATOR = re.compile(
     r"^[ \t]*(?:\d{1,2}[.)]|(?:Step|Schritt|Paso|Étape)\s\d{1,2}\s?[:.])[ \t]+(?=\S)", re.MULTILINE
@@ -118,6 +127,8 @@ def stated_number(reply: str, truncated: bool = False, question: str = "") -> st
         return None
     if truncated:
         return spelled(_result(text))
+    if not re.search(r"\d", text) and (word := _IN_WORDS.search(text)):
+        return spelled(Fraction(_WORDS.index(word[2].lower()) * (-1 if word[1] else 1)))
     return spelled(_concluded(text, _last_behind_verb))
 
 
@@ -290,9 +301,10 @@ def _result(text: str) -> Fraction | None:
     whole = cut_back(text)
     tail = text[len(whole) :].strip(" \t\\[]()")
     results = [sentence for sentence in sentences(whole) if re.search(r"\w", sentence)][-1:]
-    if tail and not _CONCLUDES.match(tail):
+    # A beginning of a few letters may be any word.
+    if not results or not (len(tail) <= 4 or _CONCLUDES.match(tail) or _IS.search(tail)):
         return None
-    return _single(results[0]) if results and re.search("[=≈]", results[0]) else None
+    return _single(results[0]) if re.search("[=≈]", results[0]) else _bare(results[0])
 
 
 def _concluded(text: str, read: Callable[[str], Fraction | None]) -> Fraction | None:

@@ -16,9 +16,12 @@ _LETTERED = re.compile(r"\(([A-Z])\)")
 _OPTION = re.compile(r"^\s*\(([A-Z])\)[ \t]*(\S.*)$", re.MULTILINE)
 # Words in front of an answer that add nothing to it.
 _LEAD = re.compile(
-    r"^(?:(?:it|this|that|he|she|they|there|i|we|you)(?:['’]s|[ ](?:is|was|are|were|think|believe|get|would|say|guess)|['’]m|['’]d)?"
-    r"|is|was|that|in|on|at|by|to|the|an?|probably|likely|definitely|certainly|about|approximately|around|called|named|yes,|sure|so|thus|"
-    r"therefore|hence|well|ok|okay|of course|certainly|es|ist|est|son|er|sie|il|elle|él|ella|c['’]est|el|la|le|les|los|las|der|die|das|"
+    r"^(?:(?:it|this|that|he|she|they|there|i|we|you)(?:['’]s|[ ](?:is|was|are|were|think|believe|get|would|say|guess)"
+    r"|['’]m|['’]d)?"
+    r"|is|was|that|in|on|at|by|to|the|an?|probably|likely|definitely|certainly|about|approximately|around|called|named|yes,|sure"
+    r"|so|thus|"
+    r"therefore|hence|well|ok|okay|of course|certainly|es|ist|est|son|er|sie|il|elle|él|ella|c['’]est|el|la|le|les|los|las"
+    r"|der|die|das|"
     r"ein|eine|un|une|una|en|im|am|dans|à|是|在|它|他|她|这)(?=[\s,:]|$|['’])[\s,:]*",
     re.IGNORECASE,
 )
@@ -46,7 +49,8 @@ _OTHER_BEFORE = re.compile(
     r"\b(?:New|North|South|East|West|Northern|Southern|Eastern|Western|Anti|Non|Un|Saint|San)[ -]$"
 )
 _NAME_BEHIND = re.compile(r"[ -]([A-ZÀ-Þ][^\W\d_]+)")
-_KINDS_OF_PLACE = {"River", "City", "Sea", "Ocean", "Island", "Islands", "County", "State", "Mountain", "Mountains", "Lake",
+_KINDS_OF_PLACE = {"River", "City", "Sea", "Ocean", "Island", "Islands", "County", "State", "Mountain",
+                   "Mountains", "Lake",
                    "Desert", "Empire", "Republic", "Street", "Company", "Inc", "Corporation"}  # fmt: skip
 _COPULA = re.compile(
     r"[\"'”’)]{0,2}\s?(?:,[^,]{0,60},\s?)?(?:is|was|are|were|has|had|ist|war|sind|es|era|fue|est|était|wrote|painted|invented|是)\b|[\"'”’)]{0,2}是",

@@ -42,7 +42,8 @@ MOST_STATEMENTS = 50  # of a reply count, the last ones; one with more is a loop
 # What turns what follows it round, up to the end of the clause.
 DENIAL = (
     r"(?:\b(?:not|cannot|never|neither|nor|without|anything[ ]but|other[ ]than|rather[ ]than|instead[ ]of|except"
-    r"|unlike|excluding|rules?[ ]out|ruled[ ]out|nicht|kein|keine|keinen|wrong|incorrect|nie|niemals|ne|pas|jamais|non|não|nunca|tampoco)\b"
+    r"|unlike|excluding|rules?[ ]out|ruled[ ]out|nicht|kein|keine|keinen|wrong|incorrect"
+    r"|nie|niemals|ne|pas|jamais|non|não|nunca|tampoco)\b"
     r"|n['’]t\b|\bn['’](?=est|était)|\bno[ ](?:es|era|fue|son|longer)\b|不是|并非|并不|不选|错误|不|非|不能|ではな)"
 )
 # What turns what stands before it round.
@@ -154,7 +155,7 @@ def _boxes(text: str) -> Iterator[Statement]:
 
 
 def sentence_end(text: str, start: int) -> int:
-    """Where the sentence ends that goes on at `start`, its full stop included; at most so far as statements are long."""
+    """Where the sentence ends that goes on at `start`, its full stop included; no further than a statement is long."""
     end = _SENTENCE.search(text, start, start + _STATEMENT_LENGTH)
     return end.end() if end else min(len(text), start + _STATEMENT_LENGTH)
 
