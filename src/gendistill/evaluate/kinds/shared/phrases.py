@@ -20,7 +20,8 @@ _LEAD = re.compile(
     r"|['’]m|['’]d)?"
     r"|is|was|that|in|on|at|by|to|the|an?|probably|likely|definitely|certainly|about|approximately|around|called|named|yes,|sure"
     r"|so|thus|"
-    r"therefore|hence|well|ok|okay|of course|certainly|es|ist|est|son|er|sie|il|elle|él|ella|c['’]est|el|la|le|les|los|las"
+    r"therefore|hence|well|ok|okay|of course|certainly|es|ist|est|son|er|sie|il|elle|él|ella|c['’]est|el|la|le|les|los"
+    r"|las"
     r"|der|die|das|"
     r"ein|eine|un|une|una|en|im|am|dans|à|是|在|它|他|她|这)(?=[\s,:]|$|['’])[\s,:]*",
     re.IGNORECASE,
