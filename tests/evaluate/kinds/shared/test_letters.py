@@ -167,6 +167,11 @@ VITAMINS = ("vitamin C", "vitamin A", "vitamin K", "vitamin D")
         "The correct answer is B because A is not free and C is empty.",
         "The answer to the question is B.",
         "B is the correct answer.",
+        "The answer is definitely B.",
+        "B选项正确",
+        "B 正确",
+        "【答案】B",
+        '{"answer": "B"}',
     ],
 )
 def test_a_letter_is_read_in_any_form_and_language(reply):

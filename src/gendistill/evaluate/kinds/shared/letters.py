@@ -133,7 +133,8 @@ def _patterns(count: int) -> _Patterns:
         # Punctuation or the end of the line must follow, or "A dog" would be option A.
         opening=re.compile(
             rf"^[ \t]*(?:(?:option|choice|选项)\s+)?(?:({bracketed})"
-            rf"|[\"'“‘「【]?({letter})[\"'”’」】]?(?=[.):,;!。、，：]|[ \t]+[-–—]|[ \t]*$|{_B}{_RIGHT}))",
+            rf"|[\"'“‘「【]?({letter})[\"'”’」】]?"
+            rf"(?=[.):,;!。、，：]|[ \t]+[-–—]|[ \t]*$|{_B}{_RIGHT}|{_B}(?:选项)?(?:正确|对)))",
             re.MULTILINE | re.IGNORECASE,
         ),
         listed=re.compile(rf"{_B}\(?{letter}[.):]*(?:{_JOINT}|{_B})\(?{letter}(?:[.):]|{_B}$|{_JOINT})"),

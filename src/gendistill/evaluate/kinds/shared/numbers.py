@@ -46,7 +46,9 @@ _GOES_ON = re.compile(
     r"\s{0,3}(?:[-+*/×÷:]\s?[\d(a-zA-Z]|[+*×÷^²³]|\\(?:times|cdot|div|pm|sqrt|pi)|(?:plus|minus|times|to|bis)\s+[-\d]"
     r"|(?:[xyznkπ]|\([a-z]\))(?![A-Za-z0-9_]))"
 )
-_COMES_BEHIND = re.compile(r"(?:[+*×÷^/]|\\times|\\cdot|\\div|[\d)]\s?[-–:]|\b(?:plus|minus|times|between))\s*$")
+_COMES_BEHIND = re.compile(
+    r"(?:[\w)]\s?[+]|[*×÷^/]|\\times|\\cdot|\\div|[\d)]\s?[-–:]|\b(?:plus|minus|times|between))\s*$"
+)
 # A sentence's number may be of something that has a number, too: "6 packs of 10", "15 pages more in 3 hours".
 _OF = re.compile(
     r"[^,;:\d]{0,80}?\b(?:of|per|in|for|from|after|at|with|within|during|out|by|when|than|each|every|on|if|between|over)\b"

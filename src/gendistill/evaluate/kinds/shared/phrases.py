@@ -29,7 +29,7 @@ _LEAD = re.compile(
 # Behind these anything may follow: "No, ice is not".
 _YES_NO = re.compile(r"^(?:yes|no|true|false|sí|si|oui|non|ja|nein|是|不是|对|不对)(?=\s?[,，])", re.IGNORECASE)
 _EXPLAINED = re.compile(
-    r"\s[(–—]|\s-\s(?!\d)|[:.](?!\d)|[;(\n]"
+    r"\s[(–—]|\s-\s(?!\d)|[:.](?!\d)|[(\n]"
     r"|,\s?(?=(?:because|since|as|which|who|where|but|not|although|while|it|he|she|they|there|that|this|the)\b)",
     re.IGNORECASE,
 )
@@ -166,6 +166,9 @@ def _stated(text: str, asked: _Asked, truncated: bool) -> list[str]:
     first, _, rest = text.partition("\n")
     # The reply, or its first line, is an answer by itself.
     alone = _is_phrase(first, asked)
+    listed = any(_is_phrase(line, asked) not in (None, alone) for line in rest.split("\n")[:5])
+    if alone is not None and listed:
+        return [""]
     if alone is not None and not (truncated and not rest.strip() and not first.endswith(".")):
         return [alone]
     found = []

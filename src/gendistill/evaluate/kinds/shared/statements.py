@@ -18,7 +18,8 @@ _SUBJECT = r"(?:answer|(?:correct|right|best|final)\s(?:option|choice|result|sol
 _MARKER = re.compile(
     rf"""
     \b{_SUBJECT}\b(?:[ ](?:to|of|for)[ ][^.\n:：=]{{0,60}}?)?(?:[ ](?:here|therefore|thus|then))?
-        \s*(?:\bis\b|\bwas\b|\b(?:would|should|must|will)[ ]be\b|:|=)(?:[ ](?:that|therefore|thus|then|clearly)\b)?
+        \s*(?:\bis\b|\bwas\b|\b(?:would|should|must|will)[ ]be\b|:|=)
+        (?:[ ](?:that|therefore|thus|then|clearly|definitely|certainly|likely|probably)\b)?
     | (?:答案|正确选项|正解|答え)\s*(?:应该是|应当是|应该选|应为|应选|就是|是|为|選|选|は|:)
     | 【答案】 | [\"'](?:answer|antwort|respuesta|r[eé]ponse|risposta|resposta|答案)[\"']\s?:
     | \b(?:respuesta|soluci[oó]n|opci[oó]n[ ]correcta)(?:[ ](?:correcta|final))?\s*(?:\b(?:es|ser[ií]a)\b|:)
@@ -44,7 +45,8 @@ DENIAL = (
     r"(?:\b(?:not|cannot|never|neither|nor|without|anything[ ]but|other[ ]than|rather[ ]than|instead[ ]of|except"
     r"|unlike|excluding|rules?[ ]out|ruled[ ]out|nicht|kein|keine|keinen|wrong|incorrect"
     r"|nie|niemals|ne|pas|jamais|non|não|nunca|tampoco)\b"
-    r"|n['’]t\b|\bn['’](?=est|était)|\bno[ ](?:es|era|fue|son|longer)\b|不是|并非|并不|不选|错误|不|非|不能|ではな)"
+    r"|n['’]t\b|\bn['’](?=est|était)"
+    r"|\bno[ ](?:es|era|fue|son|longer|creo|pienso|parece|puede)\b|不是|并非|并不|不选|错误|不|非|不能|ではな)"
 )
 # What turns what stands before it round.
 DENIED_AFTER = re.compile(
@@ -174,6 +176,8 @@ def denied(sentence: str, start: int, end: int) -> bool:
     before = _ASIDE.sub(" ", sentence[max(0, start - _REACH) : start])
     # Its "but" is none that ends a denial.
     before = re.sub(r"\banything but\b", "not", before, flags=re.IGNORECASE)
+    # Nor does the comma before what is thought: "Ich glaube nicht, dass".
+    before = re.sub(r",\s?(?=(?:dass|daß|que|that)\b)", " ", before)
     breaks = [match.end() for match in _CLAUSE.finditer(before)]
     clause = before[breaks[-1] :] if breaks else before
     return bool(_DENIAL.search(clause) or DENIED_AFTER.match(sentence, end))
