@@ -46,6 +46,18 @@ def demo_figures(results: Path) -> dict[str, dict]:
     }
 
 
+def graded_replies_figures(tests: Path) -> dict[str, dict]:
+    """How many replies of real models the readings are held against, from the table of the tests."""
+    table = json.loads((tests / "evaluate/kinds/shared/real_replies.json").read_text(encoding="utf-8"))
+    return {
+        "graded_replies": {
+            "value": len(table["replies"]),
+            "unit": "replies",
+            "source": "tests/evaluate/kinds/shared/real_replies.json",
+        }
+    }
+
+
 def kda_cpu_figures(results: Path) -> dict[str, dict]:
     """How many times faster the chunked form is, from benchmarks/kda_cpu.py: medians of the rounds' ratios."""
     seconds = json.loads((results / "kda.json").read_text())["seconds"]["kda"]

@@ -11,6 +11,7 @@ from cli_tools import RECIPE
 from gendistill.analysis.diagnostics import MIN_ITEMS, Diagnostics, diagnose
 from gendistill.evaluate.run import evaluate_model
 from gendistill.recipe.loading import parse_recipe
+from gendistill.report.summary import _diagnoses
 from gendistill.run.folder import RunFolder
 from gendistill.run.summarise import summarise
 from record_maker import choice_record, free_record, turned
@@ -215,3 +216,11 @@ def test_the_report_names_what_is_wrong(tokenizer, files, tmp_path, script, then
     assert [diagnosis["name"] for diagnosis in stored["diagnoses"]] == named
     if script == "A":
         assert (stored["rotations"]["same_letter"], stored["rotations"]["all_right"]) == (1, 0)
+
+
+def test_too_few_items_are_said():
+    few, enough = sound(items=MIN_ITEMS - 1), sound(items=MIN_ITEMS)
+    text = "\n".join(_diagnoses({"few": {"student": diagnose(few)}, "enough": {"student": diagnose(enough)}}))
+    assert f"few, student: too few items to diagnose ({MIN_ITEMS - 1}; at least {MIN_ITEMS})" in text
+    assert "Nothing stands out" not in text and "enough, student: too few" not in text
+    assert "Nothing stands out" in "\n".join(_diagnoses({"enough": {"student": diagnose(enough)}}))

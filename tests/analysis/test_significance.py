@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gendistill.analysis.significance import compare, mcnemar, minimum_detectable_effect, rank_flips
+from gendistill.analysis.tables import NOTHING, significance_cells
 from gendistill.errors import UserError
 
 
@@ -173,3 +174,13 @@ def test_flips_are_of_ranked_tasks():
 def test_other_items_are_refused():
     with pytest.raises(UserError, match="task 'a': the two models were not evaluated on the same items"):
         compare(records([1, 0], [1, 0]), records([1, 0, 0], [1, 0, 0]))
+
+
+def test_an_effect_that_cannot_be_is_none():
+    """Of few items even a model that is right everywhere and one that is wrong everywhere may not be told apart."""
+    few = np.array([True, False, True])
+    assert minimum_detectable_effect(few, ~few) is None
+    found = compare(records([1, 0, 1], [1, 0, 1]), records([0, 1, 0], [0, 1, 0]))
+    assert found["a"]["generation"]["minimum_detectable_effect"] is None
+    (row,) = significance_cells({"a": found["a"]})
+    assert row[-1] == NOTHING

@@ -8,7 +8,7 @@ from gendistill.evaluate.items import load_items
 from gendistill.evaluate.kinds import grade
 from gendistill.evaluate.kinds.last_number import solution_of
 from gendistill.evaluate.kinds.shared.numbers import last_number
-from gendistill.evaluate.kinds.shared.phrases import normalise
+from gendistill.evaluate.kinds.shared.words import normalise
 from gendistill.names import LETTERS
 from gendistill.recipe.evaluation import TASK_FILES, make_task, read_task_file, task_names
 
@@ -388,3 +388,52 @@ def test_shipped_task_files_are_whole(name):
     assert task.task is None and task.hub == written["hub"]
     assert make_task(**task.model_dump(mode="json")) == task
     assert (TASK_FILES / f"{name}.yaml").read_text().startswith("# ")
+
+
+def test_null_options_are_not_shown(write_records):
+    records = [
+        {"question": "Which is wet?", "choices": ["water", "stone", None, None], "answer": 0},
+        {"question": "Which is dry?", "choices": ["rain", None, "sand", None], "answer": "C"},
+        {"question": "Which is hot?", "choices": ["ice", None, "fire"], "answer": [0, None, 1]},
+    ]
+    items = load_items("t", make_task(kind="multiple_choice", path=write_records("null.jsonl", records)), 0)
+    assert [item.choices for item in items] == [("water", "stone"), ("rain", "sand"), ("ice", "fire")]
+    assert [item.gold for item in items] == [(0,), (1,), (1,)]  # letters follow the options that are shown
+    assert all(item.candidates == ("A", "B") and "None" not in item.user_turn for item in items)
+    columns = [{"question": "?", "A": "x", "B": "y", "C": None, "answer": "B"}]
+    (item,) = load_items(
+        "t", make_task(kind="multiple_choice", path=write_records("c.jsonl", columns), choices="A, B, C"), 0
+    )
+    assert (item.choices, item.gold) == (("x", "y"), (1,))
+
+
+def test_null_is_no_accepted_answer(write_records):
+    records = [{"question": "Who?", "answer": ["Ann", None]}, {"question": "Where?", "answer": "Rome"}]
+    items = load_items("t", make_task(kind="short_answer", path=write_records("null.jsonl", records)), 0)
+    assert [item.answers for item in items] == [("Ann",), ("Rome",)]
+    assert not grade(items[:1], ["None"])[0].flexible.correct
+
+
+@pytest.mark.parametrize(
+    ("kind", "record"),
+    [
+        ("short_answer", {"answer": None}),
+        ("short_answer", {"answer": [None, None]}),
+        ("last_number", {"answer": None}),
+        ("multiple_choice", {"choices": ["a", "b"], "answer": None}),
+        ("multiple_choice", {"choices": ["a", None], "answer": 0}),
+        ("multiple_choice", {"choices": ["a", None, "b"], "answer": 1}),
+    ],
+)
+def test_a_record_whose_answer_or_options_are_null_is_named(write_records, kind, record):
+    path = write_records("null.jsonl", [{"question": "?"} | record])
+    with pytest.raises(UserError, match=r"record 0 of .*(null|None)"):
+        load_items("t", make_task(kind=kind, path=path), 0)
+
+
+def test_fractions_are_right_answers_as_numbers(write_records):
+    records = [{"question": "?", "answer": answer} for answer in ("1/2", "3 1/2", "$9{,}500$", "x\n#### \\frac{2}{3}")]
+    items = load_items("t", make_task(kind="last_number", path=write_records("f.jsonl", records)), 0)
+    assert [item.answers for item in items] == [("0.5",), ("3.5",), ("9500",), ("2/3",)]
+    half = [grades.strict.correct for grades in grade([items[0]] * 3, ["1/2", "The answer is 0.5.", "2"])]
+    assert half == [True, True, False]

@@ -94,6 +94,11 @@ class Diagnostics:
     rotations: Rotations | None
     diagnoses: tuple[Diagnosis, ...] = ()
 
+    @property
+    def too_few(self) -> bool:
+        """Whether nothing could be diagnosed, whatever the replies are like."""
+        return self.items < MIN_ITEMS
+
     def to_dict(self) -> dict[str, Any]:
         # asdict makes dicts of dataclasses, and leaves a NamedTuple a list without its names.
         return asdict(self) | {"diagnoses": [diagnosis._asdict() for diagnosis in self.diagnoses]}
@@ -133,7 +138,7 @@ def diagnose(records: Sequence[Record]) -> Diagnostics:
         margin=fmean(_margin(record["scores"]) for record in records) if ranked else None,
         rotations=_rotations(records),
     )
-    if len(records) < MIN_ITEMS:
+    if figures.too_few:
         return figures  # rates of few items are still true, names for them would be guesses
     return replace(figures, diagnoses=tuple(_diagnoses(figures, records)))
 

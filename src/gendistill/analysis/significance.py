@@ -19,6 +19,7 @@ PROTOCOLS = ("ranking", "generation")  # the last axis of every array here, in t
 RESAMPLES = 2000  # of bootstrap and permutation test; a percentile of 2.5 % then rests on 50 draws
 LEVEL = 0.95  # of intervals, and one minus the error that the minimum detectable effect allows
 POWER = 0.8
+MOST_POINTS = 100  # two accuracies cannot differ by more
 _CHUNK = 100  # resamples at once; they hold 8 bytes for each item, so all of them would take 160 MB for 10,000 items
 
 Records = Mapping[str, Sequence[Mapping[str, Any]]]  # of one model: records per item, by task
@@ -154,10 +155,11 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
     return min(1.0, 2 * tail / 2**differ)
 
 
-def minimum_detectable_effect(one: np.ndarray, other: np.ndarray) -> float:
+def minimum_detectable_effect(one: np.ndarray, other: np.ndarray) -> float | None:
     """The difference, in points, that so many items would show with a chance of POWER at LEVEL.
 
-    From the share of items on which the two models differ; at least one item is taken to differ.
+    From the share of items on which the two models differ; at least one item is taken to differ. None if so few items
+    show no difference there can be: it would be more than 100 points.
 
     Args:
         one, other: [items] bool.
@@ -166,7 +168,8 @@ def minimum_detectable_effect(one: np.ndarray, other: np.ndarray) -> float:
     normal = NormalDist()
     deviations = normal.inv_cdf((1 + LEVEL) / 2) + normal.inv_cdf(POWER)  # 1.96 + 0.84
     differ = max(1, int((one != other).sum())) / items  # the variance of one item's difference, if the mean is small
-    return 100 * deviations * math.sqrt(differ / items)
+    points = 100 * deviations * math.sqrt(differ / items)
+    return points if points <= MOST_POINTS else None
 
 
 def rank_flips(models: Mapping[str, Records]) -> list[dict[str, Any]]:

@@ -79,7 +79,8 @@ def significance_cells(rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]
         p, effect = "", ""
         if "p" in generation:
             p = f"{generation['p']:.2g}"
-            effect = f"{generation['minimum_detectable_effect']:.1f}"
+            points = generation["minimum_detectable_effect"]
+            effect = NOTHING if points is None else f"{points:.1f}"
         cells.append(
             [
                 task,

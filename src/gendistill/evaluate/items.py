@@ -12,7 +12,7 @@ from gendistill.errors import UserError
 from gendistill.evaluate.kinds.base import FewShotTask, SourcedTask, TaskSettings
 from gendistill.evaluate.kinds.item import Draws, Item
 from gendistill.evaluate.kinds.shared.fields import Fields
-from gendistill.evaluate.kinds.shared.phrases import normalise
+from gendistill.evaluate.kinds.shared.words import normalise
 from gendistill.recipe.data import Source
 
 Shots = tuple[tuple[str, str], ...]  # few-shot examples, as pairs of a user's and an assistant's turn

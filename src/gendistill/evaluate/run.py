@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gendistill.analysis.scores import Scores, TaskScore
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
+from gendistill.evaluate.kinds import grade
 from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.kinds.item import Grades, Item
 from gendistill.evaluate.partial import Partial
@@ -25,7 +26,7 @@ from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, end_ids, generate
 from gendistill.recipe.evaluation import Evaluation
 
-FORMAT = 2  # of the records; raise it when their content or the extraction of answers changes
+FORMAT = 3  # of the records; raise it when their content or the extraction of answers changes
 LONGEST_TEXT = 20_000  # characters of a prompt kept in a record; of longer ones the ends
 
 
@@ -133,7 +134,7 @@ def _evaluate(
     rankings = _rank(model, tokenizer, evaluation, questions, partial)
     replies = _generate(model, tokenizer, evaluation, questions, seed, partial)
     # All replies at once: programs are run as many at a time as there are cores.
-    grades = questions.task.grade(questions.prompted, [reply.text for reply in replies])
+    grades = grade(questions.prompted, [reply.text for reply in replies], [reply.truncated for reply in replies])
     answers = list(zip(replies, grades, strict=True))
     # Behind the items' own answers stand those to their other forms, item by item.
     other_forms = iter(answers[len(questions.items) :])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gendistill.analysis.diagnostics import Diagnostics, diagnose
+from gendistill.analysis.diagnostics import MIN_ITEMS, Diagnostics, diagnose
 from gendistill.analysis.scores import Scores, paired_table
 from gendistill.analysis.significance import compare, rank_flips
 from gendistill.analysis.tables import (
@@ -195,6 +195,12 @@ def _diagnoses(diagnostics: Mapping[str, Mapping[str, Diagnostics]]) -> list[str
         for task, models in diagnostics.items()
         for label, found in models.items()
         for diagnosis in found.diagnoses
+    ]
+    named += [
+        f"- {task}, {label}: too few items to diagnose ({found.items}; at least {MIN_ITEMS})."
+        for task, models in diagnostics.items()
+        for label, found in models.items()
+        if found.too_few
     ]
     sections = ["\n".join(named) or "Nothing stands out in the replies."]
     for header, to_cells, note in _FIGURES:

@@ -48,11 +48,11 @@ class WithLetter(FewShotTask):
         )
 
     @classmethod
-    def strict(cls, item: Item, reply: str) -> Answer:
+    def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
         return Answer(reply[:1] or None, reply[:1] in item.answers)
 
     @classmethod
-    def flexible(cls, item: Item, reply: str) -> Answer:
+    def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:
         return Answer(reply or None, item.answers[0] in reply)
 
 

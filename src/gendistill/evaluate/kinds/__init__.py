@@ -11,6 +11,7 @@ from gendistill.evaluate.kinds.last_word import LastWord
 from gendistill.evaluate.kinds.multiple_choice import MultipleChoice
 from gendistill.evaluate.kinds.needle import Needle
 from gendistill.evaluate.kinds.recall import Recall
+from gendistill.evaluate.kinds.shared.statements import answer_part
 from gendistill.evaluate.kinds.short_answer import ShortAnswer
 
 # Errors list kinds in this order.
@@ -26,11 +27,18 @@ KINDS: dict[str, type[TaskSettings]] = {
 }
 
 
-def grade(items: Sequence[Item], replies: Sequence[str]) -> list[Grades]:
+def grade(items: Sequence[Item], replies: Sequence[str], truncated: Sequence[bool] = ()) -> list[Grades]:
     """Grades a reply to each item; the items are of one kind, at least one.
+
+    What a model thinks before it answers (`<think>...</think>` and its like) is cut off here, for all kinds: no kind
+    reads it, and no program in it is run.
+
+    Args:
+        truncated: of each reply, whether it ran out of its budget; none did if absent.
 
     Raises:
         UserError: this machine cannot grade such replies.
     """
+    answers = [answer_part(reply) for reply in replies]
     # Items come from a task of a kind in the table, so there is nothing to check.
-    return KINDS[items[0].kind].grade(items, replies)
+    return KINDS[items[0].kind].grade(items, answers, truncated or [False] * len(answers))

@@ -59,25 +59,29 @@ class TaskSettings(Settings):
     # Grading is of the class: it takes an item and a reply, and no settings.
 
     @classmethod
-    def grade(cls, items: Sequence[Item], replies: Sequence[str]) -> list[Grades]:
+    def grade(cls, items: Sequence[Item], replies: Sequence[str], truncated: Sequence[bool]) -> list[Grades]:
         """Grades a reply to each item. Kinds whose replies are programs to run override this, to run many at once.
+
+        Args:
+            replies: without what the model thought first, see `kinds.grade`.
+            truncated: of each reply, whether it ran out of its budget: a statement at its end may be cut off.
 
         Raises:
             UserError: this machine cannot grade such replies.
         """
         return [
-            Grades(cls.strict(item, reply), cls.flexible(item, reply))
-            for item, reply in zip(items, replies, strict=True)
+            Grades(cls.strict(item, reply, cut), cls.flexible(item, reply, cut))
+            for item, reply, cut in zip(items, replies, truncated, strict=True)
         ]
 
     @classmethod
-    def strict(cls, item: Item, reply: str) -> Answer:
+    def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
         """Extracts and grades the answer in the form that was asked for; anything else is unparsed, and wrong."""
         raise NotImplementedError(f"{cls.__name__} does not grade replies one by one")
 
     @classmethod
-    def flexible(cls, item: Item, reply: str) -> Answer:
-        """Extracts and grades what a patient person would take for the answer, wherever it stands in the reply."""
+    def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:
+        """Extracts and grades what a patient person takes for the answer, wherever it stands; never what none would."""
         raise NotImplementedError(f"{cls.__name__} does not grade replies one by one")
 
     @classmethod

@@ -49,7 +49,7 @@ class Code(FewShotTask):
         )
 
     @classmethod
-    def grade(cls, items: Sequence[Item], replies: Sequence[str]) -> list[Grades]:
+    def grade(cls, items: Sequence[Item], replies: Sequence[str], truncated: Sequence[bool] = ()) -> list[Grades]:
         """Runs each reply against its item's tests, as many at a time as there are cores.
 
         The answer's `parsed` is the program without its tests; the notes say under "tests" how it ended

@@ -46,7 +46,7 @@ class Instructions(SourcedTask):
         )
 
     @classmethod
-    def grade(cls, items: Sequence[Item], replies: Sequence[str]) -> list[Grades]:
+    def grade(cls, items: Sequence[Item], replies: Sequence[str], truncated: Sequence[bool] = ()) -> list[Grades]:
         """Checks each reply against its item's instructions; correct is one that follows all.
 
         Strict takes the reply as it is. Flexible takes also what is left of it without its first line, its last, both,

@@ -12,20 +12,20 @@ from gendistill.evaluate.kinds.base import FewShotTask
 from gendistill.evaluate.kinds.item import Answer, Draws, Item
 from gendistill.evaluate.kinds.shared.distractors import DISTRACTORS, among, other_answers
 from gendistill.evaluate.kinds.shared.fields import Fields, quoted
-from gendistill.evaluate.kinds.shared.numbers import last_number, stated_number
+from gendistill.evaluate.kinds.shared.numbers import gold_number, last_number, stated_number
 from gendistill.recipe.fields import Names
 
 
 class LastNumber(FewShotTask):
-    """The last number in `answer` is the right one (GSM8K's "#### 18" too). Ranked is "The answer is N." against other
-    items' numbers."""
+    """The number that `answer` states ("#### 18"), else its last one is right; fractions are numbers. Ranked is "The
+    answer is N." against other items' numbers."""
 
     kind: Literal["last_number"] = "last_number"
     answer: Names = Field(("answer",), min_length=1, description="field")
 
     def read(self, fields: Fields, draws: Draws) -> Item:
         answer = str(fields.get(self.answer))
-        number = last_number(answer)
+        number = gold_number(answer)
         if number is None:
             raise UserError(f"{fields.where}: no number in field {quoted(self.answer)}: {answer!r}")
         return Item(
@@ -47,13 +47,13 @@ class LastNumber(FewShotTask):
         return replace(item, candidates=tuple(f"The answer is {number}." for number in item.candidates))
 
     @classmethod
-    def strict(cls, item: Item, reply: str) -> Answer:
-        number = last_number(reply)  # a calculation ends with its result
+    def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
+        number = last_number(reply, truncated, item.question)
         return Answer(number, number in item.answers)
 
     @classmethod
-    def flexible(cls, item: Item, reply: str) -> Answer:
-        number = stated_number(reply)  # where the reply says it is the answer, even if other numbers follow
+    def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:
+        number = stated_number(reply, truncated, item.question)
         return Answer(number, number in item.answers)
 
 

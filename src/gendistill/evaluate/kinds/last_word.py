@@ -1,5 +1,6 @@
 """The last word of a passage (LAMBADA)."""
 
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -7,7 +8,12 @@ from gendistill.evaluate.kinds.base import FewShotTask
 from gendistill.evaluate.kinds.item import Answer, Draws, Item
 from gendistill.evaluate.kinds.shared.distractors import among, other_answers, sampled
 from gendistill.evaluate.kinds.shared.fields import Fields
-from gendistill.evaluate.kinds.shared.phrases import flexible_phrase, normalise, strict_phrase
+from gendistill.evaluate.kinds.shared.statements import denied, plain, sentences, statements
+from gendistill.evaluate.kinds.shared.words import CJK, normalise
+
+_ARTICLE = re.compile(
+    r"^(?:the|an?|la|le|les|l['’]|el|los|las|der|die|das|den|dem|un|une|una|ein|eine)\b\s*(?=\w)", re.IGNORECASE
+)
 
 
 class LastWord(FewShotTask):
@@ -36,11 +42,37 @@ class LastWord(FewShotTask):
         return among(item, sampled(item, other_answers(item, others, draws), draws), draws)
 
     @classmethod
-    def strict(cls, item: Item, reply: str) -> Answer:
-        # Only the first word was asked for. Other items' words may follow it in a sentence, so none rules it out.
-        return strict_phrase(" ".join(reply.split()[:1]), item.answers, ())
+    def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
+        text = plain(reply).strip()
+        stated = [normalise(statement.content) for statement in statements(text) if statement.ended or not truncated]
+        if stated:
+            return _graded(item, stated[-1])
+        words = _ARTICLE.sub("", text).split()
+        # Only the first word was asked for: a continuation goes on behind it. One that was cut off may be half a word.
+        first = None if truncated and len(words) == 1 else normalise("".join(words[:1])) or None
+        graded = _graded(item, first)
+        # A sentence of its own, or the passage once more, does not go on with a word.
+        anew = len(sentences(text)[0].split()) > 2 and text[:1].isupper() if text else False
+        start = " ".join(normalise(text).split()[:3])
+        again = any(normalise(each).startswith(start) for each in sentences(item.question)) and start.count(" ") == 2
+        again = again or (
+            start.count(" ") == 2 and bool(re.match(f"[{CJK}]", text)) and start in normalise(item.question)
+        )
+        return Answer(None, False) if again or (anew and not graded.correct) else graded
 
     @classmethod
-    def flexible(cls, item: Item, reply: str) -> Answer:
-        # Anywhere in the reply: a model that writes the whole sentence has the word too.
-        return flexible_phrase(reply, item.answers, ())
+    def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:
+        strict = cls.strict(item, reply, truncated)
+        text = plain(reply).strip()
+        ends = text.endswith((".", "!", "?", "。", "！", "？"))
+        if strict.parsed is not None or not text or (truncated and not ends):
+            return strict
+        # A model that writes the passage once more ends it with the word.
+        last = sentences(text)[-1]
+        word = next((w for w in map(normalise, item.answers) if normalise(last).endswith(w)), None)
+        start = last.casefold().rfind(word.replace(" ", "")) if word else 0
+        return _graded(item, None if denied(last, start, len(last)) else word or normalise(last.split()[-1]))
+
+
+def _graded(item: Item, word: str | None) -> Answer:
+    return Answer(word, word in map(normalise, item.answers))

@@ -66,9 +66,11 @@ class MultipleChoice(FewShotTask):
 
     def read(self, fields: Fields, draws: Draws) -> Item | None:
         options, labels = read_options(fields, self.choices, self.options, self.labels)
-        if self.choice_count not in (None, len(options)):
+        # The others are null; answers count them, so they are left out only of what is shown.
+        shown = [index for index, option in enumerate(options) if option is not None]
+        if self.choice_count not in (None, len(shown)):
             raise UserError(
-                f"{fields.where}: {len(options)} choices, and the task says choice_count: {self.choice_count}; mend "
+                f"{fields.where}: {len(shown)} choices, and the task says choice_count: {self.choice_count}; mend "
                 f"the record or take choice_count out of the task: {list(options)!r}"
             )
         gold = _gold(self.answer, fields, options, labels)  # in the record's order
@@ -77,18 +79,17 @@ class MultipleChoice(FewShotTask):
             if not gold:
                 return None
         # Answers and corrections name options as the record has them, so the order changes only now.
-        order = list(range(len(options)))  # position shown -> option of the record
         if self.shuffle:
-            draws.of(fields.index, "options").shuffle(order)
-        shown_gold = tuple(position for position, option in enumerate(order) if option in gold)
+            draws.of(fields.index, "options").shuffle(shown)
+        shown_gold = tuple(position for position, option in enumerate(shown) if option in gold)
         return Item(
             id=fields.index,
             kind=self.kind,
             question=self.user_text(fields),
-            candidates=tuple(LETTERS[: len(options)]),  # letters: what the question asks for
+            candidates=tuple(LETTERS[: len(shown)]),  # letters: what the question asks for
             gold=shown_gold,
             answers=tuple(options[index] for index in gold),
-            choices=tuple(options[index] for index in order),
+            choices=tuple(options[index] for index in shown),
             solution=LETTERS[shown_gold[0]],  # of several right ones the first
             subject=self.subject_of(fields),
         )
@@ -106,12 +107,12 @@ class MultipleChoice(FewShotTask):
         return {"rotations": [_rotation(item, by, reply, grades) for by, (reply, grades) in enumerate(forms)]}
 
     @classmethod
-    def strict(cls, item: Item, reply: str) -> Answer:
-        return _graded(item, strict_letter(reply, item.choices))
+    def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
+        return _graded(item, strict_letter(reply, item.choices, truncated))
 
     @classmethod
-    def flexible(cls, item: Item, reply: str) -> Answer:
-        return _graded(item, flexible_letter(reply, item.choices))
+    def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:
+        return _graded(item, flexible_letter(reply, item.choices, truncated))
 
     @classmethod
     def right_reply(cls, item: Item) -> str:
@@ -131,7 +132,7 @@ def _rotation(item: Item, by: int, reply: str, grades: Grades) -> dict[str, Any]
     return {"reply": reply, "parsed": letter, "choice": choice, "correct": grades.strict.correct}
 
 
-def _gold(names: Sequence[str], fields: Fields, options: tuple[str, ...], labels: list[str]) -> tuple[int, ...]:
+def _gold(names: Sequence[str], fields: Fields, options: tuple[str | None, ...], labels: list[str]) -> tuple[int, ...]:
     """Indices of the right options, from any of the forms that the class's docstring lists."""
     answer, last = fields.get(names), len(options) - 1
     match answer:
@@ -144,12 +145,13 @@ def _gold(names: Sequence[str], fields: Fields, options: tuple[str, ...], labels
             # Labels first: where options are themselves letters or numbers, an answer means the label.
             among = labels if answer in labels else options
             gold = (among.index(answer),) if among.count(answer) == 1 else ()
-        case [*flags] if len(flags) == len(options) and set(flags) <= {0, 1}:
+        case [*flags] if len(flags) == len(options) and set(flags) <= {0, 1, None}:
             gold = tuple(index for index, flag in enumerate(flags) if flag)
         case _:
             gold = ()  # refused below, as is what the cases above could not resolve
-    if not gold:
-        ways = f"an index from 0 to {last}, one of the labels {', '.join(map(str, labels))}, or an option's text"
+    if not gold or any(options[index] is None for index in gold):
+        named = ", ".join(map(str, labels))
+        ways = f"an index from 0 to {last}, one of the labels {named}, or an option's text, none of them null"
         raise fields.error(names, f"the right choice: {ways}", answer)
     return gold
 

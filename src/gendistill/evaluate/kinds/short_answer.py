@@ -10,7 +10,8 @@ from gendistill.evaluate.kinds.base import FewShotTask
 from gendistill.evaluate.kinds.item import Answer, Draws, Item
 from gendistill.evaluate.kinds.shared.distractors import among, other_answers, sampled
 from gendistill.evaluate.kinds.shared.fields import Fields, quoted, read_options
-from gendistill.evaluate.kinds.shared.phrases import flexible_phrase, normalise, strict_phrase
+from gendistill.evaluate.kinds.shared.phrases import flexible_phrase, strict_phrase
+from gendistill.evaluate.kinds.shared.words import normalise
 from gendistill.recipe.fields import Names
 
 
@@ -47,7 +48,8 @@ class ShortAnswer(FewShotTask):
         if fields.find(self.choices) is None:
             return (), ()
         # Unlike multiple_choice, the prompt does not show them: they are candidates for ranking alone.
-        options, _ = read_options(fields, self.choices)
+        read, _ = read_options(fields, self.choices)
+        options = tuple(option for option in read if option is not None)
         accepted = {normalise(answer) for answer in answers}
         right = tuple(index for index, option in enumerate(options) if normalise(option) in accepted)
         if len(right) != 1:
@@ -63,11 +65,11 @@ class ShortAnswer(FewShotTask):
         return among(item, sampled(item, other_answers(item, others, draws), draws), draws)
 
     @classmethod
-    def strict(cls, item: Item, reply: str) -> Answer:
+    def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
         # A reply that names another candidate besides the right one commits to neither.
-        return strict_phrase(reply, item.answers, item.candidates)
+        return strict_phrase(reply, item.answers, item.candidates, item.question, truncated)
 
     @classmethod
-    def flexible(cls, item: Item, reply: str) -> Answer:
-        # The right answer counts even beside others: how much of a low score is form can be seen from the difference.
-        return flexible_phrase(reply, item.answers, item.candidates)
+    def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:
+        # Other sentences may say something else: how much of a low score is form can be seen from the difference.
+        return flexible_phrase(reply, item.answers, item.candidates, item.question, truncated)

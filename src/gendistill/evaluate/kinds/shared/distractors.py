@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from gendistill.errors import UserError
 from gendistill.evaluate.kinds.item import Draws, Item
-from gendistill.evaluate.kinds.shared.phrases import normalise
+from gendistill.evaluate.kinds.shared.words import normalise
 
 DISTRACTORS = 3  # with the right answer, four candidates: chance is 25 %
 

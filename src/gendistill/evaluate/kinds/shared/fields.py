@@ -32,13 +32,21 @@ class Fields:
     def get(self, names: Sequence[str]) -> Any:
         """As `find`, but what is not there is an error."""
         if (value := self.find(names)) is None:
-            raise UserError(f"{self.where}: no field {quoted(names)}; it has: {', '.join(map(str, self.values))}")
+            null = " (it is null)" if any(name in self.values for name in names) else ""
+            raise UserError(f"{self.where}: no field {quoted(names)}{null}; it has: {', '.join(map(str, self.values))}")
         return value
 
     def texts(self, names: Sequence[str]) -> tuple[str, ...]:
-        """One text or several, as a tuple."""
+        """One text or several, as a tuple; nulls in a list are none of them.
+
+        Raises:
+            UserError: there is nothing else.
+        """
         value = self.get(names)
-        return tuple(map(str, value if isinstance(value, list | tuple) else [value]))
+        values = [each for each in (value if isinstance(value, list | tuple) else [value]) if each is not None]
+        if isinstance(value, list | tuple) and value and not values:
+            raise self.error(names, "a text or a list of texts, not only nulls", value)
+        return tuple(map(str, values))
 
     def text(self, names: Sequence[str], expected: str) -> str:
         """A text that is not blank, without white space around it; `expected` names it in the error."""
@@ -59,9 +67,13 @@ def quoted(names: Sequence[str]) -> str:
 def _value(fields: dict, name: str) -> Any:
     """A field's value, or None: "a.b" is b inside a, "a, b" the values of both in one list."""
     if "," in name:
-        values = [_value(fields, part.strip()) for part in name.split(",")]
-        # All or nothing: a list that lacks one of its fields would move every option behind it up by a letter.
-        if any(value is None for value in values):
+        parts = [part.strip() for part in name.split(",")]
+        values = [_value(fields, part) for part in parts]
+        # All or nothing: a list that lacks one of its fields would move every option behind it up by a letter. A field
+        # that is null keeps its place as such.
+        if all(value is None for value in values) or any(
+            value is None and part not in fields for part, value in zip(parts, values, strict=True)
+        ):
             return None
         return [text for value in values for text in (value if isinstance(value, list | tuple) else [value])]
     for key in name.split("."):  # None as soon as there is nothing to look into
@@ -95,8 +107,8 @@ def _shown(value: Any) -> str:
 
 def read_options(
     fields: Fields, names: Sequence[str], given: Sequence[str] | None = None, labels: Sequence[str] | None = None
-) -> tuple[tuple[str, ...], list[str]]:
-    """The options' texts, and how the record's answer may call them.
+) -> tuple[tuple[str | None, ...], list[str]]:
+    """The options' texts, and how the record's answer may call them; an option that is null is None.
 
     Args:
         names: fields with a list of texts, or with a mapping {text: [...], label: [...]}.
@@ -104,16 +116,17 @@ def read_options(
         labels: of all records; else the record's own, else letters.
 
     Raises:
-        UserError: they are not 2 to 26 texts, or one is empty.
+        UserError: they are not 2 to 26 texts besides nulls, or one is empty.
     """
     # Labels beat letters only where there are some: "1", "2" of some ARC records, say.
     texts, own_labels = given or fields.get(names), None
     if isinstance(texts, dict) and "text" in texts:
         # How the hub stores a list of mappings: as a mapping of lists.
         texts, own_labels = texts["text"], texts.get("label")
-    if not isinstance(texts, list | tuple) or not 2 <= len(texts) <= len(LETTERS):
+    if not isinstance(texts, list | tuple) or not 2 <= len(texts) - list(texts).count(None) <= len(LETTERS):
         raise fields.error(names, f"a list of 2 to {len(LETTERS)} texts", texts)
-    texts = tuple(str(text).strip() for text in texts)
-    if not all(texts):
+    # Tables give every record as many options as the longest has, the others of it as null: no option says "None".
+    texts = tuple(None if text is None else str(text).strip() for text in texts)
+    if "" in texts:
         raise UserError(f"{fields.where}: an empty text in {quoted(names)}: {list(texts)!r}")
     return texts, [str(label) for label in labels or own_labels or LETTERS][: len(texts)]

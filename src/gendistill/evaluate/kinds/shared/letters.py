@@ -1,98 +1,310 @@
 """Which lettered option a reply picks, by strict and by flexible extraction."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import takewhile
+from typing import NamedTuple
 
-from gendistill.evaluate.kinds.shared.phrases import holds, normalise, outermost
+from gendistill.evaluate.kinds.shared.statements import (
+    DENIAL,
+    MOST_STATEMENTS,
+    cut_back,
+    denied,
+    plain,
+    sentence_end,
+    sentences,
+    statements,
+)
+from gendistill.evaluate.kinds.shared.words import holds, normalise, outermost, with_articles
 from gendistill.names import LETTERS
 
+_B = r"\s{0,3}"  # blanks; bounded, or a run of them would be tried in every way
+_JOINT = (
+    rf"(?:{_B}(?:,|/|&|、|\+){_B}(?:and\b|or\b)?{_B}|{_B}\b(?:and|or|y|o|und|oder|et|ou|nor)\b{_B}|{_B}[和或与]{_B})"
+)
+MARKED_LENGTH = 8  # of a reply that is nothing but a letter and its marks
+# An option's text in quotes at the end of a sentence, marked as what is meant.
+_QUOTED = re.compile(r"(?:\b(?:is|es|est|ist)\s|是)[\"“«]([^\"”»\n]{1,80})[\"”»](?=[.。]?\s*$)")
+_TAKEN_BACK = re.compile(r"\b(?:is|ist|es|est)\s(?:wrong|incorrect|false|falsch|incorrect[oae]|faux|fausse)\b|错")
+_LIST_OF_WRONG = re.compile(r"\b(?:wrong|incorrect|falsche?n?|incorrectas|fausses|mauvaises|错误)\b[^\n]{0,60}:\s*\n")
+# "A hexagon is", and not "A because".
+_ARTICLE = re.compile(
+    r"A (?!(?:because|since|as|for|and|or|is|which|due|in|according|given|but|with|if|based)\b)[a-z]+\b"
+)
+_WRONG = re.compile(
+    r"\b(?:wrong|incorrect|false|not|no|falsch|nicht|incorrect[oae]|faux|fausse)\b|n['’]t\b|错|不", re.I
+)
+_RIGHT = (
+    rf"(?:\bis|:|-|–|是|es|ist|est){_B}(?:the\s|la\s|die\s|definitely\s)?"
+    r"(?:correct|right|best|true|answer|正确|richtig|correct[ae]|bonne)"
+)
 
-def strict_letter(reply: str, choices: Sequence[str]) -> str | None:
+
+def strict_letter(reply: str, choices: Sequence[str], truncated: bool = False) -> str | None:
     """Letter of the option a reply picks, or None.
 
-    Extracted are a letter at the reply's start ("B", "b)", "(B)", "B. text"), "answer is B" or "Answer: B" anywhere,
-    and the bare text of one option. A reply that names several letters picks none.
+    Picked is a letter at the reply's start ("B", "b)", "[B]", "B. text", "B is correct"), one that is stated to be the
+    answer anywhere ("The answer is B", "答案：B", a box), and an option by its bare or stated text. A reply that picks
+    several options, or only says which it is not, picks none; neither does one that was cut off before it had said so.
     """
-    text = re.sub(r"[*`]", "", reply).strip()
-    options = dict(zip(LETTERS, map(_plain, choices), strict=False))
-    for letter, option in options.items():
-        if _plain(text) == f"{letter.lower()}. {option}":  # even if the option is a letter itself: "B. A"
-            return letter
-    opening, stated, listed = _letter_patterns(len(choices))
-    if listed.match(text):  # "A or B" commits to neither
-        return None
-    letters = {match[1] for match in stated.finditer(text)}
-    # Letters that open later lines count only if one opens the first: else they are a list that prose introduces.
-    if opening.match(text):
-        letters |= {match[2].upper() for match in opening.finditer(text)}
-    if not letters:
-        letters = {letter for letter, option in options.items() if option == _plain(text)}
-    return letters.pop() if len(letters) == 1 else None
+    text = _spelled(reply)
+    found = set(_by_whole_text(text, choices))
+    if not found:
+        said = {letter for letter, ended in _said(text, choices, strictly=True) if ended or not truncated}
+        opened = set(_opening(text, choices))
+        # Several options one below the other repeat the question; what is stated behind them counts.
+        found = said if said and len(opened) > 1 else said | opened
+        # The whole reply is several letters: none of them was picked.
+        if _patterns(len(choices)).listed.match(text) or found & _called_wrong(text, choices):
+            return None
+    return found.pop() if len(found) == 1 else None
 
 
-@lru_cache
-def _letter_patterns(count: int) -> tuple[re.Pattern, re.Pattern, re.Pattern]:
-    """Patterns for: a letter that opens a line; "answer is B"; a reply that opens with two letters."""
-    capital = f"[{LETTERS[:count]}]"
-    letter = f"[{LETTERS[:count]}{LETTERS[:count].lower()}]"
-    joint = r"\s*(?:,|/|&|and\b|or\b)?\s*"  # between two letters: "A, B", "A/B", "A or B", "AB"
-    return (
-        # Punctuation or the end of the line must follow, or the article in "A dog" would be read as option A.
-        re.compile(rf"^[ \t]*(\()?({letter})(?(1)\)|(?=[.):]|[ \t]*$))", re.MULTILINE),
-        # Capitals only, for the same reason: "the answer is a dog".
-        re.compile(
-            rf"\b[Aa]nswer(?:\s+is|\s*:)[\s:]*(?:[Oo]ption\s+)?\(?({capital})(?![\w'’])(?!\)?{joint}\(?{capital}(?!\w))"
-        ),
-        re.compile(rf"\(?{letter}[.):]*{joint}\(?{letter}(?:[.):]|\s*$)"),
-    )
-
-
-def flexible_letter(reply: str, choices: Sequence[str]) -> str | None:
+def flexible_letter(reply: str, choices: Sequence[str], truncated: bool = False) -> str | None:
     """Letter of the option a reply picks in whatever words, or None.
 
-    Beyond `strict_letter`: the last letter that is boxed, in brackets or behind "answer", "option" or "choice"; else
-    the one option whose text the reply holds; else the one capital letter that stands alone.
+    Beyond `strict_letter`: the last letter that is stated, in brackets or behind "option" or "choice"; else the one
+    option whose text the reply holds and does not deny; else the one capital letter that stands alone.
     """
-    if strict := strict_letter(reply, choices):
+    if strict := strict_letter(reply, choices, truncated):
         return strict
-    text = re.sub(r"[*`]", "", reply)
-    stated, alone = _flexible_patterns(len(choices))
-    # Each match has one group that took part, whichever way the letter was stated.
-    if found := [letter for match in stated.finditer(text) for letter in match.groups() if letter]:
-        return found[-1]  # the last one: a reply that reasons comes to its answer at the end
-    if _letter_patterns(len(choices))[0].search(text):  # goes through the options, and was cut off or names none
+    text, patterns = _spelled(reply), _patterns(len(choices))
+    said = [letter for letter, ended in _said(text, choices, strictly=False) if ended or not truncated]
+    if said:
+        return said[-1]  # the last one: a reply that reasons comes to its answer at the end
+    # Goes through the options and names none, or was cut off on its way to an answer.
+    if patterns.opening.search(text):
+        opened = set(_opening(text, choices, strictly=False))
+        return opened.pop() if len(opened) == 1 and patterns.opening.match(text) else None
+    if patterns.several.search(text):
         return None
+    # Of a reply that was cut off its whole sentences count, but not against what its last one says.
+    if truncated:
+        named = _named(cut_back(text), choices) if len(_named(text, choices)) == 1 else set()
+        named = {letter for letter in named if re.search(r"[^\W\d_]{2}|[^\x00-\x7f]", choices[LETTERS.index(letter)])}
+        return named.pop() if len(named) == 1 else None
     # By an option's text first: a capital letter alone may be an initial.
-    for candidates in (_named(text, choices), {match[0] for match in alone.finditer(text)}):
-        if len(candidates) == 1:
-            return candidates.pop()
+    for candidates in (_named(text, choices), _alone(text, choices)):
+        if candidates:
+            return candidates.pop() if len(candidates) == 1 else None
     return None
 
 
+class _Patterns(NamedTuple):
+    """Patterns for so many options.
+
+    Attributes:
+        opening: a letter that opens a line.
+        listed: a text that opens with several letters.
+        joined: another letter behind one: "and B", "/B".
+        stated: what stands at the start of a statement.
+        picked: a letter that is said to be right, or to be chosen, without the word "answer".
+        loosely: a letter in brackets, or behind "option" and the like.
+        alone: a capital letter by itself, but for the article.
+        several: letters that are named in one breath.
+        denials: "not B", "nicht (B)".
+    """
+
+    opening: re.Pattern
+    listed: re.Pattern
+    joined: re.Pattern
+    stated: re.Pattern
+    picked: re.Pattern
+    loosely: re.Pattern
+    alone: re.Pattern
+    several: re.Pattern
+    denials: re.Pattern
+
+
 @lru_cache
-def _flexible_patterns(count: int) -> tuple[re.Pattern, re.Pattern]:
-    """Patterns for a letter that is stated to be the answer; for a capital letter alone, but for the article."""
-    capital = f"[{LETTERS[:count]}]"
-    stated = (
-        rf"(?:[Aa]nswer|[Oo]ption|[Cc]hoice)\b(?:(?!\bnot\b)[^.\n]){{0,40}}?(?<![\w'’])({capital})(?![\w'’]| [a-z])"
+def _patterns(count: int) -> _Patterns:
+    capitals = LETTERS[:count]
+    capital, letter = f"[{capitals}]", f"[{capitals}{capitals.lower()}]"
+    # Latin only: Chinese and Japanese write on without a blank.
+    after = r"(?![A-Za-z0-9_À-ɏ'’])"
+    # A small letter is one only where nothing but a mark follows, or the article of "a dog" would be an option.
+    either = rf"(?:{capital}{after}|{letter}(?={_B}(?:[.):,;!?\]}}\"'”’」】]|\n|$)))"
+    open_, close = r"[(\[{\"'“‘「『【<]{0,3}" + _B, _B + r"[)\]}\"'”’」』】>]{0,3}"
+    filler = "the|la|die|l['’]|el|le|der|letter|option|choice|answer|opción|opcion|opção|lettre|buchstabe|letra|选项"
+    word = rf"(?:(?:{filler}){_B}){{0,3}}"
+    bracketed = rf"(?:\({_B}{letter}{_B}\)|\[{_B}{letter}{_B}\])"
+    return _Patterns(
+        # Punctuation or the end of the line must follow, or "A dog" would be option A.
+        opening=re.compile(
+            rf"^[ \t]*(?:(?:option|choice|选项)\s+)?(?:({bracketed})"
+            rf"|[\"'“‘「【]?({letter})[\"'”’」】]?"
+            rf"(?=[.):,;!。、，：]|[ \t]+[-–—]|[ \t]*$|{_B}{_RIGHT}|{_B}(?:选项)?(?:正确|对)))",
+            re.MULTILINE | re.IGNORECASE,
+        ),
+        listed=re.compile(rf"{_B}\(?{letter}[.):]*(?:{_JOINT}|{_B})\(?{letter}(?:[.):]|{_B}$|{_JOINT})"),
+        joined=re.compile(rf"{close}{_JOINT}(?i:option\s)?{open_}{either}"),
+        stated=re.compile(rf"(?i:{word}){open_}({either})"),
+        picked=re.compile(
+            rf"(?:应选|故选|选择|(?<!不)选)(?:项)?{_B}[:为是]?{_B}{open_}({capital}){after}"
+            rf"|(?:\b(?i:option|choice|opción|réponse|antwort)\s+){open_}({capital}){close}{_B}{_RIGHT}"
+            rf"|\b(?i:is|es|est|ist|are|serait|sería|wäre|would\sbe)\s(?:(?i:{word})\(({capital})\)|(?i:la\s|the\s|die\s)?(?i:option|opción)\s({capital}){after})"
+        ),
+        loosely=re.compile(
+            rf"(?<=[^\n])\(({capital})\)|\b(?:is|es|est|ist)\s({capital})(?=[.]?\s*$)"
+            rf"|\b(?i:option|choice|opción|antwort|réponse|letter)\s+{open_}({capital}){after}(?! [a-z]+ed\b)"
+        ),
+        alone=re.compile(rf"(?<![A-Za-z0-9_À-ɏ'’.]){capital}{after}(?! [a-z])"),
+        several=re.compile(rf"(?<![A-Za-z0-9_À-ɏ'’.]){capital}{close}{_JOINT}(?i:option\s)?{open_}{capital}{after}"),
+        denials=re.compile(
+            rf"{DENIAL}{_B}(?:be\s|to be\s)?(?i:{word}){open_}{capital}{after}{close}"
+            rf"(?:(?:{_JOINT}){open_}{capital}{after}{close}){{0,9}}"
+            rf"(?:{_B},?{_B}(?:but|sondern|sino|mais|而是){_B}(?:rather\s)?)?",
+            re.IGNORECASE,
+        ),
     )
-    # Behind "answer" up to 40 characters of the same sentence, no "not" among them. A letter that a small letter
-    # follows after a blank is the article.
-    return (
-        re.compile(rf"\\boxed\{{(?:\\text\{{)?({capital})\W|\(({capital})\)|{stated}"),
-        re.compile(rf"(?<![\w'’]){capital}(?![\w'’]| [a-z])"),
+
+
+def _spelled(reply: str) -> str:
+    # A letter by itself in bold, code or LaTeX is marked as one: it is not a word of the sentence.
+    marked = re.sub(r"(\*\*|__|`|\$)\s?([A-Z])\s?\1", r"(\2)", reply)
+    reply = marked if len(reply.strip()) > MARKED_LENGTH else reply
+    # Dollar signs are LaTeX's here; options that are sums lose theirs too.
+    return plain(reply).replace("$", "").strip()
+
+
+def _bare(text: str) -> str:
+    """For comparing a text with an option's, letter by letter."""
+    return " ".join(_spelled(text).casefold().split()).rstrip(".。!}").strip("\"'“”‘’").rstrip(".")
+
+
+def _options(choices: Sequence[str]) -> dict[str, str]:
+    return dict(zip(LETTERS, map(_bare, choices), strict=False))
+
+
+def _by_whole_text(text: str, choices: Sequence[str]) -> Iterator[str]:
+    """Letters of the options whose text the reply, or its first line, is; with its letter before it or not."""
+    options = _options(choices)
+    for part in dict.fromkeys((text, text.split("\n", 1)[0])):
+        bare = _bare(part)
+        # Even if the option is a letter itself: "B. A".
+        lettered = [
+            letter
+            for letter, option in options.items()
+            if option
+            and bare.endswith(option)
+            and re.fullmatch(rf"\W?{letter.lower()}\s*[^\w\s]\W{{0,2}}", bare[: -len(option)])
+        ]
+        whole = [letter for letter, option in options.items() if option == bare and len(option) > 1]
+        if (lettered or whole) and part is text:
+            yield from lettered or whole
+            return
+        # A first line that begins with another letter is that option's text ("A. flavus"), not a pick of A.
+        if whole and not lettered and _patterns(len(choices)).opening.match(part):
+            yield from whole
+            return
+
+
+def _opening(text: str, choices: Sequence[str], strictly: bool = True) -> Iterator[str]:
+    """The letter that opens the reply, and those of lines that go on with it as a list.
+
+    Strictly, a line that opens with a letter and denies it later opens with none.
+    """
+    patterns, options = _patterns(len(choices)), _options(choices)
+    lines = [line for line in text.split("\n") if line.strip()]
+    first = patterns.opening.match(lines[0]) if lines else None
+    if first is None:
+        # The option's text on a line of its own, with reasons below it.
+        if lines and len(lines) > 1:
+            yield from (letter for letter, option in options.items() if option == _bare(lines[0]))
+        return
+    opened = _letter_of(first)
+    begun = [letter for letter, option in options.items() if _bare(lines[0]).startswith(option) and len(option) > 1]
+    if begun and _bare(lines[0]).startswith(opened.lower()):  # the option's text begins with a letter ("A. flavus")
+        opened = max(begun, key=lambda letter: len(options[letter]))
+    if denied(lines[0], first.start(), first.end()) or patterns.joined.match(lines[0], first.end()):
+        return
+    if strictly and any(re.search(rf"\b{opened}\b", match[0]) for match in patterns.denials.finditer(lines[0])):
+        return
+    yield opened
+    previous = opened
+    for line in lines[1:]:
+        match = patterns.opening.match(line)
+        # Prose, or a line that says why it is not this one: what follows explains.
+        if match is None or _WRONG.search(line):
+            return
+        letter, said = _letter_of(match), _bare(line[match.end() :].lstrip(".): "))
+        # The text of another option under the same letter: nobody knows which is meant.
+        yield from (other for other, option in options.items() if option == said != options.get(letter))
+        # Options one after the other are a list, whatever is said of each; another order may be an explanation.
+        if letter > previous or said in ("", options.get(letter)):
+            yield letter
+        previous = letter
+
+
+def _called_wrong(text: str, choices: Sequence[str]) -> set[str]:
+    """Letters of a list that is headed as that of the wrong ones."""
+    heading = _LIST_OF_WRONG.search(text)
+    listed = text[heading.end() :].split("\n") if heading else []
+    lines = takewhile(
+        lambda match: match is not None, map(_patterns(len(choices)).opening.match, filter(str.strip, listed))
     )
+    return {_letter_of(match) for match in lines}
+
+
+def _letter_of(match: re.Match) -> str:
+    """The letter of a match, one of whose groups took part, perhaps with its brackets."""
+    (found,) = [group for group in match.groups() if group]
+    return found.strip("()[] \t").upper()
+
+
+def _said(text: str, choices: Sequence[str], strictly: bool) -> Iterator[tuple[str, bool]]:
+    """Letters that a reply says are the answer, in its order, and of each whether the text goes on behind it."""
+    patterns, options = _patterns(len(choices)), _options(choices)
+    text = patterns.denials.sub(" ¬ ", text)
+    found = []  # place, letter, whether the text goes on behind it
+    for statement in statements(text):
+        content = re.sub(r"^(?: ?¬ ?)+(?=[A-Z(])", "", statement.content)
+        by_text = [letter for letter, option in options.items() if len(option) > 1 and option == _bare(content)]
+        match = patterns.stated.match(content)
+        if by_text:
+            found += [(statement.start, by_text[0], statement.ended)] if len(by_text) == 1 else []
+        elif match and _ARTICLE.match(content, match.start(1)):
+            continue
+        elif match and not patterns.joined.match(content, match.end()) and not denied(content, 0, match.end()):
+            ended = statement.ended or bool(content[match.end() :].strip())
+            found.append((statement.start, match[1].upper(), ended))
+    for match in [*_QUOTED.finditer(text)][-MOST_STATEMENTS:] if not strictly else ():
+        by_text = [letter for letter, option in options.items() if option == _bare(match[1])]
+        found += [(match.start(), by_text[0], True)] if len(by_text) == 1 else []
+    others = [patterns.picked] if strictly else [patterns.picked, patterns.loosely]
+    for match in (match for pattern in others for match in [*pattern.finditer(text)][-MOST_STATEMENTS:]):
+        # The rest of the sentence may take it back: "Answer C, 30 days, is wrong".
+        rest = text[match.end() : min(sentence_end(text, match.end()), match.end() + 60)]
+        if _TAKEN_BACK.search(rest) and not strictly:
+            continue
+        if not patterns.joined.match(text, match.end()) and not denied(text, match.start(), match.end()):
+            found.append((match.start(), _letter_of(match), match.end() < len(text)))
+    return ((letter, ended) for _, letter, ended in sorted(found))
 
 
 def _named(text: str, choices: Sequence[str]) -> set[str]:
-    """Letters of the options whose texts a reply holds; one inside a longer one that is there too does not count."""
-    reply = normalise(text)
-    options = dict(zip(LETTERS, map(normalise, choices), strict=False))
-    held = {letter: option for letter, option in options.items() if holds(reply, option)}
+    """Letters of the options whose texts a reply holds and does not deny; one inside a longer one does not count."""
+    options = {letter: normalise(choice) for letter, choice in zip(LETTERS, choices, strict=False)}
+    # Sentences that deny something say nothing for sure about what else they hold.
+    sure = [sentence for sentence in sentences(text) if not _WRONG.search(sentence)]
+    # With articles too: in "hepatitis A is" the A looks like one.
+    forms = " ".join(map(normalise, sure)), " ".join(map(with_articles, sure))
+    held = {
+        letter: option
+        for letter, option in options.items()
+        # An option that is a letter itself ("B") cannot be told from the letter of another.
+        if option.upper() not in options and any(holds(form, option) for form in forms)
+    }
     whole = outermost(set(held.values()))
     return {letter for letter, option in held.items() if option in whole}
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".")
+def _alone(text: str, choices: Sequence[str]) -> set[str]:
+    """Capital letters that stand alone and are nowhere denied."""
+    patterns = _patterns(len(choices))
+    matches = [*patterns.alone.finditer(patterns.denials.sub(" ¬ ", text))][-MOST_STATEMENTS:]
+    refused = {match[0] for match in matches if denied(match.string, match.start(), match.end())}
+    # The text of another option may be meant.
+    refused |= {choice.strip() for choice in choices}
+    return {match[0] for match in matches} - refused

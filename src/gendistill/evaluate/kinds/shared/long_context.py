@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,12 @@ from gendistill.errors import UserError
 from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.kinds.item import Answer, Draws, Grades, Item
 from gendistill.evaluate.kinds.shared.distractors import DISTRACTORS
+from gendistill.evaluate.kinds.shared.phrases import strict_phrase
+from gendistill.evaluate.kinds.shared.statements import denied, plain
 
 FULL = 0.97  # share of the length asked for that a prompt has at least
 # Steps of this part of the context spread any number of items over it more evenly than chance does.
+MOST_NUMBERS = 1000  # of a reply are read; one with more is a loop
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -120,12 +124,12 @@ class LongContextTask(TaskSettings):
         return {"checks": item.checks}
 
     @classmethod
-    def strict(cls, item: Item, reply: str) -> Answer:
-        return grade_values(reply, item.answers)
+    def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
+        return grade_values(reply, item.answers, truncated)
 
     @classmethod
-    def flexible(cls, item: Item, reply: str) -> Answer:
-        return grade_values(reply, item.answers)  # numbers are found anywhere in a reply as it is
+    def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:
+        return grade_values(reply, item.answers, truncated)  # numbers are found anywhere in a reply as it is
 
     def check_keys(self, draws: Draws, most: int) -> None:
         if self.keys > most:
@@ -166,19 +170,31 @@ def token_counts(tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
     return np.array([counts[text] for text in texts])  # [texts]
 
 
-def grade_values(reply: str, answers: Sequence[str]) -> Answer:
+def grade_values(reply: str, answers: Sequence[str], truncated: bool = False) -> Answer:
     """Grades the numbers of a reply: right if they are those of `answers[0]`, in its order, and no others.
 
     Only numbers with as many digits count, or any if there are none. A number may be repeated and may hold thousands
-    separators. A reply with too many or too few numbers is unparsed.
+    separators. A reply with too many or too few numbers is unparsed; those that it denies do not count, nor one at its
+    end that was cut off.
     """
     wanted = re.findall("[0-9]+", answers[0])
+    if not wanted:  # a value in words
+        return strict_phrase(reply, answers, (), truncated=truncated)
     digits = len(wanted[0])
+    text = plain(re.sub(r"\{,\}|\\,", ",", reply))
     if digits > 3:  # of shorter ones, commas separate values ("140,274")
-        reply = re.sub("(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", reply)
-    numbers = re.findall("[0-9]+", reply)
+        text = re.sub(
+            "(?<![0-9])[0-9]{1,3}(?:[, '’_][0-9]{3})+(?![0-9])", lambda match: re.sub("[^0-9]", "", match[0]), text
+        )
+    numbers = [
+        match[0]
+        for match in islice(re.finditer("(?<![A-Za-z0-9])[0-9]+", text), MOST_NUMBERS)
+        if not denied(text, match.start(), match.end())
+        and not (truncated and match.end() == len(text) and match.end() - match.start() < digits)
+    ]
     alike = [number for number in numbers if len(number) == digits]
-    found = list(dict.fromkeys(alike or numbers))
+    # Of a reply that was cut off only what can be a value counts: others are of its way there.
+    found = list(dict.fromkeys(alike if alike or truncated else numbers))
     # The order counts: the question names the keys in it.
     return Answer(", ".join(found) if len(found) == len(wanted) else None, found == wanted)
 

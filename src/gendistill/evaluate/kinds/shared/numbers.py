@@ -1,48 +1,317 @@
 """Which number a reply gives, in one spelling."""
 
 import re
-from decimal import Decimal
+from collections.abc import Callable
 from fractions import Fraction
+from itertools import islice
+from typing import NamedTuple
 
-# A minus sign belongs to the number unless something to subtract from stands before it ("10-5", "(2)-5").
+from gendistill.evaluate.kinds.shared.statements import cut_back, denied, plain, sentences, statements
+
+MOST_DIGITS = 400  # of a number that is read; no answer is longer, and Python refuses to spell out far longer ones
+MOST_NUMBERS = 20  # in the sentence with the answer; one with more lists them
+_VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5",
+           "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"}  # fmt: skip
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+
+# Behind a number with a comma and one or two digits, these say that the comma is a decimal one: "12,50 €".
+_UNIT = r"(?:€|EUR\b|[Ee]uros?\b|%|kg\b|km\b|cm\b|mm\b|m\b|g\b|l\b|[Mm]eter|[Pp]rozent|pesos?\b)"
+# Not behind a Latin letter ("H2O", "x1"), but right behind a Chinese one; a point behind a letter is no decimal point.
+_BEFORE = r"(?<![A-Za-z_À-ɏ\d])(?<!\d[.])"
+_BODY = rf"""
+    \d{{1,3}}(?:,\d{{3}})+(?![\d])(?:\.\d+)?      # 1,234.50
+    | \d{{1,3}}(?:\.\d{{3}})+,\d+                 # 1.234,50: two signs, so that only the last can be the decimal one
+    | \d{{1,3}}(?:\.\d{{3}}){{2,9}}(?!\d|[.,]\d)    # 1.234.567
+    | \d{{1,3}}(?:['’]\d{{3}})+(?!\d)(?:\.\d+)?   # 1'234
+    | \d{{1,2}}(?:[ ]\d{{3}})+(?![ ]?\d)(?:[.]\d+)?   # 1 234
+    | \d+,\d{{1,2}}(?=\s?{_UNIT}) | 0,\d+         # 12,50 €
+    | (?<![(,])\d+,\d{{1,2}}(?![\d),])             # 3,75, but for what may be a pair
+    | \d+(?:\.\d+)?
+    | (?<![.])\.\d+
+"""
 _NUMBER = re.compile(
-    r"(?:(?<![\w)])-)?(?<!\w)(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?:(?<![\w)])-)?(?<![\w.])\.\d+"
+    rf"""
+    (?P<sign>(?<![\w)])[-]\s?(?:[$€£¥]\s?)?)?
+    {_BEFORE}(?P<body>{_BODY})
+    (?: \s{{1,3}}(?:and\s)?(?P<above>\d{{1,20}})\s?/\s?(?P<below>\d{{1,20}})(?![\d/]|\.\d)   # 2 1/2
+      | \s?/\s?(?P<over>\d{{1,20}})(?![\d/]|\.\d) )?                                          # 1/2
+    (?: \s?(?:[x×*]|\\times|\\cdot)\s?10\s?\^\s?\{{?(?P<power>-?\d{{1,2}})\}}?
+      | [eE](?P<exponent>[-+]?\d{{1,2}})(?![\w]) )?
+    """,
+    re.VERBOSE,
 )
-_FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
-# What stands before a number that is said to be the answer, the surest first.
-_BEFORE_STATED = [re.compile(p) for p in (r"\\boxed\{", r"####", r"[Aa]nswer(?: is|:)(?! not\b)[^.\d\n-]*")]
+_FRACTION = re.compile(r"\\[dtc]?frac\s?(?:\{\s?(-?[\d,.]{1,40})\s?\}\s?\{\s?([\d,.]{1,40})\s?\}|(\d)\s?(\d))")
+# What stands behind a number that is part of a sum or a power, or in front of a variable.
+_GOES_ON = re.compile(
+    r"\s{0,3}(?:[-+*/×÷:]\s?[\d(a-zA-Z]|[+*×÷^²³]|\\(?:times|cdot|div|pm|sqrt|pi)|(?:plus|minus|times|to|bis)\s+[-\d]"
+    r"|(?:[xyznkπ]|\([a-z]\))(?![A-Za-z0-9_]))"
+)
+_COMES_BEHIND = re.compile(
+    r"(?:[\w)]\s?[+]|[*×÷^/]|\\times|\\cdot|\\div|[\d)]\s?[-–:]|\b(?:plus|minus|times|between))\s*$"
+)
+# A sentence's number may be of something that has a number, too: "6 packs of 10", "15 pages more in 3 hours".
+_OF = re.compile(
+    r"[^,;:\d]{0,80}?\b(?:of|per|in|for|from|after|at|with|within|during|out|by|when|than|each|every|on|if|between|over)\b"
+    r"[^,;:\d]{0,60}?$"
+)
+_REASON = re.compile(
+    r"[,;]?\s\(?\b(?:because|since|as|which|where|weil|da|car|puisque|porque|given|i\.e\.)\b|因为|[,，;]\s(?:so|and\s(?:so|not)|not)\b"
+)
+_VERB = re.compile(
+    r"(?:\b(?:is|are|was|were|have|has|had|makes?|made|gives?|needs?|costs?|earns?|totals?|equals?|leaves?|gets?|pays?|"
+    r"spends?|will be|remain)|是|为|有|得)\s*(?:about|only|exactly|approximately|a total of|just|now)?\s*[$€£¥]?\s*$"
+)
+_SO = re.compile(r"[,，;]\s?(?:so|thus|therefore|hence|donc|also|así que|所以|因此)\b\s?")
+_IS = re.compile(r"(?:\b(?:is|are|est|es|ist)|是)\s?$")
+_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
+).split()
+_IN_WORDS = re.compile(rf"\b(?:is|are|equals|makes)\s(minus\s|negative\s)?({'|'.join(_WORDS)})[.!]?\s*$", re.IGNORECASE)
+_CONCLUDES = re.compile(
+    r"(?:write the (?:result|answer)|so|thus|therefore|hence|donc|also|por lo tanto|así que|所以|因此)\b"
+    r"|[a-z]\s?=\s?-?[\d.,/]+\s*$",
+    re.I,
+)
+_ENUMERATOR = re.compile(
+    r"^[ \t]*(?:\d{1,2}[.)]|(?:Step|Schritt|Paso|Étape)\s\d{1,2}\s?[:.])[ \t]+(?=\S)", re.MULTILINE
+)
 
 
-def last_number(text: str) -> str | None:
-    """The last number of a text in one spelling ("$1,234.50" -> "1234.5", "18.0" -> "18"), or None."""
-    numbers = _NUMBER.findall(text.replace("−", "-").replace("$", ""))
-    if not numbers:
-        return None
-    # Decimal, not float: long numbers keep all digits. Adding 0 turns -0 into 0.
-    return format((Decimal(numbers[-1].replace(",", "")) + 0).normalize(), "f")
+class Number(NamedTuple):
+    """A number in a text, and where it stands."""
+
+    value: Fraction
+    start: int
+    end: int
 
 
-def stated_number(text: str) -> str | None:
-    """The last number that is boxed, behind "####" or stated to be the answer; else the last of the text.
+def last_number(reply: str, truncated: bool = False, question: str = "") -> str | None:
+    """The number that a reply gives for its answer, in one spelling ("$1,234.50" -> "1234.5", "1/2" -> "0.5"), or None.
 
-    A fraction in LaTeX is one number, "2/3" if it has no end as a decimal.
+    It is the one that the reply is, or states to be the answer; without a statement, the only number of the last
+    sentence that holds one, or what an equation in it ends with ("9 * 2 = 18"). None are several numbers side by side,
+    a term ("5 x"), what is denied, statements that differ, and a statement that was cut off.
     """
-    for pattern in _BEFORE_STATED:
-        ends = [match.end() for match in pattern.finditer(text)]
-        for end in reversed(ends):
-            stated = text[end : end + 60]  # units and marks may stand between, other sentences should not
-            if fraction := _FRACTION.match(stated):
-                return _quotient(*map(int, fraction.groups()))
-            if number := _NUMBER.search(stated.replace("−", "-").replace("$", "")):
-                return last_number(number[0])
-    return last_number(text)
+    text = _evened(reply)
+    first = text.lstrip().split("\n", 1)[0]
+    if (bare := _bare(first)) is not None and not (truncated and first == text.strip()):
+        if not _is_list(text):
+            return spelled(bare)
+        return None
+    stated, asked = _stated(text, truncated, question), _asked(question)
+    if stated:
+        values = {value for _, value in stated}
+        return spelled(values.pop()) if len(values) == 1 and None not in values else None
+    if _is_list(text):
+        return None
+    if truncated:  # its last sentence is not its end, unless it says that it concludes
+        *_, last = ("", *sentences(cut_back(text)))
+        return spelled(_conclusion(last, asked)) if _CONCLUDES.match(last) else None
+    return spelled(_concluded(text, lambda sentence: _conclusion(sentence, asked)))
 
 
-def _quotient(above: int, below: int) -> str:
-    """A fraction as a decimal if it has an end, which it has if 2 and 5 are its denominator's only prime factors."""
-    fraction = Fraction(above, below or 1)
-    rest = fraction.denominator
+def stated_number(reply: str, truncated: bool = False, question: str = "") -> str | None:
+    """The number that a patient person takes for the answer, or None.
+
+    Beyond `last_number`: of several statements the last, a box before "####" before other words; and without any, the
+    last number of the last sentence, if it stands behind a verb ("the 3 boys have 12 apples").
+    """
+    strict = last_number(reply, truncated, question)
+    if strict is not None:
+        return strict
+    text = _evened(reply)
+    stated = _stated(text, truncated, question)
+    for sort in ("box", "mark", "words"):
+        if found := [value for kind, value in stated if kind == sort]:
+            return spelled(found[-1])
+    if _is_list(text):
+        return None
+    if truncated:
+        return spelled(_result(text))
+    if not re.search(r"\d", text) and (word := _IN_WORDS.search(text)):
+        return spelled(Fraction(_WORDS.index(word[2].lower()) * (-1 if word[1] else 1)))
+    return spelled(_concluded(text, _last_behind_verb))
+
+
+def gold_number(text: str) -> str | None:
+    """The number of a record's answer: the one it states ("#### 18"), else its last, fractions read as such."""
+    evened = _evened(text)
+    if (stated := stated_number(text)) is not None:
+        return stated
+    # From the end: a solution may hold any number of them.
+    values = (value for match in reversed([*_NUMBER.finditer(evened)]) if (value := _value(match)) is not None)
+    return spelled(next(values, None))
+
+
+def spelled(value: Fraction | None) -> str | None:
+    """A number as an integer or a decimal, as a fraction ("2/3") if its decimals have no end."""
+    if value is None:
+        return None
+    rest, digits = value.denominator, 0
+    # A decimal has an end if 2 and 5 are the denominator's only prime factors.
     for prime in (2, 5):
         while rest % prime == 0:
             rest //= prime
-    return last_number(str(float(fraction))) if rest == 1 else str(fraction)
+            digits += 1  # at least as many as it takes
+    if rest != 1:
+        return str(value)
+    whole, sign = abs(value * 10**digits).numerator, "-" if value < 0 else ""
+    text = str(whole).rjust(digits + 1, "0")
+    return sign + (f"{text[:-digits]}.{text[-digits:]}".rstrip("0").rstrip(".") if digits else text)
+
+
+def _evened(text: str) -> str:
+    """The text with fractions as "1/2", thousands separators as commas, and no LaTeX or list numbers."""
+    text = re.sub("[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]", lambda match: f" {_VULGAR[match[0]]}", text)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda match: f"^{match[0].translate(_RAISED)}", text)
+    text = re.sub(r"(?<=\d)(?:\{,\}|\\[,!;: ]|\{\\,\})(?=\d{3}(?!\d))", ",", text)
+    text = plain(text).replace("\u2044", "/").replace("\\$", "$").replace("\\%", "%")
+    # Behind letters a currency's sign parts them from the number: "US$5".
+    text = re.sub(r"(?<=[A-Za-z])\$", " ", text).replace("$", "")
+    text = _FRACTION.sub(lambda match: f" {match[1] or match[3]}/{match[2] or match[4]}", text)
+    return _ENUMERATOR.sub("", text)
+
+
+def _numbers(text: str) -> list[Number]:
+    """The first numbers of a text, one more than a sentence with the answer may hold."""
+    found = []
+    for match in islice(_NUMBER.finditer(text), MOST_NUMBERS + 1):
+        if (value := _value(match)) is not None:
+            found.append(Number(value, match.start(), match.end()))
+    return found
+
+
+def _value(match: re.Match) -> Fraction | None:
+    body = match["body"]
+    if len(body) > MOST_DIGITS:
+        return None
+    if re.fullmatch(r"\d{1,3}(?:\.\d{3})+,\d+|\d+,\d{1,2}|0,\d+", body):
+        body = body.replace(".", "").replace(",", ".")
+    if body.count(".") > 1:
+        body = body.replace(".", "")
+    digits = re.sub("[,'’ ]", "", body)
+    value = Fraction(int(digits)) if digits.isdecimal() else Fraction(digits)
+    if match["above"]:
+        value += _quotient(Fraction(match["above"]), match["below"])
+    if match["over"]:
+        value = _quotient(value, match["over"])
+    value *= Fraction(10) ** int(match["power"] or match["exponent"] or 0)
+    return -value if match["sign"] else value
+
+
+def _quotient(above: Fraction, below: str) -> Fraction:
+    return above / (int(below) or 1)  # nothing is divided by zero; what it would be is wrong in any case
+
+
+def _bare(line: str) -> Fraction | None:
+    """The number that a line is, with a currency or a unit at most."""
+    numbers = _numbers(line)
+    if len(numbers) != 1:
+        return None
+    (number,) = numbers
+    # A currency before ("Rs.", "EUR"), a unit or a noun behind, and no more.
+    before = re.fullmatch(r"(?:[A-Z]{2,3}|Rs)?[.]?[€£¥₹(\[]?", line[: number.start].strip())
+    behind = re.fullmatch(r"[^\W\d_]{0,20}[%°€£¥₹.,!。)\]]{0,3}", line[number.end :].strip())
+    return number.value if before and behind and not _is_term(line, number) else None
+
+
+def _is_list(text: str) -> bool:
+    """Whether a text is several different numbers and nothing else."""
+    return not re.search(r"[^\W\d_]|=", text) and len({number.value for number in _numbers(text)}) > 1
+
+
+def _asked(question: str) -> set[Fraction]:
+    """The numbers of the question."""
+    return {
+        value for match in islice(_NUMBER.finditer(_evened(question)), 1000) if (value := _value(match)) is not None
+    }
+
+
+def _stated(text: str, truncated: bool, question: str = "") -> list[tuple[str, Fraction | None]]:
+    """How each statement is made, and its number; None if it is not a single one."""
+    found = []
+    for statement in statements(text):
+        content = statement.content
+        reason = _REASON.search(content)
+        if not statement.ended and truncated and reason is None:
+            continue  # it may have gone on: "1" was about to become "18"
+        if not re.search(r"\d", content):
+            continue  # "The answer is as follows"
+        before = text[max(0, statement.start - 12) : statement.start]
+        sort = "box" if "{" in before[-2:] else "mark" if "####" in before else "words"
+        value = _single(content)
+        if sort == "box" and f"boxed{{{content}}}" in _evened(question):
+            continue  # the form that was asked for, once more
+        found.append((sort, value))
+    return found
+
+
+def _conclusion(sentence: str, asked: set[Fraction]) -> Fraction | None:
+    """The number that a sentence without a statement comes to; beside it there may be those that were asked about."""
+    parts = _SO.split(sentence)
+    sentence = parts[-1] if re.search(r"\d", parts[-1]) else sentence
+    if "=" in sentence or (value := _single(sentence)) is None:
+        numbers = [] if "=" in sentence else _numbers(sentence)
+        new = [number for number in numbers if number.value not in asked]
+        if len(new) == 1 and len(numbers) > 1 and not _is_term(sentence, new[0]):
+            return None if denied(sentence, new[0].start, new[0].end) else new[0].value
+        return _single(sentence)
+    # A number of the question that is named twice is what the sentence is about.
+    times = sum(number.value == value for number in _numbers(sentence))
+    return None if value in asked and times > 1 else value
+
+
+def _single(content: str) -> Fraction | None:
+    """The number of a statement, None if it holds none or several that may be meant."""
+    content = content[: reason.start()] if (reason := _REASON.search(content)) else content
+    content = re.split(r"=|≈|\\approx", content)[-1]
+    without_asides = re.sub(r"\([^()]{0,200}\)", lambda match: " " * len(match[0]), content)
+    if _numbers(without_asides):
+        content = without_asides
+    numbers = _numbers(content)
+    if len(numbers) > MOST_NUMBERS:
+        return None
+    numbers = [number for number in numbers if not denied(content, number.start, number.end)]
+    if not numbers or any(_is_term(content, number) for number in numbers[:1]):
+        return None
+    first, others = numbers[0], {number.value for number in numbers[1:]}
+    if others - {first.value}:
+        second = next(number for number in numbers if number.value != first.value)
+        between = content[first.end : second.start]
+        return first.value if _OF.match(between) else None
+    return first.value
+
+
+def _is_term(text: str, number: Number) -> bool:
+    """Whether a number is a part of a sum, a product, a range."""
+    return bool(
+        _GOES_ON.match(text, number.end) or _COMES_BEHIND.search(text[max(0, number.start - 20) : number.start])
+    )
+
+
+def _last_behind_verb(sentence: str) -> Fraction | None:
+    numbers = _numbers(sentence)
+    if 0 < len(numbers) <= MOST_NUMBERS and _VERB.search(sentence[max(0, numbers[-1].start - 40) : numbers[-1].start]):
+        last = numbers[-1]
+        return None if _is_term(sentence, last) or denied(sentence, last.start, last.end) else last.value
+    return None
+
+
+def _result(text: str) -> Fraction | None:
+    """What working comes to that was cut off as it was about to conclude: its last result."""
+    whole = cut_back(text)
+    tail = text[len(whole) :].strip(" \t\\[]()")
+    results = [sentence for sentence in sentences(whole) if re.search(r"\w", sentence)][-1:]
+    # A beginning of a few letters may be any word.
+    if not results or not (len(tail) <= 4 or _CONCLUDES.match(tail) or _IS.search(tail)):
+        return None
+    return _single(results[0]) if re.search("[=≈]", results[0]) else _bare(results[0])
+
+
+def _concluded(text: str, read: Callable[[str], Fraction | None]) -> Fraction | None:
+    """What is read from the last sentence that holds a number."""
+    for sentence in reversed(sentences(text)):
+        if _NUMBER.search(sentence):
+            return None if sentence.endswith("?") else read(sentence)
+    return None

@@ -1,0 +1,189 @@
+"""How replies say that something is the answer, or is not, in several languages; what all kinds read alike."""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# Tags between which models think before they answer.
+_THOUGHT = r"think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad|analysis|seed:think"
+_TAG = re.compile(
+    rf"(?<![\"'`])(?:<(?P<close>/?)(?:{_THOUGHT})>|\[(?P<square>/?)THINK\]|◁(?P<kimi>/?)think▷"
+    r"|<\|(?P<token>begin|end)_of_thought\|>)(?![\"'`])",
+    re.IGNORECASE,
+)
+
+# Behind these stands the answer. At most a few words stand between "answer" and "is".
+_SUBJECT = r"(?:answer|(?:correct|right|best|final)\s(?:option|choice|result|solution))"
+_MARKER = re.compile(
+    rf"""
+    \b{_SUBJECT}\b(?:[ ](?:to|of|for)[ ][^.\n:：=]{{0,60}}?)?(?:[ ](?:here|therefore|thus|then))?
+        \s*(?:\bis\b|\bwas\b|\b(?:would|should|must|will)[ ]be\b|:|=)
+        (?:[ ](?:that|therefore|thus|then|clearly|definitely|certainly|likely|probably)\b)?
+    | (?:答案|正确选项|正解|答え)\s*(?:应该是|应当是|应该选|应为|应选|就是|是|为|選|选|は|:)
+    | 【答案】 | [\"'](?:answer|antwort|respuesta|r[eé]ponse|risposta|resposta|答案)[\"']\s?:
+    | \b(?:respuesta|soluci[oó]n|opci[oó]n[ ]correcta)(?:[ ](?:correcta|final))?\s*(?:\b(?:es|ser[ií]a)\b|:)
+    | \b(?:antwort|l[oö]sung|antwortm[oö]glichkeit)\s*(?:\b(?:ist|lautet|w[aä]re)\b|:)
+    | \br[eé]ponse(?:[ ](?:correcte|finale))?\s*(?:\b(?:est|serait)\b|:)
+    | \b(?:risposta|resposta)(?:[ ](?:corretta|correta|finale|final))?\s*(?:[eèé]\b|:)
+    | ^[ ]*\#\#\#\#
+    """,
+    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
+)
+_CALLED_WRONG = re.compile(
+    r"\b(?:wrong|incorrect|false|falsche[nr]?|incorrect[ao]s?|fausses?|mauvaises?)\s$|(?:错误|不正确)的?$", re.I
+)
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+# No statement is longer, and no denial reaches further: reading takes no longer than the text is long.
+_STATEMENT_LENGTH = 1000
+_BOX_LENGTH = 200
+_REACH = 300
+MOST_STATEMENTS = 50  # of a reply count, the last ones; one with more is a loop
+
+# What turns what follows it round, up to the end of the clause.
+DENIAL = (
+    r"(?:\b(?:not|cannot|never|neither|nor|without|anything[ ]but|other[ ]than|rather[ ]than|instead[ ]of|except"
+    r"|unlike|excluding|rules?[ ]out|ruled[ ]out|nicht|kein|keine|keinen|wrong|incorrect"
+    r"|nie|niemals|ne|pas|jamais|non|não|nunca|tampoco)\b"
+    r"|n['’]t\b|\bn['’](?=est|était)"
+    r"|\bno[ ](?:es|era|fue|son|longer|creo|pienso|parece|puede)\b|不是|并非|并不|不选|错误|不|非|不能|ではな)"
+)
+# What turns what stands before it round.
+DENIED_AFTER = re.compile(
+    r"\s{0,3}[)\]\"'”’*]{0,3}\s{0,3}(?:(?:is|was|are|were|does|do|did|has|can|could|would|will|ist|war|sind|es|era|est|n['’]est)?"
+    r"[ ]?(?:(?:definitely|certainly|actually|clearly|also|probably)[ ])?"
+    r"(?:not\b|n['’]t\b|nicht\b|kein|pas\b)|(?:is|was|are|would[ ]be)[ ](?:\w+[ ])?"
+    r"(?:wrong|incorrect|false|never|excluded|ruled[ ]out|eliminated)\b|no[ ]es\b|n['’]est[ ]pas|ist[ ]falsch|"
+    r"es[ ]incorrect|est[ ](?:fausse|incorrecte)|不是|不对|错|是错|ではな)",
+    re.IGNORECASE,
+)
+# A clause ends here, and with it what a denial turns round.
+_CLAUSE = re.compile(
+    r"[.,;:!?\n，。；：！？、]|\bbut\b|\bsondern\b|\bsino\b|\bmais\b|而是|\bbecause\b|\bsince\b", re.IGNORECASE
+)
+_DENIAL = re.compile(DENIAL, re.IGNORECASE)
+# What is put between a denial and what it denies: "It is not, however, Paris".
+_ASIDE = re.compile(
+    r",\s?(?:however|of course|in fact|indeed|I think|I believe|though|as some (?:say|think)),\s?", re.I
+)
+
+# Sentences end here; a point inside of a number, an initial or an abbreviation ends none.
+_SENTENCE = re.compile(
+    r"(?:(?<!\b[A-Za-z])(?<!\bSt)(?<!\b[DM]r)(?<!\bMrs)(?<!\bNo)(?<!\bvs)(?<!\bRs)\.(?=[\s\"'”’)\]*]|$)|[!?。！？])[\"'”’)\]*]*|\n"
+)
+
+
+def answer_part(reply: str) -> str:
+    """The reply without the blocks in which a model thinks before it answers; empty if the thinking never ends.
+
+    A block may lack its opening tag, since templates put that into the prompt.
+    """
+    kept, start, thinking = [], 0, False
+    for tag in _TAG.finditer(reply):
+        closes = "/" in tag[0] or tag["token"] == "end"
+        if closes and not thinking:
+            kept.clear()  # all before it was thought
+        if not closes and not thinking:
+            kept.append(reply[start : tag.start()])
+        thinking = not closes
+        start = tag.end()
+    if not start:  # no tag at all
+        return reply
+    if not thinking:
+        kept.append(reply[start:])
+    # Line breaks only: the indentation of a program belongs to it.
+    return "".join(kept).lstrip("\r\n")
+
+
+def plain(text: str) -> str:
+    """The text in one spelling: full-width signs as ASCII, without bold, code and LaTeX around words."""
+    text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\u200b", "")
+    text = re.sub(
+        r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|bf|rm|emph)[ ]?\{([^{}]{0,200})\}", r"\1", text
+    )
+    text = re.sub(
+        r"\\[()\[\]]|\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\*+|`+|__+|</?(?:b|i|strong|em|answer)>",
+        "",
+        text,
+    )
+    return text
+
+
+class Statement(NamedTuple):
+    """What a reply says is the answer.
+
+    Attributes:
+        content: the rest of the sentence or the line, or what is in the box.
+        start: where it stands in the text.
+        ended: whether the text goes on behind it, so that nothing of it was cut off.
+    """
+
+    content: str
+    start: int
+    ended: bool
+
+
+def statements(text: str) -> Iterator[Statement]:
+    """What a text in `plain` spelling says is the answer, in the order of the text."""
+    found = [*_boxes(text)]
+    markers = [*_MARKER.finditer(text)][-MOST_STATEMENTS:]
+    for marker, following in zip(markers, [*markers[1:], None], strict=False):
+        # What is called wrong is no answer; a statement in a statement is the one that counts.
+        if _CALLED_WRONG.search(text, max(0, marker.start() - 30), marker.start()):
+            continue
+        start = marker.end()
+        # The answer may stand on the next line: "Answer:\n\nB".
+        start += len(re.match(r"[\s:]{0,20}", text[start : start + 20])[0])
+        end = sentence_end(text, start)
+        if (
+            following is not None
+            and following.start() < end
+            and not re.search(r"[.\n]", text[start : following.start()])
+        ):
+            continue
+        found.append(Statement(text[start:end].strip(), start, end < len(text)))
+    return iter(sorted((each for each in found if each.content), key=lambda each: each.start))
+
+
+def _boxes(text: str) -> Iterator[Statement]:
+    """Contents of LaTeX boxes, which may hold braces themselves."""
+    for opening in [*_BOXED.finditer(text)][-MOST_STATEMENTS:]:
+        depth = 1
+        for brace in re.compile("[{}]").finditer(text, opening.end(), opening.end() + _BOX_LENGTH):
+            depth += 1 if brace[0] == "{" else -1
+            if not depth:
+                yield Statement(text[opening.end() : brace.start()].strip(), opening.end(), True)
+                break
+
+
+def sentence_end(text: str, start: int) -> int:
+    """Where the sentence ends that goes on at `start`, its full stop included; no further than a statement is long."""
+    end = _SENTENCE.search(text, start, start + _STATEMENT_LENGTH)
+    return end.end() if end else min(len(text), start + _STATEMENT_LENGTH)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, the ends of lines also being ends of sentences; none is blank."""
+    found, start = [], 0
+    for end in (*(match.end() for match in _SENTENCE.finditer(text)), len(text)):
+        found.append(text[start:end].strip())
+        start = end
+    return [sentence for sentence in found if sentence]
+
+
+def denied(sentence: str, start: int, end: int) -> bool:
+    """Whether a sentence says of what stands from `start` to `end` that it is not so."""
+    before = _ASIDE.sub(" ", sentence[max(0, start - _REACH) : start])
+    # Its "but" is none that ends a denial.
+    before = re.sub(r"\banything but\b", "not", before, flags=re.IGNORECASE)
+    # Nor does the comma before what is thought: "Ich glaube nicht, dass".
+    before = re.sub(r",\s?(?=(?:dass|daß|que|that)\b)", " ", before)
+    breaks = [match.end() for match in _CLAUSE.finditer(before)]
+    clause = before[breaks[-1] :] if breaks else before
+    return bool(_DENIAL.search(clause) or DENIED_AFTER.match(sentence, end))
+
+
+def cut_back(text: str) -> str:
+    """A text whose end was cut off, without the sentence that it breaks off in."""
+    ends = [match.end() for match in _SENTENCE.finditer(text)]
+    return text[: ends[-1]] if ends else ""

@@ -1,0 +1,48 @@
+"""Words of a text in the form in which short answers are compared."""
+
+import re
+import unicodedata
+
+# Left out of comparisons, as in SQuAD's and TriviaQA's scoring.
+_ARTICLES = {"a", "an", "the"}
+# Written without blanks, so that each character is a word: Chinese, Japanese, Korean.
+CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+_NAME = "\ue000"  # stands for an "a" that is no article, while articles are taken out; no text has it
+# Behind such an "a" no word follows at once, or it is in brackets: "(A)", "type A", "A: no".
+_NAMED_A = re.compile(r"(?<![\w'’])a(?=[^\w\s\"'“‘*`(\[{$\\-]|\s*$)|(?<=[(\[])a(?=[)\]])", re.IGNORECASE)
+# A number with its sign and decimals is one word; what is neither letter nor digit is none.
+_WORD = re.compile(rf"[{CJK}{_NAME}]|(?:(?<!\w)|(?<=[{CJK}]))-?\d+(?:\.\d+)*[^\W{CJK}]*|[^\W{CJK}]+")
+
+
+def normalise(text: str) -> str:
+    """Lower case, without punctuation and articles, single spaces; signs and decimal points of numbers stay.
+
+    An "a" that names something is no article: "(A)" is "a", "type A" is "type a".
+    """
+    words = _words(_NAMED_A.sub(_NAME, _even(text)))
+    # An article alone is all there is to compare ("The"), so it stays.
+    return " ".join([word for word in words if word not in _ARTICLES] or words).replace(_NAME, "a")
+
+
+def with_articles(text: str) -> str:
+    """As `normalise`, but articles stay: what "type A" is found by in "type A blood"."""
+    return " ".join(_words(_even(text)))
+
+
+def outermost(phrases: set[str]) -> set[str]:
+    """The phrases that are not part of a longer one among them."""
+    return {phrase for phrase in phrases if not any(phrase != other and holds(other, phrase) for other in phrases)}
+
+
+def holds(text: str, phrase: str) -> bool:
+    """Whether a normalised text has a normalised phrase in it, as whole words."""
+    return bool(phrase) and f" {phrase} " in f" {text} "
+
+
+def _even(text: str) -> str:
+    # One spelling for full-width letters and for the minus sign.
+    return unicodedata.normalize("NFKC", text).replace("\u2212", "-")
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(re.sub(r"(?<=\d),(?=\d{3})", "", text.casefold()))  # no thousands separators
