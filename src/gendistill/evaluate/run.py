@@ -22,7 +22,8 @@ from gendistill.evaluate.partial import Partial
 from gendistill.evaluate.ranking import Ranking, rank, render_prompts
 from gendistill.files import read_jsonl, write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
-from gendistill.inference.generation import Reply, end_ids, generate
+from gendistill.inference.generation import Reply, generate
+from gendistill.inference.stopping import end_ids
 from gendistill.recipe.evaluation import Evaluation
 
 FORMAT = 2  # of the records; raise it when their content or the extraction of answers changes
@@ -180,7 +181,12 @@ def _generate(
         partial.add,
         sampling=sampling,
         known=partial.replies,
+        stop=_stop_texts(evaluation, questions.task),
     )
+
+
+def _stop_texts(evaluation: Evaluation, task: TaskSettings) -> list[str]:
+    return [*evaluation.stop, *task.stop]
 
 
 def _record(
@@ -276,7 +282,8 @@ def _digest(model, tokenizer, evaluation: Evaluation, questions: _Questions, see
         "gold": [(item.candidates, item.gold, item.answers, item.checks) for item in questions.items],
         "sampling": [evaluation.temperature, evaluation.top_p],
         "prompts": questions.prompts,
-        "ends": end_ids(model, tokenizer),
+        "ends": end_ids(model, tokenizer, _stop_texts(evaluation, questions.task)),
+        "stop": evaluation.stop,
         "model": fingerprint,
     }
     return _sha(json.dumps(content))

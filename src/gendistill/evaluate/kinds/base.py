@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from gendistill.evaluate.kinds.item import Answer, Draws, Grades, Item
 from gendistill.evaluate.kinds.shared.fields import Fields, fill_template
-from gendistill.recipe.fields import Names, Settings, check_one_of
+from gendistill.recipe.fields import Names, Settings, StopTexts, check_one_of
 
 
 class TaskSettings(Settings):
@@ -27,6 +27,7 @@ class TaskSettings(Settings):
     version: PositiveInt = Field(1, description="of the questions and the grading; raised when scores may change")
     items: PositiveInt | None = Field(None, description="number of items, drawn by the recipe's seed; all if absent")
     max_new_tokens: PositiveInt = 32
+    stop: StopTexts = Field((), description="texts at which a reply ends, besides the end of the turn")
 
     def check_machine(self) -> None:
         """Raises a UserError if this machine cannot grade replies; called before any are generated."""

@@ -11,7 +11,6 @@ import dis
 import sys
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator
 from types import CodeType
 from typing import NamedTuple
 
