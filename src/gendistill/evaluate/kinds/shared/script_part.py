@@ -190,7 +190,7 @@ def _needed(statements: list[_Statement], wanted: set[str]) -> list[ast.stmt]:
         for name in statement.binds | statement.fills | (statement.calls & variables):
             by_name[name].append(statement)
     for name in _BY_NAME:
-        by_name[name] += [each for each in statements if _may_be_named(each.node)]
+        by_name[name] += [each for each in statements if each.binds and _may_be_named(each.node)]
     kept: dict[int, ast.stmt] = {}
     seen: set[str] = set()
     waiting = [each for each in statements if each.always]
