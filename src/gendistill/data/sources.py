@@ -22,6 +22,8 @@ ABOUT = re.compile(r"readme|licen[cs]e|notice", re.IGNORECASE)  # files of a fol
 # At the beginning of a name, and as a word: train.jsonl and test-00000.parquet, but not training_notes.txt.
 SPLIT = re.compile(r"(train|test|validation|valid|val|dev)(?![A-Za-z0-9])")
 
+VALIDATION = {"val", "valid", "validation", "dev"}
+
 Message = dict[str, str]
 Located = Iterator[tuple[str, Any]]  # where, and the record or the UserError that says why it cannot be read
 
@@ -50,9 +52,15 @@ def read_records(source: Source, seed: int = 0) -> Iterator[dict]:
     Raises:
         UserError: a file is missing, of an unknown kind, empty or damaged, or a record is not a mapping.
     """
-    for _, record in _located_records(source, seed):
+    for record in read_checked_records(source, seed):
         if isinstance(record, UserError):
             raise record
+        yield record
+
+
+def read_checked_records(source: Source, seed: int = 0) -> Iterator[dict | UserError]:
+    """As `read_records`, but a record that cannot be read is yielded as the UserError that says why."""
+    for _, record in _located_records(source, seed):
         yield record
 
 
@@ -123,7 +131,9 @@ def local_files(source: Source) -> list[Path]:
         if len(named) > 1:  # all of them together would train on the test set
             raise UserError(f"{path}: holds the splits {', '.join(named)}; say which one by split: NAME")
         return files
+    # The name that is asked for, where it is there: a folder may hold both dev and val, of a set that has both.
     chosen = [file for file in files if splits[file] == source.split]
+    chosen = chosen or [file for file in files if same_split(splits[file], source.split)]
     if not chosen:
         there = f"it holds {', '.join(named)}" if named else "no file or folder in it is named after a split"
         raise UserError(f"{path}: no split '{source.split}'; {there}")
@@ -132,6 +142,11 @@ def local_files(source: Source) -> list[Path]:
 
 def _is_data(name: str) -> bool:
     return local_suffix(name) is not None and not ABOUT.match(name)
+
+
+def same_split(one: str | None, other: str | None) -> bool:
+    """Whether two names are of one split: what one data set calls val, another calls validation, valid or dev."""
+    return one == other or {one, other} <= VALIDATION
 
 
 def _split_of(file: Path) -> str | None:

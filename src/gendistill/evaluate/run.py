@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.analysis.scores import Scores, TaskScore
 from gendistill.errors import UserError
-from gendistill.evaluate.items import load_items
+from gendistill.evaluate.items import load_counted
 from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.kinds.item import Grades, Item
 from gendistill.evaluate.partial import Partial
@@ -35,7 +35,7 @@ class _Questions:
     """A task, ready to be put to a model.
 
     `prompted` are the items and behind them, where the task wants them, the other forms of each in turn; `prompts` are
-    their ids.
+    their ids. `malformed` records of the source were skipped.
     """
 
     name: str
@@ -43,14 +43,15 @@ class _Questions:
     items: list[Item]
     prompted: list[Item]
     prompts: list[list[int]]
+    malformed: int = 0
 
     @classmethod
     def read(cls, name: str, task: TaskSettings, seed: int, tokenizer: PreTrainedTokenizerBase) -> "_Questions":
-        items = load_items(name, task, seed, tokenizer)
+        items, malformed = load_counted(name, task, seed, tokenizer)
         # Behind the items, not among them: item i has prompt i, and ranking needs the first of them only.
         other_forms = [form for item in items for form in task.other_forms(item)]
         prompted = [*items, *other_forms]
-        return cls(name, task, items, prompted, render_prompts(tokenizer, prompted))
+        return cls(name, task, items, prompted, render_prompts(tokenizer, prompted), malformed)
 
     @property
     def answers(self) -> int:
@@ -298,7 +299,7 @@ def _paths(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def _stamp(questions: _Questions, digest: str) -> dict[str, Any]:
-    return {"sha256": digest, "items": len(questions.items)}
+    return {"sha256": digest, "items": len(questions.items), "malformed": questions.malformed}
 
 
 def _finished(folder: Path, questions: _Questions, digest: str) -> list[dict[str, Any]] | None:

@@ -99,6 +99,9 @@ class SourcedTask(TaskSettings):
     hub: str | None = Field(None, description="data set id on the Hugging Face hub")
     subset: Names = Field((), description="configurations of the hub data set; their names become the field 'subject'")
     split: str = Field("test", description="split of the hub data set or of a folder")
+    skip_malformed: Annotated[int, Field(ge=0)] = Field(
+        100, description="records that may be skipped as malformed, but not the first: one more is an error"
+    )
     # What is shown of them.
     question: Names = Field(("question",), min_length=1, description="field")
     template: Names = Field(
