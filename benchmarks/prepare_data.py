@@ -76,7 +76,7 @@ def write_text(sources: list[str], folder: Path, megabytes: int) -> Path:
 def tokenizer_alone(tokenizer: str, text: Path) -> dict:
     from transformers import AutoTokenizer
 
-    from gendistill.data.encoding import batches
+    from gendistill.data.plain import batches
 
     backend = AutoTokenizer.from_pretrained(tokenizer).backend_tokenizer
     with open(text) as lines:

@@ -6,25 +6,29 @@ with a newline that generation never emits, render past turns differently from t
 in one mode only. So nothing is assumed about the template: it is rendered for each turn and the ids are compared.
 
 Control tokens come from the template alone. Where a message quotes one ("<|im_end|>"), it is text like any other.
+A template that prints the date is told the day of the run (see `dates`).
+
+An assistant's turn of weight 0 is context: it is no loss target, on "all" tokens neither.
 
 `{% generation %}` markers, where a template has them, can only take tokens out of the loss mask.
 """
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from os.path import commonprefix
 from typing import NamedTuple
 
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from gendistill.data.controls import Controls, GuardedTokens, without_guards
+from gendistill.data.dates import tell_date
 from gendistill.data.sources import Message
 from gendistill.errors import UserError
 
 # Stands in for a reply to see what a template puts around it. No template or data set should contain it.
 PROBE = "\u2042probe\u2042"
-# Breaks up the control tokens that a message quotes until the tokenizer is through. A Unicode noncharacter: no text.
-GUARD = "\ufdd0"
 # Templates with these say themselves which characters the assistant wrote.
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -41,7 +45,7 @@ class Encoded(NamedTuple):
     loss_mask: list[bool]
 
 
-def encode_conversation(tokenizer, messages: list[Message]) -> Encoded:
+def encode_conversation(tokenizer, messages: list[Message], all_tokens: bool = False) -> Encoded:
     """Token ids of a conversation and which of them are completions.
 
     The sequence is the generation prompt of the last turn, the reply and its end-of-turn token, and ends there. An
@@ -50,19 +54,23 @@ def encode_conversation(tokenizer, messages: list[Message]) -> Encoded:
 
     Args:
         tokenizer: a fast transformers tokenizer with a chat template.
-        messages: system, user and assistant turns; the last is the assistant's.
+        messages: system, user and assistant turns; the last is the assistant's. An assistant's turn with "weight": 0 is
+            context. The sequence ends with the last that is not.
+        all_tokens: take everything but turns of weight 0, not the replies alone.
 
     Raises:
         UserError: no chat template; the template has no end-of-turn token or cannot be matched with what generation
-            sees; the mask is all False or all True; a message holds U+FDD0.
+            sees; the mask is all False or all True; a message holds U+FDD0; a reply is empty, or all have weight 0.
     """
-    (encoded,) = encode_conversations(tokenizer, [messages])
+    (encoded,) = encode_conversations(tokenizer, [messages], all_tokens)
     if isinstance(encoded, UserError):
         raise encoded
     return encoded
 
 
-def encode_conversations(tokenizer, conversations: Sequence[list[Message]]) -> list[Encoded | UserError]:
+def encode_conversations(
+    tokenizer, conversations: Sequence[list[Message]], all_tokens: bool = False
+) -> list[Encoded | UserError]:
     """Many conversations at once, in one call of the tokenizer: as `encode_conversation`, several times faster.
 
     Returns:
@@ -76,7 +84,8 @@ def encode_conversations(tokenizer, conversations: Sequence[list[Message]]) -> l
     rendered = [_attempt(template.render_conversation, messages) for messages in conversations]
     texts = [text for sound in rendered if not isinstance(sound, UserError) for text in sound.texts()]
     encodings = template.tokenize(texts)
-    return [sound if isinstance(sound, UserError) else _attempt(_encode, sound, encodings) for sound in rendered]
+    mask = _encode_all if all_tokens else _encode
+    return [sound if isinstance(sound, UserError) else _attempt(mask, sound, encodings) for sound in rendered]
 
 
 def render_prompt(tokenizer, messages: list[Message]) -> list[int]:
@@ -87,7 +96,7 @@ def render_prompt(tokenizer, messages: list[Message]) -> list[int]:
     """
     template = _Template(tokenizer)
     text = template.render(template.quote(messages), add_generation_prompt=True)
-    return _Tokens(text, template.tokenize([text])).ids
+    return GuardedTokens(text, template.tokenize([text])[text]).ids
 
 
 def reply_ids(tokenizer, messages: list[Message], replies: Sequence[str]) -> list[list[int]]:
@@ -170,11 +179,13 @@ class _Conversation(NamedTuple):
         text: from the first character to the last end-of-turn token, guards included.
         replies: those to be trained on, in order.
         marked: (start, end) in characters of what the template's own markers cover; None without markers.
+        unweighted: (start, end) in characters of the turns of weight 0, with the tokens that end them.
     """
 
     text: str
     replies: list[_Reply]
     marked: list[tuple[int, int]] | None
+    unweighted: list[tuple[int, int]]
 
     def texts(self) -> list[str]:
         """What is to be tokenised for it."""
@@ -192,20 +203,15 @@ class _Template:
             )
         self.tokenizer = tokenizer
         self.source = tokenizer.get_chat_template()  # one of several, where a tokenizer has them by name
-        tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        tokens.sort(key=len, reverse=True)  # the longest match counts, as for the tokenizer
-        self.control = _any_of(re.escape(token) for token in tokens)
-        # Only the first character is consumed: a control token may begin within another one.
-        self.quoted = _any_of(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in tokens if len(token) > 1)
+        self.controls = Controls(tokenizer)
         self.closings: set[str] = set()  # what the template was seen to put behind a reply
 
     def quote(self, messages: list[Message]) -> list[Message]:
-        """The messages with a guard in every control token, so that the tokenizer reads it as ordinary text."""
-        if any(GUARD in message["content"] for message in messages):
-            raise UserError(
-                "a message holds U+FDD0, which is no character and which stands for something else here; take it out"
-            )
-        return [message | {"content": self.quoted.sub(rf"\g<0>{GUARD}", message["content"])} for message in messages]
+        """The messages as the template is to see them: role and content, control tokens in it made ordinary text."""
+        return [
+            {"role": message["role"], "content": self.controls.guard(message["content"], "a message")}
+            for message in messages
+        ]
 
     def tokenize(self, texts: Sequence[str]) -> dict:
         """Rendered texts, each once, to what the tokenizer made of them (`tokenizers.Encoding`)."""
@@ -217,20 +223,30 @@ class _Template:
         return dict(zip(distinct, batch.encodings, strict=True))
 
     def render_conversation(self, messages: list[Message]) -> _Conversation:
-        messages = self.quote(messages)
+        learnt = _learnt_turns(messages)
+        weightless = [position for position in range(learnt[-1]) if _is_weightless(messages[position])]
+        messages = self.quote(messages[: learnt[-1] + 1])  # behind the last reply nothing is learnt
         last = self._render_turn(messages)
         # Each earlier turn as if the conversation had ended there, as generation saw it.
-        earlier = [
-            self._render_turn(messages[: position + 1])
-            for position, message in enumerate(messages[:-1])
-            if message["role"] == "assistant"
-        ]
+        earlier = [self._render_turn(messages[: position + 1]) for position in learnt[:-1]]
         # Where the template renders a past turn otherwise than generation saw it, that turn is context.
         turns = [turn for turn in earlier if last.whole.startswith(turn.whole)] + [last]
-        controls = [match.start() for match in self.control.finditer(last.whole)]
+        controls = [match.start() for match in self.controls.pattern.finditer(last.whole)]
         replies = [_Reply(*(_slice_to(len(text), controls) for text in turn)) for turn in turns]
         marked = self._marked(messages, last.whole) if MARKER.search(self.source) else None
-        return _Conversation(last.whole, replies, marked)
+        unweighted = [self._extent(messages, position, last.whole) for position in weightless]
+        return _Conversation(last.whole, replies, marked, unweighted)
+
+    def _extent(self, messages: list[Message], position: int, text: str) -> tuple[int, int]:
+        """Where in `text` a turn stands, with the token that ends it, as (start, end) in characters."""
+        other = [*messages]
+        other[position] = messages[position] | {"content": PROBE}
+        probed = self._render_turn(other).whole
+        # What differs when something else is said in this turn is this turn.
+        start = len(commonprefix([text, probed]))
+        same = len(commonprefix([text[start:][::-1], probed[start:][::-1]]))
+        ending = self.controls.pattern.search(text, len(text) - same)
+        return start, ending.end() if ending else len(text) - same
 
     def _render_turn(self, messages: list[Message]) -> _Turn:
         """Renders the last message of `messages`, an assistant's reply, behind the prompt that generation would see."""
@@ -280,7 +296,7 @@ class _Template:
 
     def _ending(self, closing: str) -> str:
         """The template's text behind a reply up to its first control token and with it: the end of the turn."""
-        token = self.control.search(closing)  # what stands before it ("\n" in some templates) is generated too
+        token = self.controls.pattern.search(closing)  # what stands before it ("\n" in some templates) is generated too
         if not token:
             raise UserError(
                 f"the chat template closes the assistant's turn with {closing!r}, which holds no special token, so "
@@ -297,6 +313,7 @@ class _Template:
 
     def _marked(self, messages: list[Message], text: str) -> list[tuple[int, int]]:
         """Where in `text` the template's own markers stand, as (start, end) in characters."""
+        tell_date(self.tokenizer, self.source)
         (full,), (marked,) = render_jinja_template(
             [messages],
             chat_template=self.source,
@@ -313,6 +330,7 @@ class _Template:
         return marked
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+        tell_date(self.tokenizer, self.source)  # each time: another tokenizer may have the same template
         try:
             return self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
@@ -321,45 +339,9 @@ class _Template:
             raise UserError(f"the chat template refuses this conversation: {error}") from None
 
 
-class _Tokens:
-    """What the tokenizer made of a rendered text, less the guards."""
-
-    def __init__(self, text: str, encodings: dict):
-        self.encoding = encodings[text]
-        self.guards = self._find_guards(text) if GUARD in text else []
-        self.ids = self._less_guards(self.encoding.ids)
-
-    def at(self, character: int) -> int:
-        """Position of the token that holds this character of the text."""
-        position = self.encoding.char_to_token(character) or 0  # None where no token holds it
-        return position - bisect_left(self.guards, position)  # guards before it are not among the ids
-
-    def within(self, spans: list[tuple[int, int]]) -> list[bool]:
-        """Which tokens lie, if only in part, in one of these spans of characters."""
-        return self._less_guards(
-            [any(start < right and end > left for left, right in spans) for start, end in self.encoding.offsets]
-        )
-
-    def _find_guards(self, text: str) -> list[int]:
-        held = [text[start:end] for start, end in self.encoding.offsets]
-        # A guard must be a token by itself, to be taken out again.
-        if any(GUARD in characters and characters != GUARD for characters in held):
-            raise UserError(
-                "the tokenizer joins U+FDD0 with the characters around it, so that a special token quoted in a message "
-                "cannot be told from a real one; take it out of the message"
-            )
-        return [position for position, characters in enumerate(held) if characters == GUARD]
-
-    def _less_guards(self, values: list) -> list:
-        if not self.guards:
-            return values
-        guards = set(self.guards)
-        return [value for position, value in enumerate(values) if position not in guards]
-
-
 def _encode(conversation: _Conversation, encodings: dict) -> Encoded:
     """Ids and mask of a rendered conversation whose texts have been tokenised."""
-    tokens = _Tokens(conversation.text, encodings)
+    tokens = GuardedTokens(conversation.text, encodings[conversation.text])
     marked = None if conversation.marked is None else tokens.within(conversation.marked)
     loss_mask = [False] * len(tokens.ids)
     for reply in conversation.replies:
@@ -378,12 +360,39 @@ def _encode(conversation: _Conversation, encodings: dict) -> Encoded:
     return Encoded(tokens.ids, loss_mask)
 
 
-def _span(reply: _Reply, text: str, tokens: _Tokens, encodings: dict) -> tuple[int, int]:
+def _encode_all(conversation: _Conversation, encodings: dict) -> Encoded:
+    """Ids, and a mask of all tokens but those of turns of weight 0."""
+    ids = _encode(conversation, encodings).input_ids  # with the proof that generation could give the replies
+    if not conversation.unweighted:
+        return Encoded(ids, [True] * len(ids))
+    tokens = GuardedTokens(conversation.text, encodings[conversation.text])
+    return Encoded(ids, [not held for held in tokens.within(conversation.unweighted)])
+
+
+def _is_weightless(message: Message) -> bool:
+    return message["role"] == "assistant" and message.get("weight", 1) == 0
+
+
+def _learnt_turns(messages: list[Message]) -> list[int]:
+    """Positions of the assistant's turns that are to be learnt, at least one.
+
+    Raises:
+        UserError: there is none, or one of them is empty.
+    """
+    turns = [n for n, message in enumerate(messages) if message["role"] == "assistant" and not _is_weightless(message)]
+    if not turns:
+        raise UserError("every assistant's turn has weight 0, so there is nothing to learn; leave the conversation out")
+    if not all(messages[turn]["content"].strip() for turn in turns):
+        raise UserError("a reply is empty: learnt, it would teach to say nothing; leave the conversation out")
+    return turns
+
+
+def _span(reply: _Reply, text: str, tokens: GuardedTokens, encodings: dict) -> tuple[int, int]:
     """Positions of a reply and its end-of-turn token, proven by comparing ids."""
     positions = []
     for leading in reply:
         # Ids of the text that leads to the boundary, by itself, as generation has them before the reply.
-        ids = _Tokens(text[leading], encodings).ids
+        ids = GuardedTokens(text[leading], encodings[text[leading]]).ids
         start = tokens.at(leading.start)
         positions.append(start + len(ids))
         if tokens.ids[start : positions[-1]] != ids:
@@ -402,8 +411,4 @@ def _slice_to(boundary: int, controls: list[int]) -> slice:
 
 
 def _excerpt(quoted: str) -> str:
-    return repr(quoted.replace(GUARD, "")[:60])
-
-
-def _any_of(patterns: Iterable[str]) -> re.Pattern:
-    return re.compile("|".join(patterns) or "(?!)")  # of no pattern: what matches nowhere
+    return repr(without_guards(quoted)[:60])

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from gendistill import __version__
 from gendistill.data.chat import ends_of_turns
+from gendistill.data.dates import date_of, prints_date
 from gendistill.data.encoding import LossOn, end_of_text
 from gendistill.data.mixture import Mixture
 from gendistill.data.packing import Piece, lay_out_row, token_count
@@ -32,7 +33,7 @@ from gendistill.errors import UserError
 from gendistill.files import write_atomically
 from gendistill.recipe.data import Source
 
-FORMAT = 2  # raise when the same inputs come to give other rows
+FORMAT = 3  # raise when the same inputs come to give other rows
 STATE = "state.json"
 # The mask in bytes: a bit each would have to be unpacked for every batch.
 COLUMNS = {"input_ids": np.int32, "position_ids": np.int32, "loss_mask": np.uint8}
@@ -263,6 +264,7 @@ def _check_loss_tokens(counts: Counts, request: _Request) -> None:
 
 
 def _cache_key(request: _Request) -> str:
+    is_chat = any(source.is_chat for source in request.sources)
     # Names of the fields go into the hash too: another spelling here would prepare all data anew.
     everything = {
         "format": FORMAT,
@@ -272,6 +274,7 @@ def _cache_key(request: _Request) -> str:
         "rows": request.rows,
         "loss_on": request.loss_on,
         "seed": request.seed,
+        "date": str(date_of(request.tokenizer)) if is_chat and prints_date(request.tokenizer) else None,
     }
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:20]
 

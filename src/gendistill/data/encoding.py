@@ -1,22 +1,17 @@
-"""Documents to token ids, in batches, several threads at once."""
+"""Documents to token ids and loss masks, checked against the vocabulary."""
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from functools import cached_property
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from gendistill.data.chat import encode_conversations
 from gendistill.data.packing import Piece, make_piece
+from gendistill.data.plain import PlainTexts, batches
 from gendistill.data.sources import Document
 from gendistill.errors import UserError
 
 LossOn = Literal["all", "completion"]  # every token that can be predicted, or those of replies
-
-BATCH_CHARACTERS = 1_000_000  # tokenised in one call: the tokenizer's objects take 100 bytes a token while it lasts
-AHEAD = 2  # batches: a core that is through with its own takes from the next, while a book keeps another busy
 
 
 class EncodedDocuments(NamedTuple):
@@ -45,32 +40,37 @@ class Encoder:
         self.vocabulary = len(tokenizer)
         self.end = end_of_text(tokenizer)
 
+    @cached_property
+    def plain(self) -> PlainTexts:
+        return PlainTexts(self.tokenizer)  # looks at every control token: only where there is plain text
+
     def texts(self, documents: list[Document]) -> EncodedDocuments:
-        """Token ids and one end token of each plain text; empty texts are skipped."""
+        """Token ids of each plain text, between the tokenizer's start token, if it has one, and one end token.
+
+        Control tokens written in a text are text. Empty texts are skipped.
+        """
         if self.loss_on == "completion" and documents:
             raise UserError(
                 f"{documents[0].where}: plain text has no completions; loss_on completion needs conversations"
             )
-        texts = [document.content for document in documents if document.content]
-        if self.end is None and texts:
+        written = [document for document in documents if document.content]
+        if self.end is None and written:
             raise UserError("the tokenizer has no end-of-text token to put between documents; set its eos_token")
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_truncation()  # what an earlier call left behind
-        backend.no_padding()
-        # The tokenizer's own fast call: it makes no offsets, which nobody reads here.
-        encode = partial(backend.encode_batch_fast, add_special_tokens=False)
-        encoded = []
-        for encodings in _ahead(encode, batches(texts, len)):
-            for encoding in encodings:
-                ids = np.array([*encoding.ids, self.end], dtype=np.int32)  # [length + 1]
-                encoded.append(self._checked(ids))
-        return EncodedDocuments(encoded, skipped=len(documents) - len(texts), cut=0, malformed=[])
+        encoded, malformed = [], []
+        found = self.plain.encode((document.content for document in written), [self.end])
+        for document, ids in zip(written, found, strict=True):
+            if isinstance(ids, UserError):
+                malformed.append(UserError(f"{document.where}: {ids}"))
+                continue
+            encoded.append(self._checked(ids))
+        return EncodedDocuments(encoded, len(documents) - len(written), 0, malformed)
 
     def conversations(self, documents: list[Document]) -> EncodedDocuments:
         """Each conversation as one piece, cut at sequence_length; one without a loss token is skipped."""
         conversations = []
         for batch in batches(documents, lambda document: document.characters):
-            conversations += encode_conversations(self.tokenizer, [document.content for document in batch])
+            messages = [document.content for document in batch]
+            conversations += encode_conversations(self.tokenizer, messages, all_tokens=self.loss_on == "all")
         pieces, skipped, cut, malformed = [], 0, 0, []
         for document, conversation in zip(documents, conversations, strict=True):
             if isinstance(conversation, UserError):
@@ -87,8 +87,7 @@ class Encoder:
     def _piece(self, input_ids: list[int], loss_mask: list[bool]) -> Piece:
         ids = self._checked(np.array(input_ids))  # [length]; checked whole, also what is cut off
         row = slice(self.sequence_length)
-        mask = loss_mask[row] if self.loss_on == "completion" else None
-        return make_piece(ids[row], mask)
+        return make_piece(ids[row], loss_mask[row])
 
     def _checked(self, ids: np.ndarray) -> np.ndarray:
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocabulary:
@@ -102,29 +101,3 @@ def end_of_text(tokenizer) -> int | None:
     """The id that is put behind each plain text, or None if the tokenizer has none."""
     ends = (tokenizer.eos_token_id, tokenizer.sep_token_id)  # BERT's kind has the second alone
     return next((token for token in ends if token is not None), None)
-
-
-def _ahead(function: Callable[[list], list], items: Iterator[list]) -> Iterator[list]:
-    """function(item) of each in order, those of the next AHEAD items computed in threads meanwhile."""
-    # Threads are enough: the tokenizer is compiled code, and releases Python's lock while it works.
-    with ThreadPoolExecutor(AHEAD) as pool:
-        waiting: deque[Future] = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > AHEAD:  # no more in memory than are worked on
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def batches(items: list, characters: Callable[[Any], int]) -> Iterator[list]:
-    """Items of BATCH_CHARACTERS together, to within one."""
-    batch, size = [], 0
-    for item in items:
-        batch.append(item)
-        size += characters(item)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

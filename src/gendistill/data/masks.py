@@ -16,8 +16,9 @@ def check_masks(dataset: PackedDataset, tokenizer) -> None:
 
     Raises:
         UserError: they were made with another tokenizer; the first token of a document is a loss target; on "all" a
-            token is left out; on "completion" no token is a loss target, or every one, or most runs of targets do not
-            end with a token that ends a turn, which is how a mask shifted by one looks.
+            token is left out that belongs to no turn of weight 0; on "completion" no token is a loss target, or every
+            one, or most runs of targets do not end with a token that ends a turn, which is how a mask shifted by one
+            looks.
     """
     if dataset.stats["tokenizer"] != tokenizer_hash(tokenizer):
         raise UserError(f"{dataset.folder}: made with another tokenizer than this teacher's; prepare the data again")
@@ -38,10 +39,11 @@ def _find_problem(rows: dict[str, np.ndarray], stats: dict[str, Any]) -> str | N
     if problem := _first(targets & starts, "the first token of a document is a loss target, and nothing predicts it"):
         return problem
     context = ~targets & ~starts & ~_padding(targets, starts)
+    ends = np.isin(rows["input_ids"], stats["ends"])
     if stats["loss_on"] == "all":
-        return _first(context, "a token inside a document is left out of a loss on all tokens")
+        return _find_left_out(starts, context, ends)
     if stats["loss_on"] == "completion":
-        return _find_misplaced(targets, starts, context, np.isin(rows["input_ids"], stats["ends"]))
+        return _find_misplaced(targets, starts, context, ends)
     raise ValueError(f"unknown loss_on '{stats['loss_on']}'; known: {', '.join(get_args(LossOn))}")
 
 
@@ -50,6 +52,16 @@ def _padding(targets: np.ndarray, starts: np.ndarray) -> np.ndarray:
     run = starts.cumsum(1)  # number of each token's run in its row
     last = run == run[:, -1:]
     return last & ~(targets & last).any(1, keepdims=True)
+
+
+def _find_left_out(starts: np.ndarray, context: np.ndarray, ends: np.ndarray) -> str | None:
+    """On "all" only turns of weight 0 are left out: a text, and the token that ends a turn, or where they are cut."""
+    followed, follows = np.pad(context[:, 1:], ((0, 0), (0, 1))), np.pad(context[:, :-1], ((0, 0), (1, 0)))
+    cut = np.pad(starts[:, 1:], ((0, 0), (0, 1)), constant_values=True)  # the document ends here
+    # An end token alone is no turn: a model that never learns it does not stop.
+    turn_ends = ends & follows
+    wrong = context & ~followed & ~turn_ends & ~(cut & ~ends)
+    return _first(wrong, "a token inside a document is left out of a loss on all tokens")
 
 
 def _find_misplaced(targets: np.ndarray, starts: np.ndarray, context: np.ndarray, ends: np.ndarray) -> str | None:

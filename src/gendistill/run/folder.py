@@ -1,6 +1,7 @@
 """The run folder: recipe as resolved, one folder per stage, evaluation records, summary. The conversion is stage 0.
 
 recipe.yaml
+date.txt                         the day the run was created, which chat templates that print the date are told
 data/                            packed sequences
 0-conversion/student/            the untrained student, with conversion_report.json
 1-qk_alignment/student/          after the first stage, with stage_report.json: what it was trained from, and on what
@@ -12,6 +13,7 @@ summary.md, scores.json, loss.svg
 """
 
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +49,42 @@ class RunFolder:
                     "Give another --output, or delete the folder."
                 )
         # Somebody's files, in which a run would be lost, or would overwrite something.
-        elif self.root.exists() and any(self.root.iterdir()):
+        elif self.root.exists() and any(path != self._date for path in self.root.iterdir()):
             raise UserError(f"{self.root} is not empty and holds no run (no recipe.yaml). Give another --output.")
 
     def create(self) -> None:
         """Creates the folder with its recipe, unless it is there."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        # Before the recipe, which makes the folder a run; and once: prompts must be the same on the next day.
+        if not self._date.exists():
+            write_atomically(self._date, f"{date.today()}\n")
         # Not written anew: the first recipe says what the results there were made with.
         if not self._recipe.exists():
-            self.root.mkdir(parents=True, exist_ok=True)
             # Every setting, defaults too: a later version with other defaults must not read another run out of it.
             write_atomically(self._recipe, yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False))
 
     @property
     def _recipe(self) -> Path:
         return self.root / "recipe.yaml"
+
+    @property
+    def _date(self) -> Path:
+        return self.root / "date.txt"
+
+    @property
+    def day(self) -> date:
+        """The day the run was created.
+
+        Raises:
+            UserError: the file holds something else.
+        """
+        written = self._date.read_text().strip()
+        try:
+            return date.fromisoformat(written)
+        except ValueError:
+            raise UserError(
+                f"{self._date}: should hold the day the run was created, as 2026-01-31; it holds {written[:40]!r}"
+            ) from None
 
     def label(self, stage: str) -> str:
         """'conversion' -> '0-conversion': the place in the run, then the name."""

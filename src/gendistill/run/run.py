@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill import distributed
 from gendistill.compute import start_compute
+from gendistill.data.dates import freeze_date
 from gendistill.distill.sharding import check_divisible
 from gendistill.distributed import on_rank_zero, report_errors_once
 from gendistill.errors import UserError
@@ -92,4 +93,7 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.recipe.teacher, self.config.vocab_size)
+        """The teacher's; its template is told the day of the run, by every step and after every restart."""
+        tokenizer = load_tokenizer(self.recipe.teacher, self.config.vocab_size)
+        freeze_date(tokenizer, self.folder.day)
+        return tokenizer

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gendistill.data.chat import render_prompt
+from gendistill.data.plain import PlainTexts
 from gendistill.data.sources import read_records
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
@@ -124,11 +125,16 @@ def _user_turns(prompts: Prompts, tokenizer, seed: int) -> Iterator[tuple[int, d
 
 
 def _continuations(number: int, prompts: Prompts, tokenizer, seed: int) -> Iterator[Prompt]:
+    # No template: the model is to continue the text as in pretraining, also when tuned to chat.
+    plain = PlainTexts(tokenizer)
     for record, fields in _drawn(prompts, seed):
-        text = _text(f"{prompts.source.label}: record {record}", fields, prompts.text)
-        # No template: the model is to continue the text as in pretraining, also when tuned to chat.
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][: prompts.prompt_tokens]
-        start = tokenizer.decode(ids)  # what the model sees, which may end within a word
+        where = f"{prompts.source.label}: record {record}"
+        text = _text(where, fields, prompts.text)
+        (ids,) = plain.encode([text])
+        if isinstance(ids, UserError):
+            raise UserError(f"{where}: {ids}")
+        ids = ids[: prompts.prompt_tokens].tolist()
+        start = tokenizer.decode(ids[len(plain.start) :])  # what the model sees, which may end within a word
         yield _prompt(
             number,
             prompts,
