@@ -94,45 +94,14 @@ def render_prompt(tokenizer, messages: list[Message]) -> list[int]:
     Raises:
         UserError: no chat template; the template refuses the conversation; a message holds U+FDD0.
     """
+    text = prompt_text(tokenizer, messages)
+    return GuardedTokens(text, _Template(tokenizer).tokenize([text])[text]).ids
+
+
+def prompt_text(tokenizer, messages: list[Message]) -> str:
+    """As `render_prompt`, but the text that is tokenised, guards included."""
     template = _Template(tokenizer)
-    text = template.render(template.quote(messages), add_generation_prompt=True)
-    return GuardedTokens(text, template.tokenize([text])[text]).ids
-
-
-def reply_ids(tokenizer, messages: list[Message], replies: Sequence[str]) -> list[list[int]]:
-    """The ids of replies as they stand behind the prompt, each: what training learns, and generation can say.
-
-    A tokenizer may encode a text otherwise at its beginning than behind other text: SentencePiece puts a space in front
-    there. Where it joins a reply with the prompt's end, so that no ids of the reply follow the prompt's, they are those
-    behind a line break, or of the reply alone if it joins that too.
-
-    Args:
-        messages: the conversation before the replies.
-
-    Raises:
-        UserError: as `render_prompt`.
-    """
-    template = _Template(tokenizer)
-    context = template.quote(messages)
-    prompt = template.render(context, add_generation_prompt=True)
-    controls = [match.start() for match in template.control.finditer(prompt)]
-    # From the last control token on: the tokenizer encodes what stands between two of them for itself.
-    before = [prompt[_slice_to(len(prompt), controls)], "\n"]
-    blanks = template.blanks_before_reply(context, prompt)
-    turns = template.quote([{"role": "assistant", "content": blanks + reply} for reply in replies])
-    quoted = [turn["content"] for turn in turns]
-    encodings = template.tokenize([*(lead + reply for lead in before for reply in ("", *quoted)), *quoted])
-    ids = {text: _Tokens(text, encodings).ids for text in encodings}
-    return [_ids_behind(before, reply, ids) for reply in quoted]
-
-
-def _ids_behind(before: Sequence[str], reply: str, ids: dict[str, list[int]]) -> list[int]:
-    """A reply's ids behind the first text that the tokenizer does not join it with; else those of the reply alone."""
-    for lead in before:
-        count = len(ids[lead])
-        if ids[lead + reply][:count] == ids[lead]:
-            return ids[lead + reply][count:]
-    return ids[reply]
+    return template.render(template.quote(messages), add_generation_prompt=True)
 
 
 def ends_of_turns(tokenizer) -> set[int]:
@@ -268,15 +237,6 @@ class _Template:
                 f"prompt that generation sees; store the plain reply. It reads {_excerpt(reply['content'])}"
             )
         return _Turn(prompt, full.removesuffix(closing) + self._ending(closing))
-
-    def blanks_before_reply(self, context: list[Message], prompt: str) -> str:
-        """Blanks that the template puts between the prompt and a reply; they count as the reply's."""
-        try:
-            head = self.render([*context, {"role": "assistant", "content": PROBE}]).partition(PROBE)[0]
-        except UserError:  # a template for prompts alone
-            return ""
-        between = head[len(prompt) :]
-        return between if head.startswith(prompt) and not between.strip() else ""
 
     def _known_closing(self, prompt: str, reply: str, full: str) -> str | None:
         """A closing seen before, if `full` is the prompt, the reply (trimmed or not) and that closing."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gendistill.data.chat import render_prompt, reply_ids
+from gendistill.data.chat import render_prompt
+from gendistill.data.replies import reply_ids
 from gendistill.evaluate.kinds import KINDS
 from gendistill.evaluate.kinds.item import Item
 from gendistill.inference.decoding import Prefix, extend, prefill
