@@ -13,6 +13,8 @@ from gendistill.evaluate.kinds.shared.script_part import names_used, without_scr
 
 _PYTHON = {"python", "py", "python3", "py3", "ipython"}
 _OPENS_CODE = re.compile(r"^(?:def |async def |class |import |from \S+ import |@)", re.MULTILINE)
+# What may stand before that and be needed; prose may look like it.
+_OPENS_STATEMENT = re.compile(r"^(?:\w+(?:: [^=\n]*)? = |try:|if |for |with )", re.MULTILINE)
 _INDENTATION = 4
 CUTS_TRIED = 8  # of code with prose behind it; a compiler's error says where to cut, so two or three do
 
@@ -103,11 +105,17 @@ def _is_whole(language: str, code: str) -> bool:
 
 
 def _bare_program(text: str, prefix: str, wanted: set[str]) -> str | None:
-    """Code that may have prose around it: from the first line that opens code if it is whole, up to where it ends."""
-    opening = _OPENS_CODE.search(text)
+    """Code that may have prose around it: from a line that opens code if it is whole, up to where it ends."""
+    if _defines(text, wanted):
+        # Prose may stand before it, or a statement that the definition needs; not every such line opens code.
+        openings = [opening.start() for each in (_OPENS_STATEMENT, _OPENS_CODE) if (opening := each.search(text))]
+        for start in sorted({0, *openings}):
+            reading = _joined(prefix, textwrap.dedent(text[start:]))
+            program = reading.program(_lines_that_compile(reading))
+            if _defines(program.removeprefix(reading.head), wanted):
+                return program
     # Code that defines something else may be quoted in prose about the body that follows.
-    start = opening.start() if opening and _defines(text, wanted) else 0
-    found = [(reading, _lines_that_compile(reading)) for reading in _readings(text[start:], prefix, wanted)]
+    found = [(reading, _lines_that_compile(reading)) for reading in _readings(text, prefix, wanted)]
     # Of the readings that keep most of it the first.
     reading, end = max(found, key=lambda each: each[1], default=(None, 0))
     return reading.program(end) if end else None

@@ -60,7 +60,7 @@ def without_script(code: str, tree: ast.Module, wanted: set[str]) -> str:
         wanted: names that the tests use.
     """
     body = [node for node in tree.body if not _asks_for_main(node)]
-    statements = _statements(body)
+    statements = _statements(body, wanted)
     if wanted & set().union(*(statement.binds for statement in statements)):
         body = _needed(statements, wanted)
     return _without(code, tree, set(map(id, body)))
@@ -72,10 +72,10 @@ def _asks_for_main(node: ast.stmt) -> bool:
     return any(isinstance(each, ast.Name) and each.id == "__name__" for each in ast.walk(node.test))
 
 
-def _statements(body: list[ast.stmt]) -> list[_Statement]:
+def _statements(body: list[ast.stmt], wanted: set[str]) -> list[_Statement]:
     definitions = {node.name: node for node in body if isinstance(node, _DEFINITIONS)}
-    # What calling a function of the program changes; found out once for each.
-    changed_by_calls = {name: _changed_by_call(node) for name, node in definitions.items()}
+    # What calling a function of the program changes; found out once for each. A call of what is tested is its use.
+    changed_by_calls = {name: _changed_by_call(node) for name, node in definitions.items() if name not in wanted}
     operations = _operations(body)
     real = {node.name for node in body if isinstance(node, _DEFINITIONS) and not _is_stub(node)}
     statements = []
@@ -83,9 +83,11 @@ def _statements(body: list[ast.stmt]) -> list[_Statement]:
     for node, (binds, needs) in zip(body, operations, strict=True):
         fills, calls = _changes(node, changed_by_calls)
         # "from solution import add" in an example of use: the reply itself is the solution. "with open(name) as f": a
-        # variable of the script, though the function is called f.
+        # variable of the script, though the function is called f. But "add = cache(add)" is the function.
         if isinstance(node, _PASSING):
             binds -= real
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            binds -= {name for name in binds & real if name not in needs or _is_call_of(node.value, name)}
         if isinstance(node, _DEFINITIONS):
             if not _is_stub(node):
                 defined.add(node.name)
@@ -93,6 +95,10 @@ def _statements(body: list[ast.stmt]) -> list[_Statement]:
                 binds = set()  # a signature that is shown again
         statements.append(_Statement(node, binds, fills, calls, needs, _is_always_kept(node)))
     return statements
+
+
+def _is_call_of(node: ast.expr | None, name: str) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
 
 
 def _is_stub(node: ast.stmt) -> bool:
@@ -145,8 +151,8 @@ def _changes(node: ast.stmt, changed_by_calls: dict[str, set[str]]) -> tuple[set
     """The names that a statement fills, and those of which it calls methods, when it is run."""
     if isinstance(node, _DEFINITIONS):
         # A decorator of the program's own may enter what it decorates into a table.
-        roots = {_root(each) for each in node.decorator_list}
-        return roots & changed_by_calls.keys(), roots - {None}
+        roots = {_root(each) for each in node.decorator_list} - {None}
+        return (roots & changed_by_calls.keys()).union(*(changed_by_calls.get(root, ()) for root in roots)), roots
     fills, calls = _changed_by(node)
     for each in ast.walk(node):
         if isinstance(each, ast.Expr) and isinstance(each.value, ast.Call) and isinstance(each.value.func, ast.Name):
@@ -213,7 +219,7 @@ def _may_be_named(node: ast.stmt) -> bool:
         # Others need not be there, and then no more than an example of use needs them.
         modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names]
         return all(module.split(".")[0] in sys.stdlib_module_names for module in modules)
-    return isinstance(node, _DEFINITIONS)
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
 def _is_definition(node: ast.stmt) -> bool:
