@@ -143,6 +143,14 @@ def test_what_the_tests_need_is_kept_and_what_nobody_needs_is_not():
     assert "LIMIT" in found and "OTHER" not in found and "class Pair" in found
 
 
+def test_a_name_that_the_tests_define_is_not_the_replys():
+    body = "check = value * 2\nreturn check"
+    checks = {"prefix": 'def double(value):\n    """?"""\n', "entry_point": "double"}
+    checks["tests"] = "def check(candidate):\n    assert candidate(2) == 4\n\ncheck(double)"
+    (graded,) = grade([Item(0, "code", "?", checks=checks)], [body])
+    assert graded.strict.correct
+
+
 def test_statements_that_share_a_line():
     code = "x = 1; print(x); y = 'ä'; exit()  # ends\ndef get(): return x, y"
     assert program_of(code, {"entry_point": "get"}) == ("x = 1; pass; y = 'ä'; pass  # ends\ndef get(): return x, y")

@@ -46,8 +46,9 @@ class _Statement(NamedTuple):
 
 
 def names_used(tree: ast.Module) -> set[str]:
-    """The names that a module's code uses and that are no builtins."""
-    return _names_used(compile(tree, "tests.py", "exec", dont_inherit=True)) - set(dir(builtins))
+    """The names that a module's code uses and neither defines itself nor has as builtins."""
+    own = set().union(*(binds for binds, _ in _operations(tree.body)))
+    return _names_used(compile(tree, "tests.py", "exec", dont_inherit=True)) - own - set(dir(builtins))
 
 
 def without_script(code: str, tree: ast.Module, wanted: set[str]) -> str:
