@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from gendistill.analysis.scores import TaskScore
 from gendistill.errors import UserError
@@ -227,3 +228,26 @@ def test_names_that_cannot_be_files(model, tokenizer, settings, tmp_path, name):
         evaluate(model, tokenizer, {name: settings["choice"]}, tmp_path)
     with pytest.raises(UserError, match="names files"):
         evaluate(model, tokenizer, settings, tmp_path, label=name)
+
+
+def test_stop_strings_of_a_task_and_of_all_cut_replies(model, tokenizer, settings, tmp_path, asked):
+    short = settings["short"]
+    evaluate(model, tokenizer, {"short": short}, tmp_path)
+    whole = [record["reply"] for record in records(tmp_path, "short")]
+    stop = next(reply for reply in whole if reply)[0]
+    expected = [reply.split(stop)[0].strip() for reply in whole]
+    for task, everywhere in ((short | {"stop": stop}, {}), (short, {"stop": [stop]})):
+        evaluate(model, tokenizer, {"short": task}, tmp_path, sampling=everywhere)
+        assert [record["reply"] for record in records(tmp_path, "short")] == expected
+    assert asked == ["short"] * 3  # other stop strings, other replies
+    with pytest.raises(ValidationError):
+        Evaluation(tasks={"short": short | {"stop": [""]}})
+
+
+def test_skipped_records_are_counted_beside_the_others(model, tokenizer, tmp_path, write_records):
+    rows = [{"question": f"Who is {n}?", "answer": f"king {n}"} for n in range(6)]
+    rows.insert(2, {"question": "Which line?", "answer": "---"})
+    task = {"kind": "short_answer", "path": write_records("kings.jsonl", rows), "max_new_tokens": 2}
+    evaluate(model, tokenizer, {"kings": task}, tmp_path)
+    meta = json.loads((tmp_path / "student/kings.meta.json").read_text())
+    assert (meta["items"], meta["malformed"]) == (6, 1)

@@ -119,6 +119,6 @@ def test_the_models_own_sampling_settings_do_not_leak(model, tokenizer, files):
 
 def test_no_end_of_sequence_is_refused(model, tokenizer):
     endless = copy.deepcopy(tokenizer)
-    endless.eos_token = None
+    endless.eos_token = endless.chat_template = None
     with pytest.raises(UserError, match="no reply could end"):
         generate(model, endless, [[1, 2, 3]], 2, 1)

@@ -238,7 +238,7 @@ def test_distractors_are_of_the_items_subject(write_records):
     records += [{"input": "Sort.", "target": target, "subject": "words"} for target in ("a b", "b c", "c d")]
     items = load_items("b", make_task(task="bbh", path=write_records("b.jsonl", records)), seed=0)
     assert {*items[0].candidates} == {"(A)", "(B)", "(C)"} and {*items[5].candidates} == {"a b", "b c", "c d"}
-    assert items[0].question == "So?\n\nReply with the answer alone." and strict(items[0], "(A)").correct
+    assert items[0].question.startswith("So?\n\nLet's think step by step.") and strict(items[0], "(A)").correct
 
 
 def test_humaneval(write_records):

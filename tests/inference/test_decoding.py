@@ -9,7 +9,8 @@ from gendistill.evaluate.items import load_items
 from gendistill.evaluate.ranking import render_prompts
 from gendistill.inference import decoding
 from gendistill.inference.decoding import DecodingBatch, Prefix, Sampling, can_decode, decode, extend, prefill
-from gendistill.inference.generation import end_ids, generate
+from gendistill.inference.generation import generate
+from gendistill.inference.stopping import end_ids
 from gendistill.models.loading import load_model, load_tokenizer
 from gendistill.recipe.evaluation import make_task
 from small_models import VARIANTS, make_student, make_teacher

@@ -94,9 +94,14 @@ def render_prompt(tokenizer, messages: list[Message]) -> list[int]:
     Raises:
         UserError: no chat template; the template refuses the conversation; a message holds U+FDD0.
     """
+    text = prompt_text(tokenizer, messages)
+    return GuardedTokens(text, _Template(tokenizer).tokenize([text])[text]).ids
+
+
+def prompt_text(tokenizer, messages: list[Message]) -> str:
+    """As `render_prompt`, but the text that is tokenised, guards included."""
     template = _Template(tokenizer)
-    text = template.render(template.quote(messages), add_generation_prompt=True)
-    return GuardedTokens(text, template.tokenize([text])[text]).ids
+    return template.render(template.quote(messages), add_generation_prompt=True)
 
 
 def ends_of_turns(tokenizer) -> set[int]:

@@ -22,6 +22,8 @@ ABOUT = re.compile(
 # At the beginning of a name, and as a word: train.jsonl and test-00000.parquet, but not training_notes.txt.
 SPLIT = re.compile(r"(train|test|validation|valid|val|dev)(?![A-Za-z0-9])")
 
+VALIDATION = {"val", "valid", "validation", "dev"}
+
 
 class Document(NamedTuple):
     """A checked record.
@@ -144,7 +146,9 @@ def local_files(source: Source) -> list[Path]:
         if len(named) > 1:  # all of them together would train on the test set
             raise UserError(f"{path}: holds the splits {', '.join(named)}; say which one by split: NAME")
         return files
+    # The name that is asked for, where it is there: a folder may hold both dev and val, of a set that has both.
     chosen = [file for file in files if splits[file] == source.split]
+    chosen = chosen or [file for file in files if same_split(splits[file], source.split)]
     if not chosen:
         there = f"it holds {', '.join(named)}" if named else "no file or folder in it is named after a split"
         raise UserError(f"{path}: no split '{source.split}'; {there}")
@@ -153,6 +157,11 @@ def local_files(source: Source) -> list[Path]:
 
 def _is_data(name: str) -> bool:
     return local_suffix(name) is not None and not ABOUT.match(name)
+
+
+def same_split(one: str | None, other: str | None) -> bool:
+    """Whether two names are of one split: what one data set calls val, another calls validation, valid or dev."""
+    return one == other or {one, other} <= VALIDATION
 
 
 def _split_of(file: Path) -> str | None:

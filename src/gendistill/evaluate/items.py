@@ -1,13 +1,15 @@
 """Items of a task: drawn from its source with few-shot examples and candidates, or made on the spot."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from gendistill.data.sources import read_records
+from gendistill.data.sources import read_checked_records
 from gendistill.errors import UserError
 from gendistill.evaluate.kinds.base import FewShotTask, SourcedTask, TaskSettings
 from gendistill.evaluate.kinds.item import Draws, Item
@@ -15,7 +17,17 @@ from gendistill.evaluate.kinds.shared.fields import Fields
 from gendistill.evaluate.kinds.shared.words import normalise
 from gendistill.recipe.data import Source
 
+MOST_MALFORMED = 0.25  # of the records; where more are, the task names the wrong fields
+SHOWN = 3  # malformed records of a task that are shown one by one
+logger = logging.getLogger(__name__)
 Shots = tuple[tuple[str, str], ...]  # few-shot examples, as pairs of a user's and an assistant's turn
+
+
+class Loaded(NamedTuple):
+    """The items of a task, and how many records of their source were skipped as malformed."""
+
+    items: list[Item]
+    malformed: int = 0
 
 
 def load_items(
@@ -25,23 +37,28 @@ def load_items(
 
     Which items, few-shot examples and distractors are drawn depends on the seed and the task's name alone. The few-shot
     examples are the same for all items (of a subject, with `shots_by`); a record whose question is in the test source
-    is never one.
+    is never one. Malformed records are shown and skipped, up to the task's `skip_malformed`.
 
     Args:
         tokenizer: for kinds that are made on the spot.
 
     Raises:
-        UserError: the source cannot be read, a field is missing or of the wrong form, or there are fewer items or
-            few-shot examples than asked for.
+        UserError: the source cannot be read, its first record is malformed or more are than may be, or there are fewer
+            items or few-shot examples than asked for.
     """
+    return load_counted(name, task, seed, tokenizer).items
+
+
+def load_counted(name: str, task: TaskSettings, seed: int, tokenizer: PreTrainedTokenizerBase | None = None) -> Loaded:
+    """As `load_items`, with the count of malformed records."""
     draws = Draws(seed, name)
     if task.is_made:
-        return task.make_items(draws, tokenizer)
+        return Loaded(task.make_items(draws, tokenizer))
     return _read_items(task, draws)
 
 
-def _read_items(task: SourcedTask, draws: Draws) -> list[Item]:
-    items = _read(task, _sources(task), draws)
+def _read_items(task: SourcedTask, draws: Draws) -> Loaded:
+    items, malformed = _read(task, _sources(task), draws)
     if task.items is not None and task.items > len(items):
         raise UserError(f"task '{draws.name}' asks for {task.items} items; its source has {len(items)}")
     drawn = items
@@ -52,9 +69,10 @@ def _read_items(task: SourcedTask, draws: Draws) -> list[Item]:
     shots = _shots(task, draws, items)
     # Of all items, not only those that are drawn: an item has the same distractors however many are asked.
     answers = _answers(items)
-    return [
+    whole = [
         replace(task.with_candidates(item, answers[item.subject], draws), shots=shots[item.subject]) for item in drawn
     ]
+    return Loaded(whole, malformed)
 
 
 def _answers(items: Sequence[Item]) -> dict[str | None, dict[str, str]]:
@@ -71,18 +89,62 @@ def _sources(task: SourcedTask) -> list[Source]:
     return [Source(path=task.path, hub=task.hub, subset=subset, split=task.split) for subset in subsets]
 
 
-def _read(task: SourcedTask, sources: Sequence[Source], draws: Draws) -> list[Item]:
+def _read(task: SourcedTask, sources: Sequence[Source], draws: Draws) -> Loaded:
     """The items of all sources, without candidates that are other items' answers, and without few-shot examples."""
-    items = []
-    located = ((source, record) for source in sources for record in read_records(source, draws.seed))
+    items, errors = [], []
+    located = ((source, record) for source in sources for record in read_checked_records(source, draws.seed))
     for index, (source, record) in enumerate(located):
-        if len(sources) > 1:
-            record = {"subject": source.subset} | record  # a field of that name in the record wins
         where = f"task '{draws.name}', record {index} of {source.label}"
-        item = task.read(Fields(where, index, record), draws)
-        if item is not None:
+        if len(sources) > 1 and isinstance(record, dict):
+            record = {"subject": source.subset} | record  # a field of that name in the record wins
+        item = record if isinstance(record, UserError) else _item(task, Fields(where, index, record), draws)
+        if isinstance(item, UserError):
+            if index == 0:
+                raise item  # surely the task's mistake, not the record's
+            errors.append(item)
+        elif item is not None:
             items.append(item)
-    return items
+    _check_malformed(task, draws.name, errors, index + 1)
+    return Loaded(items, len(errors))
+
+
+def _check_malformed(task: SourcedTask, name: str, errors: list[UserError], records: int) -> None:
+    """Shows the first malformed records of a task, and raises if there are more than there may be."""
+    if errors and len(errors) > min(task.skip_malformed, records * MOST_MALFORMED):
+        raise UserError(
+            f"{errors[0]}\ntask '{name}': {len(errors)} of {records} records are malformed; skip_malformed allows "
+            f"{task.skip_malformed}, and {MOST_MALFORMED:.0%} of the records at most. Mend the task or the data"
+        )
+    for error in errors[:SHOWN]:
+        logger.warning("skipped: %s", error)
+    if errors:
+        logger.warning("task '%s': %d of %d records skipped as malformed", name, len(errors), records)
+
+
+def _item(task: SourcedTask, fields: Fields, draws: Draws) -> Item | UserError | None:
+    """The item that a record gives, None if it is dropped, or the error that says what is wrong with it."""
+    try:
+        item = task.read(fields, draws)
+        if item is not None:
+            _check_texts(item, fields)
+    except UserError as error:
+        return error
+    # Numbers with more digits than Python converts, values nested too deeply: of this record, whatever the kind.
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        return UserError(f"{fields.where}: it cannot be read: {error}")
+    return item
+
+
+def _check_texts(item: Item, fields: Fields) -> None:
+    """Refuses half of a surrogate pair, which JSON can spell ("\\ud83d") and no tokenizer takes."""
+    for text in (item.question, item.solution, *item.answers, *item.choices, *item.candidates):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{fields.where}: half a surrogate pair in {text[max(0, error.start - 20) : error.end]!r}; write the "
+                "text anew as UTF-8"
+            ) from None
 
 
 def _shots(task: SourcedTask, draws: Draws, items: Sequence[Item]) -> Mapping[str | None, Shots]:
@@ -93,7 +155,7 @@ def _shots(task: SourcedTask, draws: Draws, items: Sequence[Item]) -> Mapping[st
     sources = _shots_sources(task, draws)
     # Read by the same rules as the items, so that they are shown in the same form.
     try:
-        examples = _read(task.of_examples(), sources, draws)
+        examples = _read(task.of_examples(), sources, draws).items
     except UserError as error:  # a missing split, mostly: say whose it is, and how to do without
         raise UserError(
             f"task '{draws.name}' asks for {task.shots} few-shot examples, which cannot be read: {error}. Give their "

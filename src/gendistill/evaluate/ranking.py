@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.data.chat import render_prompt
+from gendistill.data.replies import reply_ids
 from gendistill.evaluate.kinds import KINDS
 from gendistill.evaluate.kinds.item import Item
 from gendistill.inference.decoding import Prefix, extend, prefill
@@ -85,10 +86,9 @@ def rank(
 def _candidates(tokenizer: PreTrainedTokenizerBase, item: Item, texts: bool) -> list[list[int]]:
     """Token ids of the candidates and, behind them, of the choices' texts.
 
-    The reply starts where the template ends, so candidates are tokenised on their own, as generation makes them.
+    They are tokenised as they stand behind the prompt, as generation and training make them.
     """
-    wanted = [*item.candidates, *(item.choices if texts else ())]
-    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in wanted]
+    return reply_ids(tokenizer, item.messages, [*item.candidates, *(item.choices if texts else ())])
 
 
 def _ranking(item: Item, lengths: Sequence[int], sums: Sequence[float]) -> Ranking:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.analysis.scores import Scores, TaskScore
 from gendistill.errors import UserError
-from gendistill.evaluate.items import load_items
+from gendistill.evaluate.items import load_counted
 from gendistill.evaluate.kinds import grade
 from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.kinds.item import Grades, Item
@@ -23,7 +23,8 @@ from gendistill.evaluate.partial import Partial
 from gendistill.evaluate.ranking import Ranking, rank, render_prompts
 from gendistill.files import read_jsonl, write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
-from gendistill.inference.generation import Reply, end_ids, generate
+from gendistill.inference.generation import Reply, generate
+from gendistill.inference.stopping import end_ids
 from gendistill.recipe.evaluation import Evaluation
 
 FORMAT = 3  # of the records; raise it when their content or the extraction of answers changes
@@ -35,7 +36,7 @@ class _Questions:
     """A task, ready to be put to a model.
 
     `prompted` are the items and behind them, where the task wants them, the other forms of each in turn; `prompts` are
-    their ids.
+    their ids. `malformed` records of the source were skipped.
     """
 
     name: str
@@ -43,14 +44,15 @@ class _Questions:
     items: list[Item]
     prompted: list[Item]
     prompts: list[list[int]]
+    malformed: int = 0
 
     @classmethod
     def read(cls, name: str, task: TaskSettings, seed: int, tokenizer: PreTrainedTokenizerBase) -> "_Questions":
-        items = load_items(name, task, seed, tokenizer)
+        items, malformed = load_counted(name, task, seed, tokenizer)
         # Behind the items, not among them: item i has prompt i, and ranking needs the first of them only.
         other_forms = [form for item in items for form in task.other_forms(item)]
         prompted = [*items, *other_forms]
-        return cls(name, task, items, prompted, render_prompts(tokenizer, prompted))
+        return cls(name, task, items, prompted, render_prompts(tokenizer, prompted), malformed)
 
     @property
     def answers(self) -> int:
@@ -181,7 +183,12 @@ def _generate(
         partial.add,
         sampling=sampling,
         known=partial.replies,
+        stop=_stop_texts(evaluation, questions.task),
     )
+
+
+def _stop_texts(evaluation: Evaluation, task: TaskSettings) -> list[str]:
+    return [*evaluation.stop, *task.stop]
 
 
 def _record(
@@ -277,7 +284,8 @@ def _digest(model, tokenizer, evaluation: Evaluation, questions: _Questions, see
         "gold": [(item.candidates, item.gold, item.answers, item.checks) for item in questions.items],
         "sampling": [evaluation.temperature, evaluation.top_p],
         "prompts": questions.prompts,
-        "ends": end_ids(model, tokenizer),
+        "ends": end_ids(model, tokenizer, _stop_texts(evaluation, questions.task)),
+        "stop": evaluation.stop,
         "model": fingerprint,
     }
     return _sha(json.dumps(content))
@@ -292,7 +300,7 @@ def _paths(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def _stamp(questions: _Questions, digest: str) -> dict[str, Any]:
-    return {"sha256": digest, "items": len(questions.items)}
+    return {"sha256": digest, "items": len(questions.items), "malformed": questions.malformed}
 
 
 def _finished(folder: Path, questions: _Questions, digest: str) -> list[dict[str, Any]] | None:

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from gendistill.inference.stopping import StopStrings
 from gendistill.models.attention import ONE_TOKEN, attention_switched_to
 from gendistill.models.cache import select_rows, with_fixed_size
 
@@ -142,14 +143,22 @@ def decode(
     pad: int,
     prefix: Prefix | None = None,
     sampling: Sampling | None = None,
+    strings: StopStrings | None = None,
 ) -> list[list[int]]:
-    """The new ids of each prompt, its end included if it came within `max_new_tokens`; greedy without `sampling`."""
+    """The new ids of each prompt, its end included if it came within `max_new_tokens`; greedy without `sampling`.
+
+    Args:
+        strings: a reply that holds one of them ends too, soon after it: how soon depends on the batch.
+    """
     prefilled = prefill(model, prompts, pad, prefix, True)
     batch = DecodingBatch(model, prefilled, max_new_tokens, ends, pad, sampling)
     replies: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # of the batch, the prompts that they are
     while rows:
+        before = batch.taken
         ended = batch.decode_steps()
+        if strings:
+            ended = batch.end(_with_stop_string(batch, ended, before, strings))
         out_of_budget = batch.taken == max_new_tokens
         going = [row for row in range(len(rows)) if not (out_of_budget or ended[row])]
         # Each new size copies the caches and captures a new graph, so replies leave when half of them have ended.
@@ -162,6 +171,14 @@ def decode(
         if rows:
             batch.keep(going)
     return replies
+
+
+def _with_stop_string(batch: "DecodingBatch", ended: list[bool], before: int, strings: StopStrings) -> list[int]:
+    """The rows of a batch that hold a stop string since they had `before` tokens."""
+    # The first token of all is no step's.
+    new = batch.taken - (before if before > 1 else 0)
+    replies = batch.replies[:, : batch.taken].tolist()
+    return [row for row, ids in enumerate(replies) if not ended[row] and strings.is_reached(ids, new)]
 
 
 def _length(ids: list[int], ends: Sequence[int]) -> int:
@@ -214,6 +231,11 @@ class DecodingBatch:
             else:
                 self.graph.replay()
             self.taken += 1
+        return self.done.tolist()
+
+    def end(self, rows: list[int]) -> list[bool]:
+        """Ends replies whatever their last token; returns which have ended."""
+        self.done[torch.tensor(rows, dtype=torch.long, device=self.done.device)] = True
         return self.done.tolist()
 
     def keep(self, rows: list[int]) -> None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from gendistill.errors import UserError
 from gendistill.inference.decoding import Prefix, Sampling, can_decode, decode
+from gendistill.inference.stopping import StopStrings, end_ids
 
 Advance = Callable[[dict[int, Any]], None]  # told what was finished, by the prompt's index
 # Prompts and replies of a batch on CUDA, in tokens. It need not be right: a batch that does not fit is halved.
@@ -21,7 +22,7 @@ ROWS_AT_ONCE = {"cuda": 1024, "cpu": 32}
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply up to its end of sequence; `truncated` if the budget ran out first. `tokens` and `ids` are without it."""
+    """A reply up to its end, `truncated` if the budget ran out first. `tokens` and `ids` are without the end, too."""
 
     text: str
     tokens: int
@@ -39,6 +40,7 @@ def generate(
     advance: Advance = lambda finished: None,
     sampling: Sampling | None = None,
     known: Mapping[int, Reply] | None = None,
+    stop: Sequence[str] = (),
 ) -> list[Reply]:
     """Greedy replies, or sampled ones; settings the model came with do not count.
 
@@ -48,11 +50,13 @@ def generate(
         batch_size: prompts at a time; None: as many as should fit. What does not fit is halved.
         advance: told of finished replies, by the prompt's index.
         known: replies that need not be generated again, by the prompt's index.
+        stop: texts that end a reply; it is cut before the first of them.
 
     Raises:
         UserError: neither the tokenizer nor the model names an end of sequence, or out of memory with a single prompt.
     """
-    ends, pad = end_ids(model, tokenizer), _pad_id(tokenizer)
+    ends, pad = end_ids(model, tokenizer, stop), _pad_id(tokenizer)
+    strings = StopStrings(tokenizer, stop)
     replies = dict(known or {})
     ours = can_decode(model)
     # Of all prompts, whichever are known already: so a resumed call computes what an unbroken one does.
@@ -62,10 +66,12 @@ def generate(
         batch = [prompts[i] for i in indices]
         drawn = _sampling_of(sampling, indices)
         if ours:
-            new_ids = decode(model, batch, max_new_tokens, ends=ends, pad=pad, prefix=prefix, sampling=drawn)
+            new_ids = decode(
+                model, batch, max_new_tokens, ends=ends, pad=pad, prefix=prefix, sampling=drawn, strings=strings
+            )
         else:
-            new_ids = _generate_by_transformers(model, batch, max_new_tokens, ends, pad, drawn)
-        finished = {i: _reply(tokenizer, ids, ends) for i, ids in zip(indices, new_ids, strict=True)}
+            new_ids = _generate_by_transformers(model, batch, max_new_tokens, ends, pad, drawn, strings)
+        finished = {i: _reply(tokenizer, ids, ends, strings) for i, ids in zip(indices, new_ids, strict=True)}
         replies.update(finished)
         advance(finished)
 
@@ -82,14 +88,23 @@ def _sampling_of(sampling: Sampling | None, indices: Sequence[int]) -> Sampling 
     return Sampling(sampling.temperature, sampling.top_p, [sampling.keys[i] for i in indices])
 
 
-def _reply(tokenizer, ids: list[int], ends: Collection[int]) -> Reply:
+def _reply(tokenizer, ids: list[int], ends: Collection[int], strings: StopStrings) -> Reply:
     length = next((index for index, token in enumerate(ids) if token in ends), None)  # None: cut by the budget
+    if cut := strings.cut(ids[:length]):
+        said, text = cut
+        return Reply(text.strip(), len(said), truncated=False, ids=tuple(said))
     text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
     return Reply(text, len(ids[:length]), truncated=length is None, ids=tuple(ids[:length]))
 
 
 def _generate_by_transformers(
-    model, prompts, max_new_tokens: int, ends: list[int], pad: int, sampling: Sampling | None
+    model,
+    prompts,
+    max_new_tokens: int,
+    ends: list[int],
+    pad: int,
+    sampling: Sampling | None,
+    strings: StopStrings,
 ) -> list[list[int]]:
     """New ids by transformers' own generate(), for models whose layers `decode` does not know."""
     drawn = {}
@@ -106,18 +121,23 @@ def _generate_by_transformers(
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     with _generation_settings(model, settings):
-        output = model.generate(input_ids=ids, attention_mask=torch.tensor(mask, device=model.device))
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.tensor(mask, device=model.device),
+            stopping_criteria=StoppingCriteriaList([_stops_at(strings, width)] if strings else []),
+        )
     return output[:, width:].tolist()
 
 
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end a reply: the tokenizer's end of sequence and those of the model's generation config."""
-    configured = model.generation_config.eos_token_id  # one id, a list of them, or None
-    ends = set(configured if isinstance(configured, list | tuple) else [configured]) | {tokenizer.eos_token_id}
-    ends.discard(None)
-    if not ends:
-        raise UserError("neither the tokenizer nor the generation config names an eos token, so no reply could end")
-    return sorted(ends)
+def _stops_at(strings: StopStrings, width: int) -> Callable[..., torch.Tensor]:
+    """Stop strings as one of transformers' stopping criteria, for prompts of this width."""
+
+    def stops(ids: torch.Tensor, scores: Any, **kwargs) -> torch.Tensor:  # [B, T] -> [B]
+        # All of each row: transformers forgets which rows have stopped before.
+        reached = [strings.is_reached(row, len(row)) for row in ids[:, width:].tolist()]
+        return torch.tensor(reached, device=ids.device)
+
+    return stops
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pydantic import (
     model_validator,
 )
 
-from gendistill.recipe.fields import Positive, Settings, check_one_of
+from gendistill.recipe.fields import Positive, Settings, StopTexts, check_one_of
 
 
 class Source(Settings):
@@ -124,6 +124,7 @@ class Synthesis(Settings):
     temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0 takes the likeliest token each time")
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_new_tokens: PositiveInt = Field(256, description="a reply that has not ended by then is rejected")
+    stop: StopTexts = Field((), description="texts at which a reply ends, besides the end of the turn")
     min_new_tokens: PositiveInt = Field(1, description="a reply of fewer tokens, its end not counted, is rejected")
     batch_size: PositiveInt = 64
     # What rejects a reply.

@@ -11,7 +11,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from gendistill.errors import UserError
 from gendistill.evaluate.kinds import KINDS
 from gendistill.evaluate.kinds.base import TaskSettings
-from gendistill.recipe.fields import KEEPS_RESULTS, Settings, hint
+from gendistill.recipe.fields import KEEPS_RESULTS, Settings, StopTexts, hint
 
 TASK_FILES = Path(__file__).parents[1] / "evaluate" / "tasks"  # task files
 
@@ -147,5 +147,6 @@ class Evaluation(Settings):
     )
     temperature: Annotated[float, Field(ge=0.0)] = Field(0.0, description="0: greedy replies")
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    stop: StopTexts = Field((), description="texts at which replies of all tasks end, besides those of each task")
     stages: list[str] | None = Field(None, description="'conversion' and stages after which to evaluate; all if absent")
     harness: Harness | None = Field(None, description="tasks of lm-evaluation-harness to evaluate besides")

@@ -28,6 +28,8 @@ def _as_tuple(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]  # one name or several, kept as a tuple
+# One text or several at which a reply ends; an empty one would end it before its first token.
+StopTexts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
 
 
 class Settings(BaseModel):

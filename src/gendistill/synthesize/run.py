@@ -24,7 +24,8 @@ from gendistill.evaluate.ranking import rank
 from gendistill.evaluate.run import model_fingerprint
 from gendistill.files import write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
-from gendistill.inference.generation import Reply, end_ids, generate
+from gendistill.inference.generation import Reply, generate
+from gendistill.inference.stopping import end_ids
 from gendistill.recipe.data import Synthesis
 from gendistill.synthesize.checks import Duplicates
 from gendistill.synthesize.judge import Answered, judge, letters
@@ -162,7 +163,8 @@ def _generate_batch(
     keys = [f"{seed}/{prompt.id}/{sample}" for prompt, sample in batch]
     sampling = Sampling(synthesis.temperature, synthesis.top_p, keys) if synthesis.temperature else None
     ids = [prompt.ids for prompt, _ in batch]
-    replies = generate(model, tokenizer, ids, synthesis.max_new_tokens, len(batch), sampling=sampling)
+    budget, stop = synthesis.max_new_tokens, synthesis.stop
+    replies = generate(model, tokenizer, ids, budget, len(batch), sampling=sampling, stop=stop)
     answered = [Answered(prompt, sample, reply) for (prompt, sample), reply in zip(batch, replies, strict=True)]
     choices = [a for a in answered if a.prompt.has_options] if synthesis.margin is not None else []
     ranked = rank(model, tokenizer, [a.prompt.item for a in choices], [a.prompt.ids for a in choices], len(batch))
@@ -210,7 +212,7 @@ def _digest(model, tokenizer, prompts: list[Prompt], synthesis: Synthesis, seed:
     return {
         "prompts": prompted,
         "teacher": model_fingerprint(model),
-        "settings": f"{how} seed {seed} ends {end_ids(model, tokenizer)}",
+        "settings": f"{how} seed {seed} ends {end_ids(model, tokenizer, synthesis.stop)}",
     }
 
 

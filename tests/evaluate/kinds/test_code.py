@@ -175,7 +175,10 @@ def test_hostile_replies_fail_beside_good_ones(victim):
         "kill parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
     }
     replies = {"good": f"```python\n{ADD}\n```"}
-    replies |= {name: f"```python\n{ADD}\n\n{code}\n```" for name, code in hostile.items()}
+    # Within the function: what a script does besides is not run.
+    opening, end = ADD.split("\n")
+    bodies = {name: textwrap.indent(code, " " * 4) for name, code in hostile.items()}
+    replies |= {name: f"```python\n{opening}\n{body}\n{end}\n```" for name, body in bodies.items()}
     replies |= {"good again": replies["good"]}
     ends = dict.fromkeys(hostile, "failed") | {"10 GB": "memory", "endless loop": "timeout"}
     assert reasons(ASSERTS, replies) == {"good": "passed", **ends, "good again": "passed"}

@@ -1,4 +1,5 @@
 import importlib.util
+import time
 
 import pytest
 
@@ -286,3 +287,46 @@ def test_languages_need_a_package(monkeypatch):
     check_instruction("punctuation:no_comma", {})
     with pytest.raises(UserError, match="package langdetect.*pip install 'gendistill\\[eval\\]'"):
         check_instruction("language:response_language", {"language": "de"})
+
+
+# Replies of 100 KB that patterns with two open ends take the square of it for.
+SIZE = 100_000
+LONG = {
+    "dots": "." * SIZE + "x",
+    "dots and quotes": "." * (SIZE // 2) + '"' * (SIZE // 2) + "x",
+    "abbreviations": "e.g. " * (SIZE // 5),
+    "titles": "Mr. " * (SIZE // 4),
+    "list numbers": "1. " * (SIZE // 3),
+    "brackets": "[" * SIZE,
+    "angles": "<<a" * (SIZE // 3),
+    "empty lines": "\n" * SIZE,
+    "blanks": " " * SIZE + "x",
+    "stars": "*" * SIZE,
+    "digits": "1" * SIZE + ".",
+    "nested": "[" * (SIZE // 2) + "]" * (SIZE // 2),
+    "prose": "That is one thing, isn't it. " * (SIZE // 29),
+}
+COUNTED = {
+    "length_constraints:number_sentences": {"relation": "at least", "num_sentences": 1},
+    "detectable_content:number_placeholders": {"num_placeholders": 1},
+    "detectable_format:number_bullet_lists": {"num_bullets": 1},
+    "detectable_format:number_highlighted_sections": {"num_highlights": 1},
+    "detectable_format:title": {},
+    "detectable_format:json_format": {},
+    "change_case:capital_word_frequency": {"capital_relation": "at least", "capital_frequency": 1},
+}
+
+
+@pytest.mark.parametrize("reply", LONG.values(), ids=LONG)
+def test_time_grows_with_the_reply_and_not_with_its_square(reply):
+    began = time.process_time()
+    followed(list(COUNTED), list(COUNTED.values()), reply)
+    assert time.process_time() - began < 3  # nine readings of it by each; squares take minutes
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [("a " * 100 + "Mr. Wu left.", 1), ("x" * 100 + ". y", 2), ("So. " * 3, 3), ("b" * 63 + "A. Then.", 2)],
+)
+def test_abbreviations_far_from_the_beginning_of_a_sentence(text, sentences):
+    assert count_sentences(text) == sentences

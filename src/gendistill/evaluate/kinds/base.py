@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from gendistill.evaluate.kinds.item import Answer, Draws, Grades, Item
 from gendistill.evaluate.kinds.shared.fields import Fields, fill_template
-from gendistill.recipe.fields import Names, Settings, check_one_of
+from gendistill.recipe.fields import Names, Settings, StopTexts, check_one_of
 
 
 class TaskSettings(Settings):
@@ -27,6 +27,7 @@ class TaskSettings(Settings):
     version: PositiveInt = Field(1, description="of the questions and the grading; raised when scores may change")
     items: PositiveInt | None = Field(None, description="number of items, drawn by the recipe's seed; all if absent")
     max_new_tokens: PositiveInt = 32
+    stop: StopTexts = Field((), description="texts at which a reply ends, besides the end of the turn")
 
     def check_machine(self) -> None:
         """Raises a UserError if this machine cannot grade replies; called before any are generated."""
@@ -102,6 +103,9 @@ class SourcedTask(TaskSettings):
     hub: str | None = Field(None, description="data set id on the Hugging Face hub")
     subset: Names = Field((), description="configurations of the hub data set; their names become the field 'subject'")
     split: str = Field("test", description="split of the hub data set or of a folder")
+    skip_malformed: Annotated[int, Field(ge=0)] = Field(
+        100, description="records that may be skipped as malformed, but not the first: one more is an error"
+    )
     # What is shown of them.
     question: Names = Field(("question",), min_length=1, description="field")
     template: Names = Field(

@@ -1,5 +1,6 @@
 """A short free answer: a name, a date, a phrase."""
 
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -24,6 +25,12 @@ class ShortAnswer(FewShotTask):
     kind: Literal["short_answer"] = "short_answer"
     choices: Names = Field(("choices",), min_length=1, description="field")
     answer: Names = Field(("answer",), min_length=1, description="field")
+    solution: Names = Field((), description="field with a worked solution, for few-shot examples; else the answer")
+    last_statement: str | None = Field(
+        None,
+        min_length=1,
+        description="words; of a reply that says them, what stands from the last such place on is read",
+    )
 
     def read(self, fields: Fields, draws: Draws) -> Item:
         texts = fields.texts(self.answer)
@@ -39,7 +46,8 @@ class ShortAnswer(FewShotTask):
             candidates=candidates,
             gold=gold,
             answers=answers,
-            solution=answers[0],
+            solution=str(fields.find(self.solution) or answers[0]),
+            checks={} if self.last_statement is None else {"last_statement": self.last_statement},
             subject=self.subject_of(fields),
         )
 
@@ -67,9 +75,20 @@ class ShortAnswer(FewShotTask):
     @classmethod
     def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
         # A reply that names another candidate besides the right one commits to neither.
-        return strict_phrase(reply, item.answers, item.candidates, item.question, truncated)
+        return strict_phrase(_read_part(item, reply), item.answers, item.candidates, item.question, truncated)
 
     @classmethod
     def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:
         # Other sentences may say something else: how much of a low score is form can be seen from the difference.
-        return flexible_phrase(reply, item.answers, item.candidates, item.question, truncated)
+        return flexible_phrase(_read_part(item, reply), item.answers, item.candidates, item.question, truncated)
+
+
+def _read_part(item: Item, reply: str) -> str:
+    """The reply from its last statement of the answer on, where the task names the words of one and the reply has them.
+
+    Working before it may weigh other answers, and say so.
+    """
+    if (words := item.checks.get("last_statement")) is None:
+        return reply
+    starts = [match.start() for match in re.finditer(re.escape(words), reply, re.IGNORECASE)]
+    return reply[starts[-1] if starts else 0 :]

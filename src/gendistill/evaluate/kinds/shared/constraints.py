@@ -26,7 +26,9 @@ from gendistill.errors import UserError
 # Runs that are words when capitals are counted: "U.S." and "RE-USE" are one each.
 _CAPITALS = re.compile(r"[^\s,;:!?()\[\]{}<>\"“”*'’—]+")
 # With closing quotes and brackets behind it; then white space must follow, but for scripts that use none.
-_SENTENCE_END = re.compile(r"(?:[.!?…]+[\"'”’)\]*_]*(?=\s|$))|[。！？।]+")
+# From the first mark of a run, and nothing given back: a hundred thousand dots are looked at once.
+_SENTENCE_END = re.compile(r"(?:(?<![.!?…])[.!?…]++[\"'”’)\]*_]*+(?=\s|$))|[。！？।]+")
+_BEFORE_A_STOP = 64  # characters that are looked at before a full stop; abbreviations and list numbers are shorter
 # What a full stop may stand behind within a sentence: an initial, "e.g", a title. "I" is no initial: "So do I."
 _NO_SENTENCE_END = re.compile(
     r"(?:^|(?<=[\s(\"'“*]))(?:[A-HJ-Z]|(?:[A-Za-z]\.)+[A-Za-z]|(?i:mr|mrs|ms|dr|prof|rev|st|jr|sr|vs|etc|fig|approx))$"
@@ -181,14 +183,22 @@ def count_sentences(text: str) -> int:
     """Sentences of a text, by the rule that this module's docstring states."""
     count, start = 0, 0
     for end in _SENTENCE_END.finditer(text):
-        sentence = text[start : end.start()]
         # Only a full stop can be something else than an end; the other marks never are.
-        if end[0][0] == "." and (_NO_SENTENCE_END.search(sentence) or _LIST_NUMBER.search(sentence)):
+        if end[0][0] == "." and _is_within_sentence(text, start, end.start()):
             continue
-        count += bool(re.search(r"\w", sentence))
+        count += bool(re.search(r"\w", text[start : end.start()]))
         start = end.end()
     # A rest without an end is a sentence too, if there is a word in it.
     return count + bool(re.search(r"\w", text[start:]))
+
+
+def _is_within_sentence(text: str, start: int, stop: int) -> bool:
+    """Whether the full stop at `stop` ends an abbreviation, an initial or a list number, not the sentence that begins
+    at `start`."""
+    first = stop - _BEFORE_A_STOP
+    # A letter stands for what is cut off, so that what is left does not pass for the beginning.
+    before = text[start:stop] if first <= start else f"x{text[first:stop]}"
+    return bool(_NO_SENTENCE_END.search(before) or _LIST_NUMBER.search(before))
 
 
 def _number_paragraphs(reply: str, num_paragraphs: int) -> bool:
@@ -218,8 +228,15 @@ def _nth_paragraph_first_word(reply: str, num_paragraphs: int, nth_paragraph: in
 
 
 def _number_placeholders(reply: str, num_placeholders: int) -> bool:
-    # The shortest stretches, or "[name] of [place]" would be one.
-    return len(re.findall(r"\[.*?\]", reply)) >= num_placeholders
+    return sum(map(_count_brackets, reply.split("\n"))) >= num_placeholders
+
+
+def _count_brackets(line: str) -> int:
+    """Stretches of a line from a bracket to the nearest that closes it: "[name] of [place]" has two."""
+    count = end = 0
+    while (start := line.find("[", end)) >= 0 and (end := line.find("]", start)) >= 0:
+        count += 1
+    return count
 
 
 def _postscript(reply: str, postscript_marker: str) -> bool:
@@ -229,7 +246,12 @@ def _postscript(reply: str, postscript_marker: str) -> bool:
 
 def _number_bullet_lists(reply: str, num_bullets: int) -> bool:
     """Exactly so many lines start with a dash or with one asterisk."""
-    return len(re.findall(r"^\s*(?:\*[^*\n]|-)", reply, re.MULTILINE)) == num_bullets
+    return sum(map(_is_bullet, reply.split("\n"))) == num_bullets
+
+
+def _is_bullet(line: str) -> bool:
+    text = line.lstrip()
+    return text.startswith("-") or text.startswith("*") and text[1:2] not in ("", "*")
 
 
 def _constrained_response(reply: str) -> bool:
@@ -258,7 +280,12 @@ def _json_format(reply: str) -> bool:
 
 
 def _title(reply: str) -> bool:
-    return any(title.strip("<> \t") for title in re.findall(r"<<[^\n]+>>", reply))
+    """A line with a text between double angle brackets, the first that open and the last that close."""
+    for line in reply.split("\n"):
+        start, end = line.find("<<"), line.rfind(">>")
+        if 0 <= start < end and line[start:end].strip("<> \t"):
+            return True
+    return False
 
 
 # Two answers, the prompt again, how the reply starts and ends.
