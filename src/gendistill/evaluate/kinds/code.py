@@ -8,7 +8,7 @@ from pydantic import Field
 from gendistill.evaluate.kinds.base import FewShotTask
 from gendistill.evaluate.kinds.item import Answer, Draws, Grades, Item
 from gendistill.evaluate.kinds.shared.fields import Fields
-from gendistill.evaluate.kinds.shared.programs import program_of
+from gendistill.evaluate.kinds.shared.programs import defines, program_of
 from gendistill.recipe.fields import Names
 from gendistill.sandbox.run import check_isolation, run_many
 
@@ -60,6 +60,11 @@ class Code(FewShotTask):
         """
         # None where a reply holds no Python: there is nothing to run.
         programs = [program_of(reply, item.checks) for item, reply in zip(items, replies, strict=True)]
+        # Cut off before the function that the tests call was there, a reply has not answered yet.
+        for number, cut_off in enumerate(truncated):
+            name, program = items[number].checks.get("entry_point"), programs[number]
+            if cut_off and name and program is not None and not defines(program, name):
+                programs[number] = None
         # Tests behind the program, in one module: they see its names as the data's authors meant them to.
         tested = [
             f"{program}\n\n{item.checks['tests']}\n"

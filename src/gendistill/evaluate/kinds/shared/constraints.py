@@ -9,7 +9,8 @@ by rules of this module, where the benchmark asks a language toolkit:
 - A sentence ends at ".", "!", "?" or "…", or at their full-width forms. A full stop ends one only if a space follows
   and neither an abbreviation, an initial nor the number of a list item stands before it. A rest at the end counts too.
 - The language of a reply is what the package langdetect says, as in the benchmark, with a fixed seed. A reply in
-  capitals is shown to it in small letters: of English in capitals it takes some 10 % for another language.
+  capitals is shown to it in small letters: of English in capitals it takes some 10 % for another language. Three words
+  or fewer in ASCII letters pass as English, since it cannot tell them.
 """
 
 import functools
@@ -22,6 +23,8 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from gendistill.errors import UserError
+
+TOO_SHORT_TO_TELL = 3  # words
 
 # Runs that are words when capitals are counted: "U.S." and "RE-USE" are one each.
 _CAPITALS = re.compile(r"[^\s,;:!?()\[\]{}<>\"“”*'’—]+")
@@ -145,11 +148,18 @@ def _response_language(reply: str, language: str) -> bool:
 
 def _english_capital(reply: str) -> bool:
     # In small letters: langdetect takes English in capitals for other languages.
-    return reply.isupper() and _language(reply.lower()) in ("en", None)
+    return reply.isupper() and _may_be_english(reply.lower())
 
 
 def _english_lowercase(reply: str) -> bool:
-    return reply.islower() and _language(reply) in ("en", None)
+    return reply.islower() and _may_be_english(reply)
+
+
+def _may_be_english(text: str) -> bool:
+    # Of two or three words langdetect is sure and wrong: "hello, friend!" is Norwegian to it.
+    if text.isascii() and len(text.split()) <= TOO_SHORT_TO_TELL:
+        return True
+    return _language(text) in ("en", None)
 
 
 @functools.lru_cache(maxsize=1024)

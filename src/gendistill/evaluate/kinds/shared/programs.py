@@ -79,7 +79,26 @@ def _first_program(reply: str, prefix: str, wanted: set[str]) -> str | None:
 
 def _fenced_program(code: str, prefix: str, wanted: set[str]) -> str | None:
     programs = (reading.program() for reading in _readings(code, prefix, wanted))
-    return next((program for program in programs if _compiles(program)), None)
+    whole = next((program for program in programs if _compiles(program)), None)
+    return whole or _cut_behind_function(code, prefix, wanted)
+
+
+def _cut_behind_function(code: str, prefix: str, wanted: set[str]) -> str | None:
+    """The function of code that breaks off, or is no Python, somewhere behind it; None if the function itself does."""
+    reading = _joined(prefix, textwrap.dedent(code))
+    end = _lines_that_compile(reading)
+    left_out = next((line for line in reading.lines[end:] if line.strip()), "")
+    program = reading.program(end)
+    # An indented line that is left out is one of the function's own.
+    is_outside = not left_out.startswith((" ", "\t", ")", "]", "}"))
+    if "\0" in code:  # Python refuses such a file whole, so no end is any better
+        return None
+    return program if end and is_outside and _defines(program.removeprefix(reading.head), wanted) else None
+
+
+def defines(program: str, name: str) -> bool:
+    """Whether a program has a function, class or variable of that name at its top level."""
+    return _defines(program, {name})
 
 
 def code_of(reply: str) -> str:
