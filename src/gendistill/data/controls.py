@@ -35,6 +35,15 @@ class Controls:
         self.pattern = _any_of(re.escape(token) for token in _longest_first(self.special))
         self._special_starts = _starts_of(self.special)
         self._all_starts = _starts_of([*self.special, *self.tags])
+        self._any = _any_of(re.escape(token) for token in _longest_first([*self.special, *self.tags]))
+        self._first_characters = {token[0] for token in (*self.special, *self.tags) if token}
+
+    def are_in(self, text: str) -> bool:
+        """Whether a control token or tag is written in a text."""
+        # Most texts hold not even its first character, which is found a hundred times faster than a pattern.
+        if not any(character in text for character in self._first_characters):
+            return False
+        return self._any.search(text) is not None
 
     def guard(self, text: str, what: str, tags: bool = True) -> str:
         """The text with a guard in every control token, so that the tokenizer reads it as ordinary text.

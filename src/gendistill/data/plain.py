@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -56,13 +57,20 @@ class PlainTexts:
     def __init__(self, tokenizer):
         self.start = start_of_text(tokenizer)
         self.controls = Controls(tokenizer)
-        # A copy, since how it treats control tokens is a state of the whole tokenizer, which others use meanwhile: a
-        # window of a stream may still be encoded in its thread when a prompt is rendered.
-        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self.backend.no_truncation()  # what an earlier call left behind
-        self.backend.no_padding()
-        self.backend.encode_special_tokens = True  # by the library's name: encoded like other text
-        self.leaks = self._find_leaks(tokenizer)
+        self.tokenizer, self.shared = tokenizer, tokenizer.backend_tokenizer
+        self.shared.no_truncation()  # what an earlier call left behind
+        self.shared.no_padding()
+
+    @cached_property
+    def literal(self) -> Tokenizer:
+        """The tokenizer that reads control tokens as ordinary text, made when the first text holds one.
+
+        A copy, since that is a state of the whole tokenizer, which others use meanwhile: a window of a stream may still
+        be encoded in its thread when a prompt is rendered. Making it takes up to a second.
+        """
+        copy = Tokenizer.from_str(self.shared.to_str())
+        copy.encode_special_tokens = True  # by the library's name: encoded like other text
+        return copy
 
     def encode(self, texts: Iterable[str], end: Iterable[int] = ()) -> list[np.ndarray | UserError]:
         """Start, ids and `end` of each text, int32 [length]; or why it cannot be encoded."""
@@ -84,30 +92,38 @@ class PlainTexts:
         return encoded
 
     def _encode_batch(self, parts: list[_Part]) -> list[tuple[_Part, list[int] | UserError]]:
+        quoting = {number for number, part in enumerate(parts) if self.controls.are_in(part.text)}
+        plain = [part.text for number, part in enumerate(parts) if number not in quoting]
         # The tokenizer's own fast call: it makes no offsets, which nobody reads here.
-        encodings = self.backend.encode_batch_fast([part.text for part in parts], add_special_tokens=False)
-        return [(part, self._ids(part, encoding)) for part, encoding in zip(parts, encodings, strict=True)]
+        encodings = iter(self.shared.encode_batch_fast(plain, add_special_tokens=False))
+        ids = [
+            self._quoting_ids(part) if number in quoting else next(encodings).ids[part.drop :]
+            for number, part in enumerate(parts)
+        ]
+        return list(zip(parts, ids, strict=True))
 
-    def _ids(self, part: _Part, encoding) -> list[int] | UserError:
-        if any(token in part.text for token in self.leaks):  # none, for most tokenizers and most texts
+    def _quoting_ids(self, part: _Part) -> list[int] | UserError:
+        """Of a part that holds control tokens."""
+        if any(token in part.text for token in self.leaks):  # none, for most tokenizers
             return self._guarded_ids(part)
-        return encoding.ids[part.drop :] if part.drop else encoding.ids
+        return self.literal.encode(part.text, add_special_tokens=False).ids[part.drop :]
 
     def _guarded_ids(self, part: _Part) -> list[int] | UserError:
         try:
             text = self.controls.guard(part.text, "the text")
-            return GuardedTokens(text, self.backend.encode(text, add_special_tokens=False)).ids[part.drop :]
+            return GuardedTokens(text, self.literal.encode(text, add_special_tokens=False)).ids[part.drop :]
         except UserError as error:
             return error.with_traceback(None)  # frames would keep the batch alive
 
-    def _find_leaks(self, tokenizer) -> list[str]:
+    @cached_property
+    def leaks(self) -> list[str]:
         """The control tokens that come out of plain text even if the tokenizer is told not to look for any.
 
         Those that it does not call special, and where the vocabulary of the model itself has them as pieces (Unigram).
         """
         tokens = [*self.controls.special, *self.controls.tags]
-        encodings = self.backend.encode_batch_fast(tokens, add_special_tokens=False)
-        numbers = tokenizer.convert_tokens_to_ids(tokens)
+        encodings = self.literal.encode_batch_fast(tokens, add_special_tokens=False)
+        numbers = self.tokenizer.convert_tokens_to_ids(tokens)
         return [
             token for token, number, encoding in zip(tokens, numbers, encodings, strict=True) if number in encoding.ids
         ]
@@ -138,7 +154,8 @@ class PlainTexts:
         return None
 
     def _window(self, text: str) -> list[int]:
-        return self.backend.encode(text, add_special_tokens=False).ids
+        backend = self.literal if self.controls.are_in(text) else self.shared
+        return backend.encode(text, add_special_tokens=False).ids
 
 
 def start_of_text(tokenizer) -> list[int]:
