@@ -20,7 +20,7 @@ FORMS = (".txt", ".jsonl", ".json", ".csv", ".tsv")
 COMPRESSIONS = ("", ".gz", ".zst")
 SUFFIXES = (*(form + packed for form in FORMS for packed in COMPRESSIONS), ".parquet")  # what `read_file` can read
 KNOWN = f"{', '.join(FORMS)} (each also with .gz or .zst behind it), .parquet"
-# A longer text goes on in another document: only so much is tokenised at a time.
+# A longer text continues in another document: only so much is tokenised at a time.
 TEXT_CHARACTERS = 500_000
 CUT_WITHIN = 10_000  # characters before the bound in which a blank is looked for
 # Bytes of one record: a file without line breaks, or one that unpacks without end, would fill the memory.
@@ -38,8 +38,8 @@ class Located(NamedTuple):
     Attributes:
         where: "file:line" or the like, for error messages.
         record: or the UserError that says why it cannot be read.
-        begins: False where its text goes on from the one before.
-        ends: False where its text goes on in the next one.
+        begins: False where its text continues from the one before.
+        ends: False where its text continues in the next one.
     """
 
     where: str
@@ -211,7 +211,7 @@ def _read_lines(path: Path) -> Iterator[Located]:
 
 
 def _read_paragraphs(path: Path) -> Iterator[Located]:
-    """Runs of lines without a blank one between them; a run that is too long goes on in another document."""
+    """Runs of lines without a blank one between them; a run that is too long continues in another document."""
     paragraph, size, first, last, begins = [], 0, 0, 0, True
     for number, line in _lines(path):
         goes_on = number == last + 1  # blank lines are not given, but are counted

@@ -31,8 +31,8 @@ class Document(NamedTuple):
     Attributes:
         where: "file:line" or the like, for error messages.
         content: plain text, or a conversation of {"role", "content"} ending with the assistant, see `Message`.
-        begins: False for plain text that goes on from the document before: it gets no start token.
-        ends: False for plain text that goes on in the next document: it gets no end token.
+        begins: False for plain text that continues from the document before: it gets no start token.
+        ends: False for plain text that continues in the next document: it gets no end token.
         ignored: what of the record is not used though it may be meant: fields that look like part of the prompt, keys
             of messages.
     """
@@ -78,7 +78,7 @@ def read_documents(source: Source, seed: int = 0) -> Iterator[Document | Skipped
 
     A record that cannot be read or is malformed is yielded as the UserError that says why, and one that is not to be
     learnt (an empty reply, tool calls) as the reason, so that the reader can count and skip it. A text longer than
-    `readers.TEXT_CHARACTERS` goes on in further documents.
+    `readers.TEXT_CHARACTERS` continues in further documents.
 
     Raises:
         UserError: a file is missing, of an unknown kind, empty or damaged; or the first record is malformed, which is

@@ -60,7 +60,7 @@ def _load(kind, name: str, **kwargs):
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):  # a ValueError too, and already says what to do
             raise
-        # The first line alone: transformers goes on with advice on tokens and caches that may not apply.
+        # The first line alone: transformers continues with advice on tokens and caches that may not apply.
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"'{name}' cannot be loaded ({reason}). Give 'embedded', a Hugging Face folder, or a hub id you can reach."

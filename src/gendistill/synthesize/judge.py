@@ -73,7 +73,7 @@ def judge(answered: list[Answered], synthesis: Synthesis, overlap: OverlapIndex)
 
 def _parse(a: Answered) -> str | None:
     """The answer by strict extraction, noted with whether it is right: records to train on should be in form."""
-    (grades,) = grade([a.prompt.item], [a.reply.text])
+    (grades,) = grade([a.prompt.item], [a.reply.text], [a.reply.truncated])
     a.notes |= {"answer": grades.strict.parsed, "correct": grades.strict.correct}
     return grades.strict.parsed
 

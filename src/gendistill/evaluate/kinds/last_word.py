@@ -48,7 +48,7 @@ class LastWord(FewShotTask):
         if stated:
             return _graded(item, stated[-1])
         words = _ARTICLE.sub("", text).split()
-        # Only the first word was asked for: a continuation goes on behind it. One that was cut off may be half a word.
+        # Only the first word was asked for, whatever stands behind it. One that was cut off may be half a word.
         first = None if truncated and len(words) == 1 else normalise("".join(words[:1])) or None
         graded = _graded(item, first)
         # A sentence of its own, or the passage once more, does not go on with a word.

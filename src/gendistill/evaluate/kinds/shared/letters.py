@@ -126,8 +126,8 @@ def _patterns(count: int) -> _Patterns:
     # A small letter is one only where nothing but a mark follows, or the article of "a dog" would be an option.
     either = rf"(?:{capital}{after}|{letter}(?={_B}(?:[.):,;!?\]}}\"'”’」】]|\n|$)))"
     open_, close = r"[(\[{\"'“‘「『【<]{0,3}" + _B, _B + r"[)\]}\"'”’」』】>]{0,3}"
-    filler = "the|la|die|l['’]|el|le|der|letter|option|choice|answer|opción|opcion|opção|lettre|buchstabe|letra|选项"
-    word = rf"(?:(?:{filler}){_B}){{0,3}}"
+    small = "the|la|die|l['’]|el|le|der|letter|option|choice|answer|opción|opcion|opção|lettre|buchstabe|letra|选项"
+    word = rf"(?:(?:{small}){_B}){{0,3}}"
     bracketed = rf"(?:\({_B}{letter}{_B}\)|\[{_B}{letter}{_B}\])"
     return _Patterns(
         # Punctuation or the end of the line must follow, or "A dog" would be option A.
@@ -254,10 +254,10 @@ def _letter_of(match: re.Match) -> str:
 
 
 def _said(text: str, choices: Sequence[str], strictly: bool) -> Iterator[tuple[str, bool]]:
-    """Letters that a reply says are the answer, in its order, and of each whether the text goes on behind it."""
+    """Letters that a reply says are the answer, in its order, and of each whether the text continues behind it."""
     patterns, options = _patterns(len(choices)), _options(choices)
     text = patterns.denials.sub(" ¬ ", text)
-    found = []  # place, letter, whether the text goes on behind it
+    found = []  # place, letter, whether the text continues behind it
     for statement in statements(text):
         content = re.sub(r"^(?: ?¬ ?)+(?=[A-Z(])", "", statement.content)
         by_text = [letter for letter, option in options.items() if len(option) > 1 and option == _bare(content)]

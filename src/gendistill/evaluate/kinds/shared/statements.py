@@ -115,7 +115,7 @@ class Statement(NamedTuple):
     Attributes:
         content: the rest of the sentence or the line, or what is in the box.
         start: where it stands in the text.
-        ended: whether the text goes on behind it, so that nothing of it was cut off.
+        ended: whether the text continues behind it, so that nothing of it was cut off.
     """
 
     content: str
@@ -157,7 +157,7 @@ def _boxes(text: str) -> Iterator[Statement]:
 
 
 def sentence_end(text: str, start: int) -> int:
-    """Where the sentence ends that goes on at `start`, its full stop included; no further than a statement is long."""
+    """Where the sentence around `start` ends, its full stop included; no further than a statement is long."""
     end = _SENTENCE.search(text, start, start + _STATEMENT_LENGTH)
     return end.end() if end else min(len(text), start + _STATEMENT_LENGTH)
 
