@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -195,11 +196,16 @@ def _write(folder: Path, request: _Request) -> tuple[Counts, Mixture]:
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     # Neighbouring rows come from one window of the sources, often from one document: scatter them over the whole set.
     order = np.random.default_rng(request.seed).permutation(rows)  # [rows], from the number made to the index written
-    with _progress() as progress:
+    # The disk takes a tenth of the time, in which the next round is made. One thread, so that rounds are stored in order;
+    # left by an error, it still stores the rounds that were whole.
+    with _progress() as progress, ThreadPoolExecutor(1) as storage:
         bar = progress.add_task("Preparing data", total=rows, completed=mixture.made)
+        pending: Future | None = None
         while mixture.made < rows:
             start = mixture.made
             made = mixture.next_round()
+            if pending is not None:
+                pending.result()  # also where the disk was full
             # Opened for each round: the pages of those before would stay in the process's memory.
             columns = {name: _column(folder, name, (rows, length)) for name in COLUMNS}
             # strict=False: what is left of the order is for later rounds.
@@ -207,12 +213,19 @@ def _write(folder: Path, request: _Request) -> tuple[Counts, Mixture]:
                 for name, values in lay_out_row(pieces, length, pad_id).items():
                     columns[name][index] = values
                 counts.add_row(pieces, length)
-            for column in columns.values():
-                column.flush()  # before the state that says they are there
-            # Only now: killed before, the round is made again, and writes the same rows to the same indices.
-            write_atomically(folder / STATE, json.dumps({"counts": asdict(counts), "mixture": mixture.state()}))
+            state = json.dumps({"counts": asdict(counts), "mixture": mixture.state()})  # of now, not of when it is stored
+            pending = storage.submit(_store_round, folder, list(columns.values()), state)
             progress.update(bar, completed=mixture.made)
+        if pending is not None:
+            pending.result()
     return counts, mixture
+
+
+def _store_round(folder: Path, columns: list[np.memmap], state: str) -> None:
+    for column in columns:
+        column.flush()  # before the state that says they are there
+    # Only now: killed before, the round is made again, and writes the same rows to the same indices.
+    write_atomically(folder / STATE, state)
 
 
 def _column(folder: Path, name: str, shape: tuple[int, int]) -> np.memmap:
