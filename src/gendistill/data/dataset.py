@@ -196,8 +196,8 @@ def _write(folder: Path, request: _Request) -> tuple[Counts, Mixture]:
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     # Neighbouring rows come from one window of the sources, often from one document: scatter them over the whole set.
     order = np.random.default_rng(request.seed).permutation(rows)  # [rows], from the number made to the index written
-    # The disk takes a tenth of the time, in which the next round is made. One thread, so that rounds are stored in order;
-    # left by an error, it still stores the rounds that were whole.
+    # The disk takes a tenth of the time, in which the next round is made. One thread, so that rounds are stored in
+    # order; left by an error, it still stores those that were whole.
     with _progress() as progress, ThreadPoolExecutor(1) as storage:
         bar = progress.add_task("Preparing data", total=rows, completed=mixture.made)
         pending: Future | None = None
@@ -213,7 +213,8 @@ def _write(folder: Path, request: _Request) -> tuple[Counts, Mixture]:
                 for name, values in lay_out_row(pieces, length, pad_id).items():
                     columns[name][index] = values
                 counts.add_row(pieces, length)
-            state = json.dumps({"counts": asdict(counts), "mixture": mixture.state()})  # of now, not of when it is stored
+            # Of now: by the time it is stored, the mixture is in the next round.
+            state = json.dumps({"counts": asdict(counts), "mixture": mixture.state()})
             pending = storage.submit(_store_round, folder, list(columns.values()), state)
             progress.update(bar, completed=mixture.made)
         if pending is not None:
