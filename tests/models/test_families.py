@@ -66,7 +66,12 @@ def test_every_supported_family_passes(family):
 def test_packed_text_passes():
     positions = torch.cat([torch.arange(11), torch.arange(29)]).expand(2, -1)
     teacher = make_teacher("qwen3")
-    prove_kept_attention(teacher, student_config(teacher.config, []), [text()[0] | {"position_ids": positions}])
+    batch = text()[0] | {"position_ids": positions}
+    prove_kept_attention(teacher, student_config(teacher.config, []), [batch])
+    # Boundaries matter to it: the same text as one document is another computation, which the proof runs as well.
+    together = teacher(input_ids=batch["input_ids"], use_cache=False).logits
+    apart = teacher(input_ids=batch["input_ids"], position_ids=positions, use_cache=False).logits
+    assert not torch.equal(together, apart)
 
 
 def test_bfloat16_may_round():
