@@ -25,11 +25,20 @@ from gendistill.data import plain
 from gendistill.data.chat import encode_conversation, render_prompt
 from gendistill.data.dataset import prepare
 from gendistill.data.encoding import Encoder
-from gendistill.data.plain import PlainTexts, start_of_text, text_ids
+from gendistill.data.plain import PlainTexts, start_of_text
 from gendistill.data.sources import Document
 from gendistill.errors import UserError
 from gendistill.recipe.data import Source, Synthesis
 from gendistill.synthesize.prompts import all_prompts
+
+
+def text_ids(tokenizer, text):
+    """One text's ids, or what it is refused with."""
+    (ids,) = PlainTexts(tokenizer).encode([text])
+    if isinstance(ids, UserError):
+        raise ids
+    return ids.tolist()
+
 
 CORPUS = [
     "The rain falls on the hills, and the river's water runs to the sea 1234 times a year.",

@@ -150,7 +150,8 @@ def prepare(
     """
     rows = -(-tokens // sequence_length)  # rounded up
     request = _Request(sources, tokenizer, sequence_length, rows, loss_on, seed)
-    key = _cache_key(request)
+    hashed_tokenizer = tokenizer_hash(tokenizer)  # once: of a large vocabulary it takes a tenth of a second
+    key = _cache_key(request, hashed_tokenizer)
     folder = Path(cache) / key
     if not folder.is_dir():
         partial = folder.with_name(f"{key}.partial")
@@ -158,7 +159,7 @@ def prepare(
         with _locked(partial):
             if not folder.is_dir():  # nobody else has finished it in the meantime
                 try:
-                    _fill(partial, key, request)
+                    _fill(partial, key, request, hashed_tokenizer)
                     partial.rename(folder)  # atomic: under its key a folder is complete or not there
                 except OSError as error:
                     raise UserError(
@@ -177,11 +178,11 @@ def _locked(partial: Path) -> Iterator[None]:
         yield
 
 
-def _fill(folder: Path, key: str, request: _Request) -> None:
+def _fill(folder: Path, key: str, request: _Request, hashed_tokenizer: str) -> None:
     """Makes all of a data set's files; the state is gone only when everything else is there."""
     counts, mixture = _write(folder, request)
     _check_loss_tokens(counts, request)
-    described = {"key": key, "stats": _stats(counts, mixture, request)}
+    described = {"key": key, "stats": _stats(counts, mixture, request, hashed_tokenizer)}
     write_atomically(folder / "stats.json", json.dumps(described, indent=2) + "\n")
     (folder / STATE).unlink()
 
@@ -246,7 +247,7 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
-def _stats(counts: Counts, mixture: Mixture, request: _Request) -> dict[str, Any]:
+def _stats(counts: Counts, mixture: Mixture, request: _Request, hashed_tokenizer: str) -> dict[str, Any]:
     total = sum(stream.counts.tokens for stream in mixture.streams)
     sources = []
     for stream in mixture.streams:
@@ -261,7 +262,7 @@ def _stats(counts: Counts, mixture: Mixture, request: _Request) -> dict[str, Any
         "sources": sources,
         "ends": sorted(ends),
         "loss_on": request.loss_on,
-        "tokenizer": tokenizer_hash(request.tokenizer),
+        "tokenizer": hashed_tokenizer,
     }
 
 
@@ -278,13 +279,13 @@ def _check_loss_tokens(counts: Counts, request: _Request) -> None:
         )
 
 
-def _cache_key(request: _Request) -> str:
+def _cache_key(request: _Request, hashed_tokenizer: str) -> str:
     is_chat = any(source.is_chat for source in request.sources)
     # Names of the fields go into the hash too: another spelling here would prepare all data anew.
     everything = {
         "format": FORMAT,
         "sources": [_fingerprint(source) for source in request.sources],
-        "tokenizer": tokenizer_hash(request.tokenizer),
+        "tokenizer": hashed_tokenizer,
         "sequence_length": request.sequence_length,
         "rows": request.rows,
         "loss_on": request.loss_on,

@@ -166,18 +166,6 @@ def start_of_text(tokenizer) -> list[int]:
     return whole[: starts[0]] if starts else []
 
 
-def text_ids(tokenizer, text: str) -> list[int]:
-    """A text as the rows of a data set begin with it: the tokenizer's start token, if it has one, and the text's ids.
-
-    Raises:
-        UserError: a control token in the text cannot be told from a real one.
-    """
-    (ids,) = PlainTexts(tokenizer).encode([text])
-    if isinstance(ids, UserError):
-        raise ids
-    return ids.tolist()
-
-
 def _ahead(function: Callable[[list], list], items: Iterator[list]) -> Iterator[Any]:
     """Elements of function(item) of each in order, those of the next AHEAD items computed in threads meanwhile."""
     # Threads are enough: the tokenizer is compiled code, and releases Python's lock while it works.
