@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
 from gendistill.names import MIXERS as MIXER_TABLE
+from gendistill.names import LinearMixer
 
 SHAPE = dict(
     vocab_size=97,
@@ -59,14 +60,18 @@ def make_student(family: str, keep=(1,), **options):
         for name, parameter in student.named_parameters():
             if any(part in name for part in ("conv1d", "g_b_proj", "f_b_proj", "o_norm", ".a_proj", ".b_proj")):
                 parameter.add_(0.3 * torch.randn_like(parameter))
+            elif "window_logit" in name:
+                parameter.copy_(torch.randn_like(parameter))  # both have a share
     return student
 
 
-MIXERS = tuple(MIXER_TABLE)
+MIXERS = tuple(name for name, mixer in MIXER_TABLE.items() if isinstance(mixer, LinearMixer))
+WINDOW = dict(window=5, sinks=2)  # far shorter than the tests' texts
 
 
 def _variants() -> dict[str, dict]:
-    """Every mixer in every placement in the family with biases, and the other families in turn."""
+    """Every linear mixer in every placement in the family with biases, and the other families in turn; then windows,
+    alone and beside a recurrence."""
     placements = {}
     for i, mixer in enumerate(MIXERS):
         after = {layer: MIXERS[(i + layer) % len(MIXERS)] for layer in (2, 3)}
@@ -78,7 +83,19 @@ def _variants() -> dict[str, dict]:
     names += [("qwen3", "kda", "hybrid"), ("qwen3", "mamba2", "pure"), ("qwen3", "gla", "mixed")]
     names += [("llama", "gated_deltanet", "hybrid"), ("llama", "lightning", "pure"), ("llama", "kda", "pure-mixed")]
     names += [("mistral", "kda", "hybrid")]
-    return {"-".join(name): dict(family=name[0], **placements[name[1:]]) for name in names}
+    variants = {"-".join(name): dict(family=name[0], **placements[name[1:]]) for name in names}
+    for family in ("qwen2", "qwen3", "llama"):
+        variants[f"{family}-window-hybrid"] = dict(family=family, keep=(1,), mixer="window", **WINDOW)
+    variants["qwen3-window-pure"] = dict(family="qwen3", keep=(), mixer="window", **WINDOW)
+    variants["qwen2-window-without-sinks"] = dict(family="qwen2", keep=(1,), mixer="window", window=3, sinks=0)
+    variants["qwen2-window-of-three"] = dict(family="qwen2", keep=(2,), mixer="window", window=3, sinks=1)
+    variants["qwen2-window-mixed"] = dict(
+        family="qwen2", keep=(1,), mixer="window", mixer_in_layer={3: "kda"}, **WINDOW
+    )
+    for family, mixer in (("qwen3", "kda"), ("qwen2", "mamba2"), ("llama", "gated_deltanet")):
+        variants[f"{family}-{mixer}-beside-window"] = dict(family=family, keep=(1,), mixer=mixer, **WINDOW)
+    variants["qwen3-kda-pure-beside-window"] = dict(family="qwen3", keep=(), mixer="kda", **WINDOW)
+    return variants
 
 
 VARIANTS = _variants()

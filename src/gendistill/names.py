@@ -24,25 +24,31 @@ def look_up(table: Mapping[str, Row], name: str, what: str) -> Row:
     return table[name]
 
 
-class Mixer(NamedTuple):
-    """A linear mixer of the shared layer, by the two things in which its state update differs from the others'."""
+class LinearMixer(NamedTuple):
+    """A mixer of the shared linear layer, by the two things in which its state update differs from the others'."""
 
     label: str  # as its paper writes it, for reports and plots
     delta_rule: bool  # a write replaces what the state holds under a key, rather than adding to it
     decay: Literal["channel", "head", "fixed"]  # what has a forget gate of its own; a fixed decay has none
 
 
-# What replaces softmax attention. Everything else (projections, convolutions, normalised q and k, output gate and norm,
-# initialisation) is shared, so comparing mixers compares state updates. Mamba-2 is its discrete form as used for
-# conversion (arXiv 2408.10189): the decay alone depends on the input, and values are written unscaled.
-MIXERS: dict[str, Mixer] = {
-    "kda": Mixer("Kimi Delta Attention", delta_rule=True, decay="channel"),  # arXiv 2510.26692
-    "gated_deltanet": Mixer("Gated DeltaNet", delta_rule=True, decay="head"),  # arXiv 2412.06464
-    "gla": Mixer("Gated Linear Attention", delta_rule=False, decay="channel"),  # arXiv 2312.06635
-    "mamba2": Mixer("Mamba-2", delta_rule=False, decay="head"),  # arXiv 2405.21060
-    "lightning": Mixer("Lightning Attention", delta_rule=False, decay="fixed"),  # arXiv 2405.17381
-}
+class Window(NamedTuple):
+    """The teacher's own attention over a window of tokens."""
 
+    label: str
+
+
+# What replaces softmax attention. Of linear mixers everything else (projections, convolutions, normalised q and k, output
+# gate and norm, initialisation) is shared, so comparing them compares state updates. Mamba-2 is its discrete form as
+# used for conversion (arXiv 2408.10189): the decay alone depends on the input, and values are written unscaled.
+MIXERS: dict[str, LinearMixer | Window] = {
+    "kda": LinearMixer("Kimi Delta Attention", delta_rule=True, decay="channel"),  # arXiv 2510.26692
+    "gated_deltanet": LinearMixer("Gated DeltaNet", delta_rule=True, decay="head"),  # arXiv 2412.06464
+    "gla": LinearMixer("Gated Linear Attention", delta_rule=False, decay="channel"),  # arXiv 2312.06635
+    "mamba2": LinearMixer("Mamba-2", delta_rule=False, decay="head"),  # arXiv 2405.21060
+    "lightning": LinearMixer("Lightning Attention", delta_rule=False, decay="fixed"),  # arXiv 2405.17381
+    "window": Window("sliding-window attention"),
+}
 _MIXER_ROLES = ("mixer_qk", "mixer_value", "mixer_conv", "mixer_gate")
 # What can train. A parameter has one role (`gendistill.models.modeling.describe`); a name stands for one or several.
 ROLES: dict[str, tuple[str, ...]] = {"mixer": _MIXER_ROLES} | {

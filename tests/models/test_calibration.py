@@ -49,7 +49,7 @@ def test_matched_heads_are_the_least_squares_ones(options):
     calibrate(teacher, student, batches(), "standard")
     match_heads(teacher, student, batches())
     for i in student.config.layers_of_type("linear_attention"):
-        pairs = [pair for pair in side_by_side(teacher, student, batches()) if pair.layer == i]
+        pairs = list(side_by_side(teacher, student, batches(), [i]))
         mixed = torch.cat([pair.mixer_heads for pair in pairs]).unflatten(-1, (4, -1))
         target = torch.cat([pair.teacher.attention_heads for pair in pairs]).unflatten(-1, (4, -1))
         factors = (mixed * target).sum((0, 1, 3)) / mixed.square().sum((0, 1, 3))

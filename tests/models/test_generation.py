@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, StaticCache
+from transformers import GenerationConfig, StaticCache
 
-from gendistill.models.cache import PureCache
+from gendistill.models.cache import PureCache, new_cache
 from small_models import CLOSE, VARIANTS, make_student, pad_left, tokens
 
 GREEDY = dict(do_sample=False, eos_token_id=None)
@@ -84,7 +84,7 @@ def test_states_keep_their_address_and_size(student):
     """What CUDA graphs need: a step writes the states where they are."""
     pure = student.config.is_pure
     fixed = PureCache(student.config) if pure else StaticCache(config=student.config, max_cache_len=30)
-    grown = DynamicCache(config=student.config)
+    grown = new_cache(student.config)
     ids = tokens(2, 20)
     seen = set()
     for piece in (slice(0, 12), *(slice(i, i + 1) for i in range(12, 20))):
@@ -92,7 +92,8 @@ def test_states_keep_their_address_and_size(student):
         expected = student(ids[:, piece], past_key_values=grown, use_cache=True).logits
         torch.testing.assert_close(got, expected, **CLOSE)
         layers = [fixed.layers[i] for i in student.config.layers_of_type("linear_attention")]
-        states = [x for layer in layers for x in (layer.conv_states[0], layer.recurrent_states[0])]
+        kept = [x for layer in layers for x in (*layer.conv_states.values(), *layer.recurrent_states.values())]
+        states = [x for x in kept if x is not None]
         seen.add(tuple((x.data_ptr(), x.shape, x.dtype) for x in states))
     assert len(seen) == 1
 

@@ -12,7 +12,7 @@ from gendistill.models import GendistillConfig
 from gendistill.models.calibration import calibrate
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
-from gendistill.names import MIXERS, Mixer
+from gendistill.names import MIXERS, LinearMixer
 from gendistill.ops import set_backend
 from gendistill.plan.price import Planner
 from gendistill.recipe.loading import load_recipe
@@ -35,7 +35,7 @@ STAGE = Stage(
 @pytest.fixture
 def delta_fixed(monkeypatch):
     """The delta rule with lightning attention's fixed decays: nobody's mixer, and a place in the grid."""
-    monkeypatch.setitem(MIXERS, "delta_fixed", Mixer("Delta rule, fixed decay", delta_rule=True, decay="fixed"))
+    monkeypatch.setitem(MIXERS, "delta_fixed", LinearMixer("Delta rule, fixed decay", delta_rule=True, decay="fixed"))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from small_models import MIXERS, make_student, make_teacher
 def students():
     for family in ("qwen3", "qwen2", "llama"):
         yield make_student(family, keep=(1,), mixer_in_layer={0: MIXERS[0], 2: MIXERS[1], 3: MIXERS[4]})
+        yield make_student(family, keep=(1,), window=4)
     yield make_student("qwen3", keep=(), mixer="mamba2", output_norm=False, expand_kv=True)
 
 

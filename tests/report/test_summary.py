@@ -109,7 +109,7 @@ def test_every_mixer_is_called_by_its_name(summary, mixer, label):
 
 
 def test_no_mixer_is_missing_above():
-    assert set(MIXERS) == {"kda", "gated_deltanet", "gla", "mamba2", "lightning"}
+    assert set(MIXERS) == {"kda", "gated_deltanet", "gla", "mamba2", "lightning", "window"}
 
 
 def test_mixed_placements_count_each_mixer(summary):

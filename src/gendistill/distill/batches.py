@@ -6,6 +6,7 @@ A predictor is a position whose next token is a loss target. Only predictors are
 lists them instead of weighting all positions: on prompts and padding no logits are spent.
 """
 
+import random
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,7 @@ class Batch:
         predictors: [P] int64, indices into the flattened batch, of positions whose next token is a loss target.
         targets: [P] int64, those next tokens.
         weights: [P] float32, 1; 0 for entries that only fill up to a fixed shape.
+        without_window: [B] bool, sequences in which the student's windows are dropped; None: in none.
         fixed_shape: entries fill it up; kernels must not read from the device how much of it is real.
     """
 
@@ -49,6 +51,7 @@ class Batch:
     predictors: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
+    without_window: torch.Tensor | None = None
     fixed_shape: bool = False
 
     @property
@@ -120,7 +123,7 @@ class Loader:
         batches = []
         for first in range(mine.start, mine.stop, self.stage.micro_batch):
             last = min(first + self.stage.micro_batch, mine.stop)
-            batch = self._batch({name: array[first:last] for name, array in rows.items()})
+            batch = self._batch({name: array[first:last] for name, array in rows.items()}, start + first)
             # Pinned memory lets the copy to the device run beside the arithmetic.
             batches.append(batch.map(torch.Tensor.pin_memory) if torch.cuda.is_available() else batch)
         return Step(index, batches, loss_tokens)
@@ -134,7 +137,8 @@ class Loader:
                 return _valid_mask(loss_mask)
         raise ValueError(f"unknown pass '{self.stage.compares}'; known: {', '.join(get_args(Pass))}")
 
-    def _batch(self, rows: dict[str, np.ndarray]) -> Batch:
+    def _batch(self, rows: dict[str, np.ndarray], first: int) -> Batch:
+        """The sequences of some rows, of which `first` is the first one's number in the data set."""
         ids = rows["input_ids"].astype(np.int64)  # [B, T]
         positions = rows["position_ids"].astype(np.int64)  # [B, T]
         mask = rows["loss_mask"].astype(np.int64)  # [B, T]
@@ -162,8 +166,16 @@ class Loader:
             predictors=torch.from_numpy(predictors),
             targets=torch.from_numpy(targets),
             weights=torch.from_numpy(weights),
+            without_window=self._without_window(range(first, first + len(ids))),
             fixed_shape=self.fixed_shape,
         )
+
+    def _without_window(self, rows: range) -> torch.Tensor | None:
+        """[B]: whether each sequence does without windows, drawn by its number in the data set alone."""
+        share = self.stage.window_dropout
+        if not share:
+            return None
+        return torch.tensor([random.Random(f"window dropout {row}").random() < share for row in rows])
 
 
 def _fill_up(predictors: np.ndarray, weights: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray]:

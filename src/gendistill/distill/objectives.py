@@ -183,12 +183,14 @@ class Alignment:
     def backward(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
         """Sums of the terms [terms]; gradients of their mixture times `scale` are added to the mixers' parameters."""
         sums = torch.zeros(len(self.terms), device=batch.input_ids.device)
-        documents = batch.documents
+        given = {"documents": batch.documents, "without_window": batch.without_window}
 
         def align(i: int, inputs: torch.Tensor, target: torch.Tensor) -> None:
             # A hook of the teacher's pass, which runs without gradients.
+            if self.student.config.window is not None and "position_embeddings" not in given:
+                given["position_embeddings"] = self._position_embeddings(inputs, batch)
             with torch.enable_grad(), part_of_step(f"the student's layer {i}"):
-                output = self._output(i, inputs, documents)  # [B, T, D]
+                output = self._output(i, inputs, given)  # [B, T, D]
                 values = self.distance_sums(tuple(self.terms), output, target, self.mean_square[i], batch.valid_mask)
                 values = values / len(self.mean_square)  # [terms], of the mean over layers
                 loss = sum(weight * value for weight, value in zip(self.terms.values(), values, strict=True))
@@ -200,15 +202,22 @@ class Alignment:
             self.teacher.model(**_inputs(self.teacher, batch))
         return sums
 
-    def _output(self, i: int, inputs: torch.Tensor, documents) -> torch.Tensor:
+    def _position_embeddings(self, inputs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """RoPE's cosine and sine for inputs [B, T, D], which a window needs."""
+        positions = batch.position_ids  # [B, T]; None: every sequence is one document
+        if positions is None:
+            positions = torch.arange(inputs.shape[1], device=inputs.device)[None]
+        return self.student.model.rotary_emb(inputs, positions)
+
+    def _output(self, i: int, inputs: torch.Tensor, given: dict) -> torch.Tensor:
         """[B, T, D] -> [B, T, D]: what the student's layer, or its mixer alone, makes of the teacher's input."""
         block = self.student.model.layers[i]
         match self.compares:
             case "mixer":
-                output, _ = block.linear_attn(inputs, documents=documents)
+                output, _ = block.linear_attn(inputs, **given)
                 return output
             case "block":
-                return block(inputs, documents=documents)
+                return block(inputs, **given)
         raise ValueError(f"alignment compares 'mixer' or 'block', not '{self.compares}'")
 
 
@@ -237,6 +246,8 @@ def _inputs(model: PreTrainedModel, batch: Batch) -> dict:
     # Other attention functions find the documents in the positions, by transformers' masks.
     if isinstance(model, GendistillForCausalLM) or model.config._attn_implementation == PACKED:
         inputs["documents"] = batch.documents
+    if isinstance(model, GendistillForCausalLM) and batch.without_window is not None:
+        inputs["without_window"] = batch.without_window
     return inputs
 
 

@@ -10,7 +10,7 @@ import torch
 from gendistill.doctor.machine import Machine
 from gendistill.doctor.measurement import Check, Errors, relative_errors
 from gendistill.models.mixers.layer import fixed_log_decay
-from gendistill.names import MIXERS
+from gendistill.names import MIXERS, LinearMixer
 from gendistill.ops import KERNEL_BOUND, DecayGate, Documents, linear_attention
 from gendistill.ops.decay import log_decay
 from gendistill.ops.reference import l2_normalize, recurrent_linear_attention
@@ -66,8 +66,9 @@ class Kind(NamedTuple):
 
 
 def kinds() -> Iterator[Kind]:
-    """Every mixer of the table; after those with a kernel for bounded gates, the same with bounded gates."""
-    for name, mixer in MIXERS.items():
+    """Every linear mixer of the table; after those with a kernel for bounded gates, the same with bounded gates."""
+    linear = {name: mixer for name, mixer in MIXERS.items() if isinstance(mixer, LinearMixer)}
+    for name, mixer in linear.items():
         yield Kind(name, mixer.delta_rule, mixer.decay)
         if mixer.delta_rule and mixer.decay == "channel":
             yield Kind(f"{name} bounded", mixer.delta_rule, mixer.decay, bounded=True)

@@ -1,7 +1,8 @@
-"""Every operation on caches: new ones, rows of one, fixed size, bytes.
+"""Every operation on caches: new ones, rows of one, fixed size, bytes, and the ring buffers of windows.
 
 A layer of attention keeps keys and values of all tokens, [B, key heads, T, D] each. A linear layer keeps its state
-[B, H, K, V] in float32 and the convolution's last inputs [B, C, kernel], whatever T is.
+[B, H, K, V] in float32 and the convolution's last inputs [B, C, kernel], whatever T is. So does a window: its keys and
+values lie in a ring buffer, which to transformers is another state of a linear layer.
 """
 
 import copy
@@ -17,10 +18,15 @@ from transformers.cache_utils import (
 )
 
 from gendistill.models.configuration import GendistillConfig
+from gendistill.models.padding import Padding
+from gendistill.ops.window import Past
+
+# Where a window's tensors lie among the states of transformers' linear layer, behind the recurrence's own, number 0.
+RING_KEYS, RING_VALUES, RING_COUNT = 1, 2, 3
 
 
 class PureCache(DynamicCache):
-    """The cache of a student without any attention layer: it counts its tokens, since no layer keeps keys to count."""
+    """The cache of a student without any attention layer: the model counts its tokens, for no layer keeps all."""
 
     is_compileable = False  # generate() would compile the whole model by itself
 
@@ -28,17 +34,89 @@ class PureCache(DynamicCache):
         super().__init__(config=config)
         self.tokens = 0
 
-    def update_conv_state(self, conv_states: torch.Tensor, layer_idx: int, *args, **kwargs) -> torch.Tensor:
-        if layer_idx == 0:  # every layer is given the same tokens
-            self.tokens += conv_states.shape[-1]  # [B, C, T]
-        return super().update_conv_state(conv_states, layer_idx, *args, **kwargs)
-
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.tokens
 
     def reset(self) -> None:
         super().reset()
         self.tokens = 0
+
+
+class Ring:
+    """Keys and values of the tokens that a window can still see, in a ring buffer of S + W places and one for padding.
+
+    A sequence's token at position p, counted without its padding, lies at place p while p < S, and behind the sinks at
+    S + (p - S) mod W. All is updated in place, so that CUDA graphs can capture a step.
+
+    Attributes:
+        keys, values: [B, G, S + W + 1, D].
+        count: [B] int64, tokens so far.
+    """
+
+    def __init__(self, layer: LinearAttentionLayer, like: torch.Tensor, window: int, sinks: int):
+        """The ring buffer of a cache's layer, made if it is not there; `like` [B, G, T, D] are keys to come."""
+        if not isinstance(layer, LinearAttentionLayer):
+            raise ValueError(f"a window keeps its keys in a LinearAttentionLayer, not in a {type(layer).__name__}")
+        self.layer, self.window, self.sinks = layer, window, sinks
+        if RING_KEYS not in layer.recurrent_states:
+            batch, heads, _, width = like.shape
+            empty = like.new_zeros(batch, heads, sinks + window + 1, width)
+            self._add(RING_KEYS, empty)
+            self._add(RING_VALUES, empty)
+            self._add(RING_COUNT, torch.zeros(batch, dtype=torch.long, device=like.device))
+        if not layer.has_previous_state[RING_KEYS]:  # new, or reset
+            layer.equal_count = 0
+        self.keys, self.values, self.count = (layer.recurrent_states[i] for i in (RING_KEYS, RING_VALUES, RING_COUNT))
+
+    def _add(self, index: int, empty: torch.Tensor) -> None:
+        layer = self.layer
+        layer.device = layer.device or empty.device  # beams are reordered there
+        layer.number_of_states = max(layer.number_of_states, index + 1)
+        layer.conv_states[index], layer.is_conv_states_initialized[index] = None, False
+        layer.has_previous_state[index] = False
+        layer.lazy_initialization(recurrent_states=empty, state_idx=index)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.layer.has_previous_state[RING_KEYS]
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """[B]: places from the first on that hold tokens, in whatever order."""
+        return self.count.clamp(max=self.sinks + self.window)
+
+    def past(self) -> Past | None:
+        """The tokens in their order; None if there are none."""
+        if self.is_empty:
+            return None
+        last = self.count[:, None] + torch.arange(-self.window, 0, device=self.count.device)  # [B, W] positions
+        sinks = torch.arange(self.sinks, device=last.device).expand(len(last), -1)  # [B, S]
+        index = torch.cat([sinks, self._places(last.clamp(min=0))], dim=1)[:, None, :, None]  # [B, 1, S + W, 1]
+        keys, values = (x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3])) for x in (self.keys, self.values))
+        return Past(keys, values, self.count, self.layer.equal_count)
+
+    def write(self, k: torch.Tensor, v: torch.Tensor, padding: Padding | None) -> None:
+        """Takes in the tokens [B, G, T, D] that follow, each sequence's padding behind its tokens."""
+        length = k.shape[2]
+        index = torch.arange(length, device=k.device).expand(len(k), -1)  # [B, T]
+        new = torch.full_like(self.count, length) if padding is None else padding.valid.sum(1)  # [B]
+        # Of the tokens written here only those that the window still sees at the end: others would share their places.
+        stays = (index < new[:, None]) & (
+            (index >= new[:, None] - self.window) | (self.count[:, None] + index < self.sinks)
+        )
+        places = self._places(self.count[:, None] + index).masked_fill(~stays, self.sinks + self.window)  # [B, T]
+        places = places[:, None, :, None].expand_as(k)
+        self.keys.scatter_(2, places, k)
+        self.values.scatter_(2, places, v)
+        self.count += new
+        known = padding is None and self.layer.equal_count is not None
+        self.layer.equal_count = self.layer.equal_count + length if known else None
+        for state in (RING_KEYS, RING_VALUES, RING_COUNT):
+            self.layer.has_previous_state[state] = True
+
+    def _places(self, positions: torch.Tensor) -> torch.Tensor:
+        around = self.sinks + (positions - self.sinks) % self.window
+        return torch.where(positions < self.sinks, positions, around)
 
 
 def new_cache(config: GendistillConfig) -> DynamicCache:

@@ -6,7 +6,8 @@ each [B, T], on the models' device.
 Shapes: B sequences, T tokens, H heads, D channels of a head.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
@@ -39,15 +40,25 @@ def calibrate(
     look_up(INITIALISATIONS, initialisation, "initialisation")
     # Half-lives first: they change a head's output, which all that follows is fitted to. A head is turned round before
     # it is scaled, for a factor below zero says nothing of its size.
-    if initialisation == "teacher":
-        for i, distance in mean_attention_distance(
-            teacher, batches, student.config.layers_of_type("linear_attention")
-        ).items():
-            student.model.layers[i].linear_attn.set_half_lives(distance.clamp(min=SHORTEST_HALF_LIFE))
-    orient_heads(teacher, student, batches)
-    match_scale(teacher, student, batches)
-    if initialisation == "teacher":
-        match_heads(teacher, student, batches)
+    with window_switched_off(student):
+        if initialisation == "teacher":
+            for i, distance in mean_attention_distance(teacher, batches, student.config.linear_layers).items():
+                student.model.layers[i].linear_attn.set_half_lives(distance.clamp(min=SHORTEST_HALF_LIFE))
+        orient_heads(teacher, student, batches)
+        match_scale(teacher, student, batches)
+        if initialisation == "teacher":
+            match_heads(teacher, student, batches)
+
+
+@contextmanager
+def window_switched_off(student: GendistillForCausalLM) -> Iterator[None]:
+    """Inside the block, layers with a recurrence and a window have the recurrence alone."""
+    before = student.config.window_is_on
+    student.config.window_is_on = False
+    try:
+        yield
+    finally:
+        student.config.window_is_on = before
 
 
 @torch.inference_mode()
@@ -87,7 +98,7 @@ def match_heads(teacher: PreTrainedModel, student: GendistillForCausalLM, batche
     """
     heads = student.config.num_attention_heads
     products: dict[int, torch.Tensor] = {}  # <mixer, teacher> and <mixer, mixer>, each by head
-    for pair in side_by_side(teacher, student, batches):
+    for pair in side_by_side(teacher, student, batches, student.config.linear_layers):
         mixed, target = pair.mixer_heads.float(), pair.teacher.attention_heads.float()  # [B, T, H * D]
         by_head = [(mixed * x).unflatten(-1, (heads, -1)).sum((0, 1, 3)) for x in (target, mixed)]  # [H] each
         products[pair.layer] = products.get(pair.layer, 0) + torch.stack(by_head).double().cpu()
@@ -129,7 +140,7 @@ def orient_heads(
     """
     heads = student.config.num_attention_heads
     agreement: dict[int, torch.Tensor] = {}  # [H] by layer
-    for pair in side_by_side(teacher, student, batches):
+    for pair in side_by_side(teacher, student, batches, student.config.linear_layers):
         target = pair.teacher.attention_output.float()  # [B, T, hidden]
         # The teacher's output as seen before the output projection, where heads are apart: [B, T, H * D].
         wanted = target @ student.model.layers[pair.layer].linear_attn.o_proj.weight.float()
@@ -154,7 +165,7 @@ def match_scale(teacher: PreTrainedModel, student: GendistillForCausalLM, batche
         The factor of each layer. A mixer that points away from its teacher keeps its scale; the report refuses it.
     """
     products: dict[int, torch.Tensor] = {}  # <mixer, teacher>, <mixer, mixer>
-    for pair in side_by_side(teacher, student, batches):
+    for pair in side_by_side(teacher, student, batches, student.config.linear_layers):
         mixed, target = pair.mixer_output.float(), pair.teacher.attention_output.float()  # [B, T, hidden]
         both = torch.stack([(mixed * target).sum(), mixed.square().sum()]).double().cpu()
         products[pair.layer] = products.get(pair.layer, 0) + both

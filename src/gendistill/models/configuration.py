@@ -5,7 +5,8 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from gendistill.names import MIXERS, look_up
+from gendistill.errors import UserError
+from gendistill.names import MIXERS, LinearMixer, look_up
 from gendistill.ops.decay import is_bounded
 
 LAYER_TYPES = {"full_attention": "softmax attention over all tokens", "linear_attention": "a mixer"}
@@ -13,10 +14,17 @@ LAYER_TYPES = {"full_attention": "softmax attention over all tokens", "linear_at
 
 @strict
 class GendistillConfig(PreTrainedConfig):
-    """A decoder whose layers hold softmax attention or a linear-attention mixer.
+    """A decoder whose layers hold softmax attention or a mixer.
 
     `layer_types[i]` is "full_attention" or "linear_attention", and `mixers[i]` names the mixer of the latter (None in
-    the former). The options of the linear layers:
+    the former). A window counts as "linear_attention": to transformers its ring buffer is a state of fixed size.
+
+    - `window`: tokens that a window sees, the query's own among them. Layers of the mixer "window" need it; in layers
+      of other mixers it stands beside the recurrence. None: these have none.
+    - `sinks`: the document's first tokens, which a window sees too.
+    - `window_is_on`: False leaves the recurrence of layers that have both to itself, to see what it has learnt.
+
+    The options of the linear layers:
 
     - `gate_activation`: "silu" starts the output gate at 1, an identity; "sigmoid" keeps it in (0, 1), from 0.5 on.
     - `output_norm`: RMSNorm per head before the output gate. It keeps the outputs' size whatever the state holds, and
@@ -53,6 +61,9 @@ class GendistillConfig(PreTrainedConfig):
     qk_norm: bool = True  # RMSNorm of each head's queries and keys, as Qwen3 has it
     layer_types: list[str] | None = None  # None: attention in all
     mixers: list[str | None] | None = None
+    window: int | None = None
+    sinks: int = 0
+    window_is_on: bool = True
     conv_kernel_size: int = 4  # tokens, the current one among them
     conv_activation: Literal["none", "silu"] = "none"
     gate_activation: Literal["silu", "sigmoid"] = "silu"
@@ -70,6 +81,7 @@ class GendistillConfig(PreTrainedConfig):
         if self.mixers is None:
             self.mixers = ["kda" if kind == "linear_attention" else None for kind in self.layer_types]
         self._check_layers()
+        self._check_window()
         super().__post_init__(**kwargs)
 
     def _check_layers(self) -> None:
@@ -82,9 +94,32 @@ class GendistillConfig(PreTrainedConfig):
             if (mixer is None) != (layer_type == "full_attention"):
                 raise ValueError(f"layer {i} is of type {layer_type}, and its mixer is {mixer}")
 
+    def _check_window(self) -> None:
+        """Raises UserError for a window that cannot be."""
+        if self.window is None:
+            if "window" in self.mixers:
+                raise UserError("mixer 'window' needs `window`, the number of tokens that it sees")
+            if self.sinks:
+                raise UserError(f"sinks are {self.sinks}, but there is no window that could see them: give `window`")
+            return
+        if self.expand_kv and "window" in self.mixers:
+            raise UserError("expand_kv is for linear mixers; mixer 'window' keeps the teacher's own keys and values")
+        if not 1 <= self.window <= self.max_position_embeddings:
+            raise UserError(
+                f"window is {self.window}; it must be at least 1 and at most the model's "
+                f"{self.max_position_embeddings} positions"
+            )
+        if not 0 <= self.sinks <= self.window:
+            raise UserError(f"sinks are {self.sinks}; they must be at least 0 and at most the window's {self.window}")
+
     def layers_of_type(self, layer_type: str) -> list[int]:
         """0-based indices of the layers of a type."""
         return [i for i, kind in enumerate(self.layer_types) if kind == layer_type]
+
+    @property
+    def linear_layers(self) -> list[int]:
+        """0-based indices of the layers with a recurrence, whether or not a window stands beside it."""
+        return [i for i, mixer in enumerate(self.mixers) if isinstance(MIXERS.get(mixer), LinearMixer)]
 
     @property
     def gates_are_bounded(self) -> bool:
@@ -93,5 +128,10 @@ class GendistillConfig(PreTrainedConfig):
 
     @property
     def is_pure(self) -> bool:
-        """True if no layer keeps softmax attention: no keys and values, and no positions."""
+        """True if no layer keeps softmax attention, and so the keys and values of all tokens."""
         return "full_attention" not in self.layer_types
+
+    @property
+    def has_positions(self) -> bool:
+        """True if a layer's attention needs RoPE: all tokens', or a window's."""
+        return not self.is_pure or self.window is not None

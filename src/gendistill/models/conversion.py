@@ -15,13 +15,11 @@ from gendistill.errors import UserError
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.families import teacher_name
 from gendistill.models.hooks import side_by_side
-from gendistill.models.mixers.layer import MIXER_PARAMETERS, LinearAttention
-from gendistill.models.modeling import ATTENTION_PARAMETERS, GendistillForCausalLM, describe
+from gendistill.models.mixers.layer import LinearAttention
+from gendistill.models.modeling import GendistillForCausalLM, describe
 
-# Of the attention that a mixer replaces: what the mixer does not take over. Queries and keys, say, it L2-normalises.
-DROPPED_WITH_ATTENTION = tuple(
-    name for name in ATTENTION_PARAMETERS if name not in MIXER_PARAMETERS or MIXER_PARAMETERS[name].is_new
-)
+# Of the attention that a mixer replaces: what a recurrence does not take over, for it L2-normalises queries and keys.
+DROPPED_WITH_ATTENTION = ("q_norm.weight", "k_norm.weight")
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ def measure_conversion(
         losses_by_initialisation: `mean_loss` of students that differ in their initialisation only, this one last.
     """
     sums: dict[int, torch.Tensor] = {}  # the four measures of a LayerReport, tokens
-    for pair in side_by_side(teacher, student, batches):
+    for pair in side_by_side(teacher, student, batches, student.config.layers_of_type("linear_attention")):
         target, record = pair.teacher.attention_output.float(), pair.teacher
         cosine = F.cosine_similarity(pair.mixer_output.float(), target, dim=-1)  # [B, T]
         attention = target.square().mean(-1)  # [B, T], as the next two

@@ -11,6 +11,7 @@ from gendistill.names import MIXERS, look_up
 from gendistill.ops.bounded_kda import takes_bounded_kda
 
 FLOAT32 = 4
+COUNT = 8  # bytes of an int64
 RECURRENCE_CHUNK = 64  # tokens that meet each other in matrix products, in fla and in ops.chunked
 # Layers that are not compiled keep the result of every operation: norms in float32, a shifted copy for each lag of the
 # convolution, every step of the decay; with the recurrence in plain torch, its products at every level too. Rough:
@@ -32,8 +33,13 @@ def layer_keeps(
     if mixer is None:
         kept = sum(attention_keeps(config, size).values())
         factor = EAGER_ATTENTION
+    elif mixer == "window":
+        kept = sum((attention_keeps(config, size) | window_keeps(config, size)).values())
+        factor = EAGER_ATTENTION
     else:
         kept = sum(mixer_keeps(config, mixer, size, kernels).values())
+        if config.window is not None:
+            kept += sum(window_keeps(config, size).values())
         factor = EAGER_MIXER if kernels else EAGER_CHUNKED_MIXER
     if with_mlp:
         kept += sum(mlp_keeps(config, size).values())
@@ -93,6 +99,21 @@ def attention_keeps(config: GendistillConfig, size: int) -> dict[str, float]:
     }
 
 
+def window_keeps(config: GendistillConfig, size: int) -> dict[str, float]:
+    """Bytes a token that autograd keeps of attention over a window, which runs in blocks (`gendistill.ops.window`)."""
+    queries = config.num_attention_heads * config.head_dim
+    seen = config.window + config.window + config.sinks  # keys that a block of queries meets, at most
+    copies = seen / config.window  # of every key, since each block has its own
+    return {
+        "q, k, v before RoPE": 3 * queries * size,
+        "queries in blocks": queries * size,
+        "keys and values in blocks": 2 * copies * queries * size,  # of all query heads
+        "the mask": seen,
+        "what the window sees": queries * size,
+        "logsumexp": config.num_attention_heads * FLOAT32,
+    }
+
+
 def mlp_keeps(config: GendistillConfig, size: int) -> dict[str, float]:
     """Bytes a token that autograd keeps of an MLP and the norm before it."""
     return {
@@ -125,6 +146,19 @@ def mixer_flops(config: GendistillConfig, mixer: str) -> int:
     return queries * (6 * head + meetings * RECURRENCE_CHUNK)
 
 
+def mixing_flops(config: GendistillConfig, mixer: str | None, length: int) -> int:
+    """Floating-point operations a token of what a layer does between its projections, forward.
+
+    Args:
+        mixer: None for attention.
+    """
+    if mixer is None:
+        return attention_flops(config, length)
+    # A window is half empty only while a sequence fits it.
+    window = 0 if config.window is None else attention_flops(config, min(length, 2 * (config.window + config.sinks)))
+    return window if mixer == "window" else window + mixer_flops(config, mixer)
+
+
 def teacher_flops(config: GendistillConfig, layers: Iterable[nn.Module], length: int) -> int:
     """Floating-point operations a token of a forward pass through a teacher's layers."""
     return sum(weights_of_products(layers)) * 2 + len(config.mixers) * attention_flops(config, length)
@@ -139,7 +173,7 @@ def training_flops(config: GendistillConfig, mixer: str | None, unit: nn.Module,
         mixer: None for attention.
         unit: the layer, or its mixer alone; parameters that train require gradients.
     """
-    mixing = attention_flops(config, length) if mixer is None else mixer_flops(config, mixer)
+    mixing = mixing_flops(config, mixer, length)
     return 4 * sum(weights_of_products([unit])) + 2 * sum(weights_of_products([unit], trained=True)) + 3 * mixing
 
 
@@ -159,12 +193,19 @@ def expected_cache_bytes(config: PreTrainedConfig, tokens: int, batch: int, size
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     keys = config.num_key_value_heads * head
     mixers = config.mixers if isinstance(config, GendistillConfig) else [None] * config.num_hidden_layers
-    attention = 2 * tokens * keys * size  # keys and values of one sequence in one layer
-    linear = [mixer for mixer in mixers if mixer is not None]
-    in_all = (len(mixers) - len(linear)) * attention
-    if linear:  # what does not grow with the context
-        in_all += len(linear) * mixer_state_bytes(config, size)
+    kept = sum(mixer is None for mixer in mixers)
+    in_all = kept * 2 * tokens * keys * size  # keys and values of one sequence
+    if kept < len(mixers):  # what does not grow with the context
+        in_all += len(config.linear_layers) * mixer_state_bytes(config, size)
+    if kept < len(mixers) and config.window is not None:
+        in_all += (len(mixers) - kept) * ring_bytes(config, size)
     return batch * in_all
+
+
+def ring_bytes(config: GendistillConfig, size: int) -> int:
+    """Bytes of a window's ring buffer for one sequence: sinks, window, a place for padding, and the count."""
+    keys = config.num_attention_heads if config.expand_kv else config.num_key_value_heads
+    return 2 * (config.sinks + config.window + 1) * keys * config.head_dim * size + COUNT
 
 
 def mixer_state_bytes(config: GendistillConfig, size: int) -> int:

@@ -28,6 +28,8 @@ FAMILIES: dict[str, Family] = {
     "llama": Family(),
     "mistral": Family(),  # without a sliding window, as all are
 }
+# Of a window in the place of attention, where nothing else is said. Beside a recurrence there are no sinks by default.
+DEFAULT_WINDOW, DEFAULT_SINKS = 512, 4
 # Settings that a teacher and its student share, by one name.
 SAME_IN_ALL = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act "
@@ -49,7 +51,7 @@ def student_config(
     Args:
         mixer: what the other layers get.
         mixer_in_layer: exceptions by 0-based layer.
-        options: of the linear layers, see `GendistillConfig`.
+        options: of the mixers, see `GendistillConfig`; None is the default.
 
     Raises:
         UserError: the teacher's family is not supported, it uses sliding-window attention, there is no such mixer, or a
@@ -59,6 +61,9 @@ def student_config(
     mixer_in_layer = mixer_in_layer or {}
     _check_indices(layers, keep_attention, mixer_in_layer)
     family = FAMILIES[teacher.model_type]
+    options = {name: value for name, value in options.items() if value is not None}
+    if "window" in (mixer, *mixer_in_layer.values()):
+        options = {"window": DEFAULT_WINDOW, "sinks": DEFAULT_SINKS} | options
     bias = getattr(teacher, "attention_bias", False)  # Mistral's configuration has no such setting, and no biases
     return GendistillConfig(
         **{name: getattr(teacher, name) for name in SAME_IN_ALL},

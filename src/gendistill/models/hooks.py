@@ -1,6 +1,6 @@
 """Inputs and outputs of a teacher's layers, recorded while it runs, and a student's mixers run on the same inputs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -65,19 +65,29 @@ class Pair:
 
 
 def side_by_side(
-    teacher: PreTrainedModel, student: GendistillForCausalLM, batches: Iterable[dict[str, torch.Tensor]]
+    teacher: PreTrainedModel,
+    student: GendistillForCausalLM,
+    batches: Iterable[dict[str, torch.Tensor]],
+    layers: Sequence[int],
 ) -> Iterator[Pair]:
-    """Runs the teacher over batches of input_ids and position_ids [B, T], and every mixer of the student beside it."""
-    layers = student.config.layers_of_type("linear_attention")
+    """Runs the teacher over batches of input_ids and position_ids [B, T], and mixers of the student beside it.
+
+    Args:
+        layers: whose mixers; none: nothing is run.
+    """
     for batch in batches:
+        if not layers:
+            return
         documents = Documents.from_position_ids(batch["position_ids"])
         with record_layers(teacher, layers) as records:
             # The body alone: logits of all tokens would be the largest tensor, and they are not needed.
             teacher.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        first = records[layers[0]].attention_input
+        positions = student.model.rotary_emb(first, batch["position_ids"])  # for windows
         for i, record in records.items():
             # The mixer's output before its projection is no result of its forward pass: a hook catches it.
             mixer, heads = student.model.layers[i].linear_attn, []
             hook = mixer.o_proj.register_forward_pre_hook(lambda _, args, heads=heads: heads.append(args[0]))
-            output, _ = mixer(record.attention_input, documents=documents)
+            output, _ = mixer(record.attention_input, documents=documents, position_embeddings=positions)
             hook.remove()
             yield Pair(i, record, heads[0], output)

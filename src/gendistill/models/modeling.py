@@ -1,8 +1,8 @@
 """The hybrid student: a decoder as Llama's or Qwen's in which most layers hold a linear-attention mixer.
 
-Read top-down: attention, decoder layer, model, causal language model. Cache, masks and generation are transformers'.
+Read top-down: decoder layer, model, causal language model. Cache, masks and generation are transformers'.
 
-Shapes: B sequences, T tokens, H query heads, G key heads, D channels of a head.
+Shapes: B sequences, T tokens.
 """
 
 import re
@@ -14,34 +14,21 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import (
-    LlamaMLP,
-    LlamaRMSNorm,
-    LlamaRotaryEmbedding,
-    apply_rotary_pos_emb,
-    eager_attention_forward,
-)
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from gendistill.models.cache import new_cache
+from gendistill.models.attention_layer import ATTENTION_PARAMETERS, GendistillAttention
+from gendistill.models.cache import PureCache, new_cache
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.mixers.layer import MIXER_PARAMETERS, LinearAttention
+from gendistill.models.mixers.window import WindowAttention
+from gendistill.models.padding import Padding
 from gendistill.models.parameters import Parameter, linear, within
 from gendistill.ops import Documents
 
-_ATTENTION = Parameter("attention")
 _NORM = Parameter("norm")
-ATTENTION_PARAMETERS: dict[str, Parameter] = {
-    **linear("q_proj", _ATTENTION),
-    **linear("k_proj", _ATTENTION),
-    **linear("v_proj", _ATTENTION),
-    **linear("o_proj", _ATTENTION),
-    "q_norm.weight": _ATTENTION,
-    "k_norm.weight": _ATTENTION,
-}
 LAYER_PARAMETERS: dict[str, Parameter] = {
     **within("self_attn", ATTENTION_PARAMETERS),
     **within("linear_attn", MIXER_PARAMETERS),
@@ -98,58 +85,18 @@ def create_masks(
     return masks
 
 
-class GendistillAttention(nn.Module):
-    """The teacher's softmax attention, unmodified: grouped-query, RoPE, optional q/k norm and biases."""
-
-    def __init__(self, config: GendistillConfig, layer_idx: int):
-        super().__init__()
-        self.config, self.layer_idx = config, layer_idx
-        self.head_dim = config.head_dim
-        # transformers' attention functions read the next three names off the module.
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = True
-        queries, keys = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=config.attention_bias)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.attention_output_bias)
-        self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        past_key_values: Cache | None = None,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[B, T, hidden] -> [B, T, hidden] and, with eager attention, the weights."""
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        q = self.q_norm(self.q_proj(hidden_states).view(shape)).transpose(1, 2)  # [B, H, T, D]
-        k = self.k_norm(self.k_proj(hidden_states).view(shape)).transpose(1, 2)  # [B, G, T, D]
-        v = self.v_proj(hidden_states).view(shape).transpose(1, 2)  # [B, G, T, D]
-        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)  # with those of earlier calls: [B, G, T_past + T, D]
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        dropout = self.config.attention_dropout if self.training else 0.0
-        # o [B, T, H, D]; **kwargs holds `documents`, which the function for packed sequences needs.
-        o, weights = attend(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
-        return self.o_proj(o.flatten(-2).contiguous()), weights
-
-
 class GendistillDecoderLayer(GradientCheckpointingLayer):
     """Norm, attention or mixer, norm, MLP, with residual connections; also run alone by block alignment."""
 
     def __init__(self, config: GendistillConfig, layer_idx: int):
         super().__init__()
-        self.is_linear = config.layer_types[layer_idx] == "linear_attention"
-        if self.is_linear:
-            self.linear_attn = LinearAttention(config, layer_idx)
-        else:
+        self.keeps_attention = config.mixers[layer_idx] is None
+        if self.keeps_attention:
             self.self_attn = GendistillAttention(config, layer_idx)
+        elif config.mixers[layer_idx] == "window":
+            self.linear_attn = WindowAttention(config, layer_idx)
+        else:  # the configuration knows its mixer
+            self.linear_attn = LinearAttention(config, layer_idx)
         self.mlp = LlamaMLP(config)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -157,10 +104,8 @@ class GendistillDecoderLayer(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, documents: Documents | None = None, **kwargs) -> torch.Tensor:
         # `kwargs` has masks, positions and cache, all given to both kinds of layer: each takes what it needs.
         normed = self.input_layernorm(hidden_states)
-        if self.is_linear:
-            mixed, _ = self.linear_attn(normed, documents=documents, **kwargs)
-        else:
-            mixed, _ = self.self_attn(normed, documents=documents, **kwargs)
+        mixer = self.self_attn if self.keeps_attention else self.linear_attn
+        mixed, _ = mixer(normed, documents=documents, **kwargs)
         hidden_states = hidden_states + mixed
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
@@ -222,7 +167,8 @@ class GendistillModel(GendistillPreTrainedModel):
 
         Args:
             input_ids: [B, T]; or inputs_embeds: [B, T, hidden].
-            attention_mask: [B, T_past + T], 0 for padding; or the masks ready-made, one for each layer type.
+            attention_mask: [B, T_past + T], 0 for padding; or the masks ready-made, one for each layer type, of which
+                that of "linear_attention" is [B, T] or a `Padding`.
             position_ids: [B, T].
             documents: the boundaries in `position_ids`, where it is known beforehand: reading it off a CUDA tensor
                 makes the host wait.
@@ -239,16 +185,18 @@ class GendistillModel(GendistillPreTrainedModel):
             documents = Documents.from_position_ids(position_ids.expand(batch, -1))
         if use_cache and past_key_values is None and documents is None:
             past_key_values = new_cache(self.config)
-        if position_ids is None and not self.config.is_pure:
+        if position_ids is None and self.config.has_positions:
             cached = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(cached, cached + length, device=inputs_embeds.device).unsqueeze(0)  # [1, T]
         masks = attention_mask
         if not isinstance(masks, dict):
             masks = create_masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        if isinstance(masks["linear_attention"], torch.Tensor):
+            masks = masks | {"linear_attention": Padding.from_mask(masks["linear_attention"])}
 
         hidden_states = inputs_embeds
         # Linear layers have no positions: the forget gates tell near from far.
-        position_embeddings = None if self.config.is_pure else self.rotary_emb(hidden_states, position_ids)
+        position_embeddings = self.rotary_emb(hidden_states, position_ids) if self.config.has_positions else None
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
             hidden_states = layer(
                 hidden_states,
@@ -258,6 +206,8 @@ class GendistillModel(GendistillPreTrainedModel):
                 past_key_values=past_key_values,
                 **kwargs,
             )
+        if isinstance(past_key_values, PureCache):
+            past_key_values.tokens += length
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )

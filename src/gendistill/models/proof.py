@@ -66,6 +66,7 @@ def all_attention(teacher: PreTrainedModel, config: GendistillConfig) -> Gendist
         UserError: a tensor has no counterpart, or one of another shape.
     """
     layers = {"layer_types": ["full_attention"] * config.num_hidden_layers, "mixers": [None] * config.num_hidden_layers}
+    layers |= {"window": None, "sinks": 0}
     kept = GendistillConfig.from_dict(config.to_dict() | layers)
     with torch.device("meta"), no_init_weights():  # shapes without data: no second copy of the weights
         student = GendistillForCausalLM._from_config(kept, dtype=teacher.dtype)

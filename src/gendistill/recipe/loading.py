@@ -47,7 +47,7 @@ class Recipe(Settings):
     conversion: Conversion = Conversion()
     data: dict[str, Annotated[list[Source], Field(min_length=1)]]
     synthesis: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], Synthesis] = {}
-    stages: dict[str, Stage] = Field(min_length=1)
+    stages: dict[str, Stage] = Field(description="in their order; none: the student is converted and evaluated")
     evaluation: Evaluation
 
     @model_validator(mode="after")

@@ -58,6 +58,9 @@ class Stage(Settings):
     )
     learning_rate: LearningRates = Field(description="peak; for all roles or role by role")
     schedule: Schedule = Schedule()
+    window_dropout: Fraction = Field(
+        0.0, description="share of sequences in which the recurrence has to do without the window beside it"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     gradient_clip: Positive = 1.0
     optimizer: Literal["adamw", "adamw_8bit"] = Field(

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from gendistill.names import INITIALISATIONS, MIXERS
 from gendistill.recipe.fields import Settings, one_of
@@ -11,11 +11,17 @@ MixerName = one_of(MIXERS, "mixer")
 
 
 class Student(Settings):
-    """What the student looks like; the options of the linear layers are explained in `GendistillConfig`."""
+    """What the student looks like; the options of the mixers are explained in `GendistillConfig`."""
 
     keep_attention: list[int] = Field(description="0-based layers that keep softmax attention; none for a pure student")
     mixer: MixerName = Field("kda", description="what all other layers get")
     mixer_in_layer: dict[int, MixerName] = Field({}, description="exceptions, by 0-based layer")
+    window: PositiveInt | None = Field(
+        None, description="tokens; of mixer window (there 512 by default), or of a window beside a linear mixer"
+    )
+    sinks: NonNegativeInt | None = Field(
+        None, description="first tokens that a window sees too; by default 4 with mixer window, else none"
+    )
     gate_activation: Literal["silu", "sigmoid"] = "silu"
     output_norm: bool = True
     conv_activation: Literal["none", "silu"] = "none"

@@ -162,8 +162,16 @@ def layers_sentence(student: Student, replaced: Sequence[int]) -> str:
     # In the order of their first layers: a Counter keeps that in which it counted.
     holding = Counter(student.mixer_in_layer.get(layer, student.mixer) for layer in replaced)
     for mixer, count in holding.items():
-        parts.append(f"{count} {'hold' if count > 1 else 'holds'} {look_up(MIXERS, mixer, 'mixer').label}")
+        parts.append(f"{count} {'hold' if count > 1 else 'holds'} {_holding(student, mixer)}")
     return ", ".join(parts) + "."
+
+
+def _holding(student: Student, mixer: str) -> str:
+    """What layers of a mixer hold: its name, and the window that is it or stands beside it."""
+    label = look_up(MIXERS, mixer, "mixer").label
+    if mixer == "window":
+        return label
+    return label if student.window is None else f"{label} beside a window of {student.window} tokens"
 
 
 def _flip_lines(flips: list[dict]) -> list[str]:

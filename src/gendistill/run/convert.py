@@ -36,7 +36,9 @@ def _convert(run: Run, dataset: PackedDataset) -> None:
     prove_kept_attention(run.teacher, run.config, batches)
     losses = {}
     # Every initialisation is measured, for comparison; the chosen one last, since the last student is the one saved.
-    for name in sorted(INITIALISATIONS, key=lambda name: name == chosen):
+    # Without a recurrence nothing is new, so there is one only.
+    names = INITIALISATIONS if run.config.linear_layers else [chosen]
+    for name in sorted(names, key=lambda name: name == chosen):
         # Anew each time: the one before was calibrated in place. The seed makes what is new the same.
         student, accounting = convert(run.teacher, run.config, run.recipe.seed)
         calibrate(run.teacher, student.to(run.compute.device), batches, name)

@@ -3,6 +3,10 @@
 Everything the teacher had is kept: q, k, v and o projections with their biases and grouped heads. What is new starts as
 the identity where it can: short convolutions that pass their input through, an output gate of 1.
 
+With `config.window` the teacher's attention over a window stands beside the recurrence, on the same projections: per
+head, s times the one and 1 - s times the other go through the output projection (xLSTM's hybrid, arXiv 2603.15590, and
+B'MOJO-F, in 2605.08301, do so).
+
 Shapes: B sequences, T tokens, H query heads, K = V channels of a head, C = (H + 2 key heads) * K.
 """
 
@@ -14,14 +18,19 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
+from gendistill.models.cache import Ring
 from gendistill.models.configuration import GendistillConfig
+from gendistill.models.mixers.window import attend_to_window
+from gendistill.models.padding import Padding
 from gendistill.models.parameters import Parameter, linear
 from gendistill.names import MIXERS, look_up
 from gendistill.ops import DecayGate, Documents, convolved_heads, gated_norm, linear_attention
 
 GATE_BIAS = {"silu": 1.278, "sigmoid": 0.0}  # SiLU(1.278) = 1; sigmoid cannot reach 1 and starts at 0.5
+# At first the recurrence has a share of 1 - sigmoid(8) = 0.0003 beside a window: less than bfloat16 can tell.
+WINDOW_LOGIT = 8.0
 
 _CONV = Parameter("mixer_conv", is_new=True)
 _GATE = Parameter("mixer_gate", is_new=True)
@@ -45,6 +54,9 @@ MIXER_PARAMETERS: dict[str, Parameter] = {
     "g_a_proj.weight": _GATE,  # output gate, in two steps like the forget gate
     **linear("g_b_proj", _GATE),
     "o_norm.weight": _GATE,
+    "q_norm.weight": Parameter("mixer_qk"),  # of the window, as the teacher has it
+    "k_norm.weight": Parameter("mixer_qk"),
+    "window_logit": _RATE,  # of the window's share
 }
 
 
@@ -83,6 +95,10 @@ class LinearAttention(nn.Module):
         self.g_a_proj = nn.Linear(hidden, self.head_dim, bias=False)
         self.g_b_proj = nn.Linear(self.head_dim, self.queries, bias=True)
         self.o_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.output_norm else None
+        if config.window is not None:
+            self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
+            self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
+            self.window_logit = nn.Parameter(torch.empty(self.num_heads, dtype=torch.float32))
 
     def _add_forget_gate(self, hidden: int) -> None:
         # A KeyError for a decay that is none of the three: the branches below would take it for a fixed one.
@@ -121,6 +137,8 @@ class LinearAttention(nn.Module):
             init.copy_(self.dt_bias, self._bias_of_rate(rate))
         if self.o_norm is not None:
             init.ones_(self.o_norm.weight)
+        if self.config.window is not None:
+            init.constant_(self.window_logit, WINDOW_LOGIT)
 
     @torch.no_grad()
     def set_half_lives(self, half_lives: torch.Tensor) -> None:
@@ -141,27 +159,52 @@ class LinearAttention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: Padding | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         past_key_values: Cache | None = None,
         documents: Documents | None = None,
+        without_window: torch.Tensor | None = None,
         **_,
     ) -> tuple[torch.Tensor, None]:
         """Mixes tokens.
 
         Args:
             hidden_states: [B, T, hidden].
-            attention_mask: [B, T], 1 for tokens and 0 for padding; None if there is no padding.
-            past_key_values: transformers' cache; holds convolution window and state, updated in place.
+            attention_mask: which tokens are padding; None if there is no padding.
+            position_embeddings: RoPE's cosine and sine, for a window.
+            past_key_values: transformers' cache; holds convolution window, state and ring buffer, updated in place.
             documents: boundaries of packed documents; not together with a cache.
+            without_window: [B] bool, sequences that have to do with the recurrence alone.
         """
         mixed = joint_projection(hidden_states, [self.q_proj, self.k_proj, self.v_proj])  # [B, T, C]
-        if attention_mask is not None:  # after the projections, whose biases would bring padding back
-            attention_mask = attention_mask[..., None].to(mixed.dtype)  # [B, T, 1]
-            mixed = mixed * attention_mask
-        q, k, v = self._convolve(mixed, attention_mask, past_key_values, documents)  # [B, T, H, K] each
+        o = self._recur(hidden_states, mixed, attention_mask, past_key_values, documents)  # [B, T, H * V]
+        if self.config.window is not None and self.config.window_is_on:
+            seen = self._see_window(mixed, position_embeddings, attention_mask, past_key_values, documents)
+            share = self.window_logit.sigmoid()  # [H]
+            if without_window is not None:
+                share = share * ~without_window[:, None, None]  # [B, 1, H]
+            share = share[..., None].to(o.dtype)  # [H, 1] or [B, 1, H, 1]
+            o = o.unflatten(-1, (self.num_heads, -1))
+            o = torch.lerp(o, seen, share).flatten(-2)
+        return self.o_proj(o), None
+
+    def _recur(
+        self,
+        hidden_states: torch.Tensor,
+        mixed: torch.Tensor,
+        padding: Padding | None,
+        past_key_values: Cache | None,
+        documents: Documents | None,
+    ) -> torch.Tensor:
+        """[B, T, H * V]: what the recurrence reads, gated; of the projections q, k, v side by side [B, T, C]."""
+        mask = None
+        if padding is not None:  # after the projections, whose biases would bring padding back
+            mask = padding.valid[..., None].to(mixed.dtype)  # [B, T, 1]
+            mixed = mixed * mask
+        q, k, v = self._convolve(mixed, mask, past_key_values, documents)  # [B, T, H, K] each
         decay, beta, gate = self._gates(hidden_states)
-        if attention_mask is not None:
-            decay, beta, v = self._without_padding(attention_mask, decay, beta, v)
+        if mask is not None:
+            decay, beta, v = self._without_padding(mask, decay, beta, v)
         state = None  # [B, H, K, V]
         if past_key_values is not None and self._has_state(past_key_values):
             state = past_key_values.layers[self.layer_idx].recurrent_states[0]
@@ -171,7 +214,25 @@ class LinearAttention(nn.Module):
 
         norm = None if self.o_norm is None else self.o_norm.weight
         eps, activation = self.config.rms_norm_eps, self.config.gate_activation
-        return self.o_proj(gated_norm(o, gate, self.g_b_proj.bias, norm, eps=eps, activation=activation)), None
+        return gated_norm(o, gate, self.g_b_proj.bias, norm, eps=eps, activation=activation)
+
+    def _see_window(
+        self,
+        mixed: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        padding: Padding | None,
+        past_key_values: Cache | None,
+        documents: Documents | None,
+    ) -> torch.Tensor:
+        """[B, T, H, D]: attention over the window, of the projections q, k, v side by side [B, T, C]."""
+        parts = mixed.split([self.queries, self.keys, self.keys], dim=-1)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)  # [B, T, H or G, D]
+        q, k = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2)  # [B, H or G, T, D]
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        window, sinks = self.config.window, self.config.sinks
+        v = v.transpose(1, 2)
+        ring = None if past_key_values is None else Ring(past_key_values.layers[self.layer_idx], k, window, sinks)
+        return attend_to_window(q, k, v, window, sinks, self.head_dim**-0.5, padding, ring, documents)
 
     def _without_padding(
         self, mask: torch.Tensor, decay: torch.Tensor | DecayGate, beta: torch.Tensor | None, v: torch.Tensor
@@ -211,9 +272,8 @@ class LinearAttention(nn.Module):
 
     def _has_state(self, cache: Cache) -> bool:
         # Both: a layer that was reset still holds tensors, and one in its first call has its convolution window only.
-        return cache.layers[self.layer_idx].is_recurrent_states_initialized[0] and cache.has_previous_state(
-            self.layer_idx
-        )
+        layer = cache.layers[self.layer_idx]
+        return layer.is_recurrent_states_initialized[0] and layer.has_previous_state[0]
 
     def _convolve(
         self, x: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None, documents: Documents | None
@@ -239,13 +299,14 @@ class LinearAttention(nn.Module):
 
     def _window(self, x: torch.Tensor, mask: torch.Tensor | None, cache: Cache) -> torch.Tensor:
         """x [B, T, C] behind what the convolution needs of earlier calls, which it keeps for the next."""
-        kernel, length = self.config.conv_kernel_size, x.shape[1]
-        extends = cache.has_previous_state(self.layer_idx)
+        kernel = self.config.conv_kernel_size
+        layer = cache.layers[self.layer_idx]
+        extends = layer.has_previous_state[0]
         window = cache.update_conv_state(x.transpose(1, 2), self.layer_idx, conv_kernel_size=kernel)
-        # One token at a time, padding comes before a row's first token, behind nothing but zeros: no gap to close.
-        if extends and mask is not None and length > 1:
-            window = _close_gap(window, mask[..., 0], kernel)  # [B, C, kernel + T]
-            cache.layers[self.layer_idx].conv_states[0].copy_(window[..., -kernel:])
+        if mask is not None:
+            if extends:
+                window = _close_gap(window, mask[..., 0], kernel)  # [B, C, kernel + T]
+            layer.conv_states[0].copy_(_last_inputs(window, mask[..., 0], kernel))
         return window.transpose(1, 2)
 
 
@@ -270,3 +331,16 @@ def _close_gap(window: torch.Tensor, mask: torch.Tensor, kernel: int) -> torch.T
     moved = torch.where(index < padding + kernel, index - padding, index)
     source = torch.where(index < padding, index + kernel, moved)
     return window.gather(-1, source[:, None].expand_as(window))
+
+
+def _last_inputs(window: torch.Tensor, mask: torch.Tensor, kernel: int) -> torch.Tensor:
+    """[B, C, kernel]: the last inputs that are no padding, behind zeros where there are fewer.
+
+    Args:
+        window: [B, C, at least T], the inputs that mask [B, T] is of at its end.
+    """
+    behind = (mask.flip(1).cumsum(1) == 0).sum(1)  # [B], padding behind a row's tokens
+    behind = torch.where(mask.any(1), behind, 0)  # without a token of its own a row ends in those of earlier calls
+    index = window.shape[-1] - behind[:, None] + torch.arange(-kernel, 0, device=window.device)  # [B, kernel]
+    padded = F.pad(window, (kernel, 0))
+    return padded.gather(-1, (index + kernel)[:, None].expand(-1, window.shape[1], -1))

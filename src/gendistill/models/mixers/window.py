@@ -1,0 +1,74 @@
+"""A window in the place of full attention: the teacher's own layer, its weights untouched, that sees less."""
+
+import torch
+import torch.nn.functional as F
+from transformers.cache_utils import Cache
+
+from gendistill.models.attention_layer import GendistillAttention
+from gendistill.models.cache import Ring
+from gendistill.models.padding import Padding
+from gendistill.ops import Documents
+from gendistill.ops.window import window_attention
+
+
+class WindowAttention(GendistillAttention):
+    """Softmax attention over the last `config.window` tokens and the first `config.sinks` of each document."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: Padding | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        documents: Documents | None = None,
+        **_,
+    ) -> tuple[torch.Tensor, None]:
+        """[B, T, hidden] -> [B, T, hidden]; arguments as of all mixers, see `LinearAttention`."""
+        q, k, v = self.project(hidden_states, position_embeddings)
+        window, sinks = self.config.window, self.config.sinks
+        ring = None if past_key_values is None else Ring(past_key_values.layers[self.layer_idx], k, window, sinks)
+        alone = attention_mask is None and documents is None and (ring is None or ring.is_empty)
+        if alone and k.shape[2] <= window:  # all of it is seen: to the last bit what full attention gives
+            o, _ = self.attend(q, k, v, None)
+            if ring is not None:
+                ring.write(k, v, None)
+        else:
+            o = attend_to_window(q, k, v, window, sinks, self.scaling, attention_mask, ring, documents)
+        return self.o_proj(o.flatten(-2).contiguous()), None
+
+
+def attend_to_window(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    window: int,
+    sinks: int,
+    scale: float,
+    padding: Padding | None,
+    ring: Ring | None,
+    documents: Documents | None,
+) -> torch.Tensor:
+    """[B, T, H, D] of q [B, H, T, D] and k, v [B, G, T, D]; what is in the ring buffer comes before them."""
+    if ring is not None and not ring.is_empty and q.shape[2] == 1:
+        ring.write(k, v, padding)
+        return attend_to_places(q, ring.keys, ring.values, ring.lengths, scale)
+    q, k, v = (x if padding is None else padding.to_the_end(x) for x in (q, k, v))
+    past = None if ring is None else ring.past()
+    o = window_attention(q, k, v, window=window, sinks=sinks, scale=scale, documents=documents, past=past)
+    if ring is not None:
+        ring.write(k, v, padding)
+    return o if padding is None else padding.put_back(o)
+
+
+def attend_to_places(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """One token's attention to the first `lengths` [B] places: q [B, H, 1, D], keys [B, G, S, D] -> [B, 1, H, D]."""
+    batch, heads, _, width = q.shape
+    # The heads that share a key head stand in as its queries, so that keys are not copied for each.
+    grouped = q.view(batch, keys.shape[1], -1, width)  # [B, G, H / G, D]
+    mask = torch.arange(keys.shape[2], device=q.device) < lengths[:, None]  # [B, S]
+    # A row of nothing but padding sees one place, for there is no softmax over none.
+    mask[:, 0] = True
+    o = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask[:, None, None], scale=scale)
+    return o.reshape(batch, 1, heads, width)

@@ -1,0 +1,149 @@
+"""A student whose other layers hold a window is its teacher with masks; a window beside a recurrence starts as that."""
+
+import copy
+
+import pytest
+import torch
+
+from gendistill.errors import UserError
+from gendistill.models.configuration import GendistillConfig
+from gendistill.models.conversion import convert
+from gendistill.models.families import student_config
+from small_models import FAMILIES, make_student, make_teacher, pad_left, tokens
+
+KEEP, WINDOW, SINKS = [1], 6, 3
+
+
+def masked_teacher(teacher, ids: torch.Tensor, window: int = WINDOW, sinks: int = SINKS) -> torch.Tensor:
+    """Logits of the teacher, layer by layer, with a plain [T, T] mask in all layers but the kept ones."""
+    model, length = teacher.model, ids.shape[1]
+    index = torch.arange(length)
+    age = index[:, None] - index
+    full = (age >= 0)[None, None]
+    near = full & ((age < window) | (index < sinks))
+    hidden = model.embed_tokens(ids)
+    position_embeddings = model.rotary_emb(hidden, index[None])
+    for i, layer in enumerate(model.layers):
+        mask = full if i in KEEP else near
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=position_embeddings)
+    return teacher.lm_head(model.norm(hidden))
+
+
+def window_student(teacher, **options):
+    options = dict(mixer="window", window=WINDOW, sinks=SINKS) | options
+    return convert(teacher, student_config(teacher.config, KEEP, **options), seed=0)[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_student_is_the_teacher_with_masks(family):
+    teacher = make_teacher(family)
+    ids = tokens(2, 50)
+    expected = masked_teacher(teacher, ids)
+    assert (expected - teacher(ids).logits).abs().max() > 1e-2  # the window hides something
+    torch.testing.assert_close(window_student(teacher)(ids).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_gradients_are_those_of_the_teacher_with_masks():
+    teacher = make_teacher("qwen3").double()
+    student = window_student(teacher)
+    ids = tokens(2, 40)
+    weights = torch.randn(2, 40, 97, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for logits in (masked_teacher(teacher, ids), student(ids).logits):
+        (logits * weights).sum().backward()
+    expected = {name: p.grad for name, p in teacher.named_parameters()}
+    for name, parameter in student.named_parameters():
+        wanted = expected[name.replace("linear_attn", "self_attn")]
+        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-6, atol=1e-8)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beside", ["window", "kda"])
+def test_1500_cached_tokens_are_one_uncached_pass(beside):
+    """Three times a window of 500 tokens, one by one behind a prompt of unequal length."""
+    config = copy.deepcopy(FAMILIES["qwen3"])
+    config.max_position_embeddings = 2048
+    student = make_student("qwen3", keep=KEEP, mixer=beside, window=500, sinks=4)
+    ids = tokens(1, 1540)
+    expected = student(ids, use_cache=False).logits
+    padded, mask, positions = pad_left(ids, 7)
+    out = student(padded[:, :47], attention_mask=mask[:, :47], position_ids=positions[:, :47], use_cache=True)
+    logits = [out.logits[:, 7:]]
+    for i in range(47, padded.shape[1]):
+        out = student(
+            padded[:, i : i + 1],
+            attention_mask=mask[:, : i + 1],
+            position_ids=positions[:, i : i + 1],
+            past_key_values=out.past_key_values,
+        )
+        logits.append(out.logits)
+    # In float32 logits of a size of about 1; rounding differs between one token and many.
+    torch.testing.assert_close(torch.cat(logits, 1), expected, rtol=0, atol=2e-3 if beside == "kda" else 1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("length", [1, 2, 20])
+def test_a_window_as_long_as_the_text_is_full_attention_to_the_last_bit(family, length):
+    teacher = make_teacher(family)
+    ids = tokens(2, length)
+    student = window_student(teacher, window=20)
+    assert torch.equal(student(ids, use_cache=False).logits, teacher(ids, use_cache=False).logits)
+    assert torch.equal(student(ids, use_cache=True).logits, teacher(ids, use_cache=True).logits)
+
+
+@torch.no_grad()
+def test_beside_a_recurrence_the_untrained_student_is_the_window_alone():
+    teacher = make_teacher("qwen3")
+    ids = tokens(2, 50)
+    alone, beside = window_student(teacher), window_student(teacher, mixer="kda")
+    error = (beside(ids).logits - alone(ids).logits).norm() / alone(ids).logits.norm()
+    assert 0 < error < 2e-3  # of bfloat16's rounding
+
+
+@torch.no_grad()
+def test_the_window_can_be_switched_off_for_all_and_dropped_for_some():
+    student = make_student("qwen3", keep=KEEP, mixer="kda", window=WINDOW, sinks=SINKS)
+    ids = tokens(2, 30)
+    with_window = student(ids).logits
+    drop = torch.tensor([True, False])
+    mixed = student(ids, without_window=drop).logits
+    student.config.window_is_on = False
+    without = student(ids).logits
+    torch.testing.assert_close(mixed[0], without[0])
+    torch.testing.assert_close(mixed[1], with_window[1])
+    assert not torch.allclose(without, with_window, atol=1e-2)
+    # The recurrence alone is what it is in a student that has no window.
+    bare = make_student("qwen3", keep=KEEP, mixer="kda")
+    own = dict(bare.named_parameters())
+    for name, parameter in student.named_parameters():
+        if name in own:
+            own[name].copy_(parameter)
+    torch.testing.assert_close(bare(ids).logits, without)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(window=0), "window is 0; it must be at least 1"),
+        (dict(window=513), "at most the model's 512 positions"),
+        (dict(window=4, sinks=5), "sinks are 5; they must be at least 0 and at most the window's 4"),
+        (dict(window=4, expand_kv=True), "expand_kv is for linear mixers"),
+        (dict(mixer="kda", sinks=2), "there is no window that could see them"),
+    ],
+)
+def test_windows_that_cannot_be(options, message):
+    with pytest.raises(UserError, match=message):
+        student_config(FAMILIES["qwen3"], KEEP, **dict(mixer="window") | options)
+
+
+def test_defaults():
+    config = copy.deepcopy(FAMILIES["qwen3"])
+    config.max_position_embeddings = 4096
+    alone, beside = (student_config(config, KEEP, **how) for how in (dict(mixer="window"), dict(window=64)))
+    assert (alone.window, alone.sinks) == (512, 4)
+    assert (beside.window, beside.sinks, beside.mixers[0]) == (64, 0, "kda")
+    with pytest.raises(UserError, match="needs `window`"):
+        GendistillConfig(
+            num_hidden_layers=2, layer_types=["full_attention", "linear_attention"], mixers=[None, "window"]
+        )
