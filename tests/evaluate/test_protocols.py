@@ -8,6 +8,7 @@ from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
 from gendistill.evaluate.ranking import rank, render_prompts
 from gendistill.inference.generation import generate
+from gendistill.models.view import as_student
 from gendistill.recipe.evaluation import make_task
 
 KINDS = {"multiple_choice": "choice", "short_answer": "short", "last_number": "number"}
@@ -57,7 +58,8 @@ def test_ranking_counts_absolute_positions_from_the_first_real_token(tokenizer, 
 def test_letters_of_an_item_take_one_forward_row(model, tokenizer, files):
     items = items_of("multiple_choice", files)
     rows = []
-    handle = model.register_forward_pre_hook(lambda *call: rows.append(call[2]["input_ids"].shape[0]), with_kwargs=True)
+    read = as_student(model).model  # the modules that prefill runs
+    handle = read.register_forward_pre_hook(lambda *call: rows.append(call[2]["input_ids"].shape[0]), with_kwargs=True)
     finished = []
     rank(model, tokenizer, items, render_prompts(tokenizer, items), 4, finished.append)
     handle.remove()

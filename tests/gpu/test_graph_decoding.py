@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from gendistill.inference.decoding import DecodingBatch, Prefix, Sampling, decode
+from gendistill.inference.decoding import Decoding, DecodingBatch, Sampling
+from gendistill.inference.prefill import Prefix
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
 
@@ -28,6 +29,18 @@ MODELS = {"teacher": None} | {
     for mixer in ("kda", "gated_deltanet", "gla", "mamba2", "lightning")
     for place, keep in (("hybrid", [1]), ("pure", []))
 }
+MODELS |= {
+    "window": dict(mixer="window", keep=[1], window=16, sinks=4),
+    "kda-beside-window": dict(mixer="kda", keep=[1], window=16, sinks=4),
+}
+
+
+def decode(model, prompts, steps, ends, prefix, sampling, rows=8):
+    decoding = Decoding(model, rows, steps, ends=ends, pad=0, sampling=sampling)
+    found = {}
+    for ended in decoding.run(prompts, prefix):
+        found |= ended
+    return [found[i] for i in range(len(prompts))]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -50,13 +63,15 @@ def test_graphs_decode_like_eager_steps(name, monkeypatch):
     capture = DecodingBatch._capture
     monkeypatch.setattr(DecodingBatch, "_capture", lambda batch: (captured.append(len(batch.token)), capture(batch)))
     for sampling in (None, Sampling(1.0, 0.95, keys)):
-        how = dict(pad=0, prefix=prefix, sampling=sampling)
+        how = dict(prefix=prefix, sampling=sampling)
         unended = decode(model, prompts, 64, ends=[-1], **how)
         assert captured == [8]
+        assert decode(model, prompts, 64, ends=[-1], rows=3, **how) == unended  # rows change hands under a graph
+        assert captured[1] == 3
         # Ends that five of the eight rows say some time: half of them leave, and the rest is captured anew.
         last = {ids[at] for ids, at in zip(unended[:5], (10, 12, 14, 16, 18), strict=True)}
         replies = decode(model, prompts, 64, ends=sorted(last), **how)
-        assert len(captured) > 2
+        assert len(captured) > 3
         captured.clear()
         monkeypatch.setattr(DecodingBatch, "_is_worth_a_graph", lambda batch: False)
         assert decode(model, prompts, 64, ends=[-1], **how) == unended

@@ -8,8 +8,10 @@ from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
 from gendistill.evaluate.ranking import render_prompts
 from gendistill.inference import decoding
-from gendistill.inference.decoding import DecodingBatch, Prefix, Sampling, can_decode, decode, extend, prefill
+from gendistill.inference import prefill as prefill_module
+from gendistill.inference.decoding import Decoding, DecodingBatch, Sampling, can_decode
 from gendistill.inference.generation import generate
+from gendistill.inference.prefill import Prefix, extend, prefill
 from gendistill.inference.stopping import end_ids
 from gendistill.models.loading import load_model, load_tokenizer
 from gendistill.recipe.evaluation import make_task
@@ -41,8 +43,17 @@ def generated(model, prompt, steps):
     return model.generate(torch.tensor([prompt]))[0, len(prompt) :].tolist()
 
 
+def decode(model, prompts, steps, ends, rows=64, prefix=None, **how):
+    decoding = Decoding(model, rows, steps, ends=ends, pad=0, **how)
+    found = {}
+    for ended in decoding.run(prompts, prefix):
+        assert not found.keys() & ended.keys()
+        found |= ended
+    return [found[i] for i in range(len(prompts))]
+
+
 def replies(model, prompts, steps=12, **how):
-    return decode(model, prompts, steps, ends=ENDS, pad=0, **how)
+    return decode(model, prompts, steps, ENDS, **how)
 
 
 @pytest.fixture(autouse=True)
@@ -66,20 +77,51 @@ def test_replies_are_those_of_generate_behind_a_prefix_too(make, name):
     assert name == "llama" or len(set(map(tuple, expected))) > 2  # that random teacher says one token for ever
 
 
+@every_model
+def test_prompts_that_join_a_batch_get_the_replies_they_get_alone(make, name):
+    """Three rows for eleven prompts of unequal length, replies of unequal length."""
+    model = make(name).double()
+    prompts = prompts_of(*range(20, 9, -1), shared=SHARED)
+    unended = decode(model, prompts, 14, [-1])
+    said = [token for ids in unended for token in ids]
+    ends = sorted(set(said), key=said.count)[len(set(said)) // 2 :][:4]  # said now and then
+    alone = [decode(model, [prompt], 14, ends)[0] for prompt in prompts]
+    assert decode(model, prompts, 14, ends, rows=3) == alone
+    assert decode(model, prompts, 14, ends, rows=3, prefix=Prefix.of(model, prompts)) == alone
+    assert decode(model, prompts, 14, ends, rows=1) == alone
+
+
 def test_replies_that_end_leave_the_batch_and_change_nothing(monkeypatch):
     model = make_student("qwen2", keep=(1,), mixer="kda").double()
     prompts = prompts_of(*range(3, 19))
-    unended = decode(model, prompts, 24, ends=[-1], pad=0)
+    unended = decode(model, prompts, 24, [-1])
     said = [token for ids in unended for token in ids]
     ends = sorted(set(said), key=said.count)[len(set(said)) // 2 :][:4]  # said now and then
     rows = []
     kept = DecodingBatch.keep
     monkeypatch.setattr(DecodingBatch, "keep", lambda batch, going: (rows.append(len(going)), kept(batch, going)))
-    got = decode(model, prompts, 24, ends=ends, pad=0)
+    got = decode(model, prompts, 24, ends)
     for ids, whole in zip(got, unended, strict=True):
         length = next((at for at, token in enumerate(whole) if token in ends), len(whole) - 1) + 1
         assert ids == whole[:length]
     assert rows and rows == sorted(rows, reverse=True)
+
+
+def test_prefill_in_pieces_is_prefill_in_one(monkeypatch):
+    """Rows that end in any piece, one at a piece's border, behind a prefix and not."""
+    for name in ("qwen2-kda-hybrid", "qwen3-window-hybrid", "qwen3-kda-beside-window"):
+        model = make_student(**VARIANTS[name]).double()
+        prompts = prompts_of(5, 16, 17, 40, 33)
+        whole = prefill(model, prompts, None, 60)
+        monkeypatch.setattr(prefill_module, "SHORTEST_PIECE", 16)
+        monkeypatch.setitem(prefill_module.TOKENS_OF_A_PIECE, "cpu", 16)
+        pieces = prefill(model, prompts, None, 60)
+        torch.testing.assert_close(pieces.logits, whole.logits, rtol=0, atol=1e-6)
+        ids = prompts_of(3, 2, 6, 1, 4)
+        got, expected = (extend(model, one, range(5), ids) for one in (pieces, whole))
+        for row, tokens in enumerate(ids):
+            torch.testing.assert_close(got[row, : len(tokens)], expected[row, : len(tokens)], rtol=0, atol=1e-6)
+        monkeypatch.undo()
 
 
 @every_model
@@ -88,7 +130,7 @@ def test_extending_prefilled_prompts_is_one_pass(make, name):
     model = make(name).double()
     prompts = prompts_of(4, 1, 11, shared=SHARED)
     rows, ids = [2, 0, 0, 1], prompts_of(3, 1, 6, 2)
-    prefilled = prefill(model, prompts, 0, Prefix.of(model, prompts), keep_cache=True)
+    prefilled = prefill(model, prompts, Prefix.of(model, prompts))
     got = extend(model, prefilled, rows, ids)
     again = extend(model, prefilled, rows[::-1], ids[::-1])
     for place, (row, tokens) in enumerate(zip(rows, ids, strict=True)):
@@ -137,7 +179,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch, tokenizer, model):
 
     monkeypatch.setattr(decoding, "prefill", scarce)
     assert generate(model, tokenizer, prompts, 6, 11) == expected
-    assert sizes[:4] == [11, 5, 2, 2]
+    assert sizes[:3] == [11, 5, 2] and max(sizes[3:]) <= 2
     monkeypatch.setattr(decoding, "prefill", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     with pytest.raises(UserError, match="single prompt of 13 tokens"):
         generate(model, tokenizer, prompts, 6, 4)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from transformers import DynamicCache, MistralConfig
 
-from gendistill.models.cache import cache_bytes, select_rows, with_fixed_size
+from gendistill.inference.prefill import prefill
+from gendistill.models.cache import cache_bytes, select_rows
 from gendistill.models.cost import expected_cache_bytes
-from small_models import SHAPE, make_student, make_teacher, tokens
+from small_models import make_student, make_teacher, tokens
 
 STUDENTS = {
     "hybrid": dict(keep=(1,), mixer="kda"),
@@ -14,6 +14,9 @@ STUDENTS = {
     "pure": dict(keep=(), mixer="gated_deltanet"),
     "expanded": dict(keep=(0, 3), mixer="kda", expand_kv=True),
     "all kept": dict(keep=(0, 1, 2, 3)),
+    "window": dict(keep=(1,), mixer="window", window=9, sinks=3),
+    "window beside a recurrence": dict(keep=(1,), window=9, sinks=3),
+    "expanded, with a window": dict(keep=(1,), window=9, expand_kv=True),
 }
 
 
@@ -38,11 +41,10 @@ def test_bytes_of_a_teachers_cache(family):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", STUDENTS)
-def test_a_cache_of_fixed_size_has_the_bytes_of_a_full_one(name):
+def test_a_cache_with_places_has_the_bytes_of_a_full_one(name):
     student = make_student("qwen3", **STUDENTS[name])
-    cache = student(tokens(2, 30), use_cache=True).past_key_values
-    assert cache_bytes(with_fixed_size(cache, 64)) == expected_cache_bytes(student.config, 64, 2, 4)
-    assert cache_bytes(with_fixed_size(cache, 64)) == expected_cache_bytes(student.config, 64, 2, 4)  # nothing to do
+    cache = prefill(student, tokens(2, 30).tolist(), None, room=64).cache
+    assert cache_bytes(cache) == expected_cache_bytes(student.config, 64, 2, 4)
 
 
 @torch.no_grad()
@@ -59,9 +61,3 @@ def test_selected_rows_leave_the_cache_as_it_was(name):
     expected = student(torch.cat([again, again[:, :1]], dim=1), use_cache=False).logits[:, -1:]
     torch.testing.assert_close(step, expected, rtol=1e-3, atol=1e-3)
     assert cache_bytes(cache) == before
-
-
-def test_a_sliding_window_has_no_fixed_size():
-    cache = DynamicCache(config=MistralConfig(**SHAPE, sliding_window=8))
-    with pytest.raises(ValueError, match="layer 0 of the cache is a DynamicSlidingWindowLayer"):
-        with_fixed_size(cache, 64)

@@ -22,7 +22,8 @@ from cli_tools import RECIPE
 from gendistill.errors import UserError
 from gendistill.models.conversion import convert
 from gendistill.models.families import FAMILIES, Family, student_config
-from gendistill.models.proof import all_attention, allowed_error, prove_kept_attention
+from gendistill.models.proof import allowed_error, prove_kept_attention
+from gendistill.models.view import all_attention
 from gendistill.recipe.loading import parse_recipe
 from gendistill.run.convert import convert_teacher
 from gendistill.run.run import Run

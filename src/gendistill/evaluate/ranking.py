@@ -10,8 +10,8 @@ from gendistill.data.chat import render_prompt
 from gendistill.data.replies import reply_ids
 from gendistill.evaluate.kinds import KINDS
 from gendistill.evaluate.kinds.item import Item
-from gendistill.inference.decoding import Prefix, extend, prefill
 from gendistill.inference.generation import Advance, in_batches, rows_that_fit
+from gendistill.inference.prefill import Prefix, extend, prefill
 
 LOGITS_AT_ONCE = 4096  # positions whose logits are held: 1.2 GB in bfloat16 with a vocabulary of 150,000
 
@@ -141,7 +141,7 @@ def _log_likelihoods(
             first_tokens.append((row, ids[0]))
             if len(ids) > 1:
                 longer.append((row, number))
-    prefilled = prefill(model, prompts, 0, prefix, keep_cache=bool(longer))
+    prefilled = prefill(model, prompts, prefix)
     values = iter(_log_probabilities(prefilled.logits, first_tokens))  # logits: [items, V], behind each prompt
     # Back in the candidates' shape: per item, per candidate.
     sums = [[next(values) for _ in item_candidates] for item_candidates in candidates]

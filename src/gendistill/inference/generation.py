@@ -10,7 +10,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from gendistill.errors import UserError
-from gendistill.inference.decoding import Prefix, Sampling, can_decode, decode
+from gendistill.inference.decoding import Decoding, Sampling, can_decode
+from gendistill.inference.prefill import Prefix
 from gendistill.inference.stopping import StopStrings, end_ids
 
 Advance = Callable[[dict[int, Any]], None]  # told what was finished, by the prompt's index
@@ -58,27 +59,47 @@ def generate(
     ends, pad = end_ids(model, tokenizer, stop), _pad_id(tokenizer)
     strings = StopStrings(tokenizer, stop)
     replies = dict(known or {})
-    ours = can_decode(model)
-    # Of all prompts, whichever are known already: so a resumed call computes what an unbroken one does.
-    prefix = Prefix.of(model, prompts) if ours else None
 
-    def reply(indices: list[int]) -> None:
-        batch = [prompts[i] for i in indices]
-        drawn = _sampling_of(sampling, indices)
-        if ours:
-            new_ids = decode(
-                model, batch, max_new_tokens, ends=ends, pad=pad, prefix=prefix, sampling=drawn, strings=strings
-            )
-        else:
-            new_ids = _generate_by_transformers(model, batch, max_new_tokens, ends, pad, drawn, strings)
-        finished = {i: _reply(tokenizer, ids, ends, strings) for i, ids in zip(indices, new_ids, strict=True)}
+    def finish(new_ids: Mapping[int, list[int]]) -> None:
+        finished = {i: _reply(tokenizer, ids, ends, strings) for i, ids in new_ids.items()}
         replies.update(finished)
         advance(finished)
 
     missing = [i for i in range(len(prompts)) if i not in replies]
     size = batch_size or rows_that_fit(model, prompts, max_new_tokens)
-    in_batches(prompts, missing, size, reply)
+    if can_decode(model):
+        how = dict(max_new_tokens=max_new_tokens, ends=ends, pad=pad, strings=strings)
+        _decode(model, prompts, missing, size, sampling, finish, how)
+    else:
+
+        def reply(indices: list[int]) -> None:
+            batch, drawn = [prompts[i] for i in indices], _sampling_of(sampling, indices)
+            new_ids = _generate_by_transformers(model, batch, max_new_tokens, ends, pad, drawn, strings)
+            finish(dict(zip(indices, new_ids, strict=True)))
+
+        in_batches(prompts, missing, size, reply)
     return [replies[i] for i in range(len(prompts))]
+
+
+def _decode(model, prompts, missing: list[int], rows: int, sampling: Sampling | None, finish, how: dict) -> None:
+    """Replies to the missing prompts by our own loop, the longest first; fewer at a time where memory runs out."""
+    # Of all prompts, whichever are known already: so a resumed call computes what an unbroken one does.
+    prefix = Prefix.of(model, prompts)
+    waiting = sorted(missing, key=lambda i: len(prompts[i]), reverse=True)
+    while waiting:
+        decoding = Decoding(model, rows, sampling=_sampling_of(sampling, waiting), **how)
+        order, done = list(waiting), set()
+        try:
+            for ended in decoding.run([prompts[i] for i in order], prefix):
+                finish({order[place]: ids for place, ids in ended.items()})
+                done |= {order[place] for place in ended}
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise UserError(f"out of memory with a single prompt of {len(prompts[order[0]])} tokens") from None
+            rows = min(rows, len(order)) // 2 or 1
+        waiting = [i for i in order if i not in done]
+        if waiting:
+            torch.cuda.empty_cache()  # outside the handler, whose traceback holds what the batch had allocated
 
 
 def _sampling_of(sampling: Sampling | None, indices: Sequence[int]) -> Sampling | None:

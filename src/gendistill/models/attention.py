@@ -2,7 +2,8 @@
 
 `packed` is for training on CUDA: a variable-length kernel, without a [T, T] mask and without work across the boundaries
 of documents. transformers hands a function of this kind no mask, so it fits batches without padding only: packed
-sequences, told apart by `documents`, or sequences that are one document each. `one_token` is for decoding.
+sequences, told apart by `documents`, or sequences that are one document each. `slots` is for the decoding loop, whose
+caches hold the token at position p at place p.
 
 Shapes: B sequences, H query heads, G key heads, T tokens, D channels of a head.
 """
@@ -20,8 +21,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gendistill.ops import Documents
+from gendistill.ops.causal import causal_attention
+from gendistill.ops.decode_attention import decode_attention
 
-PACKED, ONE_TOKEN = "gendistill_packed", "gendistill_one_token"
+PACKED, SLOTS = "gendistill_packed", "gendistill_slots"
 # Newer versions of torch want to be told that key heads may be fewer; older ones just take them.
 VARLEN_OPTIONS = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
@@ -31,7 +34,7 @@ def attention_switched_to(name: str, *models: PreTrainedModel) -> Iterator[None]
     """Inside the block the models attend by the function of that name.
 
     Args:
-        name: one that transformers knows ("eager" is the only one with weights to show), PACKED or ONE_TOKEN. With
+        name: one that transformers knows ("eager" is the only one with weights to show), PACKED or SLOTS. With
             PACKED, forward passes need `documents` if sequences are packed.
     """
     # transformers' layers look the name up there in every forward pass.
@@ -80,25 +83,29 @@ def _mask(documents: Documents | None) -> torch.Tensor | None:
     return (document[:, :, None] == document[:, None, :]).tril()[:, None]
 
 
-def one_token_attention(
+def slot_attention(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     scaling: float,
     **_,
 ) -> tuple[torch.Tensor, None]:
-    """One token's attention: query [B, H, 1, D], key and value [B, G, T, D] -> [B, 1, H, D].
+    """Attention to what a `SlotCache` holds: query [B, H, T, D], key and value [B, G, S, D] -> [B, T, H, D].
 
-    The heads that share a key head stand in as its queries. transformers 5.17 copied the keys for each instead, which
-    took most of a step.
+    Args:
+        attention_mask: None: the queries are those of the last T places; [B]: there is one query, which sees so many
+            places; [B, 1, T, S]: the places that each query sees.
     """
-    batch, heads, _, width = query.shape
-    q = query.view(batch, key.shape[1], -1, width)  # [B, G, H / G, D]
-    o = F.scaled_dot_product_attention(q, key, value, attn_mask=attention_mask, scale=scaling)
-    return o.reshape(batch, 1, heads, width), None
+    if attention_mask is None:
+        return causal_attention(query, key, value, scaling).transpose(1, 2), None
+    if attention_mask.dim() == 1:
+        return decode_attention(query[:, :, 0], key, value, attention_mask, scaling)[:, None], None
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    o = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
+    return o.transpose(1, 2), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(PACKED, packed_attention)
-ALL_ATTENTION_FUNCTIONS.register(ONE_TOKEN, one_token_attention)
+ALL_ATTENTION_FUNCTIONS.register(SLOTS, slot_attention)

@@ -9,8 +9,10 @@ import copy
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from transformers.cache_utils import (
     Cache,
+    CacheLayerMixin,
     DynamicCache,
     DynamicLayer,
     LinearAttentionLayer,
@@ -136,21 +138,101 @@ def select_rows(cache: Cache, rows: Sequence[int]) -> Cache:
     return selected
 
 
-def with_fixed_size(cache: Cache, length: int) -> Cache:
-    """Gives the layers that keep keys and values room for `length` tokens, at an address that stays.
+class SlotLayer(CacheLayerMixin):
+    """Keys and values [B, G, S, D] of a fixed size, at an address that stays: a token at position p lies at place p.
 
-    Raises:
-        ValueError: a layer is of a type of which that is not known.
+    So sequences of unequal length need no padding between their tokens: what lies behind a sequence's last token is not
+    looked at, and is written over by the next.
     """
-    for number, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:
-            fixed = StaticLayer(max_cache_len=length)
-            fixed.lazy_initialization(layer.keys, layer.values)
-            fixed.update(layer.keys, layer.values)
-            cache.layers[number] = fixed
-        elif type(layer) not in (LinearAttentionLayer, StaticLayer):  # these two have their size already
-            raise ValueError(f"layer {number} of the cache is a {type(layer).__name__}, whose size cannot be fixed")
-    return cache
+
+    is_sliding = False
+
+    def __init__(self, room: int):
+        """A layer of `room` places, S."""
+        super().__init__()
+        self.room = room
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        batch, heads, _, width = key_states.shape
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_zeros(batch, heads, self.room, width)
+        self.values = torch.zeros_like(self.keys)
+        self.is_initialized = True
+
+    def update(self, key_states, value_states, start: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Puts T tokens [B, G, T, D] at the places from `start` on: one for all sequences, or each one's own [B].
+
+        Returns:
+            keys and values up to the last of them; of all places, if sequences have starts of their own.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        length = key_states.shape[2]
+        if isinstance(start, int):
+            end = start + length
+            self.keys[:, :, start:end] = key_states
+            self.values[:, :, start:end] = value_states
+            return self.keys[:, :, :end], self.values[:, :, :end]
+        places = start[:, None] + torch.arange(length, device=start.device)  # [B, T]
+        places = places[:, None, :, None].expand_as(key_states)
+        self.keys.scatter_(2, places, key_states)
+        self.values.scatter_(2, places, value_states)
+        return self.keys, self.values
+
+    def resize(self, room: int) -> None:
+        """Makes room for more tokens, or for fewer."""
+        if self.is_initialized and room != self.room:
+            self.keys, self.values = (F.pad(x, (0, 0, 0, room - self.room)) for x in (self.keys, self.values))
+        self.room = room
+
+    def get_seq_length(self) -> int:
+        return self.room if self.is_initialized else 0
+
+    def get_max_length(self) -> int:
+        return self.room
+
+    def get_max_cache_shape(self) -> int:
+        return self.room
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.room, 0
+
+
+class SlotCache(Cache):
+    """The cache of the decoding loop: layers with attention have places for a fixed number of tokens.
+
+    Attributes:
+        start: position of the next tokens: one for all sequences, or [B].
+    """
+
+    def __init__(self, config: GendistillConfig, room: int):
+        """A cache in which layers with full attention have `room` places."""
+        attention = {i: SlotLayer(room) for i in config.layers_of_type("full_attention")}
+        layers = [attention.get(i) or LinearAttentionLayer() for i in range(config.num_hidden_layers)]
+        super().__init__(layers=layers)
+        self.start: int | torch.Tensor = 0
+
+    def update(self, key_states, value_states, layer_idx: int, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.layers[layer_idx].update(key_states, value_states, self.start)
+
+    def resize(self, room: int) -> None:
+        """Gives the layers with full attention this many places."""
+        for layer in self.layers:
+            if isinstance(layer, SlotLayer):
+                layer.resize(room)
+
+    def put(self, rows: torch.Tensor, other: "SlotCache", chosen: torch.Tensor) -> None:
+        """Puts sequences of another cache, the `chosen` [N], in the place of some of this one's, `rows` [N]."""
+        for own, new in zip(self.layers, other.layers, strict=True):
+            if isinstance(own, SlotLayer):
+                for mine, theirs in ((own.keys, new.keys), (own.values, new.values)):
+                    mine[rows, :, : new.room] = theirs[chosen]
+                continue
+            for kind in ("conv_states", "recurrent_states"):
+                for state, mine in getattr(own, kind).items():
+                    if mine is not None:
+                        mine[rows] = getattr(new, kind)[state][chosen]
+            own.equal_count = None
 
 
 def cache_bytes(cache: Cache) -> int:
@@ -159,6 +241,8 @@ def cache_bytes(cache: Cache) -> int:
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionLayer):
             tensors += [*layer.conv_states.values(), *layer.recurrent_states.values()]
-        if isinstance(layer, DynamicLayer | StaticLayer):  # transformers' own hybrids have layers that are both
+        if isinstance(
+            layer, DynamicLayer | StaticLayer | SlotLayer
+        ):  # transformers' own hybrids have layers that are both
             tensors += [layer.keys, layer.values]
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -8,17 +8,13 @@ norms. Tensor names and shapes do not show that, and a student of such a family 
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from gendistill.errors import UserError
 from gendistill.models.attention import attention_switched_to
 from gendistill.models.configuration import GendistillConfig
-from gendistill.models.conversion import counterparts
 from gendistill.models.families import FAMILIES
-from gendistill.models.modeling import GendistillForCausalLM
+from gendistill.models.view import all_attention
 
 # Relative error of the logits that rounding can explain, where it is not zero. Both models run the same operations on
 # the same tensors, but a GPU's rotary frequencies may be rounded otherwise than a CPU's, and a library may take another
@@ -57,28 +53,6 @@ def prove_kept_attention(
         f"{relative_error(got, expected):.1e}, allowed {allowed:.1e}), and the first to differ is {index} (relative "
         f"error {error:.1e}). Families that pass: {', '.join(FAMILIES)}; this teacher cannot be converted."
     )
-
-
-def all_attention(teacher: PreTrainedModel, config: GendistillConfig) -> GendistillForCausalLM:
-    """The student of that configuration with attention in every layer, made of the teacher's own tensors.
-
-    Raises:
-        UserError: a tensor has no counterpart, or one of another shape.
-    """
-    layers = {"layer_types": ["full_attention"] * config.num_hidden_layers, "mixers": [None] * config.num_hidden_layers}
-    layers |= {"window": None, "sinks": 0}
-    kept = GendistillConfig.from_dict(config.to_dict() | layers)
-    with torch.device("meta"), no_init_weights():  # shapes without data: no second copy of the weights
-        student = GendistillForCausalLM._from_config(kept, dtype=teacher.dtype)
-    student.tie_weights()
-    originals, _ = counterparts(teacher, student)
-    for name, original in originals.items():
-        path, _, tensor = name.rpartition(".")
-        setattr(student.get_submodule(path), tensor, nn.Parameter(original, requires_grad=False))
-    student.tie_weights()  # a tied head is still the embedding that was replaced
-    # The rotary frequencies are no parameter, so nothing was assigned to them.
-    student.model.rotary_emb = LlamaRotaryEmbedding(config=kept).to(teacher.device)
-    return student.eval()
 
 
 def allowed_error(dtype: torch.dtype, device: torch.device) -> float:

@@ -1,13 +1,13 @@
 """A window in the place of full attention: the teacher's own layer, its weights untouched, that sees less."""
 
 import torch
-import torch.nn.functional as F
 from transformers.cache_utils import Cache
 
 from gendistill.models.attention_layer import GendistillAttention
 from gendistill.models.cache import Ring
 from gendistill.models.padding import Padding
 from gendistill.ops import Documents
+from gendistill.ops.decode_attention import decode_attention
 from gendistill.ops.window import window_attention
 
 
@@ -51,24 +51,10 @@ def attend_to_window(
     """[B, T, H, D] of q [B, H, T, D] and k, v [B, G, T, D]; what is in the ring buffer comes before them."""
     if ring is not None and not ring.is_empty and q.shape[2] == 1:
         ring.write(k, v, padding)
-        return attend_to_places(q, ring.keys, ring.values, ring.lengths, scale)
+        return decode_attention(q[:, :, 0], ring.keys, ring.values, ring.lengths, scale)[:, None]
     q, k, v = (x if padding is None else padding.to_the_end(x) for x in (q, k, v))
     past = None if ring is None else ring.past()
     o = window_attention(q, k, v, window=window, sinks=sinks, scale=scale, documents=documents, past=past)
     if ring is not None:
         ring.write(k, v, padding)
     return o if padding is None else padding.put_back(o)
-
-
-def attend_to_places(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """One token's attention to the first `lengths` [B] places: q [B, H, 1, D], keys [B, G, S, D] -> [B, 1, H, D]."""
-    batch, heads, _, width = q.shape
-    # The heads that share a key head stand in as its queries, so that keys are not copied for each.
-    grouped = q.view(batch, keys.shape[1], -1, width)  # [B, G, H / G, D]
-    mask = torch.arange(keys.shape[2], device=q.device) < lengths[:, None]  # [B, S]
-    # A row of nothing but padding sees one place, for there is no softmax over none.
-    mask[:, 0] = True
-    o = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask[:, None, None], scale=scale)
-    return o.reshape(batch, 1, heads, width)
