@@ -1,0 +1,221 @@
+"""The Triton kernels of `decode_layer`: a token's way between the projections of a layer in one or two launches.
+
+Shapes: B rows, H query heads, G key heads, S places, D channels of a head, C = (H + 2 G) D channels of q, k and v.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from gendistill.ops.optional_triton import require_triton, tl, triton
+
+if TYPE_CHECKING:
+    from gendistill.ops.decode_layer import Recurrence
+
+PREPARE = {"num_warps": 4}
+RECUR = {"num_warps": 8}
+BY_CHANNEL, BY_HEAD, FIXED = 0, 1, 2  # what has a forget gate of its own
+
+
+def kernel_rope_and_write(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    norms: tuple[torch.Tensor, torch.Tensor] | None,
+    eps: float,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    places: torch.Tensor,
+    heads: int,
+) -> torch.Tensor:
+    """As `decode_layer.rope_and_write`, on a GPU.
+
+    Raises:
+        UserError: Triton is not installed.
+    """
+    require_triton()
+    batch, groups, _, width = keys.shape
+    q = qkv.new_empty(batch, heads, width)
+    q_norm, k_norm = norms or (None, None)
+    _rope_and_write[(batch, heads + 2 * groups)](
+        qkv, qkv.stride(0), cos, sin, q_norm, k_norm, eps, keys, values, places, q,
+        keys.stride(0), keys.stride(1), values.stride(0), values.stride(1),
+        HEADS=heads, GROUPS=groups, WIDTH=width, num_warps=1,
+    )  # fmt: skip
+    return q
+
+
+def kernel_recurrent_step(
+    x: torch.Tensor, conv_state: torch.Tensor, state: torch.Tensor, layer: "Recurrence", seen: torch.Tensor | None
+) -> torch.Tensor:
+    """As `decode_layer.recurrent_step`, on a GPU.
+
+    Raises:
+        UserError: Triton is not installed.
+    """
+    require_triton()
+    batch, heads, width, _ = state.shape
+    groups, channels = layer.key_heads, conv_state.shape[1]
+    offsets, offset = {}, channels
+    for name, size in layer.narrow.items():
+        offsets[name] = offset
+        offset += size
+    kind = FIXED if layer.fixed is not None else BY_CHANNEL if layer.decay_weight is not None else BY_HEAD
+    mixed = x.new_empty(batch, channels)
+    decay = x.new_empty(batch, heads, width, dtype=torch.float32)
+    gate = x.new_empty(batch, heads, width, dtype=torch.float32)
+    _prepare[(batch, 3 * heads + 2 * groups)](
+        x, x.stride(0), conv_state, layer.conv_weight, layer.conv_bias, mixed,
+        layer.decay_weight, layer.A_log, layer.dt_bias, layer.fixed, decay, layer.gate_weight, gate,
+        offsets.get("decay", 0), offsets["gate"], layer.bound or 0.0,
+        HEADS=heads, GROUPS=groups, WIDTH=width, TAPS=layer.conv_weight.shape[1], TAPS_PADDED=4,
+        KIND=kind, BOUNDED=layer.bound is not None, SILU=layer.silu_conv, **PREPARE,
+    )  # fmt: skip
+    out = x.new_empty(batch, heads * width)
+    _recur[(batch * heads,)](
+        mixed, x, x.stride(0), offsets.get("beta", 0), decay, gate, layer.gate_bias, layer.norm, state, layer.share,
+        seen, out, width**-0.5, layer.eps,
+        HEADS=heads, GROUPS=groups, WIDTH=width, DELTA=layer.delta_rule, SILU=layer.silu_gate, **RECUR,
+    )  # fmt: skip
+    return out
+
+
+if triton is not None:
+
+    @triton.jit
+    def _rope_and_write(
+        QKV, row_stride, COS, SIN, Q_NORM, K_NORM, eps, KEYS, VALUES, PLACES, Q,
+        key_row, key_head, value_row, value_head,
+        HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
+    ):  # fmt: skip
+        row = tl.program_id(0)
+        head = tl.program_id(1)  # of q, k and v side by side
+        channel = tl.arange(0, WIDTH)
+        half: tl.constexpr = WIDTH // 2
+        other = (channel + half) % WIDTH  # which RoPE turns this channel with
+        source = QKV + row * row_stride + head * WIDTH
+        x = tl.load(source + channel).to(tl.float32)
+        if head < HEADS + GROUPS:
+            partner = tl.load(source + other).to(tl.float32)
+            if Q_NORM is not None:
+                root = tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
+                kind = QKV.dtype.element_ty
+                if head < HEADS:
+                    weight = tl.load(Q_NORM + channel)
+                    other_weight = tl.load(Q_NORM + other)
+                else:
+                    weight = tl.load(K_NORM + channel)
+                    other_weight = tl.load(K_NORM + other)
+                x = (weight * (x * root).to(kind)).to(tl.float32)
+                partner = (other_weight * (partner * root).to(kind)).to(tl.float32)
+            cos = tl.load(COS + row * WIDTH + channel).to(tl.float32)
+            sin = tl.load(SIN + row * WIDTH + channel).to(tl.float32)
+            x = x * cos + tl.where(channel < half, -partner, partner) * sin
+        if head < HEADS:
+            tl.store(Q + (row * HEADS + head) * WIDTH + channel, x.to(Q.dtype.element_ty))
+        else:
+            place = tl.load(PLACES + row).to(tl.int64) * WIDTH + channel
+            if head < HEADS + GROUPS:
+                group = head - HEADS
+                target = KEYS + row.to(tl.int64) * key_row + group.to(tl.int64) * key_head + place
+                tl.store(target, x.to(KEYS.dtype.element_ty))
+            else:
+                group = head - HEADS - GROUPS
+                target = VALUES + row.to(tl.int64) * value_row + group.to(tl.int64) * value_head + place
+                tl.store(target, x.to(VALUES.dtype.element_ty))
+
+    @triton.jit
+    def _low_rank(X, WEIGHT, head, WIDTH: tl.constexpr):
+        """[D] of one head: the low-rank gate's inner product with its rows of the second weight [H * D, D]."""
+        channel = tl.arange(0, WIDTH)
+        inner = tl.arange(0, WIDTH)
+        x = tl.load(X + inner).to(tl.float32)
+        weight = tl.load(WEIGHT + (head * WIDTH + channel)[:, None] * WIDTH + inner).to(tl.float32)
+        return tl.sum(weight * x, 1)
+
+    @triton.jit
+    def _prepare(
+        X, row_stride, CONV_STATE, CONV_WEIGHT, CONV_BIAS, MIXED,
+        DECAY_WEIGHT, A_LOG, DT_BIAS, FIXED_DECAY, DECAY, GATE_WEIGHT, GATE,
+        decay_offset, gate_offset, bound,
+        HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, TAPS_PADDED: tl.constexpr,
+        KIND: tl.constexpr, BOUNDED: tl.constexpr, SILU: tl.constexpr,
+    ):  # fmt: skip
+        row = tl.program_id(0)
+        part = tl.program_id(1)  # a head of q, k or v, then one of the decay, then one of the output gate
+        convolved: tl.constexpr = HEADS + 2 * GROUPS
+        channel = tl.arange(0, WIDTH)
+        x = X + row * row_stride
+        if part < convolved:
+            lane = part * WIDTH + channel
+            new = tl.load(x + lane)
+            y = tl.load(CONV_BIAS + lane).to(tl.float32)
+            y += tl.load(CONV_WEIGHT + lane * TAPS + TAPS - 1).to(tl.float32) * new.to(tl.float32)
+            state = CONV_STATE + (row * convolved * WIDTH + lane) * TAPS
+            for tap in tl.static_range(TAPS - 1):
+                before = tl.load(state + tap + 1)
+                y += tl.load(CONV_WEIGHT + lane * TAPS + tap).to(tl.float32) * before.to(tl.float32)
+                tl.store(state + tap, before)
+            tl.store(state + TAPS - 1, new)
+            if SILU:
+                y = y / (1.0 + tl.exp(-y))
+            if part < HEADS + GROUPS:
+                y = y * tl.rsqrt(tl.sum(y * y, 0) + 1e-6)
+            tl.store(MIXED + row * convolved * WIDTH + lane, y.to(MIXED.dtype.element_ty))
+        elif part < convolved + HEADS:
+            head = part - convolved
+            if KIND == 2:
+                log_decay = tl.load(FIXED_DECAY + head + channel * 0)
+            else:
+                if KIND == 0:
+                    raw = _low_rank(x + decay_offset, DECAY_WEIGHT, head, WIDTH)
+                    raw = raw.to(X.dtype.element_ty).to(tl.float32) + tl.load(DT_BIAS + head * WIDTH + channel)
+                else:
+                    raw = tl.load(x + decay_offset + head + channel * 0).to(tl.float32) + tl.load(DT_BIAS + head)
+                A = tl.exp(tl.load(A_LOG + head))
+                if BOUNDED:
+                    log_decay = bound / (1.0 + tl.exp(-A * raw))
+                else:
+                    softplus = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(tl.minimum(raw, 20.0))))
+                    log_decay = -A * softplus
+            tl.store(DECAY + (row * HEADS + head) * WIDTH + channel, tl.exp(log_decay))
+        else:
+            head = part - convolved - HEADS
+            gate = _low_rank(x + gate_offset, GATE_WEIGHT, head, WIDTH)
+            tl.store(GATE + (row * HEADS + head) * WIDTH + channel, gate)
+
+    @triton.jit
+    def _recur(
+        MIXED, X, row_stride, beta_offset, DECAY, GATE, GATE_BIAS, NORM, STATE, SHARE, SEEN, OUT, scale, eps,
+        HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, DELTA: tl.constexpr, SILU: tl.constexpr,
+    ):  # fmt: skip
+        row = tl.program_id(0) // HEADS
+        head = tl.program_id(0) % HEADS
+        group = head // (HEADS // GROUPS)
+        channel = tl.arange(0, WIDTH)
+        mixed = MIXED + row * (HEADS + 2 * GROUPS) * WIDTH
+        q = tl.load(mixed + head * WIDTH + channel).to(tl.float32) * scale  # [K]
+        k = tl.load(mixed + (HEADS + group) * WIDTH + channel).to(tl.float32)
+        v = tl.load(mixed + (HEADS + GROUPS + group) * WIDTH + channel).to(tl.float32)  # [V]
+        here = (row * HEADS + head) * WIDTH
+        decay = tl.load(DECAY + here + channel)  # [K]
+        place = STATE + here.to(tl.int64) * WIDTH + channel[:, None] * WIDTH + channel  # [K, V]
+        state = tl.load(place) * decay[:, None]
+        write = v
+        if DELTA:
+            beta = 1.0 / (1.0 + tl.exp(-tl.load(X + row * row_stride + beta_offset + head).to(tl.float32)))
+            write = beta * (v - tl.sum(state * k[:, None], 0))
+        state += k[:, None] * write
+        tl.store(place, state)
+        kind = OUT.dtype.element_ty
+        o = tl.sum(state * q[:, None], 0)  # [V]
+        if NORM is not None:
+            o = o * tl.rsqrt(tl.sum(o * o, 0) / WIDTH + eps)
+            o = (tl.load(NORM + channel) * o.to(kind)).to(tl.float32)
+        gate = tl.load(GATE + here + channel) + tl.load(GATE_BIAS + head * WIDTH + channel).to(tl.float32)
+        gate = (gate if SILU else 1.0) / (1.0 + tl.exp(-gate))
+        o = o * gate
+        if SEEN is not None:
+            share = tl.load(SHARE + head)
+            o += share * (tl.load(SEEN + here + channel).to(tl.float32) - o)
+        tl.store(OUT + here + channel, o.to(kind))

@@ -1,0 +1,49 @@
+"""Products of one token with a weight matrix, with what stands before and behind them in a decoder layer.
+
+With so few rows a product takes as long as reading its weights; on CUDA a row by itself has kernels that come near
+that, and spare the launches of norm, activation and addition.
+
+Shapes: B rows, N inputs, M outputs.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from gendistill.ops.decode_linear_kernels import kernel_decode_linear
+from gendistill.ops.dispatch import takes_kernels
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm over the last dimension as transformers' Llama has it: rounded before the weight is applied."""
+    y = x.float()
+    return weight * (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def decode_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    norm: tuple[torch.Tensor, float] | None = None,
+    up: tuple[torch.Tensor, torch.Tensor | None] | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """norm(x) @ weight^T + bias + residual, or of a gated MLP, silu(gate) * up.
+
+    Args:
+        x: [B, N].
+        weight: [M, N]; with `up` the gate's.
+        bias: [M].
+        norm: weight [N] and eps of an RMSNorm of x; None for no norm.
+        up: weight [M, N] and bias of the projection that the gate multiplies.
+        residual: [B, M], added.
+
+    Returns:
+        [B, M].
+    """
+    if takes_kernels(x) and len(x) == 1:
+        return kernel_decode_linear(x, weight, bias, norm, up, residual)
+    x = x if norm is None else rms_norm(x, *norm)
+    y = F.linear(x, weight, bias)
+    y = y if up is None else F.silu(y) * F.linear(x, *up)
+    return y if residual is None else residual + y
