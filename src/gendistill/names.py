@@ -39,8 +39,8 @@ class Window(NamedTuple):
 
 
 # What replaces softmax attention. Of linear mixers everything else (projections, convolutions, normalised q and k,
-# output gate and norm, initialisation) is shared, so comparing them compares state updates. Mamba-2 is its discrete form
-# as used for conversion (arXiv 2408.10189): the decay alone depends on the input, and values are written unscaled.
+# output gate and norm, initialisation) is shared, so comparing them compares state updates. Mamba-2 is its discrete
+# form as used for conversion (arXiv 2408.10189): the decay alone depends on the input, values are written unscaled.
 MIXERS: dict[str, LinearMixer | Window] = {
     "kda": LinearMixer("Kimi Delta Attention", delta_rule=True, decay="channel"),  # arXiv 2510.26692
     "gated_deltanet": LinearMixer("Gated DeltaNet", delta_rule=True, decay="head"),  # arXiv 2412.06464

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gendistill.inference.prefill import Prefilled, Prefix, prefill
+from gendistill.inference.step import DecodeStep, can_step
 from gendistill.inference.stopping import StopStrings
 from gendistill.models.attention import SLOTS, attention_switched_to
 from gendistill.models.cache import select_rows
@@ -120,6 +121,7 @@ class DecodingBatch:
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)  # [B]
         # Drawn ahead, [B, steps]: a reply's numbers are its own, in whatever row it is.
         self.draws = None if how.sampling is None else self._draws_of(indices)
+        self.step = DecodeStep(student, self.cache) if can_step(student) else None
         self.graph = None
         self.eager = EAGER_STEPS  # steps to take before the next capture
         self.left = steps - 1  # steps that the newest reply may take
@@ -172,6 +174,8 @@ class DecodingBatch:
         if rows:
             self.cache = select_rows(self.cache, rows)
             self.cache.start = self.position
+            if self.step is not None:
+                self.step = DecodeStep(self.student, self.cache)
 
     def admit(self, rows: list[int], prefilled: Prefilled, indices: Sequence[int]) -> None:
         """Puts new prompts into rows whose replies have been given out; all stays at its address."""
@@ -205,17 +209,21 @@ class DecodingBatch:
 
     def _step(self) -> None:
         """One decode step: the newest tokens enter the cache, and the next are chosen."""
+        logits = self._pass() if self.step is None else self.step(self.token, self.position)
+        # A reply that has ended stays where it is: its row writes over one place until another prompt takes it.
+        self.position += ~self.done
+        self._choose(logits)
+
+    def _pass(self) -> torch.Tensor:
+        """[B, V]: the logits by the model's own forward pass, whatever its modules are."""
         with attention_switched_to(SLOTS, self.student):
-            hidden = self.student.model(
+            return self.student(
                 input_ids=self.token,
                 attention_mask={"full_attention": self.position + 1, "linear_attention": None},
                 position_ids=self.position[:, None],
                 past_key_values=self.cache,
                 use_cache=True,
-            ).last_hidden_state  # [B, 1, hidden]
-        # A reply that has ended stays where it is: its row writes over one place until another prompt takes it.
-        self.position += ~self.done
-        self._choose(self.student.lm_head(hidden[:, -1]))
+            ).logits[:, -1]
 
     def _choose(self, logits: torch.Tensor, rows: torch.Tensor | None = None) -> None:
         """Writes the next token of each reply, or of those in `rows` [N], from logits [B or N, V]."""

@@ -10,6 +10,7 @@ import torch
 
 from gendistill.ops.optional_triton import require_triton, tl, triton
 
+LOG2_E = 1.4426950408889634  # scores are to the base of 2, which the hardware has
 BLOCK = 64  # places that a program reads at a time
 QUERIES = 16  # rows of a tile, of which a group has fewer: tensor cores take no smaller one
 PROGRAMS = 1056  # eight for each of an H100's 132 multiprocessors; more splits cost more merging
@@ -33,10 +34,11 @@ def kernel_decode_attention(
     # Of each split and query head: what it saw, and the largest score and the sum of exponentials behind it.
     partial = q.new_empty(batch, heads, splits, width, dtype=torch.float32)
     stats = q.new_empty(batch, heads, splits, 2, dtype=torch.float32)
+    group = heads // groups
     _attend[(batch * groups, splits)](
-        q.contiguous(), keys, values, lengths, o, partial, stats, scale * 1.4426950408889634,
-        keys.stride(0), keys.stride(1), values.stride(0), values.stride(1),
-        groups, splits, GROUP=heads // groups, WIDTH=width, BLOCK=BLOCK, QUERIES=max(QUERIES, triton.next_power_of_2(heads // groups)),
+        q.contiguous(), keys, values, lengths, o, partial, stats, scale * LOG2_E,
+        keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), groups, splits,
+        GROUP=group, WIDTH=width, BLOCK=BLOCK, QUERIES=max(QUERIES, triton.next_power_of_2(group)),
         ALONE=splits == 1, EXACT=q.dtype == torch.float32, **SETTINGS,
     )  # fmt: skip
     if splits > 1:
@@ -53,7 +55,7 @@ if triton is not None:
 
     @triton.jit
     def _attend(
-        Q, KEYS, VALUES, LENGTHS, O, PARTIAL, STATS, scale,
+        Q, KEYS, VALUES, LENGTHS, OUT, PARTIAL, STATS, scale,
         key_row, key_head, value_row, value_head,
         groups, splits,
         GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, QUERIES: tl.constexpr,
@@ -93,7 +95,7 @@ if triton is not None:
             largest = larger
         if ALONE:
             out = seen / tl.maximum(total, 1e-30)[:, None]
-            tl.store(O + queries[:, None] * WIDTH + channel, out.to(O.dtype.element_ty), mask=real[:, None])
+            tl.store(OUT + queries[:, None] * WIDTH + channel, out.to(OUT.dtype.element_ty), mask=real[:, None])
         else:
             part = queries * splits + split
             tl.store(PARTIAL + part[:, None] * WIDTH + channel, seen, mask=real[:, None])
@@ -101,7 +103,7 @@ if triton is not None:
             tl.store(STATS + part * 2 + 1, total, mask=real)
 
     @triton.jit
-    def _merge(PARTIAL, STATS, O, splits, SPLITS: tl.constexpr, WIDTH: tl.constexpr):
+    def _merge(PARTIAL, STATS, OUT, splits, SPLITS: tl.constexpr, WIDTH: tl.constexpr):
         head = tl.program_id(0)
         split = tl.arange(0, SPLITS)
         channel = tl.arange(0, WIDTH)
@@ -114,4 +116,4 @@ if triton is not None:
         share = tl.where(total > 0, tl.exp2(largest - whole), 0.0)
         seen = tl.load(PARTIAL + part[:, None] * WIDTH + channel, mask=there[:, None], other=0.0)
         out = tl.sum(seen * share[:, None], 0) / tl.maximum(tl.sum(total * share, 0), 1e-30)
-        tl.store(O + head * WIDTH + channel, out.to(O.dtype.element_ty))
+        tl.store(OUT + head * WIDTH + channel, out.to(OUT.dtype.element_ty))

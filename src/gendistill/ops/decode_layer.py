@@ -5,13 +5,11 @@ All is changed in place, as a CUDA graph needs it.
 Shapes: B rows, H query heads, G key heads, S places, D channels of a head, C = (H + 2 G) D channels of q, k and v.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 
 from gendistill.ops.decay import DecayGate
-from gendistill.ops.decode_layer_kernels import kernel_recurrent_step, kernel_rope_and_write
+from gendistill.ops.decode_layer_kernels import Recurrence, kernel_recurrent_step, kernel_rope_and_write
 from gendistill.ops.decode_linear import rms_norm
 from gendistill.ops.dispatch import takes_kernels
 from gendistill.ops.output_gate import plain_gated_norm
@@ -59,53 +57,6 @@ def rope_and_write(
 def _turned(x: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)
     return torch.cat([-second, first], dim=-1)
-
-
-class Recurrence(NamedTuple):
-    """What a linear layer is, for one step of it; tensors as its parameters, see `LinearAttention`.
-
-    Attributes:
-        conv_weight: [C, W], the convolutions of q, k and v side by side.
-        conv_bias: [C].
-        decay_weight: [H * D, D] from the low-rank forget gate to channels; None for a decay per head or a fixed one.
-        A_log: [H]; None for a fixed decay.
-        dt_bias: [H * D] or [H]; None for a fixed decay.
-        bound: of the log decay.
-        fixed: [H], fixed log decays; None for a forget gate.
-        delta_rule: a write replaces what stands under its key.
-        gate_weight: [H * D, D], from the low-rank output gate.
-        gate_bias: [H * D].
-        norm: [D] or None.
-        eps: of the norm.
-        silu_conv, silu_gate: activations: silu or none, silu or sigmoid.
-        heads, key_heads: H, G.
-        share: [H], of a window beside the recurrence; None for none.
-    """
-
-    conv_weight: torch.Tensor
-    conv_bias: torch.Tensor
-    decay_weight: torch.Tensor | None
-    A_log: torch.Tensor | None
-    dt_bias: torch.Tensor | None
-    bound: float | None
-    fixed: torch.Tensor | None
-    delta_rule: bool
-    gate_weight: torch.Tensor
-    gate_bias: torch.Tensor
-    norm: torch.Tensor | None
-    eps: float
-    silu_conv: bool
-    silu_gate: bool
-    heads: int
-    key_heads: int
-    share: torch.Tensor | None
-
-    @property
-    def narrow(self) -> dict[str, int]:
-        """Widths of the narrow projections behind q, k and v: of the forget gate, the output gate, the strength."""
-        width = self.gate_weight.shape[1]
-        decay = {"decay": width if self.decay_weight is not None else self.heads} if self.fixed is None else {}
-        return decay | {"gate": width} | ({"beta": self.heads} if self.delta_rule else {})
 
 
 def recurrent_step(

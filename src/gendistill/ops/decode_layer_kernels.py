@@ -3,18 +3,62 @@
 Shapes: B rows, H query heads, G key heads, S places, D channels of a head, C = (H + 2 G) D channels of q, k and v.
 """
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 
 from gendistill.ops.optional_triton import require_triton, tl, triton
 
-if TYPE_CHECKING:
-    from gendistill.ops.decode_layer import Recurrence
-
 PREPARE = {"num_warps": 4}
 RECUR = {"num_warps": 8}
 BY_CHANNEL, BY_HEAD, FIXED = 0, 1, 2  # what has a forget gate of its own
+
+
+class Recurrence(NamedTuple):
+    """What a linear layer is, for one step of it; tensors as its parameters, see `LinearAttention`.
+
+    Attributes:
+        conv_weight: [C, W], the convolutions of q, k and v side by side.
+        conv_bias: [C].
+        decay_weight: [H * D, D] from the low-rank forget gate to channels; None for a decay per head or a fixed one.
+        A_log: [H]; None for a fixed decay.
+        dt_bias: [H * D] or [H]; None for a fixed decay.
+        bound: of the log decay.
+        fixed: [H], fixed log decays; None for a forget gate.
+        delta_rule: a write replaces what stands under its key.
+        gate_weight: [H * D, D], from the low-rank output gate.
+        gate_bias: [H * D].
+        norm: [D] or None.
+        eps: of the norm.
+        silu_conv, silu_gate: activations: silu or none, silu or sigmoid.
+        heads, key_heads: H, G.
+        share: [H], of a window beside the recurrence; None for none.
+    """
+
+    conv_weight: torch.Tensor
+    conv_bias: torch.Tensor
+    decay_weight: torch.Tensor | None
+    A_log: torch.Tensor | None
+    dt_bias: torch.Tensor | None
+    bound: float | None
+    fixed: torch.Tensor | None
+    delta_rule: bool
+    gate_weight: torch.Tensor
+    gate_bias: torch.Tensor
+    norm: torch.Tensor | None
+    eps: float
+    silu_conv: bool
+    silu_gate: bool
+    heads: int
+    key_heads: int
+    share: torch.Tensor | None
+
+    @property
+    def narrow(self) -> dict[str, int]:
+        """Widths of the narrow projections behind q, k and v: of the forget gate, the output gate, the strength."""
+        width = self.gate_weight.shape[1]
+        decay = {"decay": width if self.decay_weight is not None else self.heads} if self.fixed is None else {}
+        return decay | {"gate": width} | ({"beta": self.heads} if self.delta_rule else {})
 
 
 def kernel_rope_and_write(
@@ -46,7 +90,7 @@ def kernel_rope_and_write(
 
 
 def kernel_recurrent_step(
-    x: torch.Tensor, conv_state: torch.Tensor, state: torch.Tensor, layer: "Recurrence", seen: torch.Tensor | None
+    x: torch.Tensor, conv_state: torch.Tensor, state: torch.Tensor, layer: Recurrence, seen: torch.Tensor | None
 ) -> torch.Tensor:
     """As `decode_layer.recurrent_step`, on a GPU.
 

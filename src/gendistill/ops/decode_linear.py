@@ -9,7 +9,7 @@ Shapes: B rows, N inputs, M outputs.
 import torch
 import torch.nn.functional as F
 
-from gendistill.ops.decode_linear_kernels import kernel_decode_linear
+from gendistill.ops.decode_linear_kernels import kernel_decode_linear, kernel_gated, kernel_rms_norm
 from gendistill.ops.dispatch import takes_kernels
 
 
@@ -41,9 +41,13 @@ def decode_linear(
     Returns:
         [B, M].
     """
-    if takes_kernels(x) and len(x) == 1:
+    kernels = takes_kernels(x)
+    if kernels and len(x) == 1:
         return kernel_decode_linear(x, weight, bias, norm, up, residual)
-    x = x if norm is None else rms_norm(x, *norm)
+    if norm is not None:
+        x = kernel_rms_norm(x, *norm) if kernels else rms_norm(x, *norm)
     y = F.linear(x, weight, bias)
-    y = y if up is None else F.silu(y) * F.linear(x, *up)
+    if up is not None:
+        factor = F.linear(x, *up)
+        y = kernel_gated(y, factor) if kernels else F.silu(y) * factor
     return y if residual is None else residual + y

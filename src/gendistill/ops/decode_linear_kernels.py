@@ -12,6 +12,7 @@ from gendistill.ops.optional_triton import require_triton, tl, triton
 PROGRAMS = 528  # wanted: four for each of an H100's 132 multiprocessors
 INPUTS = 512  # that a program reads at a time
 SETTINGS = {"num_warps": 4, "num_stages": 4}
+GATED = 1024  # numbers of a program
 
 
 def kernel_decode_linear(
@@ -37,6 +38,23 @@ def kernel_decode_linear(
         x.contiguous(), weight, bias, norm_weight, up_weight, up_bias, residual, y, inputs, outputs, eps,
         OUTPUTS=each, INPUTS=min(INPUTS, triton.next_power_of_2(inputs)), **SETTINGS,
     )  # fmt: skip
+    return y
+
+
+def kernel_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """As `decode_linear.rms_norm` of [B, N], on a GPU."""
+    require_triton()
+    y = torch.empty_like(x)
+    rows, width = x.shape
+    _norm[(rows,)](x, weight, y, width, eps, WIDTH=triton.next_power_of_2(width), num_warps=4)
+    return y
+
+
+def kernel_gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, [B, M] each, on a GPU."""
+    require_triton()
+    y = torch.empty_like(gate)
+    _gated[(-(-gate.numel() // GATED),)](gate, up, y, gate.numel(), SIZE=GATED, num_warps=4)
     return y
 
 
@@ -91,3 +109,21 @@ if triton is not None:
         if RESIDUAL is not None:
             y += tl.load(RESIDUAL + output, mask=there, other=0.0).to(tl.float32)
         tl.store(Y + output, y.to(Y.dtype.element_ty), mask=there)
+
+    @triton.jit
+    def _norm(X, WEIGHT, Y, width, eps, WIDTH: tl.constexpr):
+        row = tl.program_id(0)
+        channel = tl.arange(0, WIDTH)
+        inside = channel < width
+        x = tl.load(X + row * width + channel, mask=inside, other=0.0).to(tl.float32)
+        y = x * tl.rsqrt(tl.sum(x * x, 0) / width + eps)
+        y = tl.load(WEIGHT + channel, mask=inside, other=0.0) * y.to(X.dtype.element_ty)
+        tl.store(Y + row * width + channel, y.to(Y.dtype.element_ty), mask=inside)
+
+    @triton.jit
+    def _gated(GATE, UP, Y, size, SIZE: tl.constexpr):
+        index = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+        inside = index < size
+        gate = tl.load(GATE + index, mask=inside, other=0.0).to(tl.float32)
+        y = (gate / (1.0 + tl.exp(-gate))).to(GATE.dtype.element_ty) * tl.load(UP + index, mask=inside, other=0.0)
+        tl.store(Y + index, y.to(Y.dtype.element_ty), mask=inside)
