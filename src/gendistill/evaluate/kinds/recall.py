@@ -4,7 +4,7 @@ are asked for."""
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from gendistill.evaluate.kinds.shared.long_context import Draft, LongContextTask
 VALUES = range(100, 1000)
 SHORTEST_LINE = 3  # no line of a list takes fewer tokens
 TAIL = 3  # lines at the end of a list that give way to lines of fitting sizes
+
+PLACEMENT = "placement"  # as a task's name: prompts that layers are placed by are in no evaluation
 
 PAIR = "\n{key}: {value}"
 PROMPT = "Here is a list of names and their values.\n\n{text}\n\nWhat {question}."
@@ -49,6 +51,41 @@ class Recall(LongContextTask):
             others = Padding(lines[self.keys :], sizes[order[self.keys :]], np.array([0]))
             question = _question([KEYS[key] for key in order[: self.keys]])
             yield Draft(item, partial(_write, draws.name, others, lines[: self.keys], depths, question))
+
+
+class AnsweredPrompt(NamedTuple):
+    """A prompt as generation sees it, and the right reply as generation would give it, without the end of the turn.
+
+    Attributes:
+        prompt: [T] token ids, chat template and all.
+        answer: [A] token ids, at least one.
+    """
+
+    prompt: list[int]
+    answer: list[int]
+
+
+def recall_prompts(tokenizer: Any, length: int, items: int, seed: int = 0, **settings: Any) -> list[AnsweredPrompt]:
+    """Recall prompts of at most `length` tokens, 97 % of them or more, with the right answers.
+
+    They are others than those of any evaluation with the same seed, and the first of them are the same for any number.
+
+    Args:
+        settings: others of the kind's, such as `keys`.
+
+    Raises:
+        UserError: as `LongContextTask.make_items`; the tokenizer has no chat template.
+    """
+    # Here, not above: they import transformers, and a recipe with long contexts is read without them.
+    from gendistill.data.chat import render_prompt
+    from gendistill.data.replies import reply_ids
+
+    task = Recall(length=length, items=items, **settings)
+    answered = []
+    for item in task.make_items(Draws(seed, PLACEMENT), tokenizer):
+        (answer,) = reply_ids(tokenizer, item.messages, [item.solution])
+        answered.append(AnsweredPrompt(render_prompt(tokenizer, item.messages), answer))
+    return answered
 
 
 def _question(keys: Sequence[str]) -> str:
