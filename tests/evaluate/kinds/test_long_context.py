@@ -12,8 +12,8 @@ from gendistill.data.chat import render_prompt
 from gendistill.embedded import teacher_folder
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
-from gendistill.evaluate.kinds.needle import made_up_text
 from gendistill.evaluate.kinds.recall import recall_prompts
+from gendistill.evaluate.kinds.shared.haystack import made_up_text
 from gendistill.evaluate.kinds.shared.long_context import grade_values
 from gendistill.recipe.evaluation import make_task
 
