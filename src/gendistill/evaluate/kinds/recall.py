@@ -113,15 +113,13 @@ def recall_prompts(tokenizer: Any, length: int, items: int, seed: int = 0, **set
         UserError: as `LongContextTask.make_items`; the tokenizer has no chat template.
     """
     # Here, not above: they import transformers, and a recipe with long contexts is read without them.
-    from gendistill.data.chat import render_prompt
+    from gendistill.data.chat import render_prompts
     from gendistill.data.replies import reply_ids
 
-    task = Recall(length=length, items=items, **settings)
-    answered = []
-    for item in task.make_items(Draws(seed, PLACEMENT), tokenizer):
-        (answer,) = reply_ids(tokenizer, item.messages, [item.solution])
-        answered.append(AnsweredPrompt(render_prompt(tokenizer, item.messages), answer))
-    return answered
+    made = Recall(length=length, items=items, **settings).make_items(Draws(seed, PLACEMENT), tokenizer)
+    prompts = render_prompts(tokenizer, [item.messages for item in made])
+    answers = [reply_ids(tokenizer, item.messages, [item.solution])[0] for item in made]
+    return [AnsweredPrompt(*pair) for pair in zip(prompts, answers, strict=True)]
 
 
 def _question(keys: Sequence[str]) -> str:
