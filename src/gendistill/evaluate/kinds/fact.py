@@ -91,8 +91,8 @@ RELATIONS = (
     ),
 )  # fmt: skip
 PROMPT = (
-    "Read the following text. You will be asked about {name} afterwards.\n\n{{text}}\n\n{question} Answer by the text "
-    "above, with one word only."
+    "One sentence of the following text is about {name}. Remember it: you will be asked about it afterwards.\n\n"
+    "{{text}}\n\nAccording to the text above: {question} Answer with one word only."
 )
 
 
