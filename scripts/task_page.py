@@ -10,12 +10,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from gendistill.embedded import teacher_folder
+from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
 from gendistill.evaluate.kinds import KINDS, grade
 from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.kinds.item import Item
 from gendistill.recipe.evaluation import TASK_FILES, make_task, task_names
 
+LONGEST_SHOWN = 24  # lines of an item; of more, those in the middle are left out
 PAGE = Path(__file__).resolve().parents[1] / "docs/tasks.md"
 SEED = 0
 NOT_RUN = "Its data was not at hand: it has been read in tests with records of this form, and has not been run."
@@ -37,10 +42,13 @@ HERE = {
 
 
 def main(data: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder())
     rows = ["| task | kind | items | shots | reply budget, tokens | chance, ranked / generated |", "|---" * 6 + "|"]
     sections = []
     for name in task_names():
         task, items, example = make_task(task=name), [], ""
+        if task.is_made:
+            items, example = load_items(name, task, SEED, tokenizer), shown_made(name, tokenizer)
         if name in HERE:
             items = load_items(name, make_task(task=name, **paths_of(name, data)), SEED)
             example = shown(name, task, items, data)
@@ -71,6 +79,10 @@ def about(name: str) -> str:
 
 
 def settings_of(task: TaskSettings) -> str:
+    if task.is_made:
+        own = {key: getattr(task, key) for key in ("length", "keys", "asked", "pairs") if getattr(task, key, None)}
+        made = ", ".join(f"{key}: {value}" for key, value in own.items())
+        return f"Version {task.version}. Made on the spot: {made}. Up to {task.max_new_tokens} tokens of reply."
     subset = f", {len(task.subset)} subsets" if len(task.subset) > 1 else "".join(f", {one}" for one in task.subset)
     source = f"Source: `{task.hub}`{subset}, split {task.split}."
     if shots_of(task):
@@ -110,6 +122,21 @@ def shown(name: str, task: TaskSettings, items: list[Item], data: Path) -> str:
     return "\n\n".join(parts)
 
 
+def shown_made(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The shortest item whose length is a multiple of 128 tokens, and what is right."""
+    for length in range(128, 16_384, 128):
+        try:
+            item = load_items(name, make_task(task=name, length=length, items=1), SEED, tokenizer)[0]
+        except UserError:  # too short for the question and what it asks for
+            continue
+        break
+    lines = item.question.split("\n")
+    if len(lines) > LONGEST_SHOWN:
+        lines = [*lines[: LONGEST_SHOWN // 2], "[...]", *lines[-LONGEST_SHOWN // 2 :]]
+    told = f"An item of {length} tokens of the embedded teacher, its text made up:"
+    return "\n\n".join([told, "````text\n" + "\n".join(lines) + "\n````", right(item)])
+
+
 def right(item: Item) -> str:
     """What counts as right; of items with answers, some replies that state the first one, and whether they do."""
     kind = KINDS[item.kind]
@@ -120,7 +147,8 @@ def right(item: Item) -> str:
     accepted = quoted(reply for reply, each in zip(replies, grades, strict=True) if each.strict.correct)
     refused = quoted(reply for reply, each in zip(replies, grades, strict=True) if not each.strict.correct)
     ranked = quoted(item.candidates)
-    return f"{kind.right_reply(item)} Accepted replies: {accepted}; not: {refused}. Ranked: {ranked}."
+    told = f"{accepted}; not: {refused}" if refused else accepted
+    return f"{kind.right_reply(item)} Accepted replies: {told}. Ranked: {ranked}."
 
 
 def with_a_letter(item: Item) -> list[str]:

@@ -216,7 +216,10 @@ TASK_MISTAKES = {
     ),
     "shots of a list": (dict(kind="recall", length=100, shots=1), ["kind recall has no shots"]),
     "needle without length": (dict(kind="needle"), ["kind needle needs length"]),
-    "length of a choice": (dict(task="boolq", length=9), ["has no length; that is for needle, recall"]),
+    "length of a choice": (
+        dict(task="boolq", length=9),
+        ["no length; that is for needle, needle_sum, fact, recall"],
+    ),
     "options and another count": (dict(task="boolq", choice_count=3), ["choice_count 3 contradicts the 2 options"]),
     "two sources of examples": (dict(task="gsm8k", shots_path="x", shots_hub="y"), ["'shots_path' or 'shots_hub'"]),
 }

@@ -94,14 +94,21 @@ def render_prompt(tokenizer, messages: list[Message]) -> list[int]:
     Raises:
         UserError: no chat template; the template refuses the conversation; a message holds U+FDD0.
     """
-    text = prompt_text(tokenizer, messages)
-    return GuardedTokens(text, _Template(tokenizer).tokenize([text])[text]).ids
+    (ids,) = render_prompts(tokenizer, [messages])
+    return ids
+
+
+def render_prompts(tokenizer, conversations: Sequence[list[Message]]) -> list[list[int]]:
+    """Many prompts at once, in one call of the tokenizer: as `render_prompt`."""
+    template = _Template(tokenizer)
+    texts = [template.render_opened(messages) for messages in conversations]
+    encodings = template.tokenize(texts)
+    return [GuardedTokens(text, encodings[text]).ids for text in texts]
 
 
 def prompt_text(tokenizer, messages: list[Message]) -> str:
     """As `render_prompt`, but the text that is tokenised, guards included."""
-    template = _Template(tokenizer)
-    return template.render(template.quote(messages), add_generation_prompt=True)
+    return _Template(tokenizer).render_opened(messages)
 
 
 def ends_of_turns(tokenizer) -> set[int]:
@@ -208,6 +215,10 @@ class _Template:
         marked = self._marked(messages, last.whole) if MARKER.search(self.source) else None
         unweighted = [self._extent(messages, position, last.whole) for position in weightless]
         return _Conversation(last.whole, replies, marked, unweighted)
+
+    def render_opened(self, messages: list[Message]) -> str:
+        """The conversation and the opening of the assistant's turn."""
+        return self.render(self.quote(messages), add_generation_prompt=True)
 
     def _extent(self, messages: list[Message], position: int, text: str) -> tuple[int, int]:
         """Where in `text` a turn stands, with the token that ends it, as (start, end) in characters."""

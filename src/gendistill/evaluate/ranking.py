@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gendistill.data.chat import render_prompt
+from gendistill.data import chat
 from gendistill.data.replies import reply_ids
 from gendistill.evaluate.kinds import KINDS
 from gendistill.evaluate.kinds.item import Item
@@ -33,7 +33,7 @@ class Ranking:
 
 def render_prompts(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[list[int]]:
     """Ids of each item's prompt, as both protocols see it."""
-    return [render_prompt(tokenizer, item.messages) for item in items]
+    return chat.render_prompts(tokenizer, [item.messages for item in items])
 
 
 @torch.inference_mode()

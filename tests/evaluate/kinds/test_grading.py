@@ -42,13 +42,16 @@ FLEXIBLY_ELSE = {
     553: "names two options and settles on one behind them",
     562: "an option's text among nonsense, cut off",
     575: "the stated letter is the last of a reply that was cut off",
+    595: "both prices, the second at the end, not added",
 }
 
 
 def item_of(row) -> Item:
     """The item that a row's reply is graded through, as `evaluate_model` does."""
     letters = tuple(LETTERS[: len(row.get("choices", ()))])
-    checks = {key: row[key] for key in ("prefix", "entry_point", "tests", "instruction_ids", "kwargs") if key in row}
+    checks = {
+        key: row[key] for key in ("prefix", "entry_point", "tests", "instruction_ids", "kwargs", "prices") if key in row
+    }
     return Item(
         0,
         row["kind"],

@@ -12,7 +12,8 @@ from gendistill.data.chat import render_prompt
 from gendistill.embedded import teacher_folder
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
-from gendistill.evaluate.kinds.needle import made_up_text
+from gendistill.evaluate.kinds.recall import recall_prompts
+from gendistill.evaluate.kinds.shared.haystack import made_up_text
 from gendistill.evaluate.kinds.shared.long_context import grade_values
 from gendistill.recipe.evaluation import make_task
 
@@ -239,3 +240,15 @@ def test_128k_tokens_take_seconds(embedded, kind):
 )
 def test_grade_values(reply, answer, parsed, correct):
     assert grade_values(reply, (answer,)) == (parsed, correct)
+
+
+def test_recall_prompts_are_what_generation_sees_with_the_right_reply(embedded):
+    answered = recall_prompts(embedded, 512, 5, seed=3, keys=2)
+    for prompt, answer in answered:
+        assert 0.97 * 512 <= len(prompt) <= 512
+        whole = embedded.decode(prompt)
+        asked = re.search(r"values of ([a-z]+ [a-z]+) and ([a-z]+ [a-z]+) in the list", whole).groups()
+        pairs = dict(PAIR.findall(whole))
+        assert embedded.decode(answer).strip() == ", ".join(pairs[key] for key in asked)
+    assert recall_prompts(embedded, 512, 2, seed=3, keys=2) == answered[:2]
+    assert recall_prompts(embedded, 512, 2, seed=4, keys=2) != answered[:2]

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.kinds.code import Code
+from gendistill.evaluate.kinds.fact import Fact
 from gendistill.evaluate.kinds.instructions import Instructions
 from gendistill.evaluate.kinds.item import Grades, Item
 from gendistill.evaluate.kinds.last_number import LastNumber
 from gendistill.evaluate.kinds.last_word import LastWord
 from gendistill.evaluate.kinds.multiple_choice import MultipleChoice
 from gendistill.evaluate.kinds.needle import Needle
+from gendistill.evaluate.kinds.needle_sum import NeedleSum
 from gendistill.evaluate.kinds.recall import Recall
 from gendistill.evaluate.kinds.shared.statements import answer_part
 from gendistill.evaluate.kinds.short_answer import ShortAnswer
@@ -23,6 +25,8 @@ KINDS: dict[str, type[TaskSettings]] = {
     "code": Code,
     "instructions": Instructions,
     "needle": Needle,
+    "needle_sum": NeedleSum,
+    "fact": Fact,
     "recall": Recall,
 }
 

@@ -23,8 +23,9 @@ from gendistill.evaluate.kinds.shared.phrases import strict_phrase
 from gendistill.evaluate.kinds.shared.statements import denied, plain
 
 FULL = 0.97  # share of the length asked for that a prompt has at least
-# Steps of this part of the context spread any number of items over it more evenly than chance does.
+AT_ONCE = 32  # prompts that are tokenised together
 MOST_NUMBERS = 1000  # of a reply are read; one with more is a loop
+# Steps of this part of the context spread any number of items over it more evenly than chance does.
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -110,7 +111,7 @@ class LongContextTask(TaskSettings):
         """
         drafts = list(self.drafts(draws, tokenizer))
         # Every prompt without padding, before any is filled: a length that one item cannot have fails at once.
-        bare = [_measure(tokenizer, draft, 0) for draft in drafts]
+        bare = _measure(tokenizer, [(draft, 0) for draft in drafts])
         shortest = max(tokens for _, tokens in bare)
         # Refused by the largest bare prompt: all items of a task should have the same length.
         if shortest > self.length:
@@ -118,7 +119,12 @@ class LongContextTask(TaskSettings):
                 f"task '{draws.name}': a prompt of {self.length} tokens cannot hold its question and keys "
                 f"({self.keys}), which take up to {shortest} with this tokenizer. Give a length of at least {shortest}"
             )
-        return [_fit(self.length, tokenizer, draft, *start) for draft, start in zip(drafts, bare, strict=True)]
+        fits = [_Fit(self.length, draft, *start) for draft, start in zip(drafts, bare, strict=True)]
+        while unfinished := [fit for fit in fits if not fit.is_done]:
+            measured = _measure(tokenizer, [(fit.draft, fit.room) for fit in unfinished])
+            for fit, (item, tokens) in zip(unfinished, measured, strict=True):
+                fit.learn(item, tokens)
+        return [fit.best for fit in fits]
 
     def notes(self, item: Item, forms: Sequence[tuple[str, Grades]]) -> dict[str, Any]:
         return {"checks": item.checks}
@@ -162,6 +168,16 @@ class LongContextTask(TaskSettings):
         )
 
 
+def spread(depth: float, count: int) -> list[float]:
+    """So many depths (0 to 1) evenly apart, from `depth` on: an item asks for something early and something late."""
+    return [(depth + number / count) % 1 for number in range(count)]
+
+
+def enumerated(keys: Sequence[str]) -> str:
+    """Two or more keys as a question names them: "a, b and c"."""
+    return f"{', '.join(keys[:-1])} and {keys[-1]}"
+
+
 def token_counts(tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
     """Tokens of each text by itself. Most tokenizers cut before white space, so that such counts can be added up."""
     distinct = list(dict.fromkeys(texts))  # each word once: a haystack of millions has some ten thousand
@@ -199,36 +215,55 @@ def grade_values(reply: str, answers: Sequence[str], truncated: bool = False) ->
     return Answer(", ".join(found) if len(found) == len(wanted) else None, found == wanted)
 
 
-def _fit(length: int, tokenizer: Any, draft: Draft, best: Item, bare: int) -> Item:
-    """The item with as much padding as its prompt may hold; `best` is the one without any, of `bare` tokens.
+class _Fit:
+    """The search for the padding that fills an item's prompt.
 
     The padding's size is an estimate, off by a token or two for most tokenizers. Where it is off by more, what one
     prompt measures says what to try next, and bisection sees to it that this ends.
+
+    Attributes:
+        best: the item with as much padding as is known to fit.
+        room: the padding to try next, in tokens by estimate.
     """
-    # A little less than `length`, or long prompts would be measured again for a token.
-    target = round(length * (9 + FULL) / 10)
-    fits, exceeds = 0, math.inf  # the largest size known to fit, the smallest known not to
-    room = target - bare
-    while fits < room < exceeds:
-        item, tokens = _measure(tokenizer, draft, room)
-        if tokens > length:
-            exceeds = room
+
+    def __init__(self, length: int, draft: Draft, best: Item, bare: int):
+        """`best` is the item without any padding, its prompt of `bare` tokens."""
+        self.length, self.draft, self.best, self.bare = length, draft, best, bare
+        # A little less than `length`, or long prompts would be measured again for a token.
+        self.target = round(length * (9 + FULL) / 10)
+        self.fits, self.exceeds = 0, math.inf  # the largest size known to fit, the smallest known not to
+        self.room = self.target - bare
+        self.is_full = False
+
+    @property
+    def is_done(self) -> bool:
+        return self.is_full or not self.fits < self.room < self.exceeds
+
+    def learn(self, item: Item, tokens: int) -> None:
+        """Takes in that the item with padding of `room` has a prompt of so many tokens."""
+        if tokens > self.length:
+            self.exceeds = self.room
         else:
-            best, fits = item, room
-            if tokens >= FULL * length:
-                break
+            self.best, self.fits = item, self.room
+            self.is_full = tokens >= FULL * self.length
         # Padding of `room` estimated tokens took `tokens - bare` real ones: the same rate for the next.
-        room = max(room * (target - bare) // max(tokens - bare, 1), fits + 1)
-        if room >= exceeds:
-            room = (fits + exceeds) // 2
-    return best
+        self.room = max(self.room * (self.target - self.bare) // max(tokens - self.bare, 1), self.fits + 1)
+        if self.room >= self.exceeds:
+            self.room = (self.fits + self.exceeds) // 2
 
 
-def _measure(tokenizer: Any, draft: Draft, room: int) -> tuple[Item, int]:
-    """The item with so much padding, and the tokens of its prompt."""
+def _measure(tokenizer: Any, trials: Sequence[tuple[Draft, int]]) -> list[tuple[Item, int]]:
+    """Each draft as an item with so much padding, and the tokens of its prompt."""
     # Here, not above: it imports transformers, and a recipe with long contexts is read without them.
-    from gendistill.data.chat import render_prompt
+    from gendistill.data.chat import render_prompts
 
-    question, depth = draft.write(room)
-    item = replace(draft.item, question=question, checks=draft.item.checks | {"depth": round(depth, 4)})
-    return item, len(render_prompt(tokenizer, item.messages))
+    measured = []
+    # Several in one call of the tokenizer, which uses all cores; not all, or their tokens would fill the memory.
+    for start in range(0, len(trials), AT_ONCE):
+        items = []
+        for draft, room in trials[start : start + AT_ONCE]:
+            question, depth = draft.write(room)
+            items.append(replace(draft.item, question=question, checks=draft.item.checks | {"depth": round(depth, 4)}))
+        prompts = render_prompts(tokenizer, [item.messages for item in items])
+        measured += [(item, len(ids)) for item, ids in zip(items, prompts, strict=True)]
+    return measured
