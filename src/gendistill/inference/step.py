@@ -1,7 +1,7 @@
 """One decoding step of a student, as few kernels and with nothing put together that could be put together before.
 
-The same computation as the model's own forward pass of one token, on a `SlotCache`. It reads weights off the modules, so
-it is for plain modules only: with adapters, hooks or quantised weights the forward pass is what counts.
+The same computation as the model's own forward pass of one token, on a `SlotCache`. It reads weights off the modules,
+so it is for plain modules only: with adapters, hooks or quantised weights the forward pass is what counts.
 
 Shapes: B rows, N hidden size, H query heads, G key heads, D channels of a head, V vocabulary.
 """
