@@ -98,6 +98,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     # Before the check, so that a checked recipe is never changed, and the run folder keeps what was really used.
     for override in overrides:
         _apply(settings, override)
+    _find_placement(settings, path.parent)
     return parse_recipe(settings, origin=str(path))
 
 
@@ -110,6 +111,15 @@ def parse_recipe(settings: dict[str, Any], origin: str) -> Recipe:
         lines = [f"  {_explain(problem)}" for problem in error.errors()]
         # "from None": pydantic's own message would be shown above ours.
         raise UserError(f"{origin}: {len(lines)} setting(s) to mend\n" + "\n".join(lines)) from None
+
+
+def _find_placement(settings: dict, folder: Path) -> None:
+    """Makes the path of a placement's result one that holds wherever the program is started."""
+    student = settings.get("student")
+    keep = student.get("keep_attention") if isinstance(student, dict) else None
+    # Of another type: the check of the recipe says so.
+    if isinstance(keep, dict) and isinstance(keep.get("from"), str):
+        keep["from"] = str(folder / keep["from"])
 
 
 def _apply(settings: dict, override: str) -> None:

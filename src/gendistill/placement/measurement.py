@@ -1,0 +1,62 @@
+"""Sets scored once, kept, and told of while they come in."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from gendistill.placement.layerwise import Kept
+from gendistill.placement.prompts import PromptMaker
+from gendistill.placement.scoring import Score, Scorer
+from gendistill.placement.store import Store
+
+SCORE_LABELS = {
+    "likelihood": "negative log-likelihood of the right answers, nats a token",
+    "exact_match": "share of right answers",
+    "kl": "KL(teacher || model) on the answers, nats a token",
+}
+
+
+class Measurement:
+    """What a method may ask for: scores of sets, from the file where they are there, and prompts.
+
+    Attributes:
+        scores: of all sets so far, in the order in which they were asked for.
+    """
+
+    def __init__(self, scorer: Scorer, maker: PromptMaker, store: Store, console: Console):
+        self.scorer, self.maker, self.store, self.console = scorer, maker, store, console
+        self.scores: dict[Kept, Score] = {}
+        self.of = len(scorer.model.layers)
+
+    def evaluate(self, sets: Sequence[Kept]) -> dict[Kept, Score]:
+        """Scores of sets, by set; those that were scored before are not scored again."""
+        left = [kept for kept in dict.fromkeys(sets) if kept not in self.scores]
+        # Sets that share layers go together, and always the same ones: a resumed search rounds as an unbroken one.
+        at_once = self.scorer.model.sets_at_once(self.scorer.prompts.input_ids)
+        for group in (left[start : start + at_once] for start in range(0, len(left), at_once)):
+            key = json.dumps(group)
+            if key not in self.store:
+                before = self.scorer.model.evaluations
+                values = [asdict(score) for score in self.scorer.score(group)]
+                run = self.scorer.model.evaluations - before
+                self.store.add(key, values, run * self.scorer.prompts.tokens)
+                self._report(group, values)
+            self.scores |= zip(group, (Score(**value) for value in self.store[key]), strict=True)
+        return {kept: self.scores[kept] for kept in sets}
+
+    def by_layer(self, label: str, score: str, sets: dict[int, Kept]) -> dict[str, Any]:
+        """A measured figure of each layer, for the result."""
+        values = [asdict(self.scores[sets[layer]])[score] if layer in sets else None for layer in range(self.of)]
+        return {"label": f"{label}: {SCORE_LABELS[score]}", "values": values}
+
+    def _report(self, group: Sequence[Kept], values: list[dict[str, float]]) -> None:
+        best = min(range(len(group)), key=lambda index: values[index]["likelihood"])
+        self.console.print(
+            f"placement: {len(group)} sets scored, {self.store.total('seconds'):.0f} s so far; best likelihood "
+            f"{values[best]['likelihood']:.3f} nats a token, with layers {list(group[best])}",
+            markup=False,
+            soft_wrap=True,  # a line of a log stays one
+        )
