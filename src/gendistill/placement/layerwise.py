@@ -67,14 +67,36 @@ class Layerwise:
             input_ids: [N, T]; what follows a prompt is padding, which changes nothing before it.
         """
         with attention_switched_to(WINDOWED, self.teacher):
-            embedded = self.teacher.model.embed_tokens(input_ids)  # [N, T, D]
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-            rope = self.teacher.model.rotary_emb(embedded, positions)
+            embedded, rope = self._embedded(input_ids)
             # By what the sets have kept so far: one state for all that begin alike.
             states: dict[Kept, torch.Tensor] = {(): embedded}
             for index in range(len(self.layers)):
                 states = self._through_layer(index, states, sets, rope)
         return states
+
+    def gated_states(self, input_ids: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        """Hidden states behind the last layer [N, T, D], where each layer adds attention times its gate and what stands
+        in for it times the rest; gradients reach the gates.
+
+        Args:
+            gates: [layers], from 0 to 1.
+        """
+        with attention_switched_to(WINDOWED, self.teacher):
+            x, rope = self._embedded(input_ids)
+            for index, gate in enumerate(gates.to(x.dtype)):
+
+                def mixed(index: int, normed: torch.Tensor, rope, gate=gate) -> torch.Tensor:
+                    kept, other = (attend(index, normed, rope) for attend in (self._attention, self.stand_in))
+                    return gate * kept + (1 - gate) * other
+
+                x = self._block(index, x, mixed, rope)
+        return x
+
+    def _embedded(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """The first layer's input [N, T, D], and RoPE's cosines and sines [1, T, head width]."""
+        embedded = self.teacher.model.embed_tokens(input_ids)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        return embedded, self.teacher.model.rotary_emb(embedded, positions)
 
     def _through_layer(self, index: int, states: dict[Kept, torch.Tensor], sets: Sequence[Kept], rope) -> dict:
         """The states behind a layer: as many as the sets begin in different ways up to it."""

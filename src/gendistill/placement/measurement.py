@@ -13,9 +13,9 @@ from gendistill.placement.scoring import Score, Scorer
 from gendistill.placement.store import Store
 
 SCORE_LABELS = {
-    "likelihood": "negative log-likelihood of the right answers, nats a token",
+    "likelihood": "-log p of the right answers, nats a token",
     "exact_match": "share of right answers",
-    "kl": "KL(teacher || model) on the answers, nats a token",
+    "kl": "KL(teacher || model) on answers, nats a token",
 }
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from gendistill.placement.gates import train_gates
 from gendistill.placement.measurement import Measurement
 from gendistill.placement.search import beam, left_out, ranked_by_leaving_out, ranked_by_restoring
-from gendistill.recipe.placement import Beam, LeaveOneOut, Measured, Restored
+from gendistill.recipe.placement import Beam, Gates, LeaveOneOut, Measured, Restored
 
 
 def by_beam(measurement: Measurement, settings: Beam) -> dict[str, Any]:
@@ -44,8 +45,16 @@ def by_restoring(measurement: Measurement, settings: Restored) -> dict[str, Any]
     return {"layers": ranked[: settings.layers], "by_layer": measurement.by_layer("alone", "kl", sets)}
 
 
+def by_gates(measurement: Measurement, settings: Gates) -> dict[str, Any]:
+    """Gates between attention and mixer, trained together, so that layers that work together are found together."""
+    gates = train_gates(measurement, settings)
+    ranked = sorted(range(measurement.of), key=lambda layer: gates[layer], reverse=True)
+    return {"layers": ranked[: settings.layers], "by_layer": {"label": "gate: share of attention", "values": gates}}
+
+
 METHODS: dict[str, Callable[[Measurement, Measured], dict[str, Any]]] = {
     "beam": by_beam,
     "leave_one_out": by_leaving_out,
+    "gates": by_gates,
     "kl": by_restoring,
 }
