@@ -141,6 +141,45 @@ def test_a_placement_of_another_teacher_is_refused(placed, recipe, gendistill, t
     assert not (tmp_path / "new").exists()
 
 
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory):
+    """The folder of a student without attention; not aligned in truth, which nothing here depends on."""
+    folder = tmp_path_factory.mktemp("aligned")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    code, output = in_process("convert", folder / "tiny.yaml", "student.keep_attention=[]", "--output", folder / "run")
+    assert code == 0, output
+    return folder / "run/0-conversion/student"
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "method: gates, steps: 2, prompts_per_step: 1",
+        "method: kl",
+        "method: kl, stage: logit_distillation, tokens: 128",
+        "method: beam, others: mixer, score: kl",
+    ],
+)
+def test_methods_that_measure_an_aligned_student(aligned, recipe, gendistill, tmp_path, method):
+    keep = f"student.keep_attention={{{method}, layers: 2, student: {aligned}, length: 160, prompts: 2}}"
+    code, output = gendistill("place", recipe, keep, "--output", tmp_path / "run")
+    assert code == 0, output
+    result = json.loads((tmp_path / "run/placement.json").read_text())
+    values = result["by_layer"]["values"]
+    # Of gates the largest are kept, of divergences the least; a beam's best pair need not be the two best alone.
+    expected = sorted(range(8), key=lambda layer: -values[layer] if "gates" in method else values[layer])
+    assert "beam" in method or result["layers"] == sorted(expected[:2])
+    assert len(set(values)) == 8
+    # The students trained, of layers that were restored one by one, are told apart by what they learnt from.
+    assert ("layer 7 restored and trained" in output) == ("stage" in method)
+    pieces = len((tmp_path / "run/placement.jsonl").read_text().splitlines())
+    (tmp_path / "run/placement.json").unlink()
+    code, output = gendistill("place", recipe, keep, "--output", tmp_path / "run")
+    assert code == 0 and "placement:" not in output, output
+    again = json.loads((tmp_path / "run/placement.json").read_text())
+    assert again == result and len((tmp_path / "run/placement.jsonl").read_text().splitlines()) == pieces
+
+
 def test_plan_prices_what_is_not_placed_yet(recipe, gendistill, tmp_path):
     reports = []
     for keep in ("[1, 3, 5]", "{method: beam, layers: 3, length: 160}", "{method: last, layers: 3}"):
@@ -164,6 +203,9 @@ def test_plan_prices_what_is_not_placed_yet(recipe, gendistill, tmp_path):
         ("{method: beem, layers: 2}", ["unknown method 'beem'", "did you mean 'beam'"]),
         ("{method: beam, layers: 2, widht: 2}", ["keep_attention.widht: unknown setting", "'width'"]),
         ("{method: kl, layers: 2}", ["others: mixer needs `student`"]),
+        ("{method: kl, layers: 2, student: a, stage: block_alignment, tokens: 9}", ["must minimise forward_kl"]),
+        ("{method: kl, layers: 2, student: a, stage: nonsense, tokens: 9}", ["stage is 'nonsense'", "qk_alignment"]),
+        ("{method: kl, layers: 2, student: a, stage: block_alignment}", ["stage and tokens go together"]),
         ("{layers: 2}", ["give a list of layers, {from: FILE}, or {method: NAME"]),
         ("{from: nowhere.json}", ["nowhere.json: no such file", "gendistill place"]),
         ("[2, 5]", ["lists the layers", "{method: beam, layers: 7}"]),

@@ -18,6 +18,7 @@ from gendistill.placement.prompts import Answered
 from gendistill.placement.scoring import Scorer
 from gendistill.placement.store import Store
 from gendistill.recipe.placement import Gates, Restored
+from gendistill.run.restore import restore_attention
 from small_models import make_student, make_teacher, tokens
 
 SETTINGS = dict(layers=2, student="folder", prompts=4)
@@ -110,6 +111,16 @@ def test_adam_is_that_of_torch():
         state = adam_step(state, 2 * state[0] + step, step, 0.1)
         optimizer.step()
         assert torch.allclose(state[0], parameters.detach(), atol=1e-6)
+
+
+def test_a_student_with_a_layer_restored_computes_what_is_scored():
+    teacher, student = make_teacher("llama").double(), make_student("llama", keep=(), mixer="kda").double()
+    restored = restore_attention(teacher, student, 2).double()
+    ids = tokens(2, 17)
+    with torch.no_grad():
+        states = Layerwise(teacher, Others("mixer", student=student)).last_states(ids, [(2,)])[(2,)]
+        assert torch.allclose(restored(input_ids=ids).logits, teacher.lm_head(teacher.model.norm(states)), atol=1e-4)
+    assert student.config.is_pure and restored.config.layers_of_type("full_attention") == [2]
 
 
 def test_layers_restored_one_by_one_are_ranked_by_kl(tmp_path):

@@ -1,7 +1,7 @@
 """Sets scored once, kept, and told of while they come in."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +18,8 @@ SCORE_LABELS = {
     "kl": "KL(teacher || model) on answers, nats a token",
 }
 
+Train = Callable[[int], tuple[float, int]]  # of a layer: KL after a short training with it restored, and its tokens
+
 
 class Measurement:
     """What a method may ask for: scores of sets, from the file where they are there, and prompts.
@@ -26,8 +28,8 @@ class Measurement:
         scores: of all sets so far, in the order in which they were asked for.
     """
 
-    def __init__(self, scorer: Scorer, maker: PromptMaker, store: Store, console: Console):
-        self.scorer, self.maker, self.store, self.console = scorer, maker, store, console
+    def __init__(self, scorer: Scorer, maker: PromptMaker, store: Store, console: Console, train: Train | None = None):
+        self.scorer, self.maker, self.store, self.console, self.train = scorer, maker, store, console, train
         self.scores: dict[Kept, Score] = {}
         self.of = len(scorer.model.layers)
 
@@ -46,6 +48,20 @@ class Measurement:
                 self._report(group, values)
             self.scores |= zip(group, (Score(**value) for value in self.store[key]), strict=True)
         return {kept: self.scores[kept] for kept in sets}
+
+    def train_each(self) -> list[float]:
+        """KL of each layer's student after its training, from the file where it is there."""
+        for layer in range(self.of):
+            key = f"trained {layer}"
+            if key not in self.store:
+                kl, tokens = self.train(layer)
+                self.store.add(key, kl, tokens * self.of)
+                self.console.print(
+                    f"placement: layer {layer} restored and trained: KL {kl:.4f} nats a token, "
+                    f"{self.store.total('seconds'):.0f} s so far",
+                    soft_wrap=True,
+                )
+        return [self.store[f"trained {layer}"] for layer in range(self.of)]
 
     def by_layer(self, label: str, score: str, sets: dict[int, Kept]) -> dict[str, Any]:
         """A measured figure of each layer, for the result."""

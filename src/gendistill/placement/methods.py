@@ -39,7 +39,15 @@ def by_leaving_out(measurement: Measurement, settings: LeaveOneOut) -> dict[str,
 
 
 def by_restoring(measurement: Measurement, settings: Restored) -> dict[str, Any]:
-    """Each layer's attention alone given back to an aligned student (after arXiv 2512.20569)."""
+    """Each layer's attention alone given back to an aligned student (after arXiv 2512.20569).
+
+    Without training, as it is; else after a short one, by its loss.
+    """
+    if settings.stage is not None:
+        values = measurement.train_each()
+        ranked = sorted(range(measurement.of), key=lambda layer: values[layer])
+        label = "alone, after training: KL(teacher || student), nats a token"
+        return {"layers": ranked[: settings.layers], "by_layer": {"label": label, "values": values}}
     ranked = ranked_by_restoring(measurement.evaluate, measurement.of, "kl")
     sets = {layer: (layer,) for layer in range(measurement.of)}
     return {"layers": ranked[: settings.layers], "by_layer": measurement.by_layer("alone", "kl", sets)}

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gendistill.files import write_atomically
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.placement.layerwise import Layerwise, Others, check_student
-from gendistill.placement.measurement import Measurement
+from gendistill.placement.measurement import Measurement, Train
 from gendistill.placement.methods import METHODS
 from gendistill.placement.prompts import PromptMaker
 from gendistill.placement.result import FILE, versions, weights_hash
@@ -30,6 +30,7 @@ def place(
     settings: Method,
     *,
     student: GendistillForCausalLM | None = None,
+    train: Train | None = None,
     name: str,
     seed: int,
     folder: Path,
@@ -40,6 +41,7 @@ def place(
     Args:
         teacher: on the device and in the precision to measure in.
         student: aligned, with mixers in all layers; for settings with `others: mixer`.
+        train: for method kl with a stage.
         name: of the teacher, as in the recipe.
 
     Raises:
@@ -60,7 +62,7 @@ def place(
         result["layers"] = fixed(settings.method, settings.layers, of)
     elif isinstance(settings, Measured):
         fixed("first", settings.layers, of)  # refuses more layers than there are
-        result |= _measure(teacher, tokenizer, settings, student, result, folder, console, began)
+        result |= _measure(teacher, tokenizer, settings, student, train, result, folder, console, began)
     else:
         raise TypeError(f"no placement by {type(settings).__name__}")
     write_atomically(folder / FILE, json.dumps(result, indent=1) + "\n")
@@ -68,7 +70,7 @@ def place(
 
 
 def _measure(
-    teacher, tokenizer, settings: Measured, student, header: dict, folder: Path, console: Console, began
+    teacher, tokenizer, settings: Measured, student, train, header: dict, folder: Path, console: Console, began
 ) -> dict:
     """What measuring adds to the header of a result."""
     if student is not None:
@@ -79,7 +81,7 @@ def _measure(
     model = Layerwise(teacher, others)
     content = header | {"prompts": prompts.input_ids.tolist(), "student": student and weights_hash(student)}
     store = Store(folder / "placement.jsonl", hashlib.sha256(json.dumps(content).encode()).hexdigest(), began)
-    measurement = Measurement(Scorer(model, prompts), maker, store, console)
+    measurement = Measurement(Scorer(model, prompts), maker, store, console, train)
     found = METHODS[settings.method](measurement, settings)
     found["layers"] = sorted(found["layers"])
     scores = measurement.evaluate([(), tuple(found["layers"])])

@@ -22,6 +22,7 @@ from gendistill.names import BACKENDS
 from gendistill.recipe.data import Source, Synthesis
 from gendistill.recipe.evaluation import Evaluation
 from gendistill.recipe.fields import KEEPS_RESULTS, MAPPING, ONE, Settings, hint, one_of
+from gendistill.recipe.placement import Restored
 from gendistill.recipe.stage import Stage
 from gendistill.recipe.student import Conversion, Student
 
@@ -63,6 +64,7 @@ class Recipe(Settings):
         if missing := sorted(wanted - self.synthesis.keys()):
             known = ", ".join(self.synthesis) or "nothing"
             raise ValueError(f"data asks for synthesis '{missing[0]}'; the synthesis section has: {known}")
+        self._check_placement()
         stages = ["conversion", *self.stages]
         if unknown := [stage for stage in self.evaluation.stages or [] if stage not in stages]:
             raise ValueError(f"evaluation.stages: {', '.join(unknown)} unknown; this recipe has {', '.join(stages)}")
@@ -73,6 +75,17 @@ class Recipe(Settings):
                     f"stages.{name}: loss_on completion needs conversations (messages, or prompt and completion)"
                 )
         return self
+
+    def _check_placement(self) -> None:
+        keep = self.student.keep_attention
+        if not isinstance(keep, Restored) or keep.stage is None:
+            return
+        if keep.stage not in self.stages:
+            raise ValueError(f"keep_attention.stage is '{keep.stage}'; this recipe has {', '.join(self.stages)}")
+        if list(self.stages[keep.stage].terms) != ["forward_kl"]:
+            raise ValueError(
+                f"keep_attention.stage: layers are ranked by KL, so '{keep.stage}' must minimise forward_kl"
+            )
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

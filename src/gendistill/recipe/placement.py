@@ -89,6 +89,16 @@ class Restored(Measured):
 
     method: Literal["kl"]
     others: Literal["mixer"] = "mixer"
+    stage: str | None = Field(
+        None, description="stage of the recipe, of objective forward_kl, that each such student is trained in first"
+    )
+    tokens: PositiveInt | None = Field(None, description="of each training; with `stage`")
+
+    @model_validator(mode="after")
+    def check_training(self) -> Self:
+        if (self.stage is None) != (self.tokens is None):
+            raise ValueError("stage and tokens go together: which stage trains, and for how long")
+        return self
 
 
 class Gates(Measured):

@@ -1,5 +1,6 @@
 """The step that chooses which layers keep softmax attention, for recipes that do not list them."""
 
+from functools import partial
 from pathlib import Path
 
 from gendistill.distributed import on_rank_zero
@@ -7,7 +8,8 @@ from gendistill.files import write_atomically
 from gendistill.models.loading import load_model
 from gendistill.placement.place import place
 from gendistill.placement.result import check_teacher, read_result
-from gendistill.recipe.placement import FromFile, Measured
+from gendistill.recipe.placement import FromFile, Measured, Restored
+from gendistill.run.restore import train_restored
 from gendistill.run.run import Run
 
 
@@ -34,11 +36,15 @@ def _place(run: Run) -> None:
     student = None
     if isinstance(keep, Measured) and keep.student is not None:
         student = load_model(keep.student, run.compute.dtype, run.compute.device).requires_grad_(False)
+    train = None
+    if isinstance(keep, Restored) and keep.stage is not None:
+        train = partial(train_restored, run, student, keep)
     place(
         run.teacher,
         run.tokenizer,
         keep,
         student=student,
+        train=train,
         name=run.recipe.teacher,
         seed=run.recipe.seed,
         folder=run.folder.root,
