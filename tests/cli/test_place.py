@@ -99,6 +99,7 @@ def test_a_run_places_its_layers_first(placed, recipe, gendistill, tmp_path):
     assert code == 0, output
     assert attention_of(run) == layers_of(run) == layers_of(placed[0])
     assert "2 layers keep softmax attention, 6 hold Kimi Delta Attention" in (run / "summary.md").read_text()
+    assert "](placement.svg)" in (run / "summary.md").read_text() and (run / "placement.svg").is_file()
 
 
 def test_a_place_by_count_alone_is_a_method_too(recipe, gendistill, tmp_path):

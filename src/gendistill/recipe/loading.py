@@ -132,7 +132,7 @@ def _find_placement(settings: dict, folder: Path) -> None:
     keep = student.get("keep_attention") if isinstance(student, dict) else None
     # Of another type: the check of the recipe says so.
     if isinstance(keep, dict) and isinstance(keep.get("from"), str):
-        keep["from"] = str(folder / keep["from"])
+        keep["from"] = str((folder / keep["from"]).resolve())
 
 
 def _apply(settings: dict, override: str) -> None:

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from gendistill.distributed import on_rank_zero
+from gendistill.errors import UserError
 from gendistill.files import write_atomically
 from gendistill.models.loading import load_model
 from gendistill.placement.place import place
@@ -38,6 +39,10 @@ def _place(run: Run) -> None:
         student = load_model(keep.student, run.compute.dtype, run.compute.device).requires_grad_(False)
     train = None
     if isinstance(keep, Restored) and keep.stage is not None:
+        if run.compute.processes > 1:  # the others wait for the first one, and would not take part
+            raise UserError(
+                "keep_attention.stage: trainings that rank layers run in one process; start one, then go on"
+            )
         train = partial(train_restored, run, student, keep)
     place(
         run.teacher,
