@@ -57,7 +57,7 @@ def by_gates(measurement: Measurement, settings: Gates) -> dict[str, Any]:
     """Gates between attention and mixer, trained together, so that layers that work together are found together."""
     gates = train_gates(measurement, settings)
     ranked = sorted(range(measurement.of), key=lambda layer: gates[layer], reverse=True)
-    return {"layers": ranked[: settings.layers], "by_layer": {"label": "gate: share of attention", "values": gates}}
+    return {"layers": ranked[: settings.layers], "by_layer": {"label": "its gate: share of attention", "values": gates}}
 
 
 METHODS: dict[str, Callable[[Measurement, Measured], dict[str, Any]]] = {

@@ -62,30 +62,28 @@ def place(
         result["layers"] = fixed(settings.method, settings.layers, of)
     elif isinstance(settings, Measured):
         fixed("first", settings.layers, of)  # refuses more layers than there are
-        result |= _measure(teacher, tokenizer, settings, student, train, result, folder, console, began)
+        if student is not None:
+            check_student(teacher, student)
+        model = Layerwise(teacher, Others(settings.others, settings.window, settings.sinks, student))
+        maker = PromptMaker(settings, tokenizer, teacher, seed)
+        prompts = maker.first(settings.prompts)
+        content = result | {"prompts": prompts.input_ids.tolist(), "student": student and weights_hash(student)}
+        store = Store(folder / "placement.jsonl", hashlib.sha256(json.dumps(content).encode()).hexdigest(), began)
+        result |= _measure(Measurement(Scorer(model, prompts), maker, store, console, train), settings)
     else:
         raise TypeError(f"no placement by {type(settings).__name__}")
     write_atomically(folder / FILE, json.dumps(result, indent=1) + "\n")
     return result
 
 
-def _measure(
-    teacher, tokenizer, settings: Measured, student, train, header: dict, folder: Path, console: Console, began
-) -> dict:
-    """What measuring adds to the header of a result."""
-    if student is not None:
-        check_student(teacher, student)
-    others = Others(settings.others, settings.window, settings.sinks, student)
-    maker = PromptMaker(settings, tokenizer, teacher, header["seed"])
-    prompts = maker.first(settings.prompts)
-    model = Layerwise(teacher, others)
-    content = header | {"prompts": prompts.input_ids.tolist(), "student": student and weights_hash(student)}
-    store = Store(folder / "placement.jsonl", hashlib.sha256(json.dumps(content).encode()).hexdigest(), began)
-    measurement = Measurement(Scorer(model, prompts), maker, store, console, train)
+def _measure(measurement: Measurement, settings: Measured) -> dict[str, Any]:
+    """What measuring adds to a result."""
+    store, layers = measurement.store, measurement.of
     found = METHODS[settings.method](measurement, settings)
     found["layers"] = sorted(found["layers"])
     scores = measurement.evaluate([(), tuple(found["layers"])])
-    layer_tokens = store.total("layer_tokens") + prompts.tokens * len(model.layers)  # the whole teacher's, once
+    # With the whole teacher's own pass, which comes before all others.
+    layer_tokens = store.total("layer_tokens") + measurement.scorer.prompts.tokens * layers
     return found | {
         "scores": {
             "teacher": asdict(measurement.scorer.whole),
@@ -95,7 +93,7 @@ def _measure(
         "sets": [{"layers": kept, "score": asdict(score)} for kept, score in measurement.scores.items()],
         "cost": {
             "seconds": round(store.total("seconds"), 1),
-            "tokens": round(layer_tokens / len(model.layers)),
+            "tokens": round(layer_tokens / layers),
             "layer_tokens": layer_tokens,
         },
     }

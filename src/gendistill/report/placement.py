@@ -76,8 +76,8 @@ def _draw_layers(axis: Any, number: int, result: Mapping[str, Any]) -> None:
     low, high = min(measured.values()), max(measured.values())
     axis.set_ylim(low - 0.1 * (high - low or 1), high + 0.1 * (high - low or 1))
     label, _, unit = result["by_layer"]["label"].partition(": ")
-    axis.set_title(f"{number} {result['method']}: each layer {label}; orange: kept", fontsize=9)
-    axis.set_ylabel(unit.replace(", ", ",\n"), fontsize=6)
+    axis.set_title(f"{number} {result['method']}: each layer, {label}; orange: kept", fontsize=9)
+    axis.set_ylabel(unit.replace(", ", ",\n"), fontsize=7)
     _number_layers(axis, result["teacher"]["layers"])
 
 
@@ -91,7 +91,7 @@ def _draw_growth(axis: Any, number: int, result: Mapping[str, Any]) -> None:
     axis.set_xticks(
         range(len(values)), [_growth_label(result["steps"], size) for size in range(len(values))], fontsize=7
     )
-    axis.set_ylabel(score.replace("_", " "), fontsize=8)
+    axis.set_ylabel(result["by_layer"]["label"].partition(": ")[2].replace(", ", ",\n"), fontsize=7)
 
 
 def _growth_label(steps: list[Mapping[str, Any]], size: int) -> str:

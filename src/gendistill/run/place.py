@@ -40,9 +40,7 @@ def _place(run: Run) -> None:
     train = None
     if isinstance(keep, Restored) and keep.stage is not None:
         if run.compute.processes > 1:  # the others wait for the first one, and would not take part
-            raise UserError(
-                "keep_attention.stage: trainings that rank layers run in one process; start one, then go on"
-            )
+            raise UserError("keep_attention.stage: its trainings run in one process. Place layers without torchrun.")
         train = partial(train_restored, run, student, keep)
     place(
         run.teacher,
