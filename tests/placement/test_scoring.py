@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from recall_model import LAYERS, MATCH, PREVIOUS, recall_model, recall_prompts
 
+from gendistill.errors import UserError
 from gendistill.evaluate.kinds.recall import AnsweredPrompt
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
-from gendistill.placement.layerwise import Layerwise, Others
+from gendistill.placement.layerwise import Layerwise, Others, check_student
 from gendistill.placement.prompts import Answered
 from gendistill.placement.scoring import Scorer
 from small_models import FAMILIES, make_student, make_teacher, tokens
@@ -128,10 +129,15 @@ def test_exact_match_is_what_generation_gives():
     assert [score.exact_match for score in scorer.score(without)] == [0, 0, 1]
 
 
-def test_a_student_that_is_no_aligned_teacher_is_refused():
-    from gendistill.errors import UserError
-    from gendistill.placement.layerwise import check_student
+def test_a_likelihood_that_is_no_number_is_refused():
+    teacher = recall_model()
+    scorer = Scorer(Layerwise(teacher, Others("silenced")), Answered.batch(recall_prompts(2), {24}, "cpu"))
+    teacher.model.layers[3].self_attn.o_proj.weight[0, 0] = torch.inf
+    with pytest.raises(UserError, match=r"with layers \[1, 3\] kept, .* is nan"):
+        scorer.score([(1, 4), (1, 3)])
 
+
+def test_a_student_that_is_no_aligned_teacher_is_refused():
     teacher = make_teacher("qwen3")
     student, _ = convert(teacher, student_config(teacher.config, []), seed=0)
     check_student(teacher, student)

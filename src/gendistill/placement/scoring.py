@@ -3,12 +3,14 @@
 Shapes: K predicted tokens of all answers together, V words, D channels.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from gendistill.errors import UserError
 from gendistill.placement.layerwise import Kept, Layerwise
 from gendistill.placement.prompts import Answered
 
@@ -52,9 +54,20 @@ class Scorer:
         self.whole = self._score(self.teacher)
 
     def score(self, sets: Sequence[Kept]) -> list[Score]:
-        """A score for each set. Rounding depends on which sets are scored together."""
+        """A score for each set. Rounding depends on which sets are scored together.
+
+        Raises:
+            UserError: a likelihood is no number; sets could not be sorted by it.
+        """
         states = self.model.last_states(self.prompts.input_ids, sets)
-        return [self._score(self._log_p(states[kept])) for kept in sets]
+        scores = [self._score(self._log_p(states[kept])) for kept in sets]
+        for kept, score in zip(sets, scores, strict=True):
+            if not math.isfinite(score.likelihood):
+                raise UserError(
+                    f"keep_attention: with layers {list(kept)} kept, the likelihood of the right answers is "
+                    f"{score.likelihood}. Measure with dtype: float32, or with a window in the other layers."
+                )
+        return scores
 
     @torch.inference_mode()
     def _log_p(self, states: torch.Tensor) -> torch.Tensor:
