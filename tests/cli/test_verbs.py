@@ -10,7 +10,7 @@ from cli_tools import command, environment
 from gendistill import cli
 from gendistill.errors import UserError
 
-NAMES = ["plan", "run", "synthesize", "show-batch", "convert", "distill", "evaluate", "inspect", "doctor"]
+NAMES = ["plan", "run", "place", "synthesize", "show-batch", "convert", "distill", "evaluate", "inspect", "doctor"]
 
 
 def test_a_verb_is_a_module_in_the_list():

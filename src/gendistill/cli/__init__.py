@@ -8,7 +8,7 @@ from types import ModuleType
 import typer
 from typer.core import TyperGroup
 
-from gendistill.cli import convert, distill, doctor, evaluate, inspect, plan, run, show_batch, synthesize
+from gendistill.cli import convert, distill, doctor, evaluate, inspect, place, plan, run, show_batch, synthesize
 from gendistill.errors import UserError
 from gendistill.names import look_up
 
@@ -17,7 +17,7 @@ from gendistill.names import look_up
 CHATTY = ("torchao", "torch.utils._pytree")
 
 # In the order of --help. A verb is a module of this package with a function `command`, and is called by its name.
-VERBS = [plan, run, synthesize, show_batch, convert, distill, evaluate, inspect, doctor]
+VERBS = [plan, run, place, synthesize, show_batch, convert, distill, evaluate, inspect, doctor]
 
 
 class _Verbs(TyperGroup):

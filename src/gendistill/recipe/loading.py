@@ -22,6 +22,7 @@ from gendistill.names import BACKENDS
 from gendistill.recipe.data import Source, Synthesis
 from gendistill.recipe.evaluation import Evaluation
 from gendistill.recipe.fields import KEEPS_RESULTS, MAPPING, ONE, Settings, hint, one_of
+from gendistill.recipe.placement import Restored
 from gendistill.recipe.stage import Stage
 from gendistill.recipe.student import Conversion, Student
 
@@ -63,6 +64,7 @@ class Recipe(Settings):
         if missing := sorted(wanted - self.synthesis.keys()):
             known = ", ".join(self.synthesis) or "nothing"
             raise ValueError(f"data asks for synthesis '{missing[0]}'; the synthesis section has: {known}")
+        self._check_placement()
         stages = ["conversion", *self.stages]
         if unknown := [stage for stage in self.evaluation.stages or [] if stage not in stages]:
             raise ValueError(f"evaluation.stages: {', '.join(unknown)} unknown; this recipe has {', '.join(stages)}")
@@ -73,6 +75,17 @@ class Recipe(Settings):
                     f"stages.{name}: loss_on completion needs conversations (messages, or prompt and completion)"
                 )
         return self
+
+    def _check_placement(self) -> None:
+        keep = self.student.keep_attention
+        if not isinstance(keep, Restored) or keep.stage is None:
+            return
+        if keep.stage not in self.stages:
+            raise ValueError(f"keep_attention.stage is '{keep.stage}'; this recipe has {', '.join(self.stages)}")
+        if list(self.stages[keep.stage].terms) != ["forward_kl"]:
+            raise ValueError(
+                f"keep_attention.stage: layers are ranked by KL, so '{keep.stage}' must minimise forward_kl"
+            )
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -98,6 +111,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     # Before the check, so that a checked recipe is never changed, and the run folder keeps what was really used.
     for override in overrides:
         _apply(settings, override)
+    _find_placement(settings, path.parent)
     return parse_recipe(settings, origin=str(path))
 
 
@@ -110,6 +124,15 @@ def parse_recipe(settings: dict[str, Any], origin: str) -> Recipe:
         lines = [f"  {_explain(problem)}" for problem in error.errors()]
         # "from None": pydantic's own message would be shown above ours.
         raise UserError(f"{origin}: {len(lines)} setting(s) to mend\n" + "\n".join(lines)) from None
+
+
+def _find_placement(settings: dict, folder: Path) -> None:
+    """Makes the path of a placement's result one that holds wherever the program is started."""
+    student = settings.get("student")
+    keep = student.get("keep_attention") if isinstance(student, dict) else None
+    # Of another type: the check of the recipe says so.
+    if isinstance(keep, dict) and isinstance(keep.get("from"), str):
+        keep["from"] = str((folder / keep["from"]).resolve())
 
 
 def _apply(settings: dict, override: str) -> None:

@@ -1,11 +1,12 @@
 """What the student looks like, and how it is converted."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from gendistill.names import INITIALISATIONS, MIXERS
 from gendistill.recipe.fields import Settings, one_of
+from gendistill.recipe.placement import KeepAttention
 
 MixerName = one_of(MIXERS, "mixer")
 
@@ -13,7 +14,10 @@ MixerName = one_of(MIXERS, "mixer")
 class Student(Settings):
     """What the student looks like; the options of the mixers are explained in `GendistillConfig`."""
 
-    keep_attention: list[int] = Field(description="0-based layers that keep softmax attention; none for a pure student")
+    # What reads layers off a recipe has it resolved first, by `placement.resolve.placed`: then this is a list.
+    keep_attention: KeepAttention = Field(
+        description="0-based layers that keep softmax attention, none for a pure student; or how they are chosen"
+    )
     mixer: MixerName = Field("kda", description="what all other layers get")
     mixer_in_layer: dict[int, MixerName] = Field({}, description="exceptions, by 0-based layer")
     window: PositiveInt | None = Field(
@@ -27,6 +31,13 @@ class Student(Settings):
     conv_activation: Literal["none", "silu"] = "none"
     log_decay_bound: Annotated[float, Field(lt=0)] | None = None  # None: a token may forget everything
     expand_kv: bool = False
+
+    @model_validator(mode="after")
+    def check_exceptions(self) -> Self:
+        # Only a list says which layers are left to hold a mixer.
+        if self.mixer_in_layer and not isinstance(self.keep_attention, list):
+            raise ValueError("mixer_in_layer names layers, so keep_attention must be a list of layers, too")
+        return self
 
 
 class Conversion(Settings):

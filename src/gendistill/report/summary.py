@@ -31,6 +31,7 @@ from gendistill.names import MIXERS, OBJECTIVES, look_up
 from gendistill.recipe.loading import Recipe
 from gendistill.recipe.stage import Stage
 from gendistill.recipe.student import Student
+from gendistill.report.placement import PLACEMENT_HEADER, placement_cells, plot_placements
 
 EXAMPLES_PER_TASK = 2
 SHOWN = 160  # characters of a question or reply
@@ -49,6 +50,7 @@ class Results:
         records: of every item, by label ("teacher" too) and task.
         metrics: lines of metrics.jsonl, by the name of the stage; of the stages that have run.
         evaluation: folder with the results of lm-evaluation-harness, if the recipe has tasks of it.
+        placement: the result of choosing the layers that keep attention, if the recipe does not list them.
     """
 
     root: Path
@@ -59,6 +61,7 @@ class Results:
     records: Mapping[str, Records]
     metrics: Metrics
     evaluation: Path
+    placement: Mapping[str, Any] | None = None
 
 
 class _Statistics(NamedTuple):
@@ -124,6 +127,7 @@ def _sections(run: Results, found: _Statistics, last: str, plotted: bool) -> lis
         to_markdown(*stages_cells(run.teacher, run.students)),
         "Each task: accuracy by ranking/by generation, percent. Below: means over the tasks that have both.",
         *_harness(run, last),
+        *_placement(run),
         *(["## Losses", "![Loss of each stage](loss.svg)"] if plotted else []),
         "## Replies, word for word",
         _replies(run.records, list(run.students)),
@@ -181,6 +185,20 @@ def _flip_lines(flips: list[dict]) -> list[str]:
         f"(p {flip['p']['ranking']:.3f}), generation the other way round by {-flip['generation']:.1f} "
         f"(p {flip['p']['generation']:.3f})."
         for flip in flips
+    ]
+
+
+def _placement(run: Results) -> list[str]:
+    """What was measured to choose the layers that keep attention, if the recipe does not list them."""
+    if run.placement is None:
+        return []
+    results = {"placement.json": run.placement}
+    plot_placements(run.root / "placement.svg", results)
+    return [
+        "## Layers that keep attention",
+        to_markdown(PLACEMENT_HEADER, placement_cells(results)),
+        "Scores on recall prompts: mean -log p of the right answers' tokens, and answers that are right word for word.",
+        "![What was measured of each layer](placement.svg)",
     ]
 
 

@@ -1,20 +1,26 @@
 """What can be checked of a recipe before the first computation."""
 
+from pathlib import Path
+
 from gendistill.data.sources import read_documents
 from gendistill.errors import UserError
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_config
+from gendistill.placement.resolve import placed
 from gendistill.recipe.loading import Recipe
 
 
-def check_recipe(recipe: Recipe) -> GendistillConfig:
+def check_recipe(recipe: Recipe, placement: Path | None = None) -> GendistillConfig:
     """Checks a recipe against its teacher and its files; returns the student's configuration.
+
+    Args:
+        placement: see `check_shapes`.
 
     Raises:
         UserError: see `check_shapes`; or a missing file.
     """
-    config = check_shapes(recipe)
+    config = check_shapes(recipe, placement)
     # A mixture that nothing uses may name files that are not here.
     used = {recipe.conversion.data} | {stage.data for stage in recipe.stages.values()}
     for mixture in used:
@@ -24,14 +30,18 @@ def check_recipe(recipe: Recipe) -> GendistillConfig:
     return config
 
 
-def check_shapes(recipe: Recipe) -> GendistillConfig:
+def check_shapes(recipe: Recipe, placement: Path | None = None) -> GendistillConfig:
     """Checks a recipe against its teacher's configuration; returns the student's.
 
+    Args:
+        placement: the run's own result, if layers are not listed; while it is not there, they stand evenly spread.
+
     Raises:
-        UserError: unsupported family, layer out of range, sequence longer than the model allows.
+        UserError: unsupported family, layer out of range, sequence longer than the model allows; or see
+            `placement.resolve.placed`.
     """
     teacher = load_config(recipe.teacher)
-    config = student_config(teacher, **recipe.student.model_dump())
+    config = student_config(teacher, **placed(recipe, teacher, placement).student.model_dump())
     lengths = {"conversion": recipe.conversion.sequence_length}
     lengths |= {f"stages.{name}": stage.sequence_length for name, stage in recipe.stages.items()}
     limit = config.max_position_embeddings  # beyond it a teacher with rotary positions answers, but badly

@@ -10,6 +10,7 @@ from gendistill.models.calibration import calibrate
 from gendistill.models.conversion import convert, mean_loss, measure_conversion, weights_sha256
 from gendistill.models.proof import prove_kept_attention
 from gendistill.names import INITIALISATIONS
+from gendistill.run.place import place_layers
 from gendistill.run.prepare import prepare_mixture
 from gendistill.run.run import Run
 
@@ -20,8 +21,9 @@ def convert_teacher(run: Run) -> dict:
     """Converts the teacher and measures the untrained student, unless that is done; returns the conversion report.
 
     Raises:
-        UserError: see `models.conversion.convert`, `ConversionReport.check` and `prepare_mixture`.
+        UserError: see `models.conversion.convert`, `ConversionReport.check`, `place_layers` and `prepare_mixture`.
     """
+    place_layers(run)
     if not run.folder.has_student("conversion"):
         settings = run.recipe.conversion
         dataset = prepare_mixture(run, settings.data, sequence_length=settings.sequence_length, tokens=settings.tokens)

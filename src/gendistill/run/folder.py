@@ -2,6 +2,7 @@
 
 recipe.yaml
 date.txt                         the day the run was created, which chat templates that print the date are told
+placement.json                   which layers keep attention, where the recipe does not list them; placement.jsonl, .svg
 data/                            packed sequences
 0-conversion/student/            the untrained student, with conversion_report.json
 1-qk_alignment/student/          after the first stage, with stage_report.json: what it was trained from, and on what
@@ -21,6 +22,7 @@ import yaml
 
 from gendistill.errors import UserError
 from gendistill.files import write_atomically
+from gendistill.placement.result import FILE
 from gendistill.recipe.fields import drop_marked, result_settings
 from gendistill.recipe.loading import Recipe
 
@@ -110,6 +112,10 @@ class RunFolder:
 
     def metrics(self, stage: str) -> Path:
         return self.stage(stage) / "metrics.jsonl"  # stays when the checkpoints go
+
+    @property
+    def placement(self) -> Path:
+        return self.root / FILE
 
     @property
     def data(self) -> Path:

@@ -20,7 +20,7 @@ from gendistill.models.loading import load_config, load_model, load_tokenizer
 from gendistill.plan.price import Planner
 from gendistill.plan.refusal import refusal
 from gendistill.recipe.loading import Recipe
-from gendistill.run.checks import check_recipe
+from gendistill.run.checks import check_recipe, check_shapes
 from gendistill.run.folder import RunFolder
 
 
@@ -29,7 +29,7 @@ class Run:
 
     Attributes:
         console: of the first process; the others' prints nothing.
-        config: of the student.
+        config: of the student; until its layers are placed, with as many evenly spread.
     """
 
     @report_errors_once
@@ -46,15 +46,20 @@ class Run:
         # First, since it joins the processes: from here on they wait for each other.
         self.compute = start_compute(recipe)
         self.console = console if distributed.is_rank_zero() else Console(quiet=True)
-        self.config = check_recipe(recipe)  # reads configurations and the first record of each source, no weights
+        self.folder = RunFolder(output, recipe)
+        # Reads configurations and the first record of each source, no weights.
+        self.config = check_recipe(recipe, self.folder.placement)
         # Of all stages, not only those to be trained now: the run will come to them.
         for name, stage in recipe.stages.items():
             check_divisible(name, stage)
-        self.folder = RunFolder(output, recipe)
         self.check_memory(list(recipe.stages) if trains is None else trains)
         # A folder appears only after all checks have passed: a mistake leaves nothing behind.
         distributed.barrier()  # no process looks at the folder while the first one makes it
         on_rank_zero(self.folder.create)
+
+    def read_placement(self) -> None:
+        """The student's configuration with the layers that the run's placement chose, if there is one."""
+        self.config = check_shapes(self.recipe, self.folder.placement)
 
     def check_memory(self, stages: Sequence[str]) -> None:
         """Raises UserError if a stage that is not done cannot fit on this device, or is not in the recipe.

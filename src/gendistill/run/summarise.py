@@ -7,6 +7,9 @@ from typing import Any
 
 from gendistill.analysis.scores import Scores
 from gendistill.files import read_jsonl
+from gendistill.models.loading import load_config
+from gendistill.placement.resolve import placed
+from gendistill.placement.result import read_result
 from gendistill.report.summary import Results, write_summary
 from gendistill.run.folder import RunFolder
 
@@ -19,7 +22,7 @@ def summarise(folder: RunFolder, teacher: Scores, students: Mapping[str, Scores]
     """
     results = Results(
         root=folder.root,
-        recipe=folder.recipe,
+        recipe=placed(folder.recipe, load_config(folder.recipe.teacher), folder.placement),
         # Of the untrained student, whatever stage is the last.
         conversion_report=json.loads(folder.report("conversion").read_text()),
         teacher=teacher,
@@ -27,6 +30,7 @@ def summarise(folder: RunFolder, teacher: Scores, students: Mapping[str, Scores]
         records={label: _records(folder, label) for label in ("teacher", *students)},
         metrics=_metrics(folder),
         evaluation=folder.evaluation,
+        placement=read_result(folder.placement) if folder.placement.is_file() else None,
     )
     return write_summary(results)
 

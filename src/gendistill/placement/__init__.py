@@ -1,0 +1,1 @@
+"""Which layers keep softmax attention: found by measuring the teacher, before anything is trained."""

@@ -1,0 +1,70 @@
+"""The file that a placement leaves: which layers, of which teacher, found how, at what cost.
+
+{"method", "settings", "seed",
+ "teacher": {"name", "layers", "weights_sha256"},
+ "layers": [0-based, in their order],
+ "scores": {"teacher", "nothing", "chosen"}    of the whole teacher, with no attention kept, with that of `layers`
+ "steps": [{"layers", "score"}]                the best set of each size, of a beam search
+ "by_layer": {"label", "values": [of each layer, null where none was measured]}
+ "sets": [{"layers", "score"}]                 all that were measured, in their order
+ "cost": {"seconds", "tokens", "layer_tokens"} tokens through the whole model, and through single layers
+ "device", "dtype", "versions"}
+
+Methods that measure nothing have `layers` alone of what is measured.
+"""
+
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from gendistill.errors import UserError
+
+FILE = "placement.json"
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """SHA-256 of all weights, each rounded to bfloat16: the same in whatever precision the model was loaded."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        # As 16-bit integers: numpy knows no bfloat16.
+        digest.update(weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().data)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    return {package: version(package) for package in ("gendistill", "torch", "transformers")}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A placement's result.
+
+    Raises:
+        UserError: there is no such file, or it is none of a placement.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"keep_attention: {path}: no such file. `gendistill place RECIPE` writes one into a run folder."
+        )
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        needed = (result["layers"], result["teacher"]["layers"], result["teacher"]["weights_sha256"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise UserError(f"keep_attention: {path} is no result of `gendistill place`") from None
+    if not all(isinstance(layer, int) for layer in needed[0]):
+        raise UserError(f"keep_attention: {path}: its layers are {needed[0]!r}, not a list of numbers")
+    return result
+
+
+def check_teacher(result: dict[str, Any], path: Path, teacher: PreTrainedModel, name: str) -> None:
+    """Raises UserError if a result is of another teacher."""
+    if result["teacher"]["weights_sha256"] != weights_hash(teacher):
+        raise UserError(
+            f"{path}: this placement is of another teacher ({result['teacher']['name']}); the weights of {name} are "
+            "others. Layers of one model say nothing of another's: place them with `gendistill place`."
+        )
