@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from gendistill.inference.packed import can_pack
 from gendistill.inference.prefill import Prefilled, Prefix, prefill
-from gendistill.inference.step import DecodeStep, can_step
+from gendistill.inference.step import DecodeStep
 from gendistill.inference.stopping import StopStrings
 from gendistill.models.attention import SLOTS, attention_switched_to
 from gendistill.models.cache import select_rows
@@ -121,7 +122,7 @@ class DecodingBatch:
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)  # [B]
         # Drawn ahead, [B, steps]: a reply's numbers are its own, in whatever row it is.
         self.draws = None if how.sampling is None else self._draws_of(indices)
-        self.step = DecodeStep(student, self.cache) if can_step(student) else None
+        self.step = DecodeStep(student, self.cache) if can_pack(student) else None
         self.graph = None
         self.eager = EAGER_STEPS  # steps to take before the next capture
         self.left = steps - 1  # steps that the newest reply may take

@@ -10,10 +10,14 @@ vocabulary.
 import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
+from gendistill.inference.packed import can_pack
+from gendistill.inference.prefill_graph import graphed_prefill
+from gendistill.inference.prefill_pass import PrefillPass
 from gendistill.models.attention import SLOTS, attention_switched_to
 from gendistill.models.cache import SlotCache, select_rows
 from gendistill.models.modeling import GendistillForCausalLM
@@ -22,7 +26,7 @@ from gendistill.models.view import as_student
 
 SHORTEST_PREFIX = 32  # tokens; prefilling fewer anew costs less than copying their cache
 # Tokens of all rows that one pass takes. More make it no faster, and activations grow with it.
-TOKENS_OF_A_PIECE = {"cuda": 2**15, "cpu": 2**12}
+TOKENS_OF_A_PIECE = {"cuda": 2**14, "cpu": 2**12}
 SHORTEST_PIECE = 128  # tokens of a row: below, a pass with many rows gains nothing from being cut
 
 
@@ -77,6 +81,10 @@ def prefill(
         last = logits[torch.arange(len(prompts), device=ids.device), lengths - 1]
         return Prefilled(last, lengths, None, list(prompts))
     room = room or width
+    if prefix is None and can_pack(student) and (made := graphed_prefill(student, list(prompts), room)):
+        logits, cache = made
+        cache.start = lengths
+        return Prefilled(logits, lengths, cache, list(prompts))
     if prefix is None:
         start, cache = 0, SlotCache(student.config, room)
     else:
@@ -94,23 +102,38 @@ def _run(
     size = max(SHORTEST_PIECE, TOKENS_OF_A_PIECE[ids.device.type] // batch)
     equal = bool((lengths == width).all())
     states = None  # [B, hidden], of each row's last token
-    with attention_switched_to(SLOTS, student):
-        for first in range(start, width, size):
-            index = torch.arange(first, min(first + size, width), device=ids.device)
-            cache.start = first
-            padding = None if equal else Padding(index < lengths[:, None])
-            hidden = student.model(
-                input_ids=ids[:, index],
-                position_ids=index[None],
+    run = PrefillPass(student, cache) if can_pack(student) else partial(_forward, student, cache)
+    for first in range(start, width, size):
+        index = torch.arange(first, min(first + size, width), device=ids.device)
+        padding = None if equal else Padding(index < lengths[:, None])
+        hidden = run(ids[:, first : first + size], first, padding)  # [B, piece, hidden]
+        last = (lengths - 1 - first).clamp(0, len(index) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
+        found = hidden.gather(1, last)[:, 0]
+        states = found if states is None else torch.where((lengths > first)[:, None], found, states)
+    cache.start = lengths
+    return student.lm_head(student.model.norm(states))
+
+
+def _forward(
+    student: GendistillForCausalLM, cache: SlotCache, ids: torch.Tensor, start: int, padding: Padding | None
+) -> torch.Tensor:
+    """What `PrefillPass` does, by the model's own layers, whatever its modules are."""
+    states = []
+    hook = student.model.norm.register_forward_pre_hook(lambda _, args: states.append(args[0]))
+    cache.start = start
+    positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
+    try:
+        with attention_switched_to(SLOTS, student):
+            student.model(
+                input_ids=ids,
+                position_ids=positions,
                 attention_mask={"full_attention": None, "linear_attention": padding},
                 past_key_values=cache,
                 use_cache=True,
-            ).last_hidden_state  # [B, piece, hidden]
-            last = (lengths - 1 - first).clamp(0, len(index) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
-            found = hidden.gather(1, last)[:, 0]
-            states = found if states is None else torch.where((lengths > first)[:, None], found, states)
-    cache.start = lengths
-    return student.lm_head(states)
+            )
+    finally:
+        hook.remove()
+    return states[0]
 
 
 def extend(model: PreTrainedModel, prefilled: Prefilled, rows: Sequence[int], ids: list[list[int]]) -> torch.Tensor:

@@ -185,6 +185,9 @@ class SlotLayer(CacheLayerMixin):
             self.keys, self.values = (F.pad(x, (0, 0, 0, room - self.room)) for x in (self.keys, self.values))
         self.room = room
 
+    def reset(self) -> None:
+        """Nothing: what is in a place counts only behind a token that has been put there."""
+
     def get_seq_length(self) -> int:
         return self.room if self.is_initialized else 0
 

@@ -8,12 +8,12 @@ Shapes: B rows, H query heads, G key heads, S places, D channels of a head.
 
 import torch
 
-from gendistill.ops.optional_triton import require_triton, tl, triton
+from gendistill.ops.optional_triton import overlap, require_triton, tl, triton
 
 LOG2_E = 1.4426950408889634  # scores are to the base of 2, which the hardware has
 BLOCK = 64  # places that a program reads at a time
 QUERIES = 16  # rows of a tile, of which a group has fewer: tensor cores take no smaller one
-PROGRAMS = 1056  # eight for each of an H100's 132 multiprocessors; more splits cost more merging
+PROGRAMS = 528  # four for each of an H100's 132 multiprocessors; more splits cost more merging
 SHORTEST_SPLIT = 256  # places
 SETTINGS = {"num_warps": 4, "num_stages": 3}
 
@@ -39,10 +39,12 @@ def kernel_decode_attention(
         q.contiguous(), keys, values, lengths, o, partial, stats, scale * LOG2_E,
         keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), groups, splits,
         GROUP=group, WIDTH=width, BLOCK=BLOCK, QUERIES=max(QUERIES, triton.next_power_of_2(group)),
-        ALONE=splits == 1, EXACT=q.dtype == torch.float32, **SETTINGS,
+        ALONE=splits == 1, EXACT=q.dtype == torch.float32, **SETTINGS, **overlap(),
     )  # fmt: skip
     if splits > 1:
-        _merge[(batch * heads,)](partial, stats, o, splits, SPLITS=triton.next_power_of_2(splits), WIDTH=width)
+        _merge[(batch * heads,)](
+            partial, stats, o, splits, SPLITS=triton.next_power_of_2(splits), WIDTH=width, **overlap()
+        )
     return o
 
 
@@ -59,8 +61,11 @@ if triton is not None:
         key_row, key_head, value_row, value_head,
         groups, splits,
         GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, QUERIES: tl.constexpr,
-        ALONE: tl.constexpr, EXACT: tl.constexpr,
+        ALONE: tl.constexpr, EXACT: tl.constexpr, OVERLAP: tl.constexpr,
     ):  # fmt: skip
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         row = tl.program_id(0) // groups
         group = tl.program_id(0) % groups
         split = tl.program_id(1)
@@ -103,7 +108,10 @@ if triton is not None:
             tl.store(STATS + part * 2 + 1, total, mask=real)
 
     @triton.jit
-    def _merge(PARTIAL, STATS, OUT, splits, SPLITS: tl.constexpr, WIDTH: tl.constexpr):
+    def _merge(PARTIAL, STATS, OUT, splits, SPLITS: tl.constexpr, WIDTH: tl.constexpr, OVERLAP: tl.constexpr):
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         head = tl.program_id(0)
         split = tl.arange(0, SPLITS)
         channel = tl.arange(0, WIDTH)

@@ -14,6 +14,7 @@ from gendistill.ops.decode_linear import rms_norm
 from gendistill.ops.dispatch import takes_kernels
 from gendistill.ops.output_gate import plain_gated_norm
 from gendistill.ops.reference import l2_normalize, recurrent_linear_attention
+from gendistill.ops.rope import turned
 
 
 def rope_and_write(
@@ -47,16 +48,11 @@ def rope_and_write(
     q, k, v = parts.split([heads, groups, groups], dim=1)
     if norms is not None:
         q, k = (rms_norm(x, weight, eps) for x, weight in zip((q, k), norms, strict=True))
-    q, k = (x * cos[:, None] + _turned(x) * sin[:, None] for x in (q, k))
+    q, k = (x * cos[:, None] + turned(x) * sin[:, None] for x in (q, k))
     index = places[:, None, None, None].expand(-1, groups, 1, width)
     keys.scatter_(2, index, k[:, :, None].to(keys.dtype))
     values.scatter_(2, index, v[:, :, None].to(values.dtype))
     return q
-
-
-def _turned(x: torch.Tensor) -> torch.Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([-second, first], dim=-1)
 
 
 def recurrent_step(

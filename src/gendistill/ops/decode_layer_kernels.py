@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from gendistill.ops.optional_triton import require_triton, tl, triton
+from gendistill.ops.optional_triton import overlap, require_triton, tl, triton
 
 PREPARE = {"num_warps": 4}
 RECUR = {"num_warps": 8}
@@ -84,7 +84,7 @@ def kernel_rope_and_write(
     _rope_and_write[(batch, heads + 2 * groups)](
         qkv, qkv.stride(0), cos, sin, q_norm, k_norm, eps, keys, values, places, q,
         keys.stride(0), keys.stride(1), values.stride(0), values.stride(1),
-        HEADS=heads, GROUPS=groups, WIDTH=width, num_warps=1,
+        HEADS=heads, GROUPS=groups, WIDTH=width, num_warps=1, **overlap(),
     )  # fmt: skip
     return q
 
@@ -113,13 +113,13 @@ def kernel_recurrent_step(
         layer.decay_weight, layer.A_log, layer.dt_bias, layer.fixed, decay, layer.gate_weight, gate,
         offsets.get("decay", 0), offsets["gate"], layer.bound or 0.0,
         HEADS=heads, GROUPS=groups, WIDTH=width, TAPS=layer.conv_weight.shape[1], TAPS_PADDED=4,
-        KIND=kind, BOUNDED=layer.bound is not None, SILU=layer.silu_conv, **PREPARE,
+        KIND=kind, BOUNDED=layer.bound is not None, SILU=layer.silu_conv, **PREPARE, **overlap(),
     )  # fmt: skip
     out = x.new_empty(batch, heads * width)
     _recur[(batch * heads,)](
         mixed, x, x.stride(0), offsets.get("beta", 0), decay, gate, layer.gate_bias, layer.norm, state, layer.share,
         seen, out, width**-0.5, layer.eps,
-        HEADS=heads, GROUPS=groups, WIDTH=width, DELTA=layer.delta_rule, SILU=layer.silu_gate, **RECUR,
+        HEADS=heads, GROUPS=groups, WIDTH=width, DELTA=layer.delta_rule, SILU=layer.silu_gate, **RECUR, **overlap(),
     )  # fmt: skip
     return out
 
@@ -130,8 +130,11 @@ if triton is not None:
     def _rope_and_write(
         QKV, row_stride, COS, SIN, Q_NORM, K_NORM, eps, KEYS, VALUES, PLACES, Q,
         key_row, key_head, value_row, value_head,
-        HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
+        HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, OVERLAP: tl.constexpr,
     ):  # fmt: skip
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         row = tl.program_id(0)
         head = tl.program_id(1)  # of q, k and v side by side
         channel = tl.arange(0, WIDTH)
@@ -169,13 +172,10 @@ if triton is not None:
                 tl.store(target, x.to(VALUES.dtype.element_ty))
 
     @triton.jit
-    def _low_rank(X, WEIGHT, head, WIDTH: tl.constexpr):
-        """[D] of one head: the low-rank gate's inner product with its rows of the second weight [H * D, D]."""
+    def _second(WEIGHT, head, WIDTH: tl.constexpr):
+        """[D, D]: one head's rows of a low-rank gate's second weight [H * D, D]."""
         channel = tl.arange(0, WIDTH)
-        inner = tl.arange(0, WIDTH)
-        x = tl.load(X + inner).to(tl.float32)
-        weight = tl.load(WEIGHT + (head * WIDTH + channel)[:, None] * WIDTH + inner).to(tl.float32)
-        return tl.sum(weight * x, 1)
+        return tl.load(WEIGHT + (head * WIDTH + channel)[:, None] * WIDTH + channel)
 
     @triton.jit
     def _prepare(
@@ -183,8 +183,10 @@ if triton is not None:
         DECAY_WEIGHT, A_LOG, DT_BIAS, FIXED_DECAY, DECAY, GATE_WEIGHT, GATE,
         decay_offset, gate_offset, bound,
         HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, TAPS_PADDED: tl.constexpr,
-        KIND: tl.constexpr, BOUNDED: tl.constexpr, SILU: tl.constexpr,
+        KIND: tl.constexpr, BOUNDED: tl.constexpr, SILU: tl.constexpr, OVERLAP: tl.constexpr,
     ):  # fmt: skip
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
         row = tl.program_id(0)
         part = tl.program_id(1)  # a head of q, k or v, then one of the decay, then one of the output gate
         convolved: tl.constexpr = HEADS + 2 * GROUPS
@@ -192,6 +194,8 @@ if triton is not None:
         x = X + row * row_stride
         if part < convolved:
             lane = part * WIDTH + channel
+            if OVERLAP:
+                tl.extra.cuda.gdc_wait()
             new = tl.load(x + lane)
             y = tl.load(CONV_BIAS + lane).to(tl.float32)
             y += tl.load(CONV_WEIGHT + lane * TAPS + TAPS - 1).to(tl.float32) * new.to(tl.float32)
@@ -209,12 +213,19 @@ if triton is not None:
         elif part < convolved + HEADS:
             head = part - convolved
             if KIND == 2:
+                if OVERLAP:
+                    tl.extra.cuda.gdc_wait()
                 log_decay = tl.load(FIXED_DECAY + head + channel * 0)
             else:
                 if KIND == 0:
-                    raw = _low_rank(x + decay_offset, DECAY_WEIGHT, head, WIDTH)
+                    weight = _second(DECAY_WEIGHT, head, WIDTH)
+                    if OVERLAP:
+                        tl.extra.cuda.gdc_wait()
+                    raw = tl.sum(weight.to(tl.float32) * tl.load(x + decay_offset + channel).to(tl.float32), 1)
                     raw = raw.to(X.dtype.element_ty).to(tl.float32) + tl.load(DT_BIAS + head * WIDTH + channel)
                 else:
+                    if OVERLAP:
+                        tl.extra.cuda.gdc_wait()
                     raw = tl.load(x + decay_offset + head + channel * 0).to(tl.float32) + tl.load(DT_BIAS + head)
                 A = tl.exp(tl.load(A_LOG + head))
                 if BOUNDED:
@@ -225,26 +236,35 @@ if triton is not None:
             tl.store(DECAY + (row * HEADS + head) * WIDTH + channel, tl.exp(log_decay))
         else:
             head = part - convolved - HEADS
-            gate = _low_rank(x + gate_offset, GATE_WEIGHT, head, WIDTH)
+            weight = _second(GATE_WEIGHT, head, WIDTH)
+            if OVERLAP:
+                tl.extra.cuda.gdc_wait()
+            gate = tl.sum(weight.to(tl.float32) * tl.load(x + gate_offset + channel).to(tl.float32), 1)
             tl.store(GATE + (row * HEADS + head) * WIDTH + channel, gate)
 
     @triton.jit
     def _recur(
         MIXED, X, row_stride, beta_offset, DECAY, GATE, GATE_BIAS, NORM, STATE, SHARE, SEEN, OUT, scale, eps,
         HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, DELTA: tl.constexpr, SILU: tl.constexpr,
+        OVERLAP: tl.constexpr,
     ):  # fmt: skip
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
         row = tl.program_id(0) // HEADS
         head = tl.program_id(0) % HEADS
         group = head // (HEADS // GROUPS)
         channel = tl.arange(0, WIDTH)
+        here = (row * HEADS + head) * WIDTH
+        # Last written a whole step ago, and between steps are launches that wait for all before them.
+        place = STATE + here.to(tl.int64) * WIDTH + channel[:, None] * WIDTH + channel  # [K, V]
+        state = tl.load(place)
+        if OVERLAP:
+            tl.extra.cuda.gdc_wait()
         mixed = MIXED + row * (HEADS + 2 * GROUPS) * WIDTH
         q = tl.load(mixed + head * WIDTH + channel).to(tl.float32) * scale  # [K]
         k = tl.load(mixed + (HEADS + group) * WIDTH + channel).to(tl.float32)
         v = tl.load(mixed + (HEADS + GROUPS + group) * WIDTH + channel).to(tl.float32)  # [V]
-        here = (row * HEADS + head) * WIDTH
-        decay = tl.load(DECAY + here + channel)  # [K]
-        place = STATE + here.to(tl.int64) * WIDTH + channel[:, None] * WIDTH + channel  # [K, V]
-        state = tl.load(place) * decay[:, None]
+        state *= tl.load(DECAY + here + channel)[:, None]
         write = v
         if DELTA:
             beta = 1.0 / (1.0 + tl.exp(-tl.load(X + row * row_stride + beta_offset + head).to(tl.float32)))

@@ -41,13 +41,19 @@ def decode_linear(
     Returns:
         [B, M].
     """
-    kernels = takes_kernels(x)
-    if kernels and len(x) == 1:
+    if takes_kernels(x) and len(x) == 1:
         return kernel_decode_linear(x, weight, bias, norm, up, residual)
-    if norm is not None:
-        x = kernel_rms_norm(x, *norm) if kernels else rms_norm(x, *norm)
+    x = x if norm is None else normed(x, *norm)
     y = F.linear(x, weight, bias)
-    if up is not None:
-        factor = F.linear(x, *up)
-        y = kernel_gated(y, factor) if kernels else F.silu(y) * factor
+    y = y if up is None else gated(y, F.linear(x, *up))
     return y if residual is None else residual + y
+
+
+def normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """`rms_norm`, by a kernel on CUDA."""
+    return kernel_rms_norm(x, weight, eps) if takes_kernels(x) else rms_norm(x, weight, eps)
+
+
+def gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up."""
+    return kernel_gated(gate, up) if takes_kernels(gate) else F.silu(gate) * up

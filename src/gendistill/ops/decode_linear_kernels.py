@@ -1,17 +1,19 @@
 """A row times a weight matrix in one Triton kernel, norm before and activation or addition behind it included.
 
-A program has a few of the outputs and goes along their rows of the weight, which nobody else reads.
+A program has a few of the outputs and reads their rows of the weight, which nobody else reads; as much of them as it
+can hold before the kernel in front has ended, so that memory never rests.
 
 Shapes: N inputs, M outputs.
 """
 
 import torch
 
-from gendistill.ops.optional_triton import require_triton, tl, triton
+from gendistill.ops.optional_triton import overlap, require_triton, tl, triton
 
-PROGRAMS = 528  # wanted: four for each of an H100's 132 multiprocessors
-INPUTS = 512  # that a program reads at a time
-SETTINGS = {"num_warps": 4, "num_stages": 4}
+PROGRAMS = 396  # wanted at least: three for each of an H100's 132 multiprocessors
+TILE = 4096  # numbers of the weight that a program reads at a time
+LONGEST_TILE = 4096  # inputs
+SETTINGS = {"num_warps": 4, "num_stages": 2}
 GATED = 1024  # numbers of a program
 
 
@@ -31,39 +33,40 @@ def kernel_decode_linear(
     require_triton()
     outputs, inputs = weight.shape
     y = x.new_empty(1, outputs)
-    each = outputs_of_a_program(outputs)
+    each, tile = tile_of(outputs, inputs)
     norm_weight, eps = norm or (None, 0.0)
     up_weight, up_bias = up or (None, None)
     _row[(-(-outputs // each),)](
         x.contiguous(), weight, bias, norm_weight, up_weight, up_bias, residual, y, inputs, outputs, eps,
-        OUTPUTS=each, INPUTS=min(INPUTS, triton.next_power_of_2(inputs)), **SETTINGS,
+        OUTPUTS=each, INPUTS=tile, **SETTINGS, **overlap(),
     )  # fmt: skip
     return y
 
 
 def kernel_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """As `decode_linear.rms_norm` of [B, N], on a GPU."""
+    """As `decode_linear.rms_norm`, on a GPU; x is contiguous."""
     require_triton()
     y = torch.empty_like(x)
-    rows, width = x.shape
-    _norm[(rows,)](x, weight, y, width, eps, WIDTH=triton.next_power_of_2(width), num_warps=4)
+    width = x.shape[-1]
+    _norm[(x.numel() // width,)](x, weight, y, width, eps, WIDTH=triton.next_power_of_2(width), num_warps=4)
     return y
 
 
 def kernel_gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up, [B, M] each, on a GPU."""
+    """silu(gate) * up, contiguous both, on a GPU."""
     require_triton()
     y = torch.empty_like(gate)
     _gated[(-(-gate.numel() // GATED),)](gate, up, y, gate.numel(), SIZE=GATED, num_warps=4)
     return y
 
 
-def outputs_of_a_program(outputs: int) -> int:
-    """A power of two of 2 to 16 with which there are about as many programs as wanted."""
-    each = 2
-    while each < 16 and outputs // (2 * each) >= PROGRAMS:
-        each *= 2
-    return each
+def tile_of(outputs: int, inputs: int) -> tuple[int, int]:
+    """Outputs of a program, and inputs that it reads at a time: powers of two, all inputs if that is not too much."""
+    tile = min(triton.next_power_of_2(inputs), LONGEST_TILE)
+    each = max(1, TILE // tile)
+    while each > 1 and outputs // each < PROGRAMS:
+        each //= 2
+    return each, tile
 
 
 if triton is not None:
@@ -71,11 +74,20 @@ if triton is not None:
     @triton.jit
     def _row(
         X, WEIGHT, BIAS, NORM, UP, UP_BIAS, RESIDUAL, Y, inputs, outputs, eps,
-        OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
+        OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, OVERLAP: tl.constexpr,
     ):  # fmt: skip
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
         output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
         there = output < outputs
         lane = tl.arange(0, INPUTS)
+        rows = output.to(tl.int64)[:, None] * inputs
+        mask = there[:, None] & (lane < inputs)[None, :]
+        weight = tl.load(WEIGHT + rows + lane, mask=mask, other=0.0)  # [OUTPUTS, INPUTS]
+        if UP is not None:
+            up = tl.load(UP + rows + lane, mask=mask, other=0.0)
+        if OVERLAP:
+            tl.extra.cuda.gdc_wait()
         root = 1.0
         if NORM is not None:
             squares = tl.zeros([INPUTS], tl.float32)
@@ -83,18 +95,14 @@ if triton is not None:
                 x = tl.load(X + start + lane, mask=start + lane < inputs, other=0.0).to(tl.float32)
                 squares += x * x
             root = tl.rsqrt(tl.sum(squares, 0) / inputs + eps)
-        rows = output.to(tl.int64)[:, None] * inputs
-        total = tl.zeros([OUTPUTS, INPUTS], tl.float32)
-        total_up = tl.zeros([OUTPUTS, INPUTS], tl.float32)
-        for start in range(0, inputs, INPUTS):
+        x = _normed(X, NORM, root, lane, inputs)
+        total = weight.to(tl.float32) * x
+        if UP is not None:
+            total_up = up.to(tl.float32) * x
+        for start in range(INPUTS, inputs, INPUTS):
             column = start + lane
-            inside = column < inputs
-            x = tl.load(X + column, mask=inside, other=0.0)
-            if NORM is not None:  # rounded before the weight is applied, and after
-                x = (x.to(tl.float32) * root).to(X.dtype.element_ty)
-                x = x * tl.load(NORM + column, mask=inside, other=0.0)
-            x = x.to(tl.float32)
-            mask = there[:, None] & inside[None, :]
+            mask = there[:, None] & (column < inputs)[None, :]
+            x = _normed(X, NORM, root, column, inputs)
             total += tl.load(WEIGHT + rows + column, mask=mask, other=0.0).to(tl.float32) * x
             if UP is not None:
                 total_up += tl.load(UP + rows + column, mask=mask, other=0.0).to(tl.float32) * x
@@ -111,18 +119,28 @@ if triton is not None:
         tl.store(Y + output, y.to(Y.dtype.element_ty), mask=there)
 
     @triton.jit
+    def _normed(X, NORM, root, column, inputs):
+        """Inputs in float32, rounded before the norm's weight is applied and after."""
+        x = tl.load(X + column, mask=column < inputs, other=0.0)
+        if NORM is not None:
+            x = (x.to(tl.float32) * root).to(X.dtype.element_ty)
+            x = x * tl.load(NORM + column, mask=column < inputs, other=0.0)
+        return x.to(tl.float32)
+
+    @triton.jit
     def _norm(X, WEIGHT, Y, width, eps, WIDTH: tl.constexpr):
         row = tl.program_id(0)
         channel = tl.arange(0, WIDTH)
         inside = channel < width
-        x = tl.load(X + row * width + channel, mask=inside, other=0.0).to(tl.float32)
+        start = row.to(tl.int64) * width
+        x = tl.load(X + start + channel, mask=inside, other=0.0).to(tl.float32)
         y = x * tl.rsqrt(tl.sum(x * x, 0) / width + eps)
         y = tl.load(WEIGHT + channel, mask=inside, other=0.0) * y.to(X.dtype.element_ty)
-        tl.store(Y + row * width + channel, y.to(Y.dtype.element_ty), mask=inside)
+        tl.store(Y + start + channel, y.to(Y.dtype.element_ty), mask=inside)
 
     @triton.jit
     def _gated(GATE, UP, Y, size, SIZE: tl.constexpr):
-        index = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+        index = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
         inside = index < size
         gate = tl.load(GATE + index, mask=inside, other=0.0).to(tl.float32)
         y = (gate / (1.0 + tl.exp(-gate))).to(GATE.dtype.element_ty) * tl.load(UP + index, mask=inside, other=0.0)

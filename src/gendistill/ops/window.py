@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
 from gendistill.ops.documents import Documents
+from gendistill.ops.window_kernels import add_sinks
 
 ALIGNED = 16  # fused attention copies a mask whose last dimension is no multiple of this
 # Newer versions of torch want to be told that key heads may be fewer; older ones just take them.
@@ -170,32 +171,7 @@ def _by_flash(q, k, v, window: int, sinks: int, scale: float, past: Past | None)
         *flat, *ends, length, seen + length,
         return_aux=AuxRequest(lse=True), scale=scale, window_size=(window - 1, 0), **VARLEN_OPTIONS,
     )  # fmt: skip
-    o = o.unflatten(0, (batch, length))  # [B, T, H, D]
-    skipped = max(0, window - count)  # queries whose window still holds every sink
-    if sinks == 0 or skipped >= length:
-        return o
-    lse = lse.unflatten(1, (batch, length)).permute(1, 2, 0)  # [H, B * T] -> [B, T, H]
-    position = torch.arange(count + skipped, count + length, device=q.device)
-    late = [x[:, skipped:] for x in (q.transpose(1, 2), o, lse)]
-    o[:, skipped:] = _with_sinks(*late, first_k, first_v, position, window, scale)
+    o = o.unflatten(0, (batch, length)).contiguous()  # [B, T, H, D]
+    if sinks and count + length > window:  # else every window holds every sink
+        add_sinks(q, o, lse, first_k, first_v, count, window, scale)
     return o
-
-
-def _with_sinks(q, o, lse, k, v, position, window: int, scale: float) -> torch.Tensor:
-    """Attention over more keys: softmax over both parts, from each part's own result.
-
-    Args:
-        q, o: [B, T, H, D]: queries, and what they see in their window.
-        lse: [B, T, H], logarithm of the sum of exp(score) there.
-        k, v: [B, G, S, D].
-        position: [T], of the queries; sinks that are in a query's window are left out.
-    """
-    groups = k.shape[1]
-    grouped = q.unflatten(2, (groups, -1))  # [B, T, G, H / G, D]
-    scores = torch.einsum("btghd,bgsd->btghs", grouped, k).flatten(2, 3).float() * scale  # [B, T, H, S]
-    sink = torch.arange(k.shape[2], device=q.device)
-    scores = scores.masked_fill((position[:, None] - sink < window)[None, :, None], -torch.inf)
-    whole = torch.logsumexp(torch.cat([scores, lse[..., None]], dim=-1), dim=-1, keepdim=True)  # [B, T, H, 1]
-    weights = (scores - whole).exp().to(v.dtype).unflatten(2, (groups, -1))  # [B, T, G, H / G, S]
-    of_sinks = torch.einsum("btghs,bgsd->btghd", weights, v).flatten(2, 3)
-    return (o.float() * (lse[..., None] - whole).exp() + of_sinks).to(o.dtype)

@@ -1,0 +1,141 @@
+"""A prefill pass over a piece of prompts, with as few passes through memory as there are kernels for.
+
+The same computation as the model's own forward pass on a `SlotCache`, for plain modules (`packed.can_pack`) and
+recurrences that a cache follows.
+
+Shapes: B rows, T tokens of the piece, N hidden size, H query heads, G key heads, D channels of a head, C channels of
+q, k and v.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from gendistill.inference.packed import PackedLayer, packed
+from gendistill.models.cache import Ring, SlotCache
+from gendistill.models.modeling import GendistillForCausalLM
+from gendistill.models.padding import Padding
+from gendistill.ops import DecayGate, convolved_heads, gated_norm, linear_attention
+from gendistill.ops.causal import causal_attention
+from gendistill.ops.decode_linear import gated, normed
+from gendistill.ops.rope import rope_heads
+from gendistill.ops.window import window_attention
+
+
+class PrefillPass:
+    """The pass of a student on a cache."""
+
+    def __init__(self, student: GendistillForCausalLM, cache: SlotCache):
+        self.student, self.cache, self.packed = student, cache, packed(student)
+
+    def __call__(self, ids: torch.Tensor, start: int, padding: Padding | None) -> torch.Tensor:
+        """Hidden states [B, T, N] behind the last layer, before the final norm, of tokens [B, T] from `start` on."""
+        model = self.student.model
+        x = model.embed_tokens(ids)
+        rope = None
+        if self.student.config.has_positions:
+            positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
+            rope = tuple(part[0] for part in model.rotary_emb(x, positions))  # [T, D] each
+        for layer, cache in zip(self.packed.layers, self.cache.layers, strict=True):
+            x = self._through(layer, cache, x, start, rope, padding)
+        return x
+
+    def _through(self, layer: PackedLayer, cache, x, start: int, rope, padding: Padding | None) -> torch.Tensor:
+        """[B, T, N] -> [B, T, N]."""
+        inputs = normed(x, *layer.input_norm)
+        channels, bias = layer.channels, layer.bias
+        qkv = F.linear(inputs, layer.weight[:channels], None if bias is None else bias[:channels])  # [B, T, C]
+        seen = None
+        if layer.sees_window:
+            seen = self._see_window(layer, cache, qkv, rope, padding)
+        if layer.is_linear:
+            narrow = F.linear(inputs, layer.weight[channels:])
+            o = self._recur(layer, cache, qkv, narrow, padding, start > 0)
+            if seen is not None:
+                share = layer.recurrence.share.to(o.dtype)[:, None]  # [H, 1]
+                o = torch.lerp(o.unflatten(-1, (layer.heads, -1)), seen, share).flatten(2)
+        elif layer.is_window:
+            o = seen.flatten(2)
+        else:
+            q, k, v = rope_heads(qkv, rope, layer.norms, layer.eps, layer.heads, layer.key_heads)
+            keys, values = cache.update(k, v, start)
+            o = causal_attention(q, keys, values, layer.width**-0.5).transpose(1, 2).flatten(2)
+        x = _added(x, o, layer.output)
+        inputs = normed(x, *layer.mlp_norm)
+        inner = gated(
+            F.linear(inputs, layer.gate.weight, layer.gate.bias), F.linear(inputs, layer.up.weight, layer.up.bias)
+        )
+        return _added(x, inner, layer.down)
+
+    def _see_window(self, layer: PackedLayer, cache, qkv, rope, padding: Padding | None) -> torch.Tensor:
+        """[B, T, H, D]."""
+        config = self.student.config
+        q, k, v = rope_heads(qkv, rope, layer.norms, layer.eps, layer.heads, layer.key_heads)
+        ring = Ring(cache, k, config.window, config.sinks)
+        o = window_attention(
+            q, k, v, window=config.window, sinks=config.sinks, scale=layer.width**-0.5, past=ring.past()
+        )
+        ring.write(k, v, padding)
+        return o
+
+    def _recur(self, layer: PackedLayer, cache, qkv, narrow, padding: Padding | None, extends: bool) -> torch.Tensor:
+        """[B, T, H * D]; the convolution's last inputs and the state go into the cache."""
+        recurrence = layer.recurrence
+        parts = narrow.split(list(recurrence.narrow.values()), dim=-1)
+        parts = dict(zip(recurrence.narrow, parts, strict=True))
+        mask = None if padding is None else padding.valid  # [B, T]
+        if mask is not None:
+            qkv = qkv * mask[..., None]
+        q, k, v = self._convolve(layer, cache, qkv, padding, extends)
+        beta = parts["beta"].float().sigmoid() if recurrence.delta_rule else None
+        if recurrence.fixed is not None:
+            decay = recurrence.fixed.expand(*qkv.shape[:2], -1)
+            decay = decay if mask is None else decay * mask[..., None]
+        else:
+            raw = parts["decay"]
+            if recurrence.decay_weight is not None:
+                raw = F.linear(raw, recurrence.decay_weight).unflatten(-1, (layer.heads, -1))
+            mask_of_gate = None if mask is None else mask.to(raw.dtype)
+            decay = DecayGate(raw, recurrence.A_log, recurrence.dt_bias, recurrence.bound, mask_of_gate)
+        if mask is not None and beta is not None:
+            beta = beta * mask[..., None]
+        if mask is not None and beta is None:
+            v = v * mask[..., None, None]
+        state = cache.recurrent_states[0] if extends else None
+        o, state = linear_attention(q, k, v, decay, beta, state, None)
+        cache.update_recurrent_state(state)
+        gate = F.linear(parts["gate"], recurrence.gate_weight)
+        activation = "silu" if recurrence.silu_gate else "sigmoid"
+        return gated_norm(o, gate, recurrence.gate_bias, recurrence.norm, eps=recurrence.eps, activation=activation)
+
+    def _convolve(self, layer: PackedLayer, cache, qkv, padding: Padding | None, extends: bool):
+        """q, k, v [B, T, H, D] of qkv [B, T, C]."""
+        recurrence, length = layer.recurrence, qkv.shape[1]
+        taps = recurrence.conv_weight.shape[1]
+        if extends:
+            qkv = torch.cat([cache.conv_states[0].transpose(1, 2), qkv], dim=1)  # [B, taps + T, C]
+        heads = convolved_heads(
+            qkv,
+            recurrence.conv_weight,
+            recurrence.conv_bias,
+            heads=layer.heads,
+            key_heads=layer.key_heads,
+            activation="silu" if recurrence.silu_conv else "none",
+        )
+        behind = torch.zeros(len(qkv), dtype=torch.long, device=qkv.device)
+        if padding is not None:  # it stands behind a row's tokens; a row without any ends in those of earlier pieces
+            behind = length - padding.valid.sum(1)
+        index = qkv.shape[1] - behind[:, None] + torch.arange(-taps, 0, device=qkv.device)  # [B, taps]
+        # Before a row's first token there are zeros.
+        last = qkv.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, qkv.shape[2]))
+        last = last.masked_fill((index < 0)[..., None], 0).transpose(1, 2)  # [B, C, taps]
+        if not cache.is_conv_states_initialized[0]:
+            cache.lazy_initialization(conv_states=last, conv_kernel_size=taps)
+        cache.has_previous_state[0] = True
+        cache.conv_states[0].copy_(last)
+        return tuple(part[:, -length:].contiguous() for part in heads)
+
+
+def _added(x: torch.Tensor, o: torch.Tensor, projection) -> torch.Tensor:
+    """x + projection(o), [B, T, N]."""
+    y = F.linear(o, projection.weight, projection.bias)
+    return y.add_(x)
