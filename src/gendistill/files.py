@@ -1,7 +1,9 @@
 """Files and folders that are whole or not there."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +11,32 @@ from pathlib import Path
 from typing import Any
 
 from gendistill.errors import UserError
+
+EMBEDDED = "embedded"  # begins the name of what is shipped in the package
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def located(path: str, folder: Path) -> str:
+    """A path that may be relative to `folder`, as an absolute one; 'embedded:NAME' is no path and stays."""
+    if path.startswith(f"{EMBEDDED}:"):
+        return path
+    return os.path.abspath(folder / os.path.expanduser(path))  # an absolute path wins over the folder
+
+
+def located_model(name: str, folder: Path) -> str:
+    """The absolute path of a model's folder, or the name as it is: 'embedded', a hub id.
+
+    Raises:
+        UserError: the name is that of a folder and of no hub id, and there is no such folder.
+    """
+    path = Path(located(name, folder))
+    if name == EMBEDDED or path.is_dir():
+        return name if name == EMBEDDED else str(path)
+    # The hub is asked for what can only be its own: a mistyped folder would come back as an error of the network.
+    is_path = name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name)
+    if is_path or ("/" in name and (folder / name).parent.is_dir()):
+        raise UserError(f"model '{name}': no such folder ({path}). Give 'embedded', a Hugging Face folder, or a hub id")
+    return name
 
 
 @contextmanager
@@ -32,6 +60,12 @@ def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")  # said, since the system's own encoding may be another
     os.replace(partial, path)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's content; about a second for each GB."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -32,6 +32,11 @@ def check(result, *needles):
         ("stages.qk_alignment.train=[]", ["train names no role", "name some of mixer"]),
         ("stages.qk_alignment.learning_rate={mixer_qk: 1}", ["learning_rate says nothing of mixer_conv, mixer_gate"]),
         ("stages.qk_alignment.objective={mixer_l2: 1, forward_kl: 1}", ["mixer_l2, forward_kl", "stages of their own"]),
+        # The embedded teacher's head is its embedding.
+        (
+            "stages.logit_distillation.train=[mixer, head]",
+            ["stages.logit_distillation: train: head: this student has no such parameters; it has"],
+        ),
         ("stages.qk_alignment.temperature=2", ["temperature changes forward_kl, reverse_kl, jensen_shannon only"]),
         ("stages.qk_alignment.data=txt", ["asks for data 'txt'", "text, instructions"]),
         ("stages.logit_distillation.loss_on=completion", ["completion needs conversations"]),
@@ -40,6 +45,26 @@ def check(result, *needles):
 )
 def test_recipe_mistakes(recipe, gendistill, tmp_path, override, needles):
     check(gendistill("run", recipe, override, "--output", tmp_path / "run"), *needles)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("verb", ["convert", "distill", "run"])
+@pytest.mark.parametrize(
+    ("override", "needles"),
+    [
+        ("evaluation.tasks.arithmetic.path=nowhere.jsonl", ["nowhere.jsonl: no such file"]),
+        ("evaluation.tasks.arithmetic.items=1000000", ["task 'arithmetic' asks for 1000000 items"]),
+        (
+            "evaluation.tasks.arithmetic.max_new_tokens=5000",
+            ["task 'arithmetic' needs", "the model has 1024 positions"],
+        ),
+    ],
+)
+def test_mistakes_in_the_last_task_show_before_anything_is_computed(
+    recipe, gendistill, tmp_path, verb, override, needles
+):
+    """Whatever is to be done first: an evaluation that cannot be would cost the whole run."""
+    check(gendistill(verb, recipe, override, "--output", tmp_path / "run"), *needles)
     assert not (tmp_path / "run").exists()
 
 
@@ -97,7 +122,7 @@ def test_output_of_another_recipe(recipe, gendistill, tmp_path, converted_run):
     before = (run / "recipe.yaml").read_text()
     check(
         gendistill("convert", recipe, "seed=1", "stages.qk_alignment.tokens=999", "--output", run),
-        "another recipe; different: seed, stages.qk_alignment.tokens",
+        "another recipe; different: seed. What has begun there cannot change",
     )
     assert (run / "recipe.yaml").read_text() == before
     # What changes memory or speed only may change.
@@ -126,8 +151,6 @@ def test_missing_learning_rate(recipe, gendistill, tmp_path):
 @pytest.mark.parametrize(
     ("override", "needles"),
     [
-        # The embedded teacher's head is its embedding.
-        ("stages.qk_alignment.train=[mixer, head]", ["train: head: this student has no such parameters; it has"]),
         (
             "stages.qk_alignment.expected_loss=[0, 0.001]",
             ["step 1: the loss is", "expected_loss of this stage is 0 to"],

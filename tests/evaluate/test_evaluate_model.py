@@ -224,7 +224,7 @@ def test_too_long_a_prompt_is_refused_before_anything_is_asked(model, tokenizer,
 
 @pytest.mark.parametrize("name", ["a/b", "..", ""])
 def test_names_that_cannot_be_files(model, tokenizer, settings, tmp_path, name):
-    with pytest.raises(UserError, match="names files"):
+    with pytest.raises(ValueError, match="names files"):
         evaluate(model, tokenizer, {name: settings["choice"]}, tmp_path)
     with pytest.raises(UserError, match="names files"):
         evaluate(model, tokenizer, settings, tmp_path, label=name)

@@ -4,24 +4,37 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 import gendistill.models  # noqa: F401  registers the student with transformers
 from gendistill.errors import UserError
+from gendistill.files import EMBEDDED, located_model
 
 transformers_logging.disable_progress_bar()  # gendistill shows its own
 
 
 def resolve(name: str) -> str:
-    """'embedded' -> the folder shipped in the package; folders and hub ids stay as they are."""
-    if name == "embedded":
+    """'embedded' -> the folder shipped in the package; a folder -> its absolute path; a hub id stays as it is."""
+    if name == EMBEDDED:
         # Here and not above: the package's own teacher is data, and whoever brings a teacher needs none of it.
         from gendistill.embedded import teacher_folder
 
         return str(teacher_folder())
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise UserError(f"teacher '{name}': no such folder. Give 'embedded', a Hugging Face folder, or a hub id.")
-    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    return located_model(name, Path.cwd())
+
+
+def model_folder(name: str) -> Path:
+    """The folder that holds a model that was loaded; of one from the hub, the one it was fetched to."""
+    folder = Path(resolve(name))
+    if not folder.is_dir():
+        folder = Path(cached_file(name, "config.json", local_files_only=True)).parent
+    return folder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers loads a model's weights from, by name."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
 def load_config(name: str):

@@ -1,7 +1,11 @@
 """What can be checked of a recipe before the first computation."""
 
+from transformers import PreTrainedTokenizerBase
+
 from gendistill.data.sources import read_documents
 from gendistill.errors import UserError
+from gendistill.evaluate.harness import check_harness
+from gendistill.evaluate.run import check_questions
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_config
@@ -39,3 +43,14 @@ def check_shapes(recipe: Recipe) -> GendistillConfig:
         if length > limit:
             raise UserError(f"{name}.sequence_length is {length}; the teacher's positions end at {limit}")
     return config
+
+
+def check_tasks(recipe: Recipe, config: GendistillConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Reads every evaluation task, so that a mistake in one shows before hours of training.
+
+    Raises:
+        UserError: see `check_questions` and `check_harness`.
+    """
+    check_questions(config, tokenizer, recipe.evaluation, recipe.seed)
+    if recipe.evaluation.harness is not None:
+        check_harness(recipe.evaluation.harness)

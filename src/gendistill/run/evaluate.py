@@ -5,21 +5,10 @@ from transformers import PreTrainedModel
 from gendistill.analysis.scores import Scores
 from gendistill.distributed import on_rank_zero, report_errors_once
 from gendistill.errors import UserError
-from gendistill.evaluate.harness import check_harness, run_harness
-from gendistill.evaluate.items import load_items
+from gendistill.evaluate.harness import run_harness
 from gendistill.evaluate.run import evaluate_model
 from gendistill.models.loading import load_model
 from gendistill.run.run import Run
-
-
-@report_errors_once
-def check_tasks(run: Run) -> None:
-    """Reads every evaluation task, so that a mistake in one shows before hours of training."""
-    for name, task in run.recipe.evaluation.tasks.items():
-        # Thrown away: with the recipe's seed the same items are drawn again when their time comes.
-        load_items(name, task, run.recipe.seed, run.tokenizer)
-    if run.recipe.evaluation.harness is not None:
-        check_harness(run.recipe.evaluation.harness)
 
 
 def evaluate_teacher(run: Run) -> Scores | None:
