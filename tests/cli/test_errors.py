@@ -132,13 +132,17 @@ def test_output_of_another_recipe(recipe, gendistill, tmp_path, converted_run):
     check(gendistill("convert", recipe, "--output", tmp_path / "other"), "holds no run")
 
 
-def test_changed_weights_are_refused(recipe, gendistill, converted_run):
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "conversion_report.json"])
+def test_a_changed_student_is_refused(recipe, gendistill, converted_run, name):
+    """Before the next stage starts from it, and before it is evaluated."""
     run = converted_run
-    weights = run / "0-conversion/student/model.safetensors"
-    data = bytearray(weights.read_bytes())
+    path = run / "0-conversion/student" / name
+    data = bytearray(path.read_bytes())
     data[-100] ^= 1
-    weights.write_bytes(data)
-    check(gendistill("distill", recipe, "--output", run), "not those its conversion report was written for")
+    path.write_bytes(data)
+    needle = f"0-conversion/student: {name} changed since written. Delete that folder and run again"
+    check(gendistill("distill", recipe, "--output", run), needle)
+    check(gendistill("evaluate", recipe, "--output", run), needle)
 
 
 def test_missing_learning_rate(recipe, gendistill, tmp_path):

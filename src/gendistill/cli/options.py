@@ -10,7 +10,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, e.g. stages.qk_alignment.tokens=1000"),
 ]
-Output = Annotated[Path | None, typer.Option(help="run folder; runs/NAME of the recipe if not given")]
+Output = Annotated[Path | None, typer.Option(help="folder to work in; runs/NAME of the recipe if not given")]
 
 
 def open_run(recipe: Path, overrides: list[str] | None, output: Path | None, **how):

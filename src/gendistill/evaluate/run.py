@@ -22,7 +22,7 @@ from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.kinds.item import Grades, Item
 from gendistill.evaluate.partial import Partial
 from gendistill.evaluate.ranking import Ranking, rank, render_prompts
-from gendistill.files import read_jsonl, write_atomically, write_jsonl
+from gendistill.files import file_sha256, read_jsonl, write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, generate
 from gendistill.inference.stopping import end_ids
@@ -326,8 +326,13 @@ def _paths(folder: Path, name: str) -> tuple[Path, Path]:
     return folder / f"{name}.jsonl", folder / f"{name}.meta.json"
 
 
-def _stamp(questions: _Questions, digest: str) -> dict[str, Any]:
-    return {"sha256": digest, "items": len(questions.items), "malformed": questions.malformed}
+def _stamp(questions: _Questions, digest: str, records: Path) -> dict[str, Any]:
+    return {
+        "sha256": digest,
+        "items": len(questions.items),
+        "malformed": questions.malformed,
+        "records": file_sha256(records),
+    }
 
 
 def _finished(folder: Path, questions: _Questions, digest: str) -> list[dict[str, Any]] | None:
@@ -335,13 +340,11 @@ def _finished(folder: Path, questions: _Questions, digest: str) -> list[dict[str
     path, meta = _paths(folder, questions.name)
     # Whatever is wrong with the files, evaluating again mends it.
     try:
-        if json.loads(meta.read_text(encoding="utf-8")) != _stamp(questions, digest):
+        if json.loads(meta.read_text(encoding="utf-8")) != _stamp(questions, digest, path):
             return None
-        records = read_jsonl(path)
+        return read_jsonl(path)
     except (OSError, ValueError):
         return None
-    # Somebody may have cut the records by hand; their hash is not in the stamp.
-    return records if len(records) == len(questions.items) else None
 
 
 def _store(folder: Path, questions: _Questions, records: Sequence[dict[str, Any]], digest: str) -> None:
@@ -349,7 +352,7 @@ def _store(folder: Path, questions: _Questions, records: Sequence[dict[str, Any]
     # A hash must never stand beside records it does not belong to, whenever the process is killed.
     meta.unlink(missing_ok=True)
     write_jsonl(path, records)
-    write_atomically(meta, json.dumps(_stamp(questions, digest)) + "\n")
+    write_atomically(meta, json.dumps(_stamp(questions, digest, path)) + "\n")
 
 
 @contextmanager

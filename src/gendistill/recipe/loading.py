@@ -7,7 +7,7 @@ returns a frozen, fully checked object; nothing else in the project reads settin
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +27,8 @@ from gendistill.recipe.fields import KEEPS_RESULTS, MAPPING, ONE, FileName, Sett
 from gendistill.recipe.reading import parse_yaml, read_yaml
 from gendistill.recipe.stage import Stage
 from gendistill.recipe.student import Conversion, Student
+
+Section = TypeVar("Section", bound=Settings)
 
 
 def _located_teacher(name: str, info: ValidationInfo) -> str:
@@ -115,8 +117,17 @@ def parse_recipe(settings: dict[str, Any], origin: str, folder: Path | None = No
         origin: names it in error messages.
         folder: what its relative paths are relative to; None leaves them as they are.
     """
+    return _parse(Recipe, settings, origin, folder)
+
+
+def parse_evaluation(settings: dict[str, Any], origin: str, folder: Path) -> Evaluation:
+    """Checks the settings of an evaluation that belongs to no recipe, as `parse_recipe` does those of one."""
+    return _parse(Evaluation, settings, origin, folder)
+
+
+def _parse(section: type[Section], settings: dict[str, Any], origin: str, folder: Path | None) -> Section:
     try:
-        return Recipe.model_validate(settings, context={"folder": folder})
+        return section.model_validate(settings, context={"folder": folder})
     except ValidationError as error:
         # All of them: a user should not have to start once per mistake.
         lines = [f"  {_explain(problem)}" for problem in error.errors()]

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from gendistill.errors import UserError
-from gendistill.files import write_atomically
+from gendistill.files import damage_of, read_json, write_atomically
 from gendistill.recipe.fields import drop_marked, result_settings
 from gendistill.recipe.loading import Recipe
 from gendistill.recipe.reading import read_yaml
@@ -152,6 +152,26 @@ class RunFolder:
     def report(self, stage: str) -> Path:
         """The file beside a student's weights that says where they come from."""
         return self.student(stage) / ("conversion_report.json" if stage == "conversion" else "stage_report.json")
+
+    def check_student(self, stage: str, only: str | None = None) -> None:
+        """Reads a student's folder whole, or one file of it: weights that were changed, or half copied, would be no
+        student of this run.
+
+        Raises:
+            UserError: a file is not as it was written.
+        """
+        if (damage := damage_of(self.student(stage), only)) is not None:
+            raise UserError(f"{self.student(stage)}: {damage}. Delete that folder and run again.")
+
+    def read_report(self, stage: str) -> dict[str, Any]:
+        """The report of a student.
+
+        Raises:
+            UserError: it is not as it was written.
+        """
+        path = self.report(stage)
+        self.check_student(stage, only=path.name)
+        return read_json(path)
 
     def before(self, stage: str) -> str:
         """The stage whose student a stage starts from."""
