@@ -28,19 +28,14 @@ def located(path: str, folder: Path) -> str:
 
 
 def located_model(name: str, folder: Path) -> str:
-    """The absolute path of a model's folder, or the name as it is: 'embedded', a hub id.
-
-    Raises:
-        UserError: the name is that of a folder and of no hub id, and there is no such folder.
-    """
-    path = Path(located(name, folder))
-    if name == EMBEDDED or path.is_dir():
-        return name if name == EMBEDDED else str(path)
+    """The absolute path of a model's folder, whether or not it is there; 'embedded' and hub ids stay as they are."""
+    path = located(name, folder)
+    if name == EMBEDDED:
+        return name
     # The hub is asked for what can only be its own: a mistyped folder would come back as an error of the network.
     is_path = name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name)
-    if is_path or ("/" in name and (folder / name).parent.is_dir()):
-        raise UserError(f"model '{name}': no such folder ({path}). Give 'embedded', a Hugging Face folder, or a hub id")
-    return name
+    beside_folders = "/" in name and Path(path).parent.is_dir()
+    return path if is_path or beside_folders or Path(path).is_dir() else name
 
 
 @contextmanager

@@ -15,13 +15,20 @@ transformers_logging.disable_progress_bar()  # gendistill shows its own
 
 
 def resolve(name: str) -> str:
-    """'embedded' -> the folder shipped in the package; a folder -> its absolute path; a hub id stays as it is."""
+    """'embedded' -> the folder shipped in the package; a folder -> its absolute path; a hub id stays as it is.
+
+    Raises:
+        UserError: it is the name of a folder and of no hub id, and there is no such folder.
+    """
     if name == EMBEDDED:
         # Here and not above: the package's own teacher is data, and whoever brings a teacher needs none of it.
         from gendistill.embedded import teacher_folder
 
         return str(teacher_folder())
-    return located_model(name, Path.cwd())
+    path = located_model(name, Path.cwd())
+    if Path(path).is_absolute() and not Path(path).is_dir():
+        raise UserError(f"model '{name}': no such folder. Give 'embedded', a Hugging Face folder, or a hub id")
+    return path
 
 
 def model_folder(name: str) -> Path:
