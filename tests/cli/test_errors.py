@@ -26,7 +26,7 @@ def check(result, *needles):
         ("student.keep_attention=[2, 8]", ["layer(s) [8]", "has 8, counted 0 to 7"]),
         ("stages.block_alignment.sequence_length=4096", ["stages.block_alignment.sequence_length is 4096", "1024"]),
         ("data.text=[{path: nowhere.jsonl}]", ["nowhere.jsonl: no such file"]),
-        ("teacher=./nowhere", ["./nowhere", "no such folder"]),
+        ("teacher=./nowhere", ["/nowhere': no such folder"]),
         ("stages.qk_alignment.train=[mixers]", ["stages.qk_alignment.train.0", "'mixer'", "mixers"]),
         ("stages.qk_alignment.train=[mlp]", ["trains mixers only", "mlp"]),
         ("stages.qk_alignment.train=[]", ["train names no role", "name some of mixer"]),

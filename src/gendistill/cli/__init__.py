@@ -1,6 +1,7 @@
 """The command line: one file per verb. Nothing heavy is imported until a command runs."""
 
 import logging
+import signal
 import sys
 from collections.abc import Iterable
 from types import ModuleType
@@ -9,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from gendistill.cli import convert, distill, doctor, evaluate, inspect, plan, run, show_batch, synthesize
-from gendistill.errors import UserError
+from gendistill.errors import Stopped, UserError
 from gendistill.names import look_up
 
 # Libraries that warn, while they are imported, of things that no user of a command can change: torchao of its own
@@ -18,9 +19,17 @@ CHATTY = ("torchao", "torch.utils._pytree")
 
 # In the order of --help. A verb is a module of this package with a function `command`, and is called by its name.
 VERBS = [plan, run, synthesize, show_batch, convert, distill, evaluate, inspect, doctor]
+RESUME = ("run", "synthesize", "convert", "distill", "evaluate")  # go on from what an earlier call left
 
 
 class _Verbs(TyperGroup):
+    def invoke(self, ctx):
+        # Here: typer would end with the status alone.
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Stopped(f"interrupted{_what_next(ctx.invoked_subcommand)}", 128 + signal.SIGINT) from None
+
     def resolve_command(self, ctx, args):
         look_up(self.commands, args[0], "verb")  # typer's own error names the nearest at best
         return super().resolve_command(ctx, args)
@@ -45,8 +54,19 @@ def make_app(verbs: Iterable[ModuleType]) -> typer.Typer:
 app = make_app(VERBS)
 
 
+def _what_next(verb: str | None) -> str:
+    return "; what is whole is kept, and the same command goes on from there" if verb in RESUME else ""
+
+
+def _terminate(*_) -> None:
+    verb = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
+    raise Stopped(f"stopped by SIGTERM{_what_next(verb)}", 128 + signal.SIGTERM)
+
+
 def main() -> None:
     """Entry point: user errors are printed alone, everything else is a bug and keeps its traceback."""
+    # As an exception, so that half-written folders are cleared; while it trains, a stage makes a checkpoint first.
+    signal.signal(signal.SIGTERM, _terminate)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -54,6 +74,6 @@ def main() -> None:
     except UserError as error:
         print(f"gendistill: {error}", file=sys.stderr)
         sys.exit(2)  # as for an unknown option
-    except KeyboardInterrupt:
-        print("gendistill: interrupted; the same command resumes from here", file=sys.stderr)
-        sys.exit(130)  # what shells report of a program that SIGINT has ended
+    except Stopped as stop:
+        print(f"gendistill: {stop}", file=sys.stderr)
+        sys.exit(stop.code)
