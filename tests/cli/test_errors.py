@@ -1,12 +1,15 @@
 """Bad input gets one clear error: what was given, what is allowed, what to do; no traceback, and nothing is lost."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
 import yaml
 
 from cli_tools import command, environment
+from gendistill.errors import UserError
+from gendistill.models.conversion import ConversionReport
 
 
 def check(result, *needles):
@@ -66,6 +69,24 @@ def test_mistakes_in_the_last_task_show_before_anything_is_computed(
     """Whatever is to be done first: an evaluation that cannot be would cost the whole run."""
     check(gendistill(verb, recipe, override, "--output", tmp_path / "run"), *needles)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_would_fill_the_disk_is_not_begun(recipe, gendistill, tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    check(
+        gendistill("run", recipe, "--output", tmp_path / "a/run"), "GiB of disk, 0.000 are written and 0.001 are free"
+    )
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_conversion_that_is_refused_leaves_nothing_half(recipe, gendistill, tmp_path, monkeypatch):
+    def refuse(report):
+        raise UserError("worse than a guess")
+
+    monkeypatch.setattr(ConversionReport, "check", refuse)
+    check(gendistill("convert", recipe, "--output", tmp_path / "run"), "worse than a guess")
+    assert not list((tmp_path / "run/0-conversion").iterdir())
 
 
 def test_missing_recipe_in_a_process_of_its_own():

@@ -5,11 +5,13 @@ import signal
 import sys
 from collections.abc import Iterable
 from types import ModuleType
+from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
-from gendistill.cli import convert, distill, doctor, evaluate, inspect, plan, run, show_batch, synthesize
+from gendistill import __version__
+from gendistill.cli import convert, distill, doctor, evaluate, inspect, plan, run, show_batch, status, synthesize
 from gendistill.errors import Stopped, UserError
 from gendistill.names import look_up
 
@@ -18,7 +20,7 @@ from gendistill.names import look_up
 CHATTY = ("torchao", "torch.utils._pytree")
 
 # In the order of --help. A verb is a module of this package with a function `command`, and is called by its name.
-VERBS = [plan, run, synthesize, show_batch, convert, distill, evaluate, inspect, doctor]
+VERBS = [plan, run, synthesize, show_batch, convert, distill, evaluate, status, inspect, doctor]
 RESUME = ("run", "synthesize", "convert", "distill", "evaluate")  # go on from what an earlier call left
 
 
@@ -35,6 +37,20 @@ class _Verbs(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"gendistill {__version__}")
+        raise typer.Exit()
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="print the version and leave")
+    ] = False,
+) -> None:
+    """Turn a pretrained Transformer language model into a fast hybrid that still answers."""
+
+
 def make_app(verbs: Iterable[ModuleType]) -> typer.Typer:
     """The command line with these verbs."""
     app = typer.Typer(
@@ -44,6 +60,7 @@ def make_app(verbs: Iterable[ModuleType]) -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,  # a traceback that is a bug report, not a page of boxes
     )
+    app.callback()(_options)
     for verb in verbs:
         # "gendistill.cli.show_batch" is called as show-batch.
         name = verb.__name__.rpartition(".")[-1].replace("_", "-")

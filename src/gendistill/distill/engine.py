@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -32,6 +33,8 @@ from gendistill.distributed import is_rank_zero, processes, rank
 from gendistill.errors import Stopped, UserError
 from gendistill.files import write_atomically
 from gendistill.recipe.stage import Stage
+
+SECONDS_BETWEEN_LINES = 60  # of progress that goes to a file
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ class Trainer:
         self.stage, self.objective, self.optimizer, self.loader = stage, objective, optimizer, loader
         self.folder, self.fingerprint, self.device = folder, fingerprint, device
         self.title, self.console, self.pace = title, console, pace or Pace()
+        self.printed = -math.inf  # when the last line was, in seconds of the monotonic clock
         self.run_micro_batch = GraphedMicroBatch(self._micro_batch, device) if graphs else self._micro_batch
 
     def train(self) -> list[StepMetrics]:
@@ -154,6 +158,7 @@ class Trainer:
                 log.write(json.dumps(asdict(metrics)) + "\n")
                 log.flush()  # a killed run loses no line
                 curves.add(metrics)
+                self._print_now_and_then(metrics)
                 progress.update(bar, completed=metrics.step, loss=metrics.loss, throughput=metrics.tokens_per_second)
                 leaves = is_settled and is_asked_to_stop()
                 if leaves or self._saves_after(metrics.step):
@@ -294,5 +299,19 @@ class Trainer:
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
-            disable=not is_rank_zero(),  # every process would draw a bar
+            disable=not (is_rank_zero() and self.console.is_terminal),  # every process would draw one; files get lines
+        )
+
+    def _print_now_and_then(self, metrics: StepMetrics) -> None:
+        """Off a terminal, a plain line a minute, and one at the end."""
+        now, is_last = time.monotonic(), metrics.step == self.stage.steps
+        if self.console.is_terminal or not (is_last or now - self.printed >= SECONDS_BETWEEN_LINES):
+            return
+        self.printed = now
+        left = (self.stage.steps - metrics.step) * metrics.seconds
+        self.console.print(
+            f"{self.title}: step {metrics.step:,} of {self.stage.steps:,}, loss {metrics.loss:.4f}, "
+            f"{metrics.tokens_per_second:,.0f} tokens/s, {timedelta(seconds=round(left))} left",
+            soft_wrap=True,
+            markup=False,
         )

@@ -17,6 +17,7 @@ from gendistill.distill.engine import Pace, StepMetrics
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.sharding import shard
 from gendistill.distill.stage import train_stage
+from gendistill.distill.tracking import complaint
 from gendistill.distributed import on_rank_zero, report_errors_once
 from gendistill.errors import UserError
 from gendistill.files import folder_in_one_piece, write_atomically
@@ -68,6 +69,8 @@ def distil_stage(run: Run, name: str) -> None:
     history = _train(run, name, parent, dataset)
     first, last = history[0], history[-1]
     run.console.print(f"{name}: loss {first.loss:.4f} -> {last.loss:.4f} over {last.tokens:,} tokens")
+    if (wrong := complaint(stage, [metrics.loss for metrics in history])) is not None:
+        run.console.print(f"WARNING: stage {name}: {wrong}", markup=False)
 
 
 def _parent_of(run: Run, name: str) -> _Parent:

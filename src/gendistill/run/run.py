@@ -21,7 +21,7 @@ from gendistill.plan.price import Planner
 from gendistill.plan.refusal import refusal
 from gendistill.recipe.loading import Recipe
 from gendistill.recipe.stage import Stage
-from gendistill.run.checks import check_recipe, check_tasks
+from gendistill.run.checks import check_disk, check_recipe, check_tasks
 from gendistill.run.folder import RunFolder
 from gendistill.run.teacher import check_teacher, check_tokenizer
 
@@ -53,8 +53,8 @@ class Run:
             makes_results: the folder is taken for this process alone, and held to the teacher that it began with.
 
         Raises:
-            UserError: see `start_compute`, `check_recipe`, `check_tasks`, `check_memory`, `RunFolder`; or there is no
-                such stage.
+            UserError: see `start_compute`, `check_recipe`, `check_tasks`, `check_memory`, `check_disk`, `RunFolder`; or
+                there is no such stage.
         """
         self.recipe = recipe
         self.makes_results = makes_results
@@ -68,6 +68,8 @@ class Run:
             self._check_roles(name, stage)
         self.folder = RunFolder(output, recipe)
         self.check_memory(list(recipe.stages) if trains is None else trains)
+        if trains is None and recipe.stages:
+            check_disk(self.folder.root, self.planner.whole_disk(recipe))
         if evaluates and distributed.is_rank_zero():
             # With a tokenizer of its own: the run's is told a day, which there is none of yet.
             check_tasks(recipe, self.config, load_tokenizer(recipe.teacher, self.config.vocab_size))
