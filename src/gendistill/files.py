@@ -103,8 +103,13 @@ def flush_to_disk(path: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Writes UTF-8 text under another name first, so that a killed write leaves the old file."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")  # said, since the system's own encoding may be another
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")  # said, since the system's own encoding may be another
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)  # on a full disk, what was written of it is in the way
+        error.filename = error.filename or str(path)
+        raise
 
 
 def file_sha256(path: Path) -> str:

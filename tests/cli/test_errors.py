@@ -1,7 +1,9 @@
 """Bad input gets one clear error: what was given, what is allowed, what to do; no traceback, and nothing is lost."""
 
 import json
+import resource
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -78,6 +80,22 @@ def test_a_run_that_would_fill_the_disk_is_not_begun(recipe, gendistill, tmp_pat
         gendistill("run", recipe, "--output", tmp_path / "a/run"), "GiB of disk, 0.000 are written and 0.001 are free"
     )
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("room", [0, 100, 1000, 3000])
+def test_a_full_disk_in_an_evaluation_is_one_clear_error(recipe, gendistill, converted_run, room):
+    """The kernel refuses a write in its middle, as it does when the disk is full; wherever that is."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        code, output = gendistill("evaluate", recipe, "--output", converted_run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert code == 2 and "Traceback" not in output and "File too large" in output, output
+    assert not list(converted_run.rglob("*.partial"))
+    assert gendistill("evaluate", recipe, "--output", converted_run)[0] == 0
 
 
 def test_a_conversion_that_is_refused_leaves_nothing_half(recipe, gendistill, tmp_path, monkeypatch):

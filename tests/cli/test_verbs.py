@@ -59,3 +59,15 @@ def test_status_says_how_far_a_run_is(gendistill, recipe, converted_run):
     assert code == 0 and lines[:2] == [f"{converted_run}: no process works there", "0-conversion: done"]
     assert lines[2].startswith("1-qk_alignment: done, step 2, loss ") and lines[3] == "2-block_alignment: not begun"
     assert gendistill("status", converted_run.parent)[0] == 2
+
+
+def test_what_is_printed_goes_nowhere_or_into_a_file(gendistill, converted_run, tmp_path):
+    _, shown = gendistill("status", converted_run)
+    assert gendistill("--quiet", "status", converted_run) == (0, "")
+    log = tmp_path / "log.txt"
+    for _ in range(2):
+        assert gendistill("--log-file", log, "status", converted_run) == (0, "")
+    assert log.read_text() == 2 * shown
+    code, output = gendistill("--quiet", "status", tmp_path)
+    assert code == 2 and "is no run folder" in output
+    assert gendistill("--log-file", tmp_path, "status", converted_run)[0] == 2

@@ -1,9 +1,13 @@
 """The command line: one file per verb. Nothing heavy is imported until a command runs."""
 
+import errno
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterable
+from contextlib import redirect_stdout
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
@@ -21,6 +25,7 @@ CHATTY = ("torchao", "torch.utils._pytree")
 
 # In the order of --help. A verb is a module of this package with a function `command`, and is called by its name.
 VERBS = [plan, run, synthesize, show_batch, convert, distill, evaluate, status, inspect, doctor]
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # wherever it is met
 RESUME = ("run", "synthesize", "convert", "distill", "evaluate")  # go on from what an earlier call left
 
 
@@ -44,11 +49,25 @@ def _print_version(asked: bool) -> None:
 
 
 def _options(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="print the version and leave")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="print errors and warnings only")] = False,
+    log_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="print into this file, behind what it holds, in plain lines")
+    ] = None,
 ) -> None:
     """Turn a pretrained Transformer language model into a fast hybrid that still answers."""
+    # Errors and warnings go to stderr, and are left there.
+    target = Path(os.devnull) if quiet else log_file
+    if target is not None:
+        try:
+            file = open(target, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  closed by the context
+        except OSError as error:
+            raise UserError(f"--log-file {target}: cannot be written ({error.strerror})") from None
+        ctx.with_resource(file)
+        ctx.with_resource(redirect_stdout(file))
 
 
 def make_app(verbs: Iterable[ModuleType]) -> typer.Typer:
@@ -76,7 +95,7 @@ def _what_next(verb: str | None) -> str:
 
 
 def _terminate(*_) -> None:
-    verb = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
+    verb = next((argument for argument in sys.argv[1:] if argument in RESUME), None)
     raise Stopped(f"stopped by SIGTERM{_what_next(verb)}", 128 + signal.SIGTERM)
 
 
@@ -91,6 +110,13 @@ def main() -> None:
     except UserError as error:
         print(f"gendistill: {error}", file=sys.stderr)
         sys.exit(2)  # as for an unknown option
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise  # a bug: what a user can do about files has errors of its own
+        where = f"{error.filename}: " if error.filename else ""
+        advice = "Free some space and run the same command again: what is whole is kept"
+        print(f"gendistill: {where}cannot be written ({error.strerror}). {advice}", file=sys.stderr)
+        sys.exit(2)
     except Stopped as stop:
         print(f"gendistill: {stop}", file=sys.stderr)
         sys.exit(stop.code)

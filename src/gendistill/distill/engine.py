@@ -264,17 +264,21 @@ class Trainer:
         for note in notes:
             self.console.print(f"[yellow]{note}[/yellow]")
         log = self.folder / "metrics.jsonl"
-        lines = log.read_text().splitlines() if log.exists() else []
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         # More lines than the checkpoint has steps are those of a run that was stopped behind it; fewer cannot be.
         if len(lines) < done:
             raise UserError(
                 f"{log}: has {len(lines)} lines, the checkpoint is at step {done}. Delete {self.folder} to start anew."
             )
+        try:
+            history = [StepMetrics(**json.loads(line)) for line in lines[:done]]
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{log}: is damaged ({error}). Delete {self.folder} to start anew.") from None
         if done:
             self.console.print(f"{self.title}: resumes from step {done}")
         if is_rank_zero():
             write_atomically(log, "".join(line + "\n" for line in lines[:done]))
-        return [StepMetrics(**json.loads(line)) for line in lines[:done]]
+        return history
 
     @contextmanager
     def _room_on_disk(self) -> Iterator[None]:
