@@ -102,7 +102,7 @@ def _terminate(*_) -> None:
 def main() -> None:
     """Entry point: user errors are printed alone, everything else is a bug and keeps its traceback."""
     # As an exception, so that half-written folders are cleared; while it trains, a stage makes a checkpoint first.
-    signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -120,3 +120,5 @@ def main() -> None:
     except Stopped as stop:
         print(f"gendistill: {stop}", file=sys.stderr)
         sys.exit(stop.code)
+    finally:
+        signal.signal(signal.SIGTERM, before)
