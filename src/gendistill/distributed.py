@@ -62,6 +62,15 @@ def on_rank_zero(do: Callable[[], T]) -> T | None:
     return result
 
 
+def as_rank_zero_says(do: Callable[[], T]) -> T:
+    """What `do` returns on the first process, on all of them: for what all must agree on and one can find out."""
+    if not dist.is_initialized():
+        return do()
+    said = [do() if is_rank_zero() else None]
+    dist.broadcast_object_list(said, device=torch.device("cpu"))  # over gloo, as barriers
+    return said[0]
+
+
 def report_errors_once(do: Callable[P, T]) -> Callable[P, T]:
     """Where all processes come to the same UserError, it is printed once: the others hold it back until they are ended.
 

@@ -1,43 +1,142 @@
 """Files and folders that are whole or not there."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from gendistill.errors import UserError
+
+EMBEDDED = "embedded"  # begins the name of what is shipped in the package
+SUMS = "SHA256SUMS"  # in sealed folders
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def located(path: str, folder: Path) -> str:
+    """A path that may be relative to `folder`, as an absolute one; 'embedded:NAME' is no path and stays."""
+    if path.startswith(f"{EMBEDDED}:"):
+        return path
+    return os.path.abspath(folder / os.path.expanduser(path))  # an absolute path wins over the folder
+
+
+def located_model(name: str, folder: Path) -> str:
+    """The absolute path of a model's folder, whether or not it is there; 'embedded' and hub ids stay as they are."""
+    path = located(name, folder)
+    if name == EMBEDDED:
+        return name
+    # The hub is asked for what can only be its own: a mistyped folder would come back as an error of the network.
+    is_path = name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name)
+    beside_folders = "/" in name and Path(path).parent.is_dir()
+    return path if is_path or beside_folders or Path(path).is_dir() else name
 
 
 @contextmanager
 def folder_in_one_piece(final: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its final name only when the block ends well."""
+    """A folder to fill, which is sealed and takes its final name when the block ends well, and is gone otherwise.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     partial = final.with_name(final.name + ".partial")  # beside it: a rename is atomic within one file system only
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
-    partial.mkdir(parents=True)
     try:
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+        partial.mkdir(parents=True)
         yield partial
+        seal(partial)
         os.replace(partial, final)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(
-            f"{final} could not be written ({error}). Free some space and run the same command again."
-        ) from error
+        if isinstance(error, OSError | SafetensorError):  # the latter has the system's error in words
+            raise UserError(
+                f"{final} could not be written ({error}). Free some space and run the same command again."
+            ) from error
+        raise
+
+
+def seal(folder: Path) -> None:
+    """Writes the hashes of a folder's files beside them, for `damage_of` and `sha256sum -c`.
+
+    What it has sealed is on the disk itself, so that a loss of power cannot take it back.
+    """
+    files = sorted(path for path in folder.iterdir() if path.name != SUMS)
+    with ThreadPoolExecutor() as pool:  # hashing and the disk both work without the interpreter
+        hashes = list(pool.map(file_sha256, files))
+        list(pool.map(flush_to_disk, files))
+    sums = "".join(f"{digest}  {path.name}\n" for digest, path in zip(hashes, files, strict=True))
+    write_atomically(folder / SUMS, sums)
+    flush_to_disk(folder)
+
+
+def damage_of(folder: Path, only: str | None = None) -> str | None:
+    """What of a sealed folder, or of `only` one file in it, is not as it was sealed, in words; None if all is."""
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        sealed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        sealed = sealed if only is None else {only: sealed[only]}
+    except (OSError, ValueError, KeyError):
+        return f"{SUMS} is missing or damaged"
+    if missing := [name for name in sealed if not (folder / name).is_file()]:
+        return f"{', '.join(missing)} missing"
+    with ThreadPoolExecutor() as pool:
+        hashes = pool.map(file_sha256, (folder / name for name in sealed))
+        changed = [name for name, digest in zip(sealed, hashes, strict=True) if digest != sealed[name]]
+    return f"{', '.join(changed)} changed since written" if changed else None
+
+
+def flush_to_disk(path: Path) -> None:
+    """Returns when a file's content, or a folder's list of files, is on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes UTF-8 text under another name first, so that a killed write leaves the old file."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")  # said, since the system's own encoding may be another
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")  # said, since the system's own encoding may be another
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)  # on a full disk, what was written of it is in the way
+        error.filename = error.filename or str(path)
+        raise
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's content; about a second for each GB."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The records of a file of JSON lines."""
     # Not splitlines(): replies may hold other line separators, which JSON leaves as they are.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error})") from None
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that the project wrote.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is missing or damaged ({error}). Delete {path.parent} and run again.") from None
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:

@@ -1,12 +1,17 @@
 """Bad input gets one clear error: what was given, what is allowed, what to do; no traceback, and nothing is lost."""
 
 import json
+import resource
+import shutil
+import signal
 import subprocess
 
 import pytest
 import yaml
 
 from cli_tools import command, environment
+from gendistill.errors import UserError
+from gendistill.models.conversion import ConversionReport
 
 
 def check(result, *needles):
@@ -26,12 +31,17 @@ def check(result, *needles):
         ("student.keep_attention=[2, 8]", ["layer(s) [8]", "has 8, counted 0 to 7"]),
         ("stages.block_alignment.sequence_length=4096", ["stages.block_alignment.sequence_length is 4096", "1024"]),
         ("data.text=[{path: nowhere.jsonl}]", ["nowhere.jsonl: no such file"]),
-        ("teacher=./nowhere", ["./nowhere", "no such folder"]),
+        ("teacher=./nowhere", ["/nowhere': no such folder"]),
         ("stages.qk_alignment.train=[mixers]", ["stages.qk_alignment.train.0", "'mixer'", "mixers"]),
         ("stages.qk_alignment.train=[mlp]", ["trains mixers only", "mlp"]),
         ("stages.qk_alignment.train=[]", ["train names no role", "name some of mixer"]),
         ("stages.qk_alignment.learning_rate={mixer_qk: 1}", ["learning_rate says nothing of mixer_conv, mixer_gate"]),
         ("stages.qk_alignment.objective={mixer_l2: 1, forward_kl: 1}", ["mixer_l2, forward_kl", "stages of their own"]),
+        # The embedded teacher's head is its embedding.
+        (
+            "stages.logit_distillation.train=[mixer, head]",
+            ["stages.logit_distillation: train: head: this student has no such parameters; it has"],
+        ),
         ("stages.qk_alignment.temperature=2", ["temperature changes forward_kl, reverse_kl, jensen_shannon only"]),
         ("stages.qk_alignment.data=txt", ["asks for data 'txt'", "text, instructions"]),
         ("stages.logit_distillation.loss_on=completion", ["completion needs conversations"]),
@@ -41,6 +51,60 @@ def check(result, *needles):
 def test_recipe_mistakes(recipe, gendistill, tmp_path, override, needles):
     check(gendistill("run", recipe, override, "--output", tmp_path / "run"), *needles)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("verb", ["convert", "distill", "run"])
+@pytest.mark.parametrize(
+    ("override", "needles"),
+    [
+        ("evaluation.tasks.arithmetic.path=nowhere.jsonl", ["nowhere.jsonl: no such file"]),
+        ("evaluation.tasks.arithmetic.items=1000000", ["task 'arithmetic' asks for 1000000 items"]),
+        (
+            "evaluation.tasks.arithmetic.max_new_tokens=5000",
+            ["task 'arithmetic' needs", "the model has 1024 positions"],
+        ),
+    ],
+)
+def test_mistakes_in_the_last_task_show_before_anything_is_computed(
+    recipe, gendistill, tmp_path, verb, override, needles
+):
+    """Whatever is to be done first: an evaluation that cannot be would cost the whole run."""
+    check(gendistill(verb, recipe, override, "--output", tmp_path / "run"), *needles)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_would_fill_the_disk_is_not_begun(recipe, gendistill, tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    check(
+        gendistill("run", recipe, "--output", tmp_path / "a/run"), "GiB of disk, 0.000 are written and 0.001 are free"
+    )
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("room", [0, 100, 1000, 3000])
+def test_a_full_disk_in_an_evaluation_is_one_clear_error(recipe, gendistill, converted_run, room):
+    """The kernel refuses a write in its middle, as it does when the disk is full; wherever that is."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        code, output = gendistill("evaluate", recipe, "--output", converted_run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert code == 2 and "Traceback" not in output and "File too large" in output, output
+    assert not list(converted_run.rglob("*.partial"))
+    assert gendistill("evaluate", recipe, "--output", converted_run)[0] == 0
+
+
+def test_a_conversion_that_is_refused_leaves_nothing_half(recipe, gendistill, tmp_path, monkeypatch):
+    def refuse(report):
+        raise UserError("worse than a guess")
+
+    monkeypatch.setattr(ConversionReport, "check", refuse)
+    check(gendistill("convert", recipe, "--output", tmp_path / "run"), "worse than a guess")
+    assert not list((tmp_path / "run/0-conversion").iterdir())
 
 
 def test_missing_recipe_in_a_process_of_its_own():
@@ -97,7 +161,7 @@ def test_output_of_another_recipe(recipe, gendistill, tmp_path, converted_run):
     before = (run / "recipe.yaml").read_text()
     check(
         gendistill("convert", recipe, "seed=1", "stages.qk_alignment.tokens=999", "--output", run),
-        "another recipe; different: seed, stages.qk_alignment.tokens",
+        "another recipe; different: seed. What has begun there cannot change",
     )
     assert (run / "recipe.yaml").read_text() == before
     # What changes memory or speed only may change.
@@ -107,13 +171,17 @@ def test_output_of_another_recipe(recipe, gendistill, tmp_path, converted_run):
     check(gendistill("convert", recipe, "--output", tmp_path / "other"), "holds no run")
 
 
-def test_changed_weights_are_refused(recipe, gendistill, converted_run):
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "conversion_report.json"])
+def test_a_changed_student_is_refused(recipe, gendistill, converted_run, name):
+    """Before the next stage starts from it, and before it is evaluated."""
     run = converted_run
-    weights = run / "0-conversion/student/model.safetensors"
-    data = bytearray(weights.read_bytes())
+    path = run / "0-conversion/student" / name
+    data = bytearray(path.read_bytes())
     data[-100] ^= 1
-    weights.write_bytes(data)
-    check(gendistill("distill", recipe, "--output", run), "not those its conversion report was written for")
+    path.write_bytes(data)
+    needle = f"0-conversion/student: {name} changed since written. Delete that folder and run again"
+    check(gendistill("distill", recipe, "--output", run), needle)
+    check(gendistill("evaluate", recipe, "--output", run), needle)
 
 
 def test_missing_learning_rate(recipe, gendistill, tmp_path):
@@ -126,8 +194,6 @@ def test_missing_learning_rate(recipe, gendistill, tmp_path):
 @pytest.mark.parametrize(
     ("override", "needles"),
     [
-        # The embedded teacher's head is its embedding.
-        ("stages.qk_alignment.train=[mixer, head]", ["train: head: this student has no such parameters; it has"]),
         (
             "stages.qk_alignment.expected_loss=[0, 0.001]",
             ["step 1: the loss is", "expected_loss of this stage is 0 to"],

@@ -110,6 +110,30 @@ def test_killed_in_the_middle_of_each_stage_ends_the_same(unbroken, recipe, tmp_
         assert weights_sha256(run / student) == weights_sha256(expected / student)
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [
+        (
+            signal.SIGINT,
+            130,
+            "gendistill: interrupted; what is whole is kept, and the same command goes on from there\n",
+        ),
+        (signal.SIGTERM, 143, "gendistill: stopped by SIGTERM; qk_alignment is kept as of step "),
+    ],
+)
+def test_a_signal_says_what_happened_and_how_to_go_on(recipe, converted_run, number, code, says):
+    settings = ["stages.qk_alignment.tokens=1e5", "stages.qk_alignment.checkpoint_every=1000"]
+    call = command("distill", recipe, *settings, "--output", converted_run)
+    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    wait_for_lines(converted_run / "1-qk_alignment/metrics.jsonl", 2, process)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert says in errors and "Traceback" not in output + errors
+    checkpoints = list((converted_run / "1-qk_alignment").glob("checkpoints/step-*"))
+    assert bool(checkpoints) == (number == signal.SIGTERM)
+
+
 def wait_for_lines(path, lines, process, seconds=120):
     deadline = time.time() + seconds
     while not path.exists() or len(path.read_text().splitlines()) < lines:

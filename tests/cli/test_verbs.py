@@ -1,5 +1,6 @@
 """The command line itself: a verb is a module in one list, and an unknown one is answered with those there are."""
 
+import re
 import subprocess
 from types import ModuleType
 
@@ -7,10 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from cli_tools import command, environment
-from gendistill import cli
+from gendistill import __version__, cli
 from gendistill.errors import UserError
 
-NAMES = ["plan", "run", "place", "synthesize", "show-batch", "convert", "distill", "evaluate", "inspect", "doctor"]
+NAMES = (
+    "plan run place synthesize show-batch convert distill evaluate status inspect doctor".split()
+)  # as --help lists them
 
 
 def test_a_verb_is_a_module_in_the_list():
@@ -40,3 +43,33 @@ def test_an_unknown_verb_is_one_line_for_the_user():
     done = subprocess.run(command("evalute"), capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 2
     assert done.stderr == f"gendistill: unknown verb 'evalute'; known: {', '.join(NAMES)}\n"
+
+
+def test_the_version_is_printed():
+    done = CliRunner().invoke(cli.app, ["--version"])
+    assert (done.exit_code, done.output) == (0, f"gendistill {__version__}\n")
+
+
+def test_status_says_how_far_a_run_is(gendistill, recipe, converted_run):
+    overrides = [f"stages.{stage}.tokens=256" for stage in ("qk_alignment",)]
+    code, output = gendistill("distill", recipe, *overrides, "--stage", "qk_alignment", "--output", converted_run)
+    assert code == 0, output
+    # Off a terminal: plain lines, with what is left, and no bars.
+    assert re.search(r"^qk_alignment: step 2 of 2, loss \d\.\d+, [\d,]+ tokens/s, 0:00:00 left$", output, re.M), output
+    code, output = gendistill("status", converted_run)
+    lines = output.splitlines()
+    assert code == 0 and lines[:2] == [f"{converted_run}: no process works there", "0-conversion: done"]
+    assert lines[2].startswith("1-qk_alignment: done, step 2, loss ") and lines[3] == "2-block_alignment: not begun"
+    assert gendistill("status", converted_run.parent)[0] == 2
+
+
+def test_what_is_printed_goes_nowhere_or_into_a_file(gendistill, converted_run, tmp_path):
+    _, shown = gendistill("status", converted_run)
+    assert gendistill("--quiet", "status", converted_run) == (0, "")
+    log = tmp_path / "log.txt"
+    for _ in range(2):
+        assert gendistill("--log-file", log, "status", converted_run) == (0, "")
+    assert log.read_text() == 2 * shown
+    code, output = gendistill("--quiet", "status", tmp_path)
+    assert code == 2 and "is no run folder" in output
+    assert gendistill("--log-file", tmp_path, "status", converted_run)[0] == 2

@@ -12,6 +12,7 @@ from gendistill.data.encoding import Encoder
 from gendistill.data.masks import check_masks
 from gendistill.data.sources import Document
 from gendistill.errors import UserError
+from gendistill.files import seal
 
 OPENING = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}" + OPENING
@@ -136,4 +137,5 @@ def rows_of(piece, mask, tokenizer, folder) -> PackedDataset:
         np.save(folder / f"{name}.npy", values[None])
     stats = {"ends": [tokenizer.eos_token_id], "loss_on": "all", "tokenizer": tokenizer_hash(tokenizer)}
     (folder / "stats.json").write_text(json.dumps({"key": "", "stats": stats}))
+    seal(folder)
     return PackedDataset(folder)

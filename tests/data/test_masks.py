@@ -11,6 +11,7 @@ from gendistill.data.dataset import PackedDataset, prepare
 from gendistill.data.masks import check_masks
 from gendistill.embedded import teacher_folder
 from gendistill.errors import UserError
+from gendistill.files import seal
 from gendistill.models.loading import load_model, load_tokenizer
 from gendistill.recipe.data import Source
 
@@ -41,6 +42,7 @@ def changed(tmp_path):
         described = json.loads((folder / "stats.json").read_text())
         described["stats"] |= stats
         (folder / "stats.json").write_text(json.dumps(described))
+        seal(folder)
         return PackedDataset(folder)
 
     return make

@@ -321,8 +321,21 @@ def test_a_full_disk_keeps_what_is_done(prepared, folder, monkeypatch):
 def test_incomplete_folder_is_refused(prepared, folder):
     data = prepared([Source(path=folder("a.jsonl", [{"text": "abc"}] * 50))])
     (data.folder / "loss_mask.npy").unlink()
-    with pytest.raises(UserError, match="not a prepared data set"):
+    with pytest.raises(UserError, match=r"loss_mask\.npy missing; delete the folder and run again"):
         PackedDataset(data.folder)
+
+
+@pytest.mark.parametrize("name", ["input_ids.npy", "position_ids.npy", "loss_mask.npy", "stats.json", "SHA256SUMS"])
+def test_one_changed_bit_is_refused(prepared, folder, name):
+    """Of the same size, so that only the content can tell; a mask with another bit trains on with no sign of it."""
+    source = Source(path=folder("a.jsonl", [{"text": "abc"}] * 50))
+    data = prepared([source])
+    path = data.folder / name
+    changed = bytearray(path.read_bytes())
+    changed[-8] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(UserError, match="changed since written|missing"):
+        prepared([source])
 
 
 def test_long_conversations_are_cut_and_hopeless_ones_skipped(prepared, folder):

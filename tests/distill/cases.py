@@ -30,6 +30,7 @@ from gendistill.distill.roles import set_trainable
 from gendistill.distill.sharding import shard
 from gendistill.distill.stage import train_stage
 from gendistill.errors import UserError
+from gendistill.files import seal
 from gendistill.recipe.stage import Stage
 from small_models import make_student, make_teacher, tokens
 
@@ -88,6 +89,7 @@ def write_rows(folder: Path) -> None:
     for name, column in columns.items():
         np.save(folder / f"{name}.npy", column)
     (folder / "stats.json").write_text(json.dumps({"key": "rows", "stats": {}}))
+    seal(folder)
 
 
 def run_case(name: str, root: Path, folder: str | None = None, **changes) -> None:

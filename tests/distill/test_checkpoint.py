@@ -13,6 +13,7 @@ from gendistill.distill.checkpoint import checkpoints, load_checkpoint, save_che
 from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.distill.roles import set_trainable
 from gendistill.errors import UserError
+from gendistill.files import seal
 from small_models import make_student
 
 FINGERPRINT = {"learning_rate": "0.001", "data": '"abc"', "initial weights": '"def"'}
@@ -68,6 +69,16 @@ def test_without_a_checkpoint_nothing_changes(tmp_path, optimizer_at):
     assert all(torch.equal(p, reference.parameters[name]) for name, p in fresh.parameters.items())
 
 
+def flip(name, place=-1):
+    def damage(folder):
+        path = next(folder.glob(name))
+        data = bytearray(path.read_bytes())
+        data[place if place >= 0 else len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    return damage
+
+
 def cut(folder):
     data = next(folder.glob("*.distcp"))
     data.write_bytes(data.read_bytes()[:-100])
@@ -79,6 +90,11 @@ DAMAGES = {
     "metadata gone": lambda folder: (folder / ".metadata").unlink(),
     "manifest is no JSON": lambda folder: (folder / "manifest.json").write_text("{"),
     "manifest lacks an entry": lambda folder: (folder / "manifest.json").write_text('{"step": 2}'),
+    "a bit of the data": flip("*.distcp"),
+    "a bit of the metadata": flip(".metadata"),
+    "a bit of the manifest": flip("manifest.json"),
+    "a bit of the hashes": flip("SHA256SUMS"),
+    "hashes gone": lambda folder: (folder / "SHA256SUMS").unlink(),
     "manifest gone": lambda folder: (folder / "manifest.json").unlink(),
 }
 
@@ -104,11 +120,12 @@ def test_all_damaged_is_a_fresh_start_with_notes(tmp_path, optimizer_at):
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
-def test_files_of_the_right_size_that_cannot_be_read_are_one_clear_error(tmp_path, optimizer_at, name):
+def test_sealed_files_that_cannot_be_read_are_one_clear_error(tmp_path, optimizer_at, name):
     for step in (1, 2):
         save_checkpoint(tmp_path, step, optimizer_at(step), FINGERPRINT)
     newest = tmp_path / "step-00000002"
     (newest / name).write_bytes(bytes((newest / name).stat().st_size))
+    seal(newest)  # as if another version had written it
     with pytest.raises(UserError, match=r"step-00000002: the checkpoint's files cannot be read\. Delete it and run"):
         load_checkpoint(tmp_path, optimizer_at(0), FINGERPRINT)
     shutil.rmtree(newest)

@@ -501,3 +501,15 @@ def test_nothing_breaks_without_either(make_stage, run, short, monkeypatch):
     without_tensorboard(monkeypatch, None)
     outcome = run(make_stage())
     assert len(outcome.history) == 4 and not (outcome.folder / "curves").exists()
+
+
+@pytest.mark.parametrize("damage", [b"{", b"\xff", b'{"steq": 1}'])
+def test_damaged_metrics_are_one_clear_error(make_stage, run, shrink, damage):
+    """A line of a step that a checkpoint has behind it."""
+    shrink(num_hidden_layers=2)
+    stage = make_stage(checkpoint_every=2, micro_batch=2, sequences_per_step=2)
+    log = run(stage).folder / "metrics.jsonl"
+    lines = log.read_bytes().split(b"\n")
+    log.write_bytes(b"\n".join([damage, *lines[1:]]))
+    with pytest.raises(UserError, match=r"metrics\.jsonl: is damaged"):
+        run(stage)

@@ -188,6 +188,27 @@ def test_what_changes_the_answers_asks_again(model, other_model, tokenizer, sett
     assert asked_again(model=other_model, seed=1) == ["short"]
 
 
+def test_every_weight_counts(model, tokenizer, settings, tmp_path, asked):
+    """Not a sample of them: one number in the middle of the largest tensor is another model."""
+    evaluate(model, tokenizer, settings, tmp_path)
+    asked.clear()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[130, 17] += 1e-3
+    evaluate(model, tokenizer, settings, tmp_path)
+    assert asked == ["choice", "short", "number"]
+
+
+def test_records_that_were_changed_are_asked_again(model, tokenizer, settings, tmp_path, asked):
+    evaluate(model, tokenizer, settings, tmp_path)
+    asked.clear()
+    path = tmp_path / "student/short.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"generation_correct": false', b'"generation_correct": true ', 1))
+    assert path.read_bytes() != whole
+    evaluate(model, tokenizer, settings, tmp_path)
+    assert asked == ["short"] and path.read_bytes() == whole
+
+
 def test_one_step_of_training_is_noticed(model, tokenizer, settings, tmp_path, asked):
     evaluate(model, tokenizer, settings, tmp_path)
     norm = model.model.layers[0].input_layernorm.weight
@@ -224,7 +245,7 @@ def test_too_long_a_prompt_is_refused_before_anything_is_asked(model, tokenizer,
 
 @pytest.mark.parametrize("name", ["a/b", "..", ""])
 def test_names_that_cannot_be_files(model, tokenizer, settings, tmp_path, name):
-    with pytest.raises(UserError, match="names files"):
+    with pytest.raises(ValueError, match="names files"):
         evaluate(model, tokenizer, {name: settings["choice"]}, tmp_path)
     with pytest.raises(UserError, match="names files"):
         evaluate(model, tokenizer, settings, tmp_path, label=name)

@@ -24,7 +24,7 @@ from gendistill.models.loading import load_model, load_tokenizer
 from gendistill.recipe.evaluation import Evaluation, Harness, make_task
 from gendistill.recipe.loading import parse_recipe
 from gendistill.run.convert import convert_teacher
-from gendistill.run.evaluate import check_tasks, evaluate_student, evaluate_teacher
+from gendistill.run.evaluate import evaluate_student, evaluate_teacher
 from gendistill.run.run import Run
 from gendistill.run.summarise import summarise
 
@@ -151,8 +151,7 @@ def test_tasks_of_a_recipe_are_asked_once_a_model(
 def test_summary_of_a_run_shows_its_scores(task_file, tmp_path):
     settings = copy.deepcopy(RECIPE)
     settings["evaluation"] |= {"harness": {"tasks": [task_file], "limit": 8}, "stages": ["conversion"]}
-    run = Run(parse_recipe(settings, origin="test"), tmp_path / "run", Console(quiet=True))
-    check_tasks(run)
+    run = Run(parse_recipe(settings, origin="test"), tmp_path / "run", Console(quiet=True), evaluates=True)
     convert_teacher(run)
     teacher, student = evaluate_teacher(run), evaluate_student(run, "conversion")
     written = summarise(run.folder, teacher, {"0-conversion": student}).read_text()

@@ -191,7 +191,7 @@ def test_mistakes_in_a_task_file(tmp_path, content, needles):
 def test_a_task_file_that_is_no_yaml(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("kind: [")
-    with pytest.raises(UserError, match=r"task file .*own.yaml: not valid YAML"):
+    with pytest.raises(UserError, match=r"task .*own.yaml: not valid YAML"):
         task(task=str(path))
 
 

@@ -53,6 +53,25 @@ RANKINGS_HEADER = ["task", "model", "letter", "text", "per token", "per byte"]
 ROTATIONS_HEADER = ["task", "model", "right", "all right", "same letter", "same option"]
 
 
+SCORES_HEADER = ["task", "items", "generation", "flexible", "ranking", "unparsed", "truncated"]
+
+
+def scores_cells(scores: Scores) -> list[list[str]]:
+    """Cells under SCORES_HEADER, a row a task of one model: percent."""
+    return [
+        [
+            name,
+            f"{task.items:,}",
+            _percent(task.generation),
+            _percent(task.flexible),
+            _percent(task.ranking),
+            _percent(task.unparsed_rate),
+            _percent(task.truncated_rate),
+        ]
+        for name, task in scores.tasks.items()
+    ]
+
+
 def paired_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Cells under PAIRED_HEADER for one student of `paired_table`: percent, and points for the gap."""
     cells = []

@@ -1,15 +1,22 @@
 """The command line: one file per verb. Nothing heavy is imported until a command runs."""
 
+import errno
 import logging
+import os
+import signal
 import sys
 from collections.abc import Iterable
+from contextlib import redirect_stdout
+from pathlib import Path
 from types import ModuleType
+from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
-from gendistill.cli import convert, distill, doctor, evaluate, inspect, place, plan, run, show_batch, synthesize
-from gendistill.errors import UserError
+from gendistill import __version__
+from gendistill.cli import convert, distill, doctor, evaluate, inspect, place, plan, run, show_batch, status, synthesize
+from gendistill.errors import Stopped, UserError
 from gendistill.names import look_up
 
 # Libraries that warn, while they are imported, of things that no user of a command can change: torchao of its own
@@ -17,13 +24,50 @@ from gendistill.names import look_up
 CHATTY = ("torchao", "torch.utils._pytree")
 
 # In the order of --help. A verb is a module of this package with a function `command`, and is called by its name.
-VERBS = [plan, run, place, synthesize, show_batch, convert, distill, evaluate, inspect, doctor]
+VERBS = [plan, run, place, synthesize, show_batch, convert, distill, evaluate, status, inspect, doctor]
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # wherever it is met
+RESUME = ("run", "place", "synthesize", "convert", "distill", "evaluate")  # go on from what an earlier call left
 
 
 class _Verbs(TyperGroup):
+    def invoke(self, ctx):
+        # Here: typer would end with the status alone.
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Stopped(f"interrupted{_what_next(ctx.invoked_subcommand)}", 128 + signal.SIGINT) from None
+
     def resolve_command(self, ctx, args):
         look_up(self.commands, args[0], "verb")  # typer's own error names the nearest at best
         return super().resolve_command(ctx, args)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"gendistill {__version__}")
+        raise typer.Exit()
+
+
+def _options(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="print the version and leave")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="print errors and warnings only")] = False,
+    log_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="print into this file, behind what it holds, in plain lines")
+    ] = None,
+) -> None:
+    """Turn a pretrained Transformer language model into a fast hybrid that still answers."""
+    # Errors and warnings go to stderr, and are left there.
+    target = Path(os.devnull) if quiet else log_file
+    if target is not None:
+        try:
+            file = open(target, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  closed by the context
+        except OSError as error:
+            raise UserError(f"--log-file {target}: cannot be written ({error.strerror})") from None
+        ctx.with_resource(file)
+        ctx.with_resource(redirect_stdout(file))
 
 
 def make_app(verbs: Iterable[ModuleType]) -> typer.Typer:
@@ -35,6 +79,7 @@ def make_app(verbs: Iterable[ModuleType]) -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,  # a traceback that is a bug report, not a page of boxes
     )
+    app.callback()(_options)
     for verb in verbs:
         # "gendistill.cli.show_batch" is called as show-batch.
         name = verb.__name__.rpartition(".")[-1].replace("_", "-")
@@ -45,8 +90,19 @@ def make_app(verbs: Iterable[ModuleType]) -> typer.Typer:
 app = make_app(VERBS)
 
 
+def _what_next(verb: str | None) -> str:
+    return "; what is whole is kept, and the same command goes on from there" if verb in RESUME else ""
+
+
+def _terminate(*_) -> None:
+    verb = next((argument for argument in sys.argv[1:] if argument in RESUME), None)
+    raise Stopped(f"stopped by SIGTERM{_what_next(verb)}", 128 + signal.SIGTERM)
+
+
 def main() -> None:
     """Entry point: user errors are printed alone, everything else is a bug and keeps its traceback."""
+    # As an exception, so that half-written folders are cleared; while it trains, a stage makes a checkpoint first.
+    before = signal.signal(signal.SIGTERM, _terminate)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -54,6 +110,15 @@ def main() -> None:
     except UserError as error:
         print(f"gendistill: {error}", file=sys.stderr)
         sys.exit(2)  # as for an unknown option
-    except KeyboardInterrupt:
-        print("gendistill: interrupted; the same command resumes from here", file=sys.stderr)
-        sys.exit(130)  # what shells report of a program that SIGINT has ended
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise  # a bug: what a user can do about files has errors of its own
+        where = f"{error.filename}: " if error.filename else ""
+        advice = "Free some space and run the same command again: what is whole is kept"
+        print(f"gendistill: {where}cannot be written ({error.strerror}). {advice}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stop:
+        print(f"gendistill: {stop}", file=sys.stderr)
+        sys.exit(stop.code)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -5,7 +5,7 @@ from gendistill.cli.options import Output, Overrides, RecipeFile, open_run
 
 def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = None) -> None:
     """Convert the teacher and measure the untrained student."""
-    run = open_run(recipe, overrides, output)
+    run = open_run(recipe, overrides, output, evaluates=True)
 
     from gendistill.run.convert import convert_teacher
 

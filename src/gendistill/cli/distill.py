@@ -15,7 +15,7 @@ def command(
 ) -> None:
     """Distil the converted student, stage by stage; resumes where it stopped."""
     # Only what is to be trained now must fit into memory.
-    run = open_run(recipe, overrides, output, trains=[stage] if stage else None)
+    run = open_run(recipe, overrides, output, trains=[stage] if stage else None, evaluates=True)
 
     from gendistill.run.distill import distil_stage
 

@@ -1,22 +1,43 @@
-"""gendistill evaluate: teacher and student on the same items, by ranking and by generation."""
+"""gendistill evaluate: models on items, by ranking and by generation: a recipe's pair, or any one model."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
-from gendistill.cli.options import Output, Overrides, RecipeFile, open_run
+from gendistill.cli.options import Output, Overrides, open_run
 from gendistill.errors import UserError
 
 
 def command(
-    recipe: RecipeFile,
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="recipe file (YAML)")] = None,
     overrides: Overrides = None,
     output: Output = None,
     stage: Annotated[
         str | None, typer.Option(help="whose student, 'conversion' too; the latest that is there if not given")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="FOLDER_OR_ID", help="any causal model, without a recipe; needs --tasks")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="A,B", help="with --model: task files by name, or paths that end in .yaml")
+    ] = None,
+    items: Annotated[int | None, typer.Option(min=1, help="with --model: of each task; all if not given")] = None,
+    seed: Annotated[int, typer.Option(help="with --model: draws items and few-shot examples")] = 0,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="with --model")] = "auto",
 ) -> None:
-    """Evaluate teacher and student on the recipe's tasks and print the pair."""
+    """Evaluate teacher and student on the recipe's tasks and print the pair; or any model on any tasks."""
+    if model is not None:
+        if recipe is not None or stage is not None or tasks is None:
+            raise UserError("--model takes --tasks, and neither a recipe nor --stage")
+        return evaluate_one(model, tasks.split(","), items, seed, device, output)
+    if recipe is None or tasks is not None:
+        raise UserError("give a recipe, whose tasks are evaluated, or --model FOLDER_OR_ID with --tasks")
+    return evaluate_pair(recipe, overrides, output, stage)
+
+
+def evaluate_pair(recipe: Path, overrides: list[str] | None, output: Path | None, stage: str | None) -> None:
+    """Teacher and student of a run; what is answered already stays."""
     run = open_run(recipe, overrides, output)
     done = [name for name in run.folder.stages if run.folder.has_student(name)]
     # That a stage is in the recipe and not done yet is another mistake: `evaluate_student` reports it.
@@ -35,3 +56,28 @@ def command(
         return
     rows = paired_table(teacher, {stage: student})[stage]
     run.console.print(to_rich(f"teacher and student after {stage}", PAIRED_HEADER, paired_cells(rows)))
+
+
+def evaluate_one(model: str, tasks: list[str], items: int | None, seed: int, device: str, output: Path | None) -> None:
+    """Any causal model, without a recipe."""
+    from gendistill.recipe.loading import parse_evaluation
+
+    names = [Path(task).stem if task.endswith((".yaml", ".yml")) else task for task in tasks]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"--tasks names {', '.join(repeated)} more than once")
+    asked = {
+        name: {"task": task} | ({} if items is None else {"items": items})
+        for name, task in zip(names, tasks, strict=True)
+    }
+    evaluation = parse_evaluation({"tasks": asked}, "--tasks", Path.cwd())
+
+    from rich.console import Console
+
+    from gendistill.analysis.tables import SCORES_HEADER, scores_cells, to_rich
+    from gendistill.run.evaluate import evaluate_any
+
+    folder = output or Path("evaluations") / Path(model).name
+    scores = evaluate_any(model, evaluation, seed=seed, device=device, folder=folder)
+    console = Console(highlight=False)
+    console.print(to_rich(f"{model}, percent", SCORES_HEADER, scores_cells(scores)))
+    console.print(f"records: {folder / scores.label}", soft_wrap=True, markup=False)

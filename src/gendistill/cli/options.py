@@ -10,14 +10,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, e.g. stages.qk_alignment.tokens=1000"),
 ]
-Output = Annotated[Path | None, typer.Option(help="run folder; runs/NAME of the recipe if not given")]
+Output = Annotated[Path | None, typer.Option(help="folder to work in; runs/NAME of the recipe if not given")]
 
 
-def open_run(recipe: Path, overrides: list[str] | None, output: Path | None, trains: list[str] | None = ()):
+def open_run(recipe: Path, overrides: list[str] | None, output: Path | None, **how):
     """The run of a recipe; importing torch and transformers only now keeps --help fast.
 
     Args:
-        trains: the stages that are to be trained, which must fit into memory; None for all.
+        how: see `Run`: which stages are to be trained, whether the run is to be evaluated, whether it makes results.
     """
     from rich.console import Console
 
@@ -28,4 +28,4 @@ def open_run(recipe: Path, overrides: list[str] | None, output: Path | None, tra
     from gendistill.run.run import Run
 
     # No highlighting: rich would colour every number in the tables.
-    return Run(settings, output or Path("runs") / settings.name, Console(highlight=False), trains)
+    return Run(settings, output or Path("runs") / settings.name, Console(highlight=False), **how)

@@ -74,7 +74,7 @@ def measure(settings, stages: list[str], console) -> dict:
     bars = console if console.is_terminal else Console(quiet=True)
     # Data sets and the probe's steps need a run folder, which must not stand in the way of the real one.
     with tempfile.TemporaryDirectory(prefix="gendistill-plan-") as folder:
-        run = Run(settings, Path(folder) / "run", bars)
+        run = Run(settings, Path(folder) / "run", bars, makes_results=False)
         return {name: probe_stage(run, name) for name in stages}
 
 

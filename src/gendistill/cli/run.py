@@ -5,14 +5,13 @@ from gendistill.cli.options import Output, Overrides, RecipeFile, open_run
 
 def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = None) -> None:
     """Convert, distil in stages, evaluate after each, and write a summary; resumes where it stopped."""
-    run = open_run(recipe, overrides, output, trains=None)
+    run = open_run(recipe, overrides, output, trains=None, evaluates=True)
 
     from gendistill.run.convert import convert_teacher
     from gendistill.run.distill import distil_stage
-    from gendistill.run.evaluate import check_tasks, evaluate_student, evaluate_teacher
+    from gendistill.run.evaluate import evaluate_student, evaluate_teacher
 
     run.console.print(f"{run.recipe.name}: {run.recipe.teacher} on {run.compute.device}, {run.compute.dtype_name}")
-    check_tasks(run)  # hours before the first of them is evaluated
     convert_teacher(run)
     teacher = evaluate_teacher(run)
     students = {}

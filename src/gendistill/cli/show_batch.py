@@ -25,7 +25,7 @@ def command(
     # Before data is prepared, which can take minutes.
     if page is not None and not page.parent.is_dir():
         raise UserError(f"--page {page}: there is no folder {page.parent}")
-    run = open_run(recipe, overrides, output)
+    run = open_run(recipe, overrides, output, makes_results=False)
     stages = run.recipe.stages
     if stage not in stages:
         raise UserError(f"--stage {stage}: the recipe's stages are {', '.join(stages)}")

@@ -32,7 +32,7 @@ from gendistill.data.packing import Piece, lay_out_row, token_count
 from gendistill.data.readers import local_suffix
 from gendistill.data.sources import EMBEDDED, local_files
 from gendistill.errors import UserError
-from gendistill.files import write_atomically
+from gendistill.files import damage_of, seal, write_atomically
 from gendistill.recipe.data import Source
 
 FORMAT = 3  # raise when the same inputs come to give other rows
@@ -93,6 +93,9 @@ class PackedDataset:
             UserError: the folder is missing, incomplete or inconsistent.
         """
         self.folder = Path(folder)
+        # One number of a row, or of its mask, would train on with no sign of it.
+        if (damage := damage_of(self.folder)) is not None:
+            raise UserError(f"{self.folder}: {damage}; delete the folder and run again")
         try:
             described = json.loads((self.folder / "stats.json").read_text())
             self.key, self.stats = described["key"], described["stats"]
@@ -179,12 +182,13 @@ def _locked(partial: Path) -> Iterator[None]:
 
 
 def _fill(folder: Path, key: str, request: _Request, hashed_tokenizer: str) -> None:
-    """Makes all of a data set's files; the state is gone only when everything else is there."""
+    """Makes all of a data set's files; the state is gone only when everything else is there, but for the seal."""
     counts, mixture = _write(folder, request)
     _check_loss_tokens(counts, request)
     described = {"key": key, "stats": _stats(counts, mixture, request, hashed_tokenizer)}
     write_atomically(folder / "stats.json", json.dumps(described, indent=2) + "\n")
     (folder / STATE).unlink()
+    seal(folder)
 
 
 def _write(folder: Path, request: _Request) -> tuple[Counts, Mixture]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch.distributed.checkpoint as dcp
 
 from gendistill.distill.optimizer import MasterOptimizer
-from gendistill.distributed import is_rank_zero, on_rank_zero, processes
+from gendistill.distributed import as_rank_zero_says, is_rank_zero, on_rank_zero, processes
 from gendistill.errors import UserError
+from gendistill.files import damage_of, flush_to_disk, read_json, seal, write_atomically
 
 KEEP = 2  # the newest, and one to go back to if it is damaged
 MANIFEST = "manifest.json"
@@ -33,11 +34,11 @@ def save_checkpoint(folder: Path, step: int, optimizer: MasterOptimizer, fingerp
             dcp.save(optimizer.state_dict(), checkpoint_id=partial, no_dist=processes() == 1)
         # `dcp.save` returns when all processes have written; only then may the folder get its final name.
         if is_rank_zero():
-            sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-            manifest = {"step": step, "fingerprint": fingerprint, "bytes": sizes}
-            (partial / MANIFEST).write_text(json.dumps(manifest))
+            write_atomically(partial / MANIFEST, json.dumps({"step": step, "fingerprint": fingerprint}))
+            seal(partial)
             shutil.rmtree(final, ignore_errors=True)  # a damaged one, or os.replace would refuse
             os.replace(partial, final)
+            flush_to_disk(folder)  # the new name too, before the older one goes
     except (OSError, dcp.api.CheckpointException) as error:  # RuntimeError would be the death of another process
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
@@ -54,20 +55,16 @@ def load_checkpoint(folder: Path, optimizer: MasterOptimizer, fingerprint: dict)
         Its step, 0 if there is none; and a note on each that was passed over because it is damaged.
 
     Raises:
-        UserError: the checkpoint was written with another fingerprint, or its files have the right sizes and cannot be
-            read for all that.
+        UserError: the checkpoint was written with another fingerprint, or its files are whole and cannot be read for
+            all that.
     """
     notes = []
     for path in reversed(checkpoints(folder)):
-        try:
-            manifest = json.loads((path / MANIFEST).read_text())
-            # A copy cut short, or a full disk, shows in the size; hashes would read gigabytes twice.
-            for name, size in manifest["bytes"].items():
-                if (found := (path / name).stat().st_size) != size:
-                    raise ValueError(f"{name} has {found} bytes instead of {size}")
-        except (OSError, ValueError, KeyError) as error:
-            notes.append(f"{path} is damaged ({error}); going back to the one before")
+        # By one process: a checkpoint is gigabytes, and it reads every byte of them.
+        if (damage := as_rank_zero_says(lambda path=path: damage_of(path))) is not None:
+            notes.append(f"{path} is damaged ({damage}); going back to the one before")
             continue
+        manifest = read_json(path / MANIFEST)
         # Settings that are new to this version are compared as well: an old checkpoint has None for them.
         if changed := sorted(key for key in fingerprint if fingerprint[key] != manifest["fingerprint"].get(key)):
             raise UserError(

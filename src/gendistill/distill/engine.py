@@ -10,9 +10,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -26,11 +27,14 @@ from gendistill.distill.checkpoint import checkpoints, load_checkpoint, save_che
 from gendistill.distill.objectives import TrainingObjective, part_of_step
 from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.distill.schedule import learning_rate_share
+from gendistill.distill.termination import CODE, kept_waiting
 from gendistill.distill.tracking import Curves
 from gendistill.distributed import is_rank_zero, processes, rank
-from gendistill.errors import UserError
+from gendistill.errors import Stopped, UserError
 from gendistill.files import write_atomically
 from gendistill.recipe.stage import Stage
+
+SECONDS_BETWEEN_LINES = 60  # of progress that goes to a file
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ class Trainer:
         self.stage, self.objective, self.optimizer, self.loader = stage, objective, optimizer, loader
         self.folder, self.fingerprint, self.device = folder, fingerprint, device
         self.title, self.console, self.pace = title, console, pace or Pace()
+        self.printed = -math.inf  # when the last line was, in seconds of the monotonic clock
         self.run_micro_batch = GraphedMicroBatch(self._micro_batch, device) if graphs else self._micro_batch
 
     def train(self) -> list[StepMetrics]:
@@ -132,18 +137,19 @@ class Trainer:
         Raises:
             UserError: the loss or gradient is not finite or the loss is not as expected, a step has no loss tokens, the
                 checkpoint belongs to other settings, the disk is full, or memory runs out.
+            Stopped: SIGTERM came; the step is kept in a checkpoint.
         """
-        with self._room_on_disk():
-            return self._train(self._resume())
+        with self._room_on_disk(), kept_waiting() as is_asked_to_stop:
+            return self._train(self._resume(), is_asked_to_stop)
 
-    def _train(self, history: list[StepMetrics]) -> list[StepMetrics]:
+    def _train(self, history: list[StepMetrics], is_asked_to_stop: Callable[[], bool]) -> list[StepMetrics]:
         log_path = self.folder / "metrics.jsonl" if is_rank_zero() else os.devnull
         with open(log_path, "a") as log, self._progress() as progress, Curves(self.folder, len(history)) as curves:
             bar = progress.add_task(
                 self.title, total=self.stage.steps, completed=len(history), loss=math.nan, throughput=0.0
             )
             before = _Clock(self.device)
-            for running in self._one_behind(self.loader.steps(len(history))):
+            for running, is_settled in self._one_behind(self.loader.steps(len(history)), is_asked_to_stop):
                 running.done.wait()
                 metrics = self._metrics(running, running.done.seconds_since(before))
                 before = running.done
@@ -152,30 +158,41 @@ class Trainer:
                 log.write(json.dumps(asdict(metrics)) + "\n")
                 log.flush()  # a killed run loses no line
                 curves.add(metrics)
+                self._print_now_and_then(metrics)
                 progress.update(bar, completed=metrics.step, loss=metrics.loss, throughput=metrics.tokens_per_second)
-                if self._saves_after(metrics.step):
+                leaves = is_settled and is_asked_to_stop()
+                if leaves or self._saves_after(metrics.step):
                     if is_rank_zero():
                         os.fsync(log.fileno())  # a checkpoint whose metrics are lost could not be resumed from
                     save_checkpoint(self.folder / "checkpoints", metrics.step, self.optimizer, self.fingerprint)
                     before = _Clock(self.device)  # the time it took is no step's
+                if leaves:
+                    kept = f"{self.title} is kept as of step {metrics.step}"
+                    raise Stopped(f"stopped by SIGTERM; {kept}, and the same command goes on from there", CODE)
         return history
 
     def _saves_after(self, step: int) -> bool:
         return step % self.stage.checkpoint_every == 0
 
-    def _one_behind(self, steps: Iterable[Step]) -> Iterable[_Running]:
-        """Starts each step before the one before is looked at; but a checkpoint must hold its own step and no later."""
+    def _one_behind(
+        self, steps: Iterable[Step], is_asked_to_stop: Callable[[], bool]
+    ) -> Iterable[tuple[_Running, bool]]:
+        """Starts each step before the one before is looked at; but a checkpoint must hold its own step and no later.
+
+        Yields:
+            A step, and whether it is settled: the weights are those that it left.
+        """
         before = None
         for step in steps:
-            waits = before is not None and self._saves_after(before.step.index + 1)
-            if waits:
-                yield before  # looked at and saved before this step changes the weights
+            settles = before is not None and (self._saves_after(before.step.index + 1) or is_asked_to_stop())
+            if settles:
+                yield before, True  # looked at and saved before this step changes the weights
             running = self._start(step)
-            if before is not None and not waits:
-                yield before  # looked at while this step runs
+            if before is not None and not settles:
+                yield before, False  # looked at while this step runs
             before = running
         if before is not None:
-            yield before
+            yield before, True
 
     def _start(self, step: Step) -> _Running:
         if not step.loss_tokens:
@@ -247,17 +264,21 @@ class Trainer:
         for note in notes:
             self.console.print(f"[yellow]{note}[/yellow]")
         log = self.folder / "metrics.jsonl"
-        lines = log.read_text().splitlines() if log.exists() else []
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         # More lines than the checkpoint has steps are those of a run that was stopped behind it; fewer cannot be.
         if len(lines) < done:
             raise UserError(
                 f"{log}: has {len(lines)} lines, the checkpoint is at step {done}. Delete {self.folder} to start anew."
             )
+        try:
+            history = [StepMetrics(**json.loads(line)) for line in lines[:done]]
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{log}: is damaged ({error}). Delete {self.folder} to start anew.") from None
         if done:
             self.console.print(f"{self.title}: resumes from step {done}")
         if is_rank_zero():
             write_atomically(log, "".join(line + "\n" for line in lines[:done]))
-        return [StepMetrics(**json.loads(line)) for line in lines[:done]]
+        return history
 
     @contextmanager
     def _room_on_disk(self) -> Iterator[None]:
@@ -282,5 +303,19 @@ class Trainer:
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
-            disable=not is_rank_zero(),  # every process would draw a bar
+            disable=not (is_rank_zero() and self.console.is_terminal),  # every process would draw one; files get lines
+        )
+
+    def _print_now_and_then(self, metrics: StepMetrics) -> None:
+        """Off a terminal, a plain line a minute, and one at the end."""
+        now, is_last = time.monotonic(), metrics.step == self.stage.steps
+        if self.console.is_terminal or not (is_last or now - self.printed >= SECONDS_BETWEEN_LINES):
+            return
+        self.printed = now
+        left = (self.stage.steps - metrics.step) * metrics.seconds
+        self.console.print(
+            f"{self.title}: step {metrics.step:,} of {self.stage.steps:,}, loss {metrics.loss:.4f}, "
+            f"{metrics.tokens_per_second:,.0f} tokens/s, {timedelta(seconds=round(left))} left",
+            soft_wrap=True,
+            markup=False,
         )

@@ -1,8 +1,27 @@
 """Live curves in TensorBoard or trackio, where one of them is installed; metrics.jsonl has the same numbers always."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from gendistill.distributed import is_rank_zero
+from gendistill.names import OBJECTIVES, RELATIVE_ERROR
+from gendistill.recipe.stage import Stage
+
+AVERAGED = 10  # steps at either end of a stage, at most: a single one says little
+
+
+def complaint(stage: Stage, losses: Sequence[float]) -> str | None:
+    """What is wrong with how a stage's loss has gone, in words; None if nothing is."""
+    steps = min(AVERAGED, max(1, len(losses) // 2))
+    begin, end = fmean(losses[:steps]), fmean(losses[-steps:])
+    if not end <= begin:  # NaN too
+        return f"its loss ended above where it began ({begin:.4g} -> {end:.4g}): lower the learning rate"
+    # A squared error is relative to the teacher's own output: an output of zeros has 1.
+    silence = sum(weight for name, weight in stage.terms.items() if OBJECTIVES[name].label == RELATIVE_ERROR)
+    if silence == sum(stage.terms.values()) and end > silence:
+        return f"its loss ended at {end:.4g}, above that of an output of zeros ({silence:g}): train it longer"
+    return None
 
 
 class Curves:

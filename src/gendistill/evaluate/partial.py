@@ -1,6 +1,7 @@
 """Answers stored as they come in, so that an evaluation that is killed resumes behind its last whole one."""
 
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +35,7 @@ class Partial:
             # JSON has no tuples: what was written as one comes back as a list.
             values = {name: tuple(value) if isinstance(value, list) else value for name, value in answer.items()}
             store[line["index"]] = answer_type(**values)
-        whole = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines or [{"sha256": self.digest}]]
+        whole = [_written(line) for line in lines or [{"sha256": self.digest}]]
         write_atomically(self.path, "".join(whole))  # without half a line at its end
         self.file = open(self.path, "a", encoding="utf-8")
         return self
@@ -44,9 +45,9 @@ class Partial:
 
     def _lines(self) -> list[dict[str, Any]]:
         """The whole lines that are there, if they are of the same questions to the same model."""
-        # What stands behind the last newline is half a line: the process was killed while it wrote.
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []
-        read = [json.loads(line) for line in lines]
+        # What is half a line, of a process killed while it wrote, or damaged, is answered again.
+        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
+        read = [line for line in map(_read, lines) if line is not None]
         # Of other questions, or another model: nothing of it is of use.
         return read if read and read[0] == {"sha256": self.digest} else []
 
@@ -55,6 +56,18 @@ class Partial:
             what = "reply" if isinstance(answer, Reply) else "ranking"
             line = {"what": what, "index": index, "answer": asdict(answer)}
             # One line each: what a killed process leaves is whole lines and at most one half.
-            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self.file.write(_written(line))
         self.file.flush()  # to the system, so that a killed process leaves whole lines
         self.on_answers(len(finished))
+
+
+def _written(line: dict[str, Any]) -> str:
+    """A line with its checksum in front."""
+    text = json.dumps(line, ensure_ascii=False)
+    return f"{zlib.crc32(text.encode()):08x} {text}\n"
+
+
+def _read(line: bytes) -> dict[str, Any] | None:
+    """What was written, or None if the line is not whole."""
+    checksum, _, text = line.partition(b" ")
+    return json.loads(text) if text and checksum == b"%08x" % zlib.crc32(text) else None

@@ -10,8 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.analysis.scores import Scores, TaskScore
 from gendistill.errors import UserError
@@ -21,13 +22,14 @@ from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.kinds.item import Grades, Item
 from gendistill.evaluate.partial import Partial
 from gendistill.evaluate.ranking import Ranking, rank, render_prompts
-from gendistill.files import read_jsonl, write_atomically, write_jsonl
+from gendistill.files import file_sha256, read_jsonl, write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, generate
 from gendistill.inference.stopping import end_ids
 from gendistill.recipe.evaluation import Evaluation
 
 FORMAT = 3  # of the records; raise it when their content or the extraction of answers changes
+LONGEST_CHECKED = 4  # items, by characters, whose prompts are rendered before there is a model
 LONGEST_TEXT = 20_000  # characters of a prompt kept in a record; of longer ones the ends
 
 
@@ -85,18 +87,18 @@ def evaluate_model(
 
     Raises:
         UserError: a task's source does not fit (see `load_items`), a prompt and its reply exceed the model's positions,
-            a task's name or the label cannot name a file, or programs cannot be isolated here.
+            the label cannot name a file, or programs cannot be isolated here.
     """
-    _check_names(label, *evaluation.tasks)
+    _check_label(label)
     # All tasks are read and checked before the first is evaluated: a mistake in the last should not cost an hour.
     tasks = []
     for name, task in evaluation.tasks.items():
         task.check_machine()
         tasks.append(_Questions.read(name, task, seed, tokenizer))
-        _check_length(model, tokenizer, tasks[-1])
+        _check_length(model.config, tokenizer, tasks[-1].items, tasks[-1].prompts, name, task)
     folder = Path(folder) / label
     folder.mkdir(parents=True, exist_ok=True)
-    fingerprint = model_fingerprint(model)  # once: it samples every tensor
+    fingerprint = model_fingerprint(model)  # once: it reads every weight
     scores = {}
     with _evaluation_mode(model), _progress_bar(progress) as bar:
         for questions in tasks:
@@ -115,13 +117,32 @@ def evaluate_model(
     return Scores(label, scores)
 
 
-def _check_names(*names: str) -> None:
-    for name in names:
-        # No separators and no "..": a name must not lead out of the folder.
-        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
-            raise UserError(
-                f"'{name}' names files, so it may hold letters, digits, '_', '-' and '.' only, and not start with '.'"
-            )
+def check_questions(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, evaluation: Evaluation, seed: int
+) -> None:
+    """Refuses what `evaluate_model` would refuse of the tasks, before there is a model.
+
+    Raises:
+        UserError: see `evaluate_model`. Prompts are rendered of the longest items only.
+    """
+    for name, task in evaluation.tasks.items():
+        task.check_machine()
+        # Thrown away: with the recipe's seed the same items are drawn again when their time comes.
+        items = load_counted(name, task, seed, tokenizer).items
+        longest = sorted(items, key=_characters)[-LONGEST_CHECKED:]
+        _check_length(config, tokenizer, longest, render_prompts(tokenizer, longest), name, task)
+
+
+def _characters(item: Item) -> int:
+    return len(item.question) + sum(len(text) for shot in item.shots for text in shot)
+
+
+def _check_label(label: str) -> None:
+    # No separators and no "..": a name must not lead out of the folder.
+    if not re.fullmatch(r"[\w.-]+", label) or label.startswith("."):
+        raise UserError(
+            f"'{label}' names files, so it may hold letters, digits, '_', '-' and '.' only, and not start with '.'"
+        )
 
 
 def _evaluate(
@@ -242,34 +263,40 @@ def _text(text: str) -> str:
     return f"{text[:end]}\n[{len(text) - 2 * end:,} characters, sha256 {_sha(text)}]\n{text[-end:]}"
 
 
-def _check_length(model, tokenizer, questions: _Questions) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    texts = {text for item in questions.items for text in (*item.candidates, *item.choices)}
+def _check_length(
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    prompts: Sequence[Sequence[int]],
+    name: str,
+    task: TaskSettings,
+) -> None:
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    texts = {text for item in items for text in (*item.candidates, *item.choices)}
     candidate = max((len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts), default=0)
     # The longest candidate may be longer than any reply: an option's text, say.
-    reply = max(candidate, questions.task.max_new_tokens)
-    needed = max(map(len, questions.prompts)) + reply
+    reply = max(candidate, task.max_new_tokens)
+    needed = max(map(len, prompts)) + reply
     if limit is not None and needed > limit:
         raise UserError(
-            f"task '{questions.name}' needs {needed} tokens ({needed - reply} for the longest prompt, {reply} for the "
+            f"task '{name}' needs {needed} tokens ({needed - reply} for the longest prompt, {reply} for the "
             f"reply); the model has {limit} positions. Lower its shots or max_new_tokens"
         )
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
-    """Hash of the configuration and of some 64 values spread over each tensor.
+    """Hash of the configuration and of every weight: one that changed may be the one that matters.
 
-    Cheap for a model of any size, and one step of an optimiser changes it.
+    About a second for each GB, beside an evaluation of minutes.
     """
     config = json.loads(model.config.to_json_string(use_diff=False))
     # Everything else counts, defaults too: they change with transformers, and scores with them.
     config.pop("_name_or_path", None)  # where the folder lies does not matter
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in model.state_dict().items():
-        flat = tensor.detach().flatten()
-        # Spread over the tensor: a step of any optimizer moves some of them, and so does another checkpoint.
-        sample = flat[:: max(1, flat.numel() // 64)].cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {sample.tolist()}".encode())
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        # As bytes, whatever the type; one tensor at a time, so that a GPU's model is never whole in memory.
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -299,8 +326,13 @@ def _paths(folder: Path, name: str) -> tuple[Path, Path]:
     return folder / f"{name}.jsonl", folder / f"{name}.meta.json"
 
 
-def _stamp(questions: _Questions, digest: str) -> dict[str, Any]:
-    return {"sha256": digest, "items": len(questions.items), "malformed": questions.malformed}
+def _stamp(questions: _Questions, digest: str, records: Path) -> dict[str, Any]:
+    return {
+        "sha256": digest,
+        "items": len(questions.items),
+        "malformed": questions.malformed,
+        "records": file_sha256(records),
+    }
 
 
 def _finished(folder: Path, questions: _Questions, digest: str) -> list[dict[str, Any]] | None:
@@ -308,13 +340,11 @@ def _finished(folder: Path, questions: _Questions, digest: str) -> list[dict[str
     path, meta = _paths(folder, questions.name)
     # Whatever is wrong with the files, evaluating again mends it.
     try:
-        if json.loads(meta.read_text(encoding="utf-8")) != _stamp(questions, digest):
+        if json.loads(meta.read_text(encoding="utf-8")) != _stamp(questions, digest, path):
             return None
-        records = read_jsonl(path)
+        return read_jsonl(path)
     except (OSError, ValueError):
         return None
-    # Somebody may have cut the records by hand; their hash is not in the stamp.
-    return records if len(records) == len(questions.items) else None
 
 
 def _store(folder: Path, questions: _Questions, records: Sequence[dict[str, Any]], digest: str) -> None:
@@ -322,7 +352,7 @@ def _store(folder: Path, questions: _Questions, records: Sequence[dict[str, Any]
     # A hash must never stand beside records it does not belong to, whenever the process is killed.
     meta.unlink(missing_ok=True)
     write_jsonl(path, records)
-    write_atomically(meta, json.dumps(_stamp(questions, digest)) + "\n")
+    write_atomically(meta, json.dumps(_stamp(questions, digest, path)) + "\n")
 
 
 @contextmanager

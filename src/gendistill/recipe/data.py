@@ -8,7 +8,7 @@ from pydantic import (
     model_validator,
 )
 
-from gendistill.recipe.fields import Positive, Settings, StopTexts, check_one_of
+from gendistill.recipe.fields import LocalPath, Positive, Settings, StopTexts, check_one_of
 
 
 class Source(Settings):
@@ -19,10 +19,10 @@ class Source(Settings):
     of messages. A name "a.b" is the field b in the field a. In a mixture each source gives tokens by its weight.
     """
 
-    path: str | None = Field(
+    path: LocalPath | None = Field(
         None,
         description="local .txt, .jsonl, .json, .csv, .tsv (each also .gz, .zst) or .parquet file, a folder or pattern "
-        "of them, 'embedded:NAME'",
+        "of them, 'embedded:NAME'; relative to the recipe's folder",
     )
     hub: str | None = Field(None, description="data set id on the Hugging Face hub, e.g. 'openai/gsm8k'")
     synthesis: str | None = Field(None, description="what the teacher wrote: name of a set in the synthesis section")
@@ -88,7 +88,7 @@ class Prompts(Settings):
     """
 
     kind: Literal["instruction", "multiple_choice", "short_answer", "last_number", "code", "continuation"]
-    path: str | None = Field(None, description="as in a data source")
+    path: LocalPath | None = Field(None, description="as in a data source")
     hub: str | None = None
     subset: str | None = None
     split: str | None = None

@@ -4,27 +4,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveInt,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gendistill.errors import UserError
 from gendistill.evaluate.kinds import KINDS
 from gendistill.evaluate.kinds.base import TaskSettings
-from gendistill.recipe.fields import KEEPS_RESULTS, Settings, StopTexts, hint
+from gendistill.files import located
+from gendistill.recipe.fields import KEEPS_RESULTS, FileName, Settings, StopTexts, hint, recipe_folder
+from gendistill.recipe.reading import read_yaml
 
 TASK_FILES = Path(__file__).parents[1] / "evaluate" / "tasks"  # task files
 
+_PATHS = ("path", "shots_path")  # settings of tasks that name local files
 # What a local path makes void in a task file.
 _REPLACED = {"path": ("hub", "subset", "shots_hub", "shots_subset"), "shots_path": ("shots_hub", "shots_subset")}
 
 
-def _validated(settings: Any) -> Any:
+def _validated(settings: Any, info: ValidationInfo) -> Any:
     """Settings of a task, checked by the class of their kind, which is looked up here and not before: a kind that is
     added to the table is known from then on."""
     if not isinstance(settings, dict):
         return settings  # a task already, or what pydantic refuses as no mapping
-    settings = _started_from_file(settings)
+    settings = _started_from_file(_from_folder(settings, recipe_folder(info)))
     kind = _kind_of(settings)
     _check_names(kind, settings)
     return kind.model_validate(settings)
@@ -55,6 +66,16 @@ def _started_from_file(settings: dict[str, Any]) -> dict[str, Any]:
     replaced = {name for path, names in _REPLACED.items() if own.get(path) is not None for name in names}
     start = read_task_file(str(settings["task"]))
     return {name: value for name, value in start.items() if name not in replaced} | own
+
+
+def _from_folder(settings: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """The settings with their local paths made absolute, where it is known what they are relative to."""
+    if folder is None:
+        return settings
+    files = [name for name in _PATHS if isinstance(settings.get(name), str)]
+    if str(settings.get("task")).endswith((".yaml", ".yml")):  # else it names a task file that is shipped
+        files.append("task")
+    return settings | {name: located(settings[name], folder) for name in files}
 
 
 def _kind_of(settings: Mapping[str, Any]) -> type[TaskSettings]:
@@ -118,12 +139,7 @@ def read_task_file(name: str) -> dict[str, Any]:
             f"no task file '{name}'; {hint(name, task_names())}. A file of your own is given by its path, "
             "ending in .yaml"
         )
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"task file {path}: not valid YAML: {error}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"task file {path}: a task is a mapping of settings, this is a {type(settings).__name__}")
+    settings = _from_folder(read_yaml(path, "task"), path.parent.absolute())
     # Of any kind: the recipe may give the kind, or another one. `task` is not among them, files do not nest.
     known = list(dict.fromkeys(field for kind in KINDS.values() for field in kind.model_fields if field != "task"))
     if unknown := [key for key in settings if key not in known]:
@@ -131,17 +147,27 @@ def read_task_file(name: str) -> dict[str, Any]:
     return settings
 
 
+def _harness_task(name: str, info: ValidationInfo) -> str:
+    folder = recipe_folder(info)
+    return located(name, folder) if folder is not None and name.endswith((".yaml", ".yml")) else name
+
+
+HarnessTask = Annotated[str, AfterValidator(_harness_task)]
+
+
 class Harness(Settings):
     """Tasks of lm-evaluation-harness, prompted and graded in its own way; needs the extra `harness`."""
 
-    tasks: Annotated[list[str], Field(min_length=1)] = Field(description="names it knows, or .yaml files of tasks")
+    tasks: Annotated[list[HarnessTask], Field(min_length=1)] = Field(
+        description="names it knows, or .yaml files of tasks"
+    )
     num_fewshot: Annotated[int, Field(ge=0)] | None = Field(None, description="few-shot examples; the task's if absent")
     limit: PositiveInt | None = Field(None, description="items of each task, the first ones; all if absent")
 
 
 class Evaluation(Settings):
     # By names of the user's, which name files of the run folder.
-    tasks: dict[str, Task] = Field(min_length=1)
+    tasks: dict[FileName, Task] = Field(min_length=1)
     batch_size: Annotated[PositiveInt | None, KEEPS_RESULTS] = Field(
         None, description="prompts at a time; as many as fit if absent. Scores do not depend on it"
     )

@@ -3,7 +3,9 @@
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
@@ -13,7 +15,10 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    ValidationInfo,
 )
+
+from gendistill.files import located
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -30,6 +35,33 @@ def _as_tuple(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]  # one name or several, kept as a tuple
 # One text or several at which a reply ends; an empty one would end it before its first token.
 StopTexts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
+
+
+def _names_files(name: str) -> str:
+    # No separator and no dot in front, so that it cannot lead out of its folder; no ending of unfinished files.
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name) or name.endswith(".partial"):
+        raise ValueError(
+            f"{name!r} names files, so it may hold letters, digits, '_', '-' and '.' only, 100 at most, not begin with "
+            "'.' or '-', and not end in '.partial'"
+        )
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_names_files)]  # what names a file or folder of the run
+
+
+def recipe_folder(info: ValidationInfo) -> Path | None:
+    """The folder of the recipe that is being checked; None for settings that come from no file."""
+    return (info.context or {}).get("folder")
+
+
+def _from_recipe_folder(path: str, info: ValidationInfo) -> str:
+    folder = recipe_folder(info)
+    return path if folder is None else located(path, folder)
+
+
+# A path as written in a recipe; relative to the recipe's folder, and absolute once the recipe is loaded.
+LocalPath = Annotated[str, AfterValidator(_from_recipe_folder)]
 
 
 class Settings(BaseModel):

@@ -7,31 +7,43 @@ returns a frozen, fully checked object; nothing else in the project reads settin
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     Field,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
 from gendistill.errors import UserError
+from gendistill.files import located_model
 from gendistill.names import BACKENDS
 from gendistill.recipe.data import Source, Synthesis
 from gendistill.recipe.evaluation import Evaluation
-from gendistill.recipe.fields import KEEPS_RESULTS, MAPPING, ONE, Settings, hint, one_of
+from gendistill.recipe.fields import KEEPS_RESULTS, MAPPING, ONE, FileName, Settings, hint, one_of, recipe_folder
 from gendistill.recipe.placement import Restored
+from gendistill.recipe.reading import parse_yaml, read_yaml
 from gendistill.recipe.stage import Stage
 from gendistill.recipe.student import Conversion, Student
+
+Section = TypeVar("Section", bound=Settings)
+
+
+def _located_teacher(name: str, info: ValidationInfo) -> str:
+    folder = recipe_folder(info)
+    return name if folder is None else located_model(name, folder)
 
 
 class Recipe(Settings):
     """A complete run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
-    teacher: str = Field(description="'embedded', a Hugging Face folder, or a hub id")
+    name: FileName
+    teacher: Annotated[str, AfterValidator(_located_teacher)] = Field(
+        description="'embedded', a Hugging Face folder (relative to the recipe's), or a hub id"
+    )
     seed: int = 0
     device: Annotated[Literal["auto", "cpu", "cuda"], KEEPS_RESULTS] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -47,8 +59,8 @@ class Recipe(Settings):
     student: Student
     conversion: Conversion = Conversion()
     data: dict[str, Annotated[list[Source], Field(min_length=1)]]
-    synthesis: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], Synthesis] = {}
-    stages: dict[str, Stage] = Field(description="in their order; none: the student is converted and evaluated")
+    synthesis: dict[FileName, Synthesis] = {}
+    stages: dict[FileName, Stage] = Field(description="in their order; none: the student is converted and evaluated")
     evaluation: Evaluation
 
     @model_validator(mode="after")
@@ -65,6 +77,8 @@ class Recipe(Settings):
             known = ", ".join(self.synthesis) or "nothing"
             raise ValueError(f"data asks for synthesis '{missing[0]}'; the synthesis section has: {known}")
         self._check_placement()
+        if "conversion" in self.stages:
+            raise ValueError("stages.conversion: that is the name of the conversion itself; choose another")
         stages = ["conversion", *self.stages]
         if unknown := [stage for stage in self.evaluation.stages or [] if stage not in stages]:
             raise ValueError(f"evaluation.stages: {', '.join(unknown)} unknown; this recipe has {', '.join(stages)}")
@@ -92,7 +106,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads, overrides and checks a recipe.
 
     Args:
-        path: a YAML file.
+        path: a YAML file. Relative paths in it and in overrides are relative to its folder.
         overrides: "dotted.key=value" strings, the value in YAML ("student.keep_attention=[0, 4]").
 
     Raises:
@@ -102,23 +116,32 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such recipe. Recipes are YAML files; the project ships some in recipes/.")
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: a recipe is a mapping of settings, this is a {type(settings).__name__}")
+    settings = read_yaml(path, "recipe")
     # Before the check, so that a checked recipe is never changed, and the run folder keeps what was really used.
     for override in overrides:
         _apply(settings, override)
     _find_placement(settings, path.parent)
-    return parse_recipe(settings, origin=str(path))
+    return parse_recipe(settings, origin=str(path), folder=path.parent.absolute())
 
 
-def parse_recipe(settings: dict[str, Any], origin: str) -> Recipe:
-    """Checks a mapping of settings; `origin` names it in error messages."""
+def parse_recipe(settings: dict[str, Any], origin: str, folder: Path | None = None) -> Recipe:
+    """Checks a mapping of settings.
+
+    Args:
+        origin: names it in error messages.
+        folder: what its relative paths are relative to; None leaves them as they are.
+    """
+    return _parse(Recipe, settings, origin, folder)
+
+
+def parse_evaluation(settings: dict[str, Any], origin: str, folder: Path) -> Evaluation:
+    """Checks the settings of an evaluation that belongs to no recipe, as `parse_recipe` does those of one."""
+    return _parse(Evaluation, settings, origin, folder)
+
+
+def _parse(section: type[Section], settings: dict[str, Any], origin: str, folder: Path | None) -> Section:
     try:
-        return Recipe.model_validate(settings)
+        return section.model_validate(settings, context={"folder": folder})
     except ValidationError as error:
         # All of them: a user should not have to start once per mistake.
         lines = [f"  {_explain(problem)}" for problem in error.errors()]
@@ -140,15 +163,36 @@ def _apply(settings: dict, override: str) -> None:
     if not equals:
         raise UserError(f"override '{override}': write it as dotted.key=value, e.g. stages.qk_alignment.tokens=100000")
     *parents, last = key.strip().split(".")
-    node = settings
+    node, annotation = settings, Recipe
     for parent in parents:
-        node = node.setdefault(parent, {})  # a section that is left to its defaults is not in the file
-        if not isinstance(node, dict):
-            raise UserError(f"override '{override}': '{parent}' is not a section of the recipe")
-    try:
-        node[last] = yaml.safe_load(value)  # a number, list or mapping as it would be in the file
-    except yaml.YAMLError as error:
-        raise UserError(f"override '{override}': the value is not valid YAML: {error}") from None
+        node, annotation = _below(node, parent, annotation, override), _annotation_inside(annotation, parent)
+    # A number, list or mapping as it would be in the file.
+    node[_key(node, last, override)] = parse_yaml(value, f"override '{override}'")
+
+
+def _below(node: dict | list, name: str, annotation: Any, override: str) -> dict | list:
+    """What an override goes down to under a name; a section that is left to its defaults is made."""
+    key = _key(node, name, override)
+    if isinstance(node, dict) and node.get(key) is None:
+        # Under names of the user's own, one that is not there is mistyped: nothing but this override would be set.
+        if any(get_origin(option) is dict for option in _alternatives(annotation)):
+            raise UserError(f"override '{override}': there is no '{name}'; {hint(name, [str(key) for key in node])}")
+        node[key] = {}
+    if not isinstance(node[key], dict | list):
+        raise UserError(f"override '{override}': '{name}' is not a section of the recipe")
+    return node[key]
+
+
+def _key(node: dict | list, name: str, override: str) -> str | int:
+    """The key of a section, or the index of a list's item, that a part of an override stands for."""
+    number = int(name) if name.isascii() and name.isdigit() else None
+    if isinstance(node, list):
+        if number is None or number >= len(node):
+            raise UserError(
+                f"override '{override}': '{name}' is no item of that list, which has {len(node)}, counted from 0"
+            )
+        return number
+    return number if number in node else name  # layers are numbers in the file
 
 
 def _explain(problem: dict) -> str:

@@ -25,6 +25,7 @@ from gendistill.analysis.tables import (
     stages_cells,
     to_markdown,
 )
+from gendistill.distill.tracking import complaint
 from gendistill.evaluate.harness import HARNESS_HEADER, harness_cells
 from gendistill.files import write_atomically
 from gendistill.names import MIXERS, OBJECTIVES, look_up
@@ -109,11 +110,22 @@ def _statistics(run: Results, last: str) -> _Statistics:
     )
 
 
+def _complaints(run: Results) -> list[str]:
+    """A paragraph for each stage whose loss went wrong."""
+    found = []
+    for name, lines in run.metrics.items():
+        wrong = complaint(run.recipe.stages[name], [line["loss"] for line in lines])
+        if wrong is not None:
+            found.append(f"**Warning: stage {name}: {wrong}.**")
+    return found
+
+
 def _sections(run: Results, found: _Statistics, last: str, plotted: bool) -> list[str]:
     """Headings, paragraphs and tables of summary.md, from the figures most asked for to single replies."""
     return [
         f"# {run.recipe.name}: {run.recipe.teacher} -> {_kind(run.recipe.student)}, after {last}",
         _about(run.recipe.student, run.conversion_report),
+        *_complaints(run),
         "## Teacher and student on the same items",
         to_markdown(PAIRED_HEADER, paired_cells(found.paired[last])),
         _PAIRED_NOTE,

@@ -1,13 +1,19 @@
 """What can be checked of a recipe before the first computation."""
 
+import shutil
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
 
 from gendistill.data.sources import read_documents
 from gendistill.errors import UserError
+from gendistill.evaluate.harness import check_harness
+from gendistill.evaluate.run import check_questions
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_config
 from gendistill.placement.resolve import placed
+from gendistill.plan.refusal import gib
 from gendistill.recipe.loading import Recipe
 
 
@@ -49,3 +55,30 @@ def check_shapes(recipe: Recipe, placement: Path | None = None) -> GendistillCon
         if length > limit:
             raise UserError(f"{name}.sequence_length is {length}; the teacher's positions end at {limit}")
     return config
+
+
+def check_tasks(recipe: Recipe, config: GendistillConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Reads every evaluation task, so that a mistake in one shows before hours of training.
+
+    Raises:
+        UserError: see `check_questions` and `check_harness`.
+    """
+    check_questions(config, tokenizer, recipe.evaluation, recipe.seed)
+    if recipe.evaluation.harness is not None:
+        check_harness(recipe.evaluation.harness)
+
+
+def check_disk(root: Path, needed: int) -> None:
+    """Refuses a run that would fill the disk before its end.
+
+    Args:
+        needed: bytes that the whole run takes; what lies in its folder already counts as taken.
+    """
+    held = sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) if root.is_dir() else 0
+    existing = next(path for path in (root.absolute(), *root.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
+    if needed - held > free:
+        raise UserError(
+            f"{root}: the run needs {gib(needed)} GiB of disk, {gib(held)} are written and {gib(free)} are free. Free "
+            "some space, or give an --output on another disk."
+        )

@@ -28,7 +28,7 @@ def convert_teacher(run: Run) -> dict:
         settings = run.recipe.conversion
         dataset = prepare_mixture(run, settings.data, sequence_length=settings.sequence_length, tokens=settings.tokens)
         on_rank_zero(lambda: _convert(run, dataset))
-    return json.loads(run.folder.report("conversion").read_text())
+    return run.folder.read_report("conversion")
 
 
 def _convert(run: Run, dataset: PackedDataset) -> None:
@@ -59,5 +59,4 @@ def _convert(run: Run, dataset: PackedDataset) -> None:
         )
         report = measured.to_dict() | {"weights_sha256": weights_sha256(partial)}
         write_atomically(partial / run.folder.report("conversion").name, json.dumps(report, indent=1))
-        # Only now, so that a student that fails can be looked at: what is written stays under its partial name.
         measured.check()

@@ -17,6 +17,7 @@ from gendistill.distill.engine import Pace, StepMetrics
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.sharding import shard
 from gendistill.distill.stage import train_stage
+from gendistill.distill.tracking import complaint
 from gendistill.distributed import on_rank_zero, report_errors_once
 from gendistill.errors import UserError
 from gendistill.files import folder_in_one_piece, write_atomically
@@ -57,8 +58,7 @@ def distil_stage(run: Run, name: str) -> None:
     """Trains one stage, unless it is done.
 
     Raises:
-        UserError: the stage before is not done, or its weights are not those that its report was written for; or see
-            `train_stage`.
+        UserError: the stage before is not done, or its student is not as it was written; or see `train_stage`.
     """
     if run.folder.has_student(name):  # whole, since its folder took its name last
         return
@@ -69,6 +69,8 @@ def distil_stage(run: Run, name: str) -> None:
     history = _train(run, name, parent, dataset)
     first, last = history[0], history[-1]
     run.console.print(f"{name}: loss {first.loss:.4f} -> {last.loss:.4f} over {last.tokens:,} tokens")
+    if (wrong := complaint(stage, [metrics.loss for metrics in history])) is not None:
+        run.console.print(f"WARNING: stage {name}: {wrong}", markup=False)
 
 
 def _parent_of(run: Run, name: str) -> _Parent:
@@ -77,21 +79,8 @@ def _parent_of(run: Run, name: str) -> _Parent:
     folder = run.folder.student(before)
     if not folder.is_dir():
         raise UserError(f"stage {name} starts from the student of '{before}', which is not there yet: run that first")
-    report = run.folder.report(before)
-    # Weights that were changed by hand, or half copied, would train well and be no student of this run.
-    weights = weights_sha256(folder)
-    if weights != _read_report(report)["weights_sha256"]:
-        written_for = report.stem.replace("_", " ")
-        raise UserError(
-            f"{folder}: the weights are not those its {written_for} was written for. Delete it and run again."
-        )
-    return _Parent(run.folder.label(before), folder, weights)
-
-
-def _read_report(path: Path) -> dict:
-    if not path.is_file():
-        raise UserError(f"{path}: is missing. Delete {path.parent} and run again.")
-    return json.loads(path.read_text())
+    run.folder.check_student(before)
+    return _Parent(run.folder.label(before), folder, run.folder.read_report(before)["weights_sha256"])
 
 
 def _train(run: Run, name: str, parent: _Parent, dataset: PackedDataset) -> list[StepMetrics]:
@@ -106,7 +95,7 @@ def _train(run: Run, name: str, parent: _Parent, dataset: PackedDataset) -> list
         student,
         dataset,
         # Its mean squares of the teacher's activations scale the losses of every stage.
-        conversion_report=_read_report(run.folder.report("conversion")),
+        conversion_report=run.folder.read_report("conversion"),
         vocabulary=len(run.tokenizer),
         compute=run.compute,
         folder=run.folder.stage(name),

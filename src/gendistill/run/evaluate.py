@@ -1,25 +1,20 @@
 """The steps that score teacher and students on the recipe's tasks."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from transformers import PreTrainedModel
 
 from gendistill.analysis.scores import Scores
+from gendistill.compute import start_compute
 from gendistill.distributed import on_rank_zero, report_errors_once
 from gendistill.errors import UserError
-from gendistill.evaluate.harness import check_harness, run_harness
-from gendistill.evaluate.items import load_items
-from gendistill.evaluate.run import evaluate_model
-from gendistill.models.loading import load_model
+from gendistill.evaluate.harness import run_harness
+from gendistill.evaluate.run import check_questions, evaluate_model
+from gendistill.models.loading import load_config, load_model, load_tokenizer
+from gendistill.recipe.evaluation import Evaluation
+from gendistill.run.lock import lock_folder
 from gendistill.run.run import Run
-
-
-@report_errors_once
-def check_tasks(run: Run) -> None:
-    """Reads every evaluation task, so that a mistake in one shows before hours of training."""
-    for name, task in run.recipe.evaluation.tasks.items():
-        # Thrown away: with the recipe's seed the same items are drawn again when their time comes.
-        load_items(name, task, run.recipe.seed, run.tokenizer)
-    if run.recipe.evaluation.harness is not None:
-        check_harness(run.recipe.evaluation.harness)
 
 
 def evaluate_teacher(run: Run) -> Scores | None:
@@ -33,15 +28,51 @@ def evaluate_student(run: Run, stage: str) -> Scores | None:
     """Scores the student of a stage or of the conversion; on the first process, the others wait and get None.
 
     Raises:
-        UserError: that stage is not done.
+        UserError: that stage is not done, or its student is not as it was written.
     """
     folder = run.folder.student(stage)
     if not folder.is_dir():
         raise UserError(f"there is no student of '{stage}' yet: run that first")
-    # Loaded inside, so that only the first process spends memory on it.
-    return on_rank_zero(
-        lambda: _evaluate(run, load_model(str(folder), run.compute.dtype, run.compute.device), run.folder.label(stage))
-    )
+
+    def evaluate() -> Scores:
+        run.folder.check_student(stage)
+        model = load_model(str(folder), run.compute.dtype, run.compute.device)
+        return _evaluate(run, model, run.folder.label(stage))
+
+    return on_rank_zero(evaluate)  # loaded inside, so that only the first process spends memory on it
+
+
+@dataclass(frozen=True)
+class _Auto:
+    """How a model computes that is evaluated without a recipe."""
+
+    device: str
+    dtype: str = "auto"
+    backend: str = "auto"
+    compile: bool = False
+
+
+def evaluate_any(name: str, evaluation: Evaluation, *, seed: int, device: str, folder: Path) -> Scores:
+    """Scores any causal model; records go to `folder`, where a killed evaluation resumes.
+
+    Args:
+        name: a folder or hub id.
+        device: auto, cpu or cuda.
+
+    Raises:
+        UserError: see `load_model`, `load_tokenizer` and `evaluate_model`; or another process works in the folder.
+    """
+    compute = start_compute(_Auto(device))
+    config = load_config(name)
+    tokenizer = load_tokenizer(name, config.get_text_config().vocab_size)
+    check_questions(config, tokenizer, evaluation, seed)  # before gigabytes are loaded
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock_folder(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}). Give another --output.") from None
+    model = load_model(name, compute.dtype, compute.device)
+    return evaluate_model(model, tokenizer, evaluation, seed=seed, folder=folder, label="model")
 
 
 def _evaluate(run: Run, model: PreTrainedModel, label: str) -> Scores:

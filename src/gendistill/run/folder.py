@@ -1,6 +1,8 @@
 """The run folder: recipe as resolved, one folder per stage, evaluation records, summary. The conversion is stage 0.
 
-recipe.yaml
+recipe.yaml                      as resolved, with absolute paths; what has not begun may still change in it
+teacher.json                     hashes of the teacher's files and tokenizer, which must stay what they were
+lock                             held by the process that works here, and names it
 date.txt                         the day the run was created, which chat templates that print the date are told
 placement.json                   which layers keep attention, where the recipe does not list them; placement.jsonl, .svg
 data/                            packed sequences
@@ -13,7 +15,7 @@ evaluation/teacher/, evaluation/1-qk_alignment/, ...   records per item
 summary.md, scores.json, loss.svg
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,16 @@ from typing import Any
 import yaml
 
 from gendistill.errors import UserError
-from gendistill.files import write_atomically
+from gendistill.files import damage_of, read_json, write_atomically
 from gendistill.placement.result import FILE
 from gendistill.recipe.fields import drop_marked, result_settings
 from gendistill.recipe.loading import Recipe
+from gendistill.recipe.reading import read_yaml
+from gendistill.run.lock import LOCK, lock_folder
+
+# Sections of a recipe whose entries count one by one, and evaluation, which counts for nothing that lies in the folder:
+# records of answers have hashes of their own.
+BY_ENTRY = ("stages", "data", "synthesis", "evaluation")
 
 
 class RunFolder:
@@ -42,28 +50,69 @@ class RunFolder:
         """
         self.root, self.recipe = Path(root), recipe
         self.stages = ["conversion", *recipe.stages]
+        try:
+            self._check()
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _check(self) -> None:
         if self._recipe.exists():
             # A rerun may change settings that no result depends on, so those are left out on both sides.
-            before = drop_marked(yaml.safe_load(self._recipe.read_text()), recipe)
-            if differences := sorted(_differences(before, result_settings(recipe))):
+            before = drop_marked(read_yaml(self._recipe, "recipe"), self.recipe)
+            if differences := sorted({*self._changes(before), *self._moved(before)}):
                 raise UserError(
                     f"{self.root} holds a run of another recipe; different: {', '.join(differences)}. "
-                    "Give another --output, or delete the folder."
+                    "What has begun there cannot change: undo that, give another --output, or delete the folder."
                 )
         # Somebody's files, in which a run would be lost, or would overwrite something.
-        elif self.root.exists() and any(path != self._date for path in self.root.iterdir()):
+        elif self.root.exists() and any(path not in (self._date, self.root / LOCK) for path in self.root.iterdir()):
             raise UserError(f"{self.root} is not empty and holds no run (no recipe.yaml). Give another --output.")
 
+    def _changes(self, before: Mapping[str, Any]) -> Iterator[str]:
+        """Dotted keys of settings that differ and that something in the folder depends on."""
+        stages = [name for _, name in self._begun(before)]
+        written = [name for name in before.get("synthesis", {}) if self.synthesis(name).exists()]
+        if not stages and not written:
+            return  # no more than a folder with a recipe in it
+        old, new = (_settled(values, stages, written) for values in (before, result_settings(self.recipe)))
+        yield from _differences(old, new)
+
+    def _moved(self, before: Mapping[str, Any]) -> Iterator[str]:
+        """Stages that have begun and have another place in this recipe: their folders are numbered."""
+        for place, name in self._begun(before):
+            if name in self.stages and self.stages[place : place + 1] != [name]:
+                yield f"stages.{name} (stage {place} there, {self.stages.index(name)} in this recipe)"
+
+    def _begun(self, before: Mapping[str, Any]) -> list[tuple[int, str]]:
+        """Places and names of the stages that have left a student or a checkpoint."""
+        places = list(enumerate(["conversion", *before.get("stages", {})]))
+        found = [(place, name, self.root / f"{place}-{name}") for place, name in places]
+        return [
+            (place, name)
+            for place, name, folder in found
+            if (folder / "student").exists() or any((folder / "checkpoints").glob("step-*"))
+        ]
+
     def create(self) -> None:
-        """Creates the folder with its recipe, unless it is there."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        # Before the recipe, which makes the folder a run; and once: prompts must be the same on the next day.
-        if not self._date.exists():
-            write_atomically(self._date, f"{date.today()}\n")
-        # Not written anew: the first recipe says what the results there were made with.
-        if not self._recipe.exists():
+        """Creates the folder with its recipe, or brings the recipe there up to date; takes it for this process.
+
+        Raises:
+            UserError: another process works there, or the folder cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock_folder(self.root)
+            self._check()  # again: until now another process may have been at work there
+            # Before the recipe, which makes the folder a run; and once: prompts must be the same on the next day.
+            if not self._date.exists():
+                write_atomically(self._date, f"{date.today()}\n")
             # Every setting, defaults too: a later version with other defaults must not read another run out of it.
             write_atomically(self._recipe, yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False))
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: OSError) -> UserError:
+        return UserError(f"{self.root}: no run can be kept there ({error.strerror or error}). Give another --output.")
 
     @property
     def _recipe(self) -> Path:
@@ -80,7 +129,7 @@ class RunFolder:
         Raises:
             UserError: the file holds something else.
         """
-        written = self._date.read_text().strip()
+        written = self._date.read_text(errors="replace").strip()
         try:
             return date.fromisoformat(written)
         except ValueError:
@@ -106,6 +155,26 @@ class RunFolder:
         """The file beside a student's weights that says where they come from."""
         return self.student(stage) / ("conversion_report.json" if stage == "conversion" else "stage_report.json")
 
+    def check_student(self, stage: str, only: str | None = None) -> None:
+        """Reads a student's folder whole, or one file of it: weights that were changed, or half copied, would be no
+        student of this run.
+
+        Raises:
+            UserError: a file is not as it was written.
+        """
+        if (damage := damage_of(self.student(stage), only)) is not None:
+            raise UserError(f"{self.student(stage)}: {damage}. Delete that folder and run again.")
+
+    def read_report(self, stage: str) -> dict[str, Any]:
+        """The report of a student.
+
+        Raises:
+            UserError: it is not as it was written.
+        """
+        path = self.report(stage)
+        self.check_student(stage, only=path.name)
+        return read_json(path)
+
     def before(self, stage: str) -> str:
         """The stage whose student a stage starts from."""
         return self.stages[self.stages.index(stage) - 1]  # of a stage of the recipe: "conversion" has none before it
@@ -127,6 +196,20 @@ class RunFolder:
     @property
     def evaluation(self) -> Path:
         return self.root / "evaluation"  # a folder per model in it, by label
+
+
+def _settled(values: Mapping[str, Any], stages: Collection[str], written: Collection[str]) -> dict[str, Any]:
+    """The settings that these stages and these sets of the teacher's writing depend on."""
+    trained = {name: values["stages"].get(name) for name in stages if name != "conversion"}
+    mixtures = {stage["data"] for stage in trained.values() if stage is not None}
+    if "conversion" in stages:
+        mixtures.add(values["conversion"]["data"])
+    used = {name: values["data"].get(name) for name in mixtures}
+    return {name: value for name, value in values.items() if name not in BY_ENTRY} | {
+        "stages": trained,
+        "data": used,
+        "synthesis": {name: values.get("synthesis", {}).get(name) for name in written},
+    }
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:

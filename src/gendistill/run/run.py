@@ -20,8 +20,10 @@ from gendistill.models.loading import load_config, load_model, load_tokenizer
 from gendistill.plan.price import Planner
 from gendistill.plan.refusal import refusal
 from gendistill.recipe.loading import Recipe
-from gendistill.run.checks import check_recipe, check_shapes
+from gendistill.recipe.stage import Stage
+from gendistill.run.checks import check_disk, check_recipe, check_shapes, check_tasks
 from gendistill.run.folder import RunFolder
+from gendistill.run.teacher import check_teacher, check_tokenizer
 
 
 class Run:
@@ -33,16 +35,29 @@ class Run:
     """
 
     @report_errors_once
-    def __init__(self, recipe: Recipe, output: Path, console: Console, trains: Sequence[str] | None = ()):
+    def __init__(
+        self,
+        recipe: Recipe,
+        output: Path,
+        console: Console,
+        trains: Sequence[str] | None = (),
+        *,
+        evaluates: bool = False,
+        makes_results: bool = True,
+    ):
         """Checks everything that can be checked before the first computation.
 
         Args:
             trains: the stages that are to be trained, those that are done among them; None for all.
+            evaluates: the run is to be evaluated some day, so that its tasks are checked as well.
+            makes_results: the folder is taken for this process alone, and held to the teacher that it began with.
 
         Raises:
-            UserError: see `start_compute`, `check_recipe`, `check_memory`, `RunFolder`; or there is no such stage.
+            UserError: see `start_compute`, `check_recipe`, `check_tasks`, `check_memory`, `check_disk`, `RunFolder`; or
+                there is no such stage.
         """
         self.recipe = recipe
+        self.makes_results = makes_results
         # First, since it joins the processes: from here on they wait for each other.
         self.compute = start_compute(recipe)
         self.console = console if distributed.is_rank_zero() else Console(quiet=True)
@@ -52,10 +67,23 @@ class Run:
         # Of all stages, not only those to be trained now: the run will come to them.
         for name, stage in recipe.stages.items():
             check_divisible(name, stage)
+            self._check_roles(name, stage)
         self.check_memory(list(recipe.stages) if trains is None else trains)
+        if trains is None and recipe.stages:
+            check_disk(self.folder.root, self.planner.whole_disk(recipe))
+        if evaluates and distributed.is_rank_zero():
+            # With a tokenizer of its own: the run's is told a day, which there is none of yet.
+            check_tasks(recipe, self.config, load_tokenizer(recipe.teacher, self.config.vocab_size))
         # A folder appears only after all checks have passed: a mistake leaves nothing behind.
         distributed.barrier()  # no process looks at the folder while the first one makes it
-        on_rank_zero(self.folder.create)
+        if makes_results or not self.folder.root.exists():
+            on_rank_zero(self.folder.create)
+
+    def _check_roles(self, name: str, stage: Stage) -> None:
+        try:
+            self.planner.parameters(stage)
+        except UserError as error:
+            raise UserError(f"stages.{name}: {error}") from None
 
     def read_placement(self) -> None:
         """The student's configuration with the layers that the run's placement chose, if there is one."""
@@ -94,11 +122,17 @@ class Run:
 
     def load_teacher(self) -> PreTrainedModel:
         """A teacher that is the caller's own, to shard or change."""
-        return load_model(self.recipe.teacher, self.compute.dtype, self.compute.device).requires_grad_(False)
+        model = load_model(self.recipe.teacher, self.compute.dtype, self.compute.device)
+        # Behind loading, which fetches what is on the hub; and once, by one process.
+        if self.makes_results and distributed.is_rank_zero():
+            check_teacher(self.folder, self.recipe.teacher)
+        return model.requires_grad_(False)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The teacher's; its template is told the day of the run, by every step and after every restart."""
         tokenizer = load_tokenizer(self.recipe.teacher, self.config.vocab_size)
+        if self.makes_results and distributed.is_rank_zero():
+            check_tokenizer(self.folder, tokenizer)
         freeze_date(tokenizer, self.folder.day)
         return tokenizer

@@ -1,6 +1,5 @@
 """The last step: what the others left in the run folder, gathered for the summary."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ def summarise(folder: RunFolder, teacher: Scores, students: Mapping[str, Scores]
         root=folder.root,
         recipe=placed(folder.recipe, load_config(folder.recipe.teacher), folder.placement),
         # Of the untrained student, whatever stage is the last.
-        conversion_report=json.loads(folder.report("conversion").read_text()),
+        conversion_report=folder.read_report("conversion"),
         teacher=teacher,
         students=students,
         records={label: _records(folder, label) for label in ("teacher", *students)},

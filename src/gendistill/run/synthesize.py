@@ -1,9 +1,8 @@
 """The step that has the teacher write training data."""
 
-import json
-
 from gendistill.distributed import on_rank_zero, report_errors_once
 from gendistill.errors import UserError
+from gendistill.files import read_json
 from gendistill.run.run import Run
 from gendistill.synthesize.run import synthesize
 
@@ -33,4 +32,4 @@ def synthesize_set(run: Run, name: str) -> dict:
                 console=run.console,
             )
         )
-    return json.loads((folder / "stats.json").read_text())
+    return read_json(folder / "stats.json")
