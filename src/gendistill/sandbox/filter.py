@@ -8,9 +8,10 @@ import struct
 
 from gendistill.sandbox.libc import PR_SET_SECCOMP, libc
 
-# System calls refused to every program, as name:x86-64:aarch64. Not `socketpair`, which asyncio needs.
+# System calls refused to every program, as name:x86-64:aarch64. Not `socketpair`, which asyncio needs: but what it gives
+# may go nowhere else, by a name or a message with one, and passes no descriptors on, in which memory could be hidden.
 _REFUSED = """
-socket:41:198 ptrace:101:117 process_vm_readv:310:270 process_vm_writev:311:271 add_key:248:217 request_key:249:218
+socket:41:198 connect:42:203 bind:49:200 sendmsg:46:211 sendmmsg:307:269 ptrace:101:117 process_vm_readv:310:270 process_vm_writev:311:271 add_key:248:217 request_key:249:218
 keyctl:250:219 bpf:321:280 perf_event_open:298:241 userfaultfd:323:282 io_uring_setup:425:425 mount:165:40
 umount2:166:39 open_tree:428:428 move_mount:429:429 fsopen:430:430 chroot:161:51 pivot_root:155:41 unshare:272:97
 setns:308:268 memfd_create:319:279 memfd_secret:447:447 shmget:29:194 msgget:68:186 mq_open:240:180
@@ -29,6 +30,9 @@ _KILL_CALL, _OTHER_SIGNALS = (
 )
 _CLONE, _CLONE3 = "clone:56:220", "clone3:435:435"
 _PRLIMIT, _FCNTL, _IOCTL = "prlimit64:302:261", "fcntl:72:25", "ioctl:16:29"
+_SOCKETPAIR, _SENDTO, _SETSOCKOPT = "socketpair:53:199", "sendto:44:206", "setsockopt:54:208"
+_PRCTL, _SET_DUMPABLE = "prctl:157:167", 4
+_UNIX, _NO_STREAM, _SEND_BUFFER = 1, 0x0E, 7  # address family; bits of a socket's type that no stream has; option
 _SET_OWNER, _SET_OWNER_EX, _IOCTL_SET_OWNER = 8, 15, 0x8901  # whom the kernel signals when a descriptor is ready
 # Column of a system call's number above, and what the kernel calls the architecture (AUDIT_ARCH_*).
 _ARCHITECTURES = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}
@@ -75,6 +79,10 @@ def _program(column: int, architecture: int, own_signals_only: bool) -> list[_In
         *refuse(_REFUSED),
         *refuse(_KILL_CALL, 0, _JUMP_EQUAL, 1),  # the first process would ignore it, and the program go on
         *refuse(_KILL_CALL, 0, _JUMP_EQUAL, 0xFFFFFFFF),  # -1: everyone
+        *refuse(_SOCKETPAIR, 0, _JUMP_EQUAL, _UNIX, False),
+        *refuse(_SOCKETPAIR, 1, _JUMP_BITS, _NO_STREAM),
+        *refuse(_SENDTO, 5, _JUMP_BITS, 0xFFFFFFFF),  # with an address: its length is not 0
+        *refuse(_SETSOCKOPT, 2, _JUMP_EQUAL, _SEND_BUFFER),  # the supervisor counts on its size
         *refuse(_CLONE, 0, _JUMP_BITS, _ANY_NAMESPACE),
         *refuse(_CLONE3, error=errno.ENOSYS),  # its flags are out of a filter's sight; libraries then use clone
     ]
@@ -82,6 +90,8 @@ def _program(column: int, architecture: int, own_signals_only: bool) -> list[_In
         me = os.getpid()
         program += refuse(_REFUSED_TO_SHARED_USER)
         program += refuse(f"{_KILL_CALL} {_OTHER_SIGNALS}", 0, _JUMP_EQUAL, me, False)
+        # The supervisor, of the same user, could not look into it any more.
+        program += refuse(_PRCTL, 0, _JUMP_EQUAL, _SET_DUMPABLE)
         program += refuse(_PRLIMIT, 0, _JUMP_BITS, 0xFFFFFFFF)  # 0 is the process itself; any other id is refused
         program += refuse(_FCNTL, 1, _JUMP_EQUAL, _SET_OWNER) + refuse(_FCNTL, 1, _JUMP_EQUAL, _SET_OWNER_EX)
         program += refuse(_IOCTL, 1, _JUMP_EQUAL, _IOCTL_SET_OWNER)

@@ -1,6 +1,5 @@
-"""Finds, reaps and kills the descendants of this process, by what /proc says."""
+"""Finds, reaps and kills the descendants of this process."""
 
-import mmap
 import os
 import signal
 from collections.abc import Iterator
@@ -26,15 +25,6 @@ def descendants(process: int | str) -> Iterator[int]:
             for child in Path(f"/proc/{process}/task/{thread}/children").read_text().split():
                 yield int(child)
                 yield from descendants(child)
-
-
-def resident_bytes() -> int:
-    """Resident memory of all descendants of this process; pages that they share count for each."""
-    pages = 0
-    for process in descendants(os.getpid()):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            pages += int(Path(f"/proc/{process}/statm").read_text().split()[1])  # size, resident, ...
-    return pages * mmap.PAGESIZE
 
 
 def end_descendants() -> None:
