@@ -83,7 +83,7 @@ def _become_program(task: Task, codes: bytes, writers: dict[str, int], folder: s
     # Otherwise other processes of this user lie within reach, and files with their modes and times.
     alone = task.isolation == "namespaces" or user is not None
     guarded = task.isolation == "namespaces" or guard_files(folder, task.packages, required=not alone)
-    filter_calls(own_signals_only=not alone)
+    filter_calls(no_signals=not alone)
     # One thread: a pool of one a core would break the limit on processes.
     environment = {"HOME": folder, "TMPDIR": folder, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     arguments = [str(runner), str(tests), str(int(not guarded))]

@@ -1,14 +1,15 @@
 """What runs in isolation: a program in one process, its tests in another, and values passed between them.
 
-The supervisor executes this module's code in a fresh Python, which imports nothing else of the package. It forks before
-it reads either source: the child becomes the program, the parent runs the tests. The tests see the program's names as
-stand-ins, and a call of one is a message through a pipe. Plain values (numbers, texts, lists, sets, dictionaries, arrays
-and the like) are copied, and what a call changes in its arguments is copied back. Any other object stays where it is:
-the tests hold a `Remote` of it, which equals no plain value whatever its class says. So what the tests compare is
-computed where the program has no hand in it, and the tests' process alone says that they passed, by how it ends.
+The supervisor executes this module's code in a fresh Python, which imports nothing else of the package. It forks
+before it reads either source: the child becomes the program, the parent runs the tests. The tests see the program's
+names as stand-ins, and a call of one is a message through a pipe. Plain values (numbers, texts, lists, sets,
+dictionaries, arrays and the like) are copied, and what a call changes in its arguments is copied back. Any other
+object stays where it is: the tests hold a `Remote` of it, which equals no plain value whatever its class says. So
+what the tests compare is computed where the program has no hand in it, and the tests' process alone says that they
+passed, by how it ends.
 
-The program decides what its own functions return and what its own objects do; comparing two of its objects is asking it.
-Without tests there is nobody to ask: then the program itself says that its last line was reached.
+The program decides what its own functions return and what its own objects do; comparing two of its objects is asking
+it. Without tests there is nobody to ask: then the program itself says that its last line was reached.
 """
 
 import builtins

@@ -63,22 +63,21 @@ def _watch(task: Task) -> dict[str, str]:
         with open(streams.pop("refusal")) as refusal:  # closes when the program starts
             if message := refusal.read():
                 raise OSError(message)
-        reason, texts = _follow(task, child, streams)
+        reason, texts = _follow(task, child, streams, group)
+        if reason == "failed" and has_killed(group):  # since the last look
+            reason = "memory"
     finally:
         end_descendants()
-        killed = has_killed(group)
         remove_group(group)
     for name, stream in streams.items():
         texts[name] += _rest(stream)
     if max(len(texts["output"]), len(texts["error"])) > OUTPUT_BYTES:
         reason = "output"
-    elif reason == "failed" and killed:
-        reason = "memory"
     output, error = (texts[name][:OUTPUT_BYTES].decode(errors="replace") for name in ("output", "error"))
     return {"reason": reason, "output": output, "error": error}
 
 
-def _follow(task: Task, child: int, streams: dict[str, int]) -> tuple[str, dict[str, bytearray]]:
+def _follow(task: Task, child: int, streams: dict[str, int], group: Path | None) -> tuple[str, dict[str, bytearray]]:
     """Reads what a program prints until it ends or passes a limit; one that ends by itself has "failed" so far."""
     deadline, next_look = time.monotonic() + task.seconds, 0.0
     texts = {name: bytearray() for name in streams}
@@ -102,7 +101,7 @@ def _follow(task: Task, child: int, streams: dict[str, int]) -> tuple[str, dict[
             now = time.monotonic()
             if now > deadline:
                 return "timeout", texts
-            if memory_bytes(task.memory) > task.memory:
+            if has_killed(group) or memory_bytes(task.memory) > task.memory:
                 return "memory", texts
             if task.isolation == "seccomp" and now > next_look:  # a /tmp in memory has a quota
                 if exceeds_disk("."):

@@ -7,6 +7,7 @@ kernel charges to nobody's resident memory: shared pages that no process has tou
 import mmap
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -71,18 +72,26 @@ def _share_of_private(process: int, most: int) -> int:
 
 def exceeds_disk(folder: str) -> bool:
     """Whether the files in a folder, and those that its processes have deleted and hold open, are over the limits."""
-    used, count, waiting = 0, 0, [folder]
+    used, count = _deleted_bytes(), 0
     try:
-        while waiting and used <= FOLDER_BYTES and count <= FOLDER_FILES:
-            with suppress(FileNotFoundError, PermissionError), os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    used += entry.stat(follow_symlinks=False).st_blocks * _DISK_BLOCK
-                    count += 1
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
+        for entry in _walk(folder):
+            used += entry.stat(follow_symlinks=False).st_blocks * _DISK_BLOCK
+            count += 1
+            if used > FOLDER_BYTES or count > FOLDER_FILES:
+                return True
+    except FileNotFoundError:  # removed meanwhile; the next look will tell
+        return False
     except OSError:  # nested so deeply that no path leads there
         return True
-    return used + _deleted_bytes() > FOLDER_BYTES or count > FOLDER_FILES
+    return used > FOLDER_BYTES
+
+
+def _walk(folder: str) -> Iterator[os.DirEntry]:
+    with suppress(PermissionError), os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path)
 
 
 def _deleted_bytes() -> int:
