@@ -1,7 +1,8 @@
+# ruff: noqa: E501 (programs are easier to read in fewer lines)
 """Hostile programs by kind. None may pass, leave anything behind, or reach what lies outside.
 
-A row: name, source, reasons it may end with. `{victim}`, `{socket}`, `{abstract}` and `{process}` are a file that all may
-write, a datagram socket's path, an abstract one's name, and a process's id, all outside.
+A row: name, source, reasons it may end with. `{victim}`, `{socket}`, `{abstract}` and `{process}` are a file that all may write, a datagram socket's path, an
+abstract one's name, and a process's id, all outside.
 """
 
 # What the programs that forge are tested with. All of these must fail: none of them adds.

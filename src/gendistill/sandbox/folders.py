@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gendistill.sandbox.cgroup import PREFIX, remove_left_behind
+from gendistill.sandbox.processes import end_processes_at_home
 
 _NEW = "gendistill-new-"  # of folders that are not locked yet
 
@@ -39,6 +40,7 @@ def clear_left_behind() -> None:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 remove_left_behind(os.path.basename(folder))
+                end_processes_at_home(folder)
                 remove_folder(folder)
             finally:
                 os.close(descriptor)

@@ -34,3 +34,11 @@ def end_descendants() -> None:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         reap(None)  # a dead child stays in /proc until it is reaped, and the loop would never end
+
+
+def end_processes_at_home(folder: str) -> None:
+    """Kills the processes that were started with this folder as their HOME, whosever children they are."""
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):  # it has ended, or is another user's
+            if f"HOME={folder}".encode() in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"):
+                os.kill(int(process), signal.SIGKILL)

@@ -17,7 +17,7 @@ _MODULES = ("task", "channel", "sides", "runner")  # of what runs in there, in t
 # Takes the modules' code from a descriptor: the program's Python knows neither this package nor where it lies.
 _START = """
 import marshal, sys, types
-codes, tests, hidden = map(int, sys.argv[1:])
+codes, tests, *flags = map(int, sys.argv[1:])
 with open(codes, "rb") as file:
     codes = marshal.load(file)
 for name, code in codes.items():
@@ -25,7 +25,7 @@ for name, code in codes.items():
     exec(code, module.__dict__)
 for name in codes:
     del sys.modules[name]
-module.main(tests, bool(hidden))
+module.main(tests, *flags)
 """
 
 
@@ -86,7 +86,7 @@ def _become_program(task: Task, codes: bytes, writers: dict[str, int], folder: s
     filter_calls(no_signals=not alone)
     # One thread: a pool of one a core would break the limit on processes.
     environment = {"HOME": folder, "TMPDIR": folder, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    arguments = [str(runner), str(tests), str(int(not guarded))]
+    arguments = map(str, (runner, tests, int(not guarded), int(task.isolation == "seccomp")))
     os.execve(task.python, [task.python, "-I", "-u", "-X", "utf8", "-c", _START, *arguments], environment)
 
 

@@ -26,23 +26,30 @@ from gendistill.sandbox.channel import ProgramEnded, without_own_frames
 from gendistill.sandbox.sides import Program, Tests
 from gendistill.sandbox.task import MEMORY_STATUS, PASSED_STATUS, PROCESSES
 
+_SET_DEATH_SIGNAL, _SET_DUMPABLE = 1, 4  # options of prctl
 
-def main(tests: int, hidden: bool) -> None:
+
+def main(tests: int, hidden: bool, mortal: bool) -> None:
     """Runs program.py, and the tests that the descriptor `tests` holds.
 
     Args:
         hidden: /proc is within the program's reach, so that this process closes its memory there.
+        mortal: no namespace ends the program when this process has been killed, so the program asks for it.
     """
-    if hidden:
+    if hidden or mortal:
         import ctypes  # takes its time, and other set-ups do without
 
-        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+        control = ctypes.CDLL(None).prctl
+    if hidden:
+        control(_SET_DUMPABLE, 0, 0, 0, 0)
     to_program, to_tests = os.pipe(), os.pipe()
     token = os.urandom(16).hex()
     child = os.fork()
     # Not before: processes that this user has already would count against this fork.
     resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
     if child == 0:
+        if mortal:
+            control(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
         for descriptor in (tests, to_program[1], to_tests[0]):
             os.close(descriptor)
         _run_program(Program(to_program[0], to_tests[1]), token)

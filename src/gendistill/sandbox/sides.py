@@ -97,7 +97,7 @@ class Tests(Channel):
         if known.__name__ == name:
             return known
         if name not in self.own_exceptions:
-            self.own_exceptions[name] = type(name, (self.exception_class(bases),), {})
+            self.own_exceptions[name] = type(name, (self.exception_class(bases),), {"__module__": "__main__"})
         return self.own_exceptions[name]
 
     def encode(self, value: Any) -> Any:

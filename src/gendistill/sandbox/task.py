@@ -32,7 +32,7 @@ class Task(NamedTuple):
         memory: bytes of address space a process, and of resident memory over all its processes.
         python: the interpreter of the supervisor and of the program.
         packages: folders of that Python, which the program may read.
-        tests: Python source that uses names of the program and raises if it is wrong; without, the program tests itself.
+        tests: Python source that uses names of the program and raises if it is wrong; none if it tests itself.
     """
 
     code: str

@@ -63,11 +63,13 @@ def _sockets(process: int) -> set[str]:
 
 def _share_of_private(process: int, most: int) -> int:
     """Bytes of private memory, of pages that n processes have one n-th each."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss_Anon:"):
-                return min(most, int(line.split()[1]) * 1024)
-    return most
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except PermissionError:
+        return most
+    except OSError:  # it has ended
+        return 0
+    return min(most, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss_Anon:")))
 
 
 def exceeds_disk(folder: str) -> bool:
