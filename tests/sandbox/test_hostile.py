@@ -112,7 +112,7 @@ def run_all(isolation: str, user: str, package: Path, given: list[dict]) -> list
 def contained(given: list[dict], outcomes: list[list], shared_limit: bool) -> dict[str, bool]:
     """By name, whether a program ended as it must; escapes one by one."""
     ends = {}
-    for program, (ok, reason, output, error) in zip(given, outcomes, strict=True):
+    for program, (_, reason, output, error) in zip(given, outcomes, strict=True):
         # Where a user runs several programs, they count towards one limit on processes: forks fail the sooner.
         starved = shared_limit and reason == "failed" and program["reasons"] != ("passed",)
         ends[program["name"]] = starved or reason in program["reasons"]

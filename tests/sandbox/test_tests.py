@@ -30,6 +30,8 @@ def refuse(value): raise Refused("no", value)
 def twice(function, value): return function(function(value))
 def count(): yield from range(10**12)
 def leave(): raise SystemExit(3)
+def stop(): raise StopIteration
+def skip(): import unittest; raise unittest.SkipTest
 def named(): return collections.namedtuple("N", "x y")(1, 2)
 def counted(text): return collections.Counter(text)
 def exact(): return decimal.Decimal("0.1"), fractions.Fraction(1, 3), 2**20000, math.inf, 1j, range(3)
@@ -59,6 +61,7 @@ HOLD = [
     "pair = Pair(1)\npair.right = 5\nassert list(pair) == [1, 5] and len(pair) == 2 and pair[1] == 5 and 5 in pair and pair",
     "pair = Pair(1)\nassert isinstance(pair, Pair) and not isinstance(3, Pair) and str(pair) == 'Pair(left=1, right=0)'",
     "pair = Pair(1)\nassert same(pair) is pair and same([pair])[0] is pair and both(pair, pair)",
+    "pair = Pair(1)\npair.number, pair.ask = 3, 4\nassert (pair.number, pair.ask) == (3, 4)",
     "assert outer(1)(2) == 3 and LIMIT == 7 and table['a'] == [1, 2]",
     "assert math.isclose(same(1.0), 1.0)",
     "def check(candidate):\n for n in range(50): assert candidate(n) == n\n\ncheck(same)",
@@ -75,6 +78,9 @@ DO_NOT_HOLD = [
     "import sys\nsys.exit(0)",
     "import os\nos._exit(0)",
     "assert Pair(1) == Pair(2)",
+    "assert all(map(lambda n: stop() == n, [1]))",
+    "import unittest\nclass T(unittest.TestCase):\n def test(self): skip()\n"
+    "assert unittest.main(exit=False, argv=['x']).result.wasSuccessful()",
 ]
 
 

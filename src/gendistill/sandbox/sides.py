@@ -102,7 +102,7 @@ class Tests(Channel):
 
     def encode(self, value: Any) -> Any:
         if isinstance(value, Remote):
-            return {"yours": object.__getattribute__(value, "number")}
+            return {"yours": object.__getattribute__(value, "__number__")}
         if isinstance(value, type | types.BuiltinFunctionType) and getattr(builtins, value.__name__, None) is value:
             return {"builtin": value.__name__}
         return super().encode(value)
@@ -125,8 +125,11 @@ class Remote:
     """
 
     def __init__(self, channel: Tests, number: int) -> None:
-        object.__setattr__(self, "number", number)
-        object.__setattr__(self, "ask", lambda operation, *rest, **named: channel.request(operation, *rest, **named))
+        # Names that no program gives what it wants tested.
+        object.__setattr__(self, "__number__", number)
+        object.__setattr__(
+            self, "__ask__", lambda operation, *rest, **named: channel.request(operation, *rest, **named)
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name[:2] == "__" and name not in ("__name__", "__doc__"):
@@ -146,7 +149,10 @@ class Remote:
         return id(self)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return _ask(self)("call", self, *arguments, **named)
+        try:
+            return _ask(self)("call", self, *arguments, **named)
+        except StopIteration as error:  # `all(map(...))` would take it for the end of what it checks
+            raise RuntimeError("the program raised StopIteration") from error
 
     def __getitem__(self, key: Any) -> Any:
         return _ask(self)("item", self, key)
@@ -174,4 +180,4 @@ class Remote:
 
 
 def _ask(remote: Remote) -> Callable[..., Any]:
-    return object.__getattribute__(remote, "ask")
+    return object.__getattribute__(remote, "__ask__")
