@@ -182,7 +182,7 @@ def test_a_folder_in_use_stays(folders):
 def test_deep_folders_and_what_no_path_reaches_are_removed(folders):
     with program_folder() as folder:
         descriptor = os.open(folder, os.O_RDONLY)
-        for depth in range(1100):  # deeper than Python recurses, and than a path is long
+        for depth in range(1005):  # deeper than Python recurses, and than a path is long
             os.mkdir("deep", 0o700, dir_fd=descriptor)
             below = os.open("deep", os.O_RDONLY, dir_fd=descriptor)
             os.close(descriptor)

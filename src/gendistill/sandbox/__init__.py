@@ -34,6 +34,6 @@ open to every user; where no control group can be made, memory may pass its limi
     libc.py        calls into the C library
     task.py        what a supervisor is given, and the limits
 
-All but run.py and folders.py run in the supervisor, which starts without site-packages, once for every program: they
-import the standard library alone, and this file imports nothing.
+All but run.py, folders.py and most of cgroup.py run in the supervisor, which starts without site-packages, once for
+every program: they import the standard library alone, and this file imports nothing.
 """

@@ -39,11 +39,11 @@ def make_group(name: str, memory: int) -> Path | None:
     return None
 
 
-def enter_group(group: Path | None) -> None:
-    """Puts this process into the group, with all that it will start."""
+def enter_group(group: Path | None, process: int) -> None:
+    """Puts a process into the group, with all that it will start."""
     if group is not None:
         with suppress(OSError):  # without it the supervisor's own count remains
-            _write(group / "cgroup.procs", 0)
+            _write(group / "cgroup.procs", process)
 
 
 def has_killed(group: Path | None) -> bool:

@@ -3,6 +3,7 @@
 import marshal
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,6 +39,9 @@ def run_child(task: Task, writers: dict[str, int], user: int | None) -> NoReturn
     """
     try:
         os.umask(0o022)  # the unused user must be able to read what root makes for it
+        with suppress(OSError):
+            # Out of memory, the kernel ends this process before the supervisor, which is in the same group.
+            Path("/proc/self/oom_score_adj").write_text("1000")
         folder = os.getcwd()
         codes = _codes()  # while their files are there
         if task.isolation == "namespaces":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from gendistill.errors import UserError
+from gendistill.sandbox.cgroup import enter_group, has_killed, make_group, remove_group
 from gendistill.sandbox.folders import program_folder
 from gendistill.sandbox.task import MIB, Isolation, Task
 
@@ -103,13 +104,17 @@ def run_task(task: Task) -> Outcome:
     if task.isolation not in get_args(Isolation):  # nothing would be given up for a name that no step knows
         raise ValueError(f"unknown isolation '{task.isolation}'; known: {', '.join(get_args(Isolation))}")
     with program_folder() as folder:
-        reply = _ask_supervisor(task, folder)
+        group = make_group(os.path.basename(folder), task.memory)
+        try:
+            reply = _ask_supervisor(task, folder, group)
+        finally:
+            remove_group(group)
     if "refusal" in reply:
         raise UserError(reply["refusal"])
     return Outcome(reply["reason"] == "passed", **reply)
 
 
-def _ask_supervisor(task: Task, folder: str) -> dict[str, str]:
+def _ask_supervisor(task: Task, folder: str, group: Path | None) -> dict[str, str]:
     """The supervisor's reply: `reason`, `output` and `error` of an outcome, or a `refusal` alone."""
     source = str(Path(__file__).parents[2])  # the folder of the package: the supervisor's Python knows no site-packages
     start = f"import sys; sys.path.insert(0, {source!r}); "
@@ -127,10 +132,13 @@ def _ask_supervisor(task: Task, folder: str) -> dict[str, str]:
         guard = threading.Timer(task.seconds + GRACE_SECONDS, supervisor.kill)
         guard.start()
         try:
+            enter_group(group, supervisor.pid)  # which waits for the kernel, while that Python starts
             with suppress(BrokenPipeError):  # it has ended already; its reply says why
-                supervisor.stdin.write(json.dumps(task).encode() + b"\n")
+                supervisor.stdin.write(json.dumps([task, group and str(group)]).encode() + b"\n")
                 supervisor.stdin.flush()
             reply = supervisor.stdout.read()
         finally:
             guard.cancel()
+    if not reply and has_killed(group):  # it was the largest of the group
+        return {"reason": "memory", "output": "", "error": ""}
     return json.loads(reply or '{"reason": "failed", "output": "", "error": "The supervisor was killed."}')

@@ -1,6 +1,7 @@
 """The supervisor: a process of its own, between the caller and the program.
 
-`supervise` is its main function: one task comes as a line of JSON, one reply goes back.
+`supervise` is its main function: a task and the group that its memory counts in come as a line of JSON, one
+reply goes back.
 """
 
 import json
@@ -11,7 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from gendistill.sandbox.cgroup import enter_group, has_killed, make_group, remove_group
+from gendistill.sandbox.cgroup import has_killed
 from gendistill.sandbox.isolation import unshare_processes, unused_user
 from gendistill.sandbox.libc import PR_SET_CHILD_SUBREAPER, libc
 from gendistill.sandbox.processes import end_descendants, reap
@@ -30,15 +31,15 @@ _DISK = (
 
 def supervise() -> None:
     """Reads a task, replies with an outcome or a refusal."""
-    task = Task(*json.loads(sys.stdin.buffer.readline()))
+    fields, group = json.loads(sys.stdin.buffer.readline())
     try:
-        reply = _watch(task)
+        reply = _watch(Task(*fields), group and Path(group))
     except OSError as error:  # something that isolation needs is missing here
         reply = {"refusal": str(error)}
     sys.stdout.write(json.dumps(reply))
 
 
-def _watch(task: Task) -> dict[str, str]:
+def _watch(task: Task, group: Path | None) -> dict[str, str]:
     """Starts the program, follows it, ends its descendants; says how it ended and what it printed.
 
     Raises:
@@ -51,10 +52,8 @@ def _watch(task: Task) -> dict[str, str]:
     if task.isolation == "namespaces":
         unshare_processes()
     pipes = {name: os.pipe() for name in ("refusal", "output", "error")}
-    group = make_group(os.path.basename(os.getcwd()), task.memory)
     child = os.fork()
     if child == 0:
-        enter_group(group)
         run_child(task, {name: write for name, (_, write) in pipes.items()}, user)
     for _, write in pipes.values():  # or the pipes would never be at their end
         os.close(write)
@@ -68,7 +67,6 @@ def _watch(task: Task) -> dict[str, str]:
             reason = "memory"
     finally:
         end_descendants()
-        remove_group(group)
     for name, stream in streams.items():
         texts[name] += _rest(stream)
     if max(len(texts["output"]), len(texts["error"])) > OUTPUT_BYTES:
