@@ -167,6 +167,21 @@ def suite_figures(results: Path) -> dict[str, dict]:
     return {"test_suite_seconds": {"value": raw["seconds"], "unit": "s", "source": "results/cpu/test_suite.json"}}
 
 
+def hostile_figures(results: Path) -> dict[str, dict]:
+    """The share of hostile programs that the sandbox contains, over all set-ups."""
+    raw = json.loads((results / "hostile_programs.json").read_text())
+    ends = [ok for setup in raw.values() for ok in setup.values()]
+    source = "results/cpu/hostile_programs.json"
+    return {
+        "hostile_programs_contained_share": {
+            "value": round(sum(ends) / len(ends), 4),
+            "unit": "ratio",
+            "source": source,
+        },
+        "hostile_programs": {"value": len(next(iter(raw.values()))), "unit": "programs", "source": source},
+    }
+
+
 def synthesize_figures(results: Path) -> dict[str, dict]:
     """Tokens a second of the slowest set of benchmarks/synthesize_speed.py whose replies are more than a letter."""
     sets = json.loads((results / "synthesize.json").read_text())["sets"].values()

@@ -9,6 +9,7 @@ from figures import (
     demo_figures,
     evaluation_speed_figures,
     graded_replies_figures,
+    hostile_figures,
     kda_cpu_figures,
     plan_accuracy_figures,
     prepare_figures,
@@ -26,7 +27,7 @@ def test_ledger_follows_from_its_sources():
     ledger = json.loads(LEDGER.read_text())
     expected = demo_figures(ROOT / "results/demo") | kda_cpu_figures(ROOT / "results/cpu")
     expected |= prepare_figures(ROOT / "results/cpu")
-    expected |= graded_replies_figures(ROOT / "tests")
+    expected |= graded_replies_figures(ROOT / "tests") | hostile_figures(ROOT / "results/cpu")
     if SUITE.exists():  # not yet where the suite is timed for the first time, which has to pass
         expected |= suite_figures(SUITE.parent)
     for on_gpu in (

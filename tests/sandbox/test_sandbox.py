@@ -1,6 +1,7 @@
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,74 +13,37 @@ import pytest
 
 from gendistill.errors import UserError
 from gendistill.sandbox import run as sandbox
+from gendistill.sandbox.folders import clear_left_behind, program_folder
 from gendistill.sandbox.processes import descendants
 from gendistill.sandbox.run import run_many, run_python
-from gendistill.sandbox.task import MIB, OUTPUT_BYTES, PROCESSES, Task
+from gendistill.sandbox.task import MIB, PROCESSES, Task
 
 SECONDS = 2
 PASSES = "assert 1 + 1 == 2"
 
-# Programs that must not pass: (name, source, the reason each must end with).
-HOSTILE = [
-    ("wrong", "assert 1 + 1 == 3", "failed"),
-    ("syntax error", "def f(:", "failed"),
-    ("null byte", "x = '\0'", "failed"),
-    ("lone surrogate", "assert '\ud800' == 'a'", "failed"),
-    ("endless loop", "while True: pass", "timeout"),
-    ("sleep", "import time; time.sleep(60)", "timeout"),
-    (
-        "ignored signals",
-        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)",
-        "timeout",
-    ),
-    ("stopped", "import os; os.kill(os.getpid(), 19)\nwhile True: pass", "timeout"),
-    ("fork bomb", "import os\nwhile True: os.fork()", "failed"),
-    ("patient fork bomb", "import os\nwhile True:\n try: os.fork()\n except OSError: pass", "timeout"),
-    ("runaway forks", "import os\nwhile True:\n if os.fork(): os._exit(0)", "failed"),
-    ("10 GB", "x = bytearray(10**10)", "memory"),
-    (
-        "memory of many processes",
-        f"import os, time\nfor _ in range(7):\n if not os.fork():\n  x = bytearray({100 * MIB}); time.sleep(60)\n"
-        "time.sleep(60)",
-        "memory",
-    ),
-    ("deep recursion", "def f(): f()\nf()", "failed"),
-    ("crash", "import ctypes; ctypes.string_at(0)", "failed"),
-    ("big file", "f = open('big', 'wb')\nwhile True: f.write(bytes(10**6))", "failed"),
-    ("many open files", "x = [open('file', 'w') for _ in range(10**4)]", "failed"),
-    ("connect", "import socket; socket.create_connection(('127.0.0.1', 22), 1)", "failed"),
-    ("datagram", "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM)", "failed"),
-    ("resolve", "import urllib.request; urllib.request.urlopen('http://example.org', timeout=1)", "failed"),
-    ("kill parent", "import os; os.kill(os.getppid(), 9)", "failed"),
-    ("kill everyone", "import os; os.kill(-1, 9)", "failed"),
-    ("kill own group", "import os; os.kill(0, 9)", "failed"),
-    ("new namespace", "import ctypes; assert ctypes.CDLL(None).unshare(0x10000000) == 0", "failed"),
-    ("trace", "import ctypes, os; assert ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0", "failed"),
-    ("endless printing", "while True: print('x' * 1000)", "output"),
-    ("endless complaints", "import sys\nwhile True: sys.stderr.write('x' * 1000)", "output"),
-    ("closed stdout", "import sys; sys.stdout.close(); print(1)", "failed"),
-    ("closed descriptors", "import os; os.closerange(0, 256)", "failed"),
-    ("replaced stdout", "import os; os.dup2(os.open('out', os.O_WRONLY | os.O_CREAT), 1)", "failed"),
-    ("deleted folder", "import os, shutil; shutil.rmtree(os.getcwd())", "failed"),
-    ("early os._exit", "import os; os._exit(0)\nassert False", "failed"),
-    ("early sys.exit", "import sys; sys.exit(0)\nassert False", "failed"),
-    ("early quit", "quit()\nassert False", "failed"),
-    ("swallowed by a bare except", "try:\n assert False\nexcept BaseException:\n raise SystemExit(0)", "failed"),
-    ("new program", "import os; os.execv('/bin/true', ['true'])", "failed"),
-    ("child passes", "import os\nif os.fork(): os.wait(); os._exit(0)", "failed"),
-    (
-        "guessed signal",
-        "import os\nfor n in range(3, 64):\n try: os.write(n, b'passed')\n except OSError: pass",
-        "failed",
-    ),
-    (
-        "signal read too late",
-        "import os\nfor n in range(3, 64):\n try: os.pread(n, 64, 0); os.write(1, b'token')\n except OSError: pass\n"
-        "os._exit(0)",
-        "failed",
-    ),
+# Programs without tests that must not pass; tests/sandbox/hostile.py has those that mean harm.
+FAILING = [
+    "assert 1 + 1 == 3",
+    "def f(:",
+    "x = '\0'",
+    "assert '\ud800' == 'a'",
+    "import sys; sys.stdout.close(); print(1)",
+    "import os; os.closerange(0, 256)",
+    "import os; os.dup2(os.open('out', os.O_WRONLY | os.O_CREAT), 1)",
+    "import os, shutil; shutil.rmtree(os.getcwd())",
+    "import os; os._exit(0)\nassert False",
+    "import os; os._exit = print\nassert False",
+    "import os; os._exit = print\nos.write = os.read\nraise MemoryError",
+    "import os; os.getpid = lambda: 1\nassert False",
+    "import sys; sys.exit(0)\nassert False",
+    "quit()\nassert False",
+    "try:\n assert False\nexcept BaseException:\n raise SystemExit(0)",
+    "import os; os.execv('/bin/true', ['true'])",
+    "import os\nif os.fork(): os.wait(); os._exit(0)",
+    "import os\nfor n in range(3, 64):\n try: os.write(n, b'passed')\n except OSError: pass\nos._exit(0)",
+    "import os\nfor n in range(3, 64):\n try: os.write(n, (8).to_bytes(8, 'little') + b'[\"loaded\"]')\n"
+    " except OSError: pass\nos._exit(0)",
 ]
-HOSTILE_IDS = [name for name, _, _ in HOSTILE]
 
 
 @pytest.fixture(autouse=True)
@@ -157,60 +121,16 @@ def test_processes_of_a_program_may_work_together():
         assert not outcome.ok  # no shared memory there
 
 
-@pytest.mark.parametrize(("name", "code", "reason"), HOSTILE, ids=HOSTILE_IDS)
-def test_hostile_programs_fail_within_their_limits(name, code, reason):
-    start = time.monotonic()
-    outcome = run_python(code, seconds=SECONDS)
-    assert (outcome.ok, outcome.reason) == (False, reason)
-    assert time.monotonic() - start < SECONDS + 3
-    assert max(len(outcome.output), len(outcome.error)) <= OUTPUT_BYTES
-
-
-def test_hostile_programs_fail_in_the_other_isolation_too(otherwise):
-    quick = [(name, code, reason) for name, code, reason in HOSTILE if reason != "timeout"]
-    ends = {name: otherwise(code).reason for name, code, _ in quick}
-    assert ends == {name: reason for name, _, reason in quick}
-    assert otherwise("while True: pass", seconds=0.5).reason == "timeout"
-    assert otherwise("print(1)") == (True, "passed", "1\n", "")
+def test_failing_programs_fail():
+    outcomes = run_many(FAILING, seconds=20)
+    assert [code for code, outcome in zip(FAILING, outcomes, strict=True) if outcome.ok] == []
+    assert {outcome.reason for outcome in outcomes} <= {"failed", "memory"}
 
 
 def test_the_error_shows_the_program_alone():
     error = run_python("x = 1\nassert x == 2, 'no'").error
     assert error.splitlines()[1:3] == ['  File "program.py", line 2, in <module>', "    assert x == 2, 'no'"]
     assert error.splitlines()[-1] == "AssertionError: no"
-
-
-def escaping(victim: Path) -> list[str]:
-    return [
-        f"open({str(victim)!r}, 'w').write('changed')",
-        f"import os; os.truncate({str(victim)!r}, 0)",
-        f"import os; os.chmod({str(victim)!r}, 0)",
-        f"import os; os.unlink({str(victim)!r})",
-        f"open({str(victim)!r}).read()",
-        f"open({str(victim.with_name('new'))!r}, 'w')",
-        "import sys; open(sys.prefix + '/new', 'w')",
-    ]
-
-
-@pytest.fixture
-def victim():
-    """A file that every user of this machine may read and write."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
-    file = folder / "victim.txt"
-    file.write_text("untouched")
-    file.chmod(0o666)
-    yield file
-    assert [file.read_text(), [*folder.iterdir()], file.stat().st_mode & 0o777] == ["untouched", [file], 0o666]
-    shutil.rmtree(folder)
-
-
-def test_the_users_files_are_out_of_reach(victim):
-    assert [run_python(code).reason for code in escaping(victim)] == ["failed"] * 7
-
-
-def test_the_users_files_are_out_of_reach_in_the_other_isolation_too(victim, otherwise):
-    assert [otherwise(code).reason for code in escaping(victim)] == ["failed"] * 7
 
 
 DAEMON = """
@@ -249,8 +169,70 @@ def test_a_killed_caller_takes_its_programs_along(isolation, otherwise, folders)
     while living := [process for process in family if Path(f"/proc/{process}").exists()]:
         assert time.monotonic() < deadline, living
         time.sleep(0.05)
-    for folder in folders.iterdir():  # nobody is left to remove it
-        shutil.rmtree(folder)
+    assert len(list(folders.iterdir())) == 1  # nobody is left to remove it
+    assert run_python("").ok  # but whoever comes next
+
+
+def test_a_folder_in_use_stays(folders):
+    with program_folder() as used, program_folder():
+        clear_left_behind()
+        assert os.path.exists(used)
+
+
+def test_deep_folders_and_what_no_path_reaches_are_removed(folders):
+    with program_folder() as folder:
+        descriptor = os.open(folder, os.O_RDONLY)
+        for depth in range(1005):  # deeper than Python recurses, and than a path is long
+            os.mkdir("deep", 0o700, dir_fd=descriptor)
+            below = os.open("deep", os.O_RDONLY, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = below
+            if depth % 400 == 0:
+                os.symlink("/", "link", dir_fd=descriptor)
+        os.close(descriptor)
+    assert not list(folders.iterdir())
+
+
+def test_shared_pages_count_once(otherwise):
+    """A page that a process has and another inherits is one; so are pages that both map."""
+    code = "import mmap, os, time\nx = bytearray(b'1') * (150 << 20)\nm = mmap.mmap(-1, 100 << 20)\n"
+    code += "m.write(b'1' * (100 << 20))\nfor _ in range(4):\n if not os.fork(): time.sleep(0.5); os._exit(0)\n"
+    code += "for _ in range(4): os.wait()"
+    assert [run(code, seconds=20).reason for run in (run_python, otherwise)] == ["passed"] * 2
+
+
+ORPHAN = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(600)
+    os._exit(0)
+os.wait()
+print("orphaned", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("isolation", ["own", "other"])
+def test_what_a_killed_caller_and_supervisor_leave_ends_at_the_next_start(isolation, otherwise, folders):
+    way, settings = (sandbox.check_isolation(), {}) if isolation == "own" else other_isolation()
+    task = Task(ORPHAN, "", 600, 512 * MIB, way, **settings)
+    script = f"import tempfile; tempfile.tempdir = {str(folders)!r}\n"
+    script += "from gendistill.sandbox.run import run_task; from gendistill.sandbox.task import Task\n"
+    script += f"run_task(Task(*{tuple(task)!r}))"
+    with subprocess.Popen([sys.executable, "-c", script]) as caller:
+        deadline = time.monotonic() + 20
+        # The orphan has come to the supervisor, or to the first process of its namespace.
+        while len(family := list(descendants(caller.pid))) < (4 if way == "seccomp" else 5):
+            assert time.monotonic() < deadline, family
+            time.sleep(0.05)
+        for process in (caller.pid, family[0]):
+            os.kill(process, signal.SIGKILL)
+    assert run_python("").ok
+    while living := [process for process in family if Path(f"/proc/{process}").exists()]:
+        assert time.monotonic() < deadline, living
+        time.sleep(0.05)
 
 
 def test_limits_on_processes_are_a_programs_own():

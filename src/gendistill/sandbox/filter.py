@@ -2,19 +2,19 @@
 
 import ctypes
 import errno
-import os
 import platform
 import struct
 
 from gendistill.sandbox.libc import PR_SET_SECCOMP, libc
 
-# System calls refused to every program, as name:x86-64:aarch64. Not `socketpair`, which asyncio needs.
+# System calls refused to every program, as name:x86-64:aarch64. Not `socketpair`, which asyncio needs: what it gives
+# may go nowhere else, by a name or a message with one, and passes on no descriptors, in which memory could be hidden.
 _REFUSED = """
-socket:41:198 ptrace:101:117 process_vm_readv:310:270 process_vm_writev:311:271 add_key:248:217 request_key:249:218
-keyctl:250:219 bpf:321:280 perf_event_open:298:241 userfaultfd:323:282 io_uring_setup:425:425 mount:165:40
-umount2:166:39 open_tree:428:428 move_mount:429:429 fsopen:430:430 chroot:161:51 pivot_root:155:41 unshare:272:97
-setns:308:268 memfd_create:319:279 memfd_secret:447:447 shmget:29:194 msgget:68:186 mq_open:240:180
-pidfd_send_signal:424:424 pidfd_getfd:438:438 process_madvise:440:440
+socket:41:198 connect:42:203 bind:49:200 sendmsg:46:211 sendmmsg:307:269 ptrace:101:117 process_vm_readv:310:270
+process_vm_writev:311:271 add_key:248:217 request_key:249:218 keyctl:250:219 bpf:321:280 perf_event_open:298:241
+userfaultfd:323:282 io_uring_setup:425:425 mount:165:40 umount2:166:39 open_tree:428:428 move_mount:429:429
+fsopen:430:430 chroot:161:51 pivot_root:155:41 unshare:272:97 setns:308:268 memfd_create:319:279 memfd_secret:447:447
+shmget:29:194 msgget:68:186 mq_open:240:180 pidfd_send_signal:424:424 pidfd_getfd:438:438 process_madvise:440:440
 """
 # Refused besides where the program shares its user with others: Landlock guards no modes, owners, times, attributes.
 _REFUSED_TO_SHARED_USER = """
@@ -29,6 +29,9 @@ _KILL_CALL, _OTHER_SIGNALS = (
 )
 _CLONE, _CLONE3 = "clone:56:220", "clone3:435:435"
 _PRLIMIT, _FCNTL, _IOCTL = "prlimit64:302:261", "fcntl:72:25", "ioctl:16:29"
+_SOCKETPAIR, _SENDTO, _SETSOCKOPT = "socketpair:53:199", "sendto:44:206", "setsockopt:54:208"
+_PRCTL, _SET_DUMPABLE = "prctl:157:167", 4
+_UNIX, _NO_STREAM, _SEND_BUFFER = 1, 0x0E, 7  # address family; bits of a socket's type that no stream has; option
 _SET_OWNER, _SET_OWNER_EX, _IOCTL_SET_OWNER = 8, 15, 0x8901  # whom the kernel signals when a descriptor is ready
 # Column of a system call's number above, and what the kernel calls the architecture (AUDIT_ARCH_*).
 _ARCHITECTURES = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}
@@ -40,24 +43,24 @@ _X32 = 0x40000000  # system calls of a second table, under other numbers
 _Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, value
 
 
-def filter_calls(*, own_signals_only: bool) -> None:
+def filter_calls(*, no_signals: bool) -> None:
     """Refuses system calls from here on, in this process and its descendants.
 
     Args:
-        own_signals_only: the program shares its user with others, so it may signal nobody but itself.
+        no_signals: the program shares its user with others, so it may signal nobody.
 
     Raises:
         OSError: there are no numbers for this processor, or the kernel takes no filter.
     """
     if platform.machine() not in _ARCHITECTURES:
         raise OSError(f"no system call filter for {platform.machine()}; known: {', '.join(_ARCHITECTURES)}")
-    program = _program(*_ARCHITECTURES[platform.machine()], own_signals_only)
+    program = _program(*_ARCHITECTURES[platform.machine()], no_signals)
     # A sock_fprog: how many instructions, and where they lie. The buffer must live until the call has returned.
     steps = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
     libc("prctl", PR_SET_SECCOMP, 2, struct.pack("@HP", len(program), ctypes.addressof(steps)), 0, 0)
 
 
-def _program(column: int, architecture: int, own_signals_only: bool) -> list[_Instruction]:
+def _program(column: int, architecture: int, no_signals: bool) -> list[_Instruction]:
     """What the kernel runs: refusals one after another, and what none of them refuses is allowed."""
 
     def refuse(calls: str, *condition: int, error: int = errno.EPERM) -> list[_Instruction]:
@@ -75,13 +78,18 @@ def _program(column: int, architecture: int, own_signals_only: bool) -> list[_In
         *refuse(_REFUSED),
         *refuse(_KILL_CALL, 0, _JUMP_EQUAL, 1),  # the first process would ignore it, and the program go on
         *refuse(_KILL_CALL, 0, _JUMP_EQUAL, 0xFFFFFFFF),  # -1: everyone
+        *refuse(_SOCKETPAIR, 0, _JUMP_EQUAL, _UNIX, False),
+        *refuse(_SOCKETPAIR, 1, _JUMP_BITS, _NO_STREAM),
+        *refuse(_SENDTO, 5, _JUMP_BITS, 0xFFFFFFFF),  # with an address: its length is not 0
+        *refuse(_SETSOCKOPT, 2, _JUMP_EQUAL, _SEND_BUFFER),  # the supervisor counts on its size
         *refuse(_CLONE, 0, _JUMP_BITS, _ANY_NAMESPACE),
         *refuse(_CLONE3, error=errno.ENOSYS),  # its flags are out of a filter's sight; libraries then use clone
     ]
-    if own_signals_only:
-        me = os.getpid()
+    if no_signals:
         program += refuse(_REFUSED_TO_SHARED_USER)
-        program += refuse(f"{_KILL_CALL} {_OTHER_SIGNALS}", 0, _JUMP_EQUAL, me, False)
+        program += refuse(f"{_KILL_CALL} {_OTHER_SIGNALS}")
+        # The supervisor, of the same user, could not look into it any more.
+        program += refuse(_PRCTL, 0, _JUMP_EQUAL, _SET_DUMPABLE)
         program += refuse(_PRLIMIT, 0, _JUMP_BITS, 0xFFFFFFFF)  # 0 is the process itself; any other id is refused
         program += refuse(_FCNTL, 1, _JUMP_EQUAL, _SET_OWNER) + refuse(_FCNTL, 1, _JUMP_EQUAL, _SET_OWNER_EX)
         program += refuse(_IOCTL, 1, _JUMP_EQUAL, _IOCTL_SET_OWNER)

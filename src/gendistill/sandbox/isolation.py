@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gendistill.sandbox.libc import libc
-from gendistill.sandbox.task import DEVICES, FILE_BYTES, FOLDER_BYTES, OPEN_FILES, PROCESSES, SYSTEM, Task
+from gendistill.sandbox.task import DEVICES, FILE_BYTES, FOLDER_BYTES, FOLDER_FILES, OPEN_FILES, SYSTEM, Task
 
 # Flags of unshare (<linux/sched.h>) and of mount (<linux/mount.h>).
 _NEW_MOUNTS, _NEW_UTS, _NEW_IPC, _NEW_USER, _NEW_PROCESSES, _NEW_NETWORK = (
@@ -35,13 +35,12 @@ def unused_user() -> int:
 
 
 def limit_resources(task: Task) -> None:
-    """What a process of the program may use; its children inherit it."""
+    """What a process of the program may use; its children inherit it. Processes the runner limits."""
     cpu_seconds = math.ceil(task.seconds) + 1  # wall time is measured by the supervisor and ends it first
     limits = {
         resource.RLIMIT_AS: task.memory,
         resource.RLIMIT_FSIZE: FILE_BYTES,
         resource.RLIMIT_NOFILE: OPEN_FILES,
-        resource.RLIMIT_NPROC: PROCESSES,  # of the user, hence one user a program where root runs it
         resource.RLIMIT_CORE: 0,  # a crash leaves no file
         resource.RLIMIT_MSGQUEUE: 0,
     }
@@ -70,7 +69,7 @@ def enter_own_root(folder: str, packages: Iterable[str]) -> None:
     libc("mount", b"tmpfs", folder.encode(), b"tmpfs", flags, b"size=1m,mode=755")
     for path in ("/tmp", "/dev/shm"):  # first: `packages` may lie in them
         os.makedirs(folder + path)
-        options = f"size={FOLDER_BYTES},nr_inodes=4096,mode=1777"
+        options = f"size={FOLDER_BYTES},nr_inodes={FOLDER_FILES},mode=1777"
         libc("mount", b"tmpfs", (folder + path).encode(), b"tmpfs", flags, options.encode())
     for path in (*_readable(packages), *DEVICES):
         _show(path, folder)
@@ -110,8 +109,8 @@ def _mount_flags(path: str) -> int:
     return repeated | (1 << 21 if status & os.ST_RELATIME else 0)  # MS_RELATIME has another number than ST_RELATIME
 
 
-def guard_files(folder: str, packages: Iterable[str], *, required: bool) -> None:
-    """Landlock: all of `folder`, reading of the system and Python, nothing else."""
+def guard_files(folder: str, packages: Iterable[str], *, required: bool) -> bool:
+    """Landlock: all of `folder`, reading of the system and Python, nothing else. Whether this kernel offers it."""
     try:
         version = libc("syscall", _LANDLOCK_CREATE, None, 0, 1)
     except OSError:
@@ -119,7 +118,7 @@ def guard_files(folder: str, packages: Iterable[str], *, required: bool) -> None
     if version < 3:  # before 3, files could still be cut to nothing
         if required:
             raise OSError("Landlock is missing or too old (Linux 6.2 or newer has it)")
-        return
+        return False
     # What version 3 knows: of these rights, those that no rule allows are refused.
     everything = (1 << 13) - 1 | _REFER | _TRUNCATE
     rules = libc("syscall", _LANDLOCK_CREATE, struct.pack("=Q", everything), 8, 0)
@@ -132,3 +131,4 @@ def guard_files(folder: str, packages: Iterable[str], *, required: bool) -> None
             descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
             libc("syscall", _LANDLOCK_ADD, rules, 1, struct.pack("=Qi", rights, descriptor), 0)
     libc("syscall", _LANDLOCK_RESTRICT, rules, 0)
+    return True

@@ -1,6 +1,5 @@
-"""Finds, reaps and kills the descendants of this process, by what /proc says."""
+"""Finds, reaps and kills the descendants of this process."""
 
-import mmap
 import os
 import signal
 from collections.abc import Iterator
@@ -28,15 +27,6 @@ def descendants(process: int | str) -> Iterator[int]:
                 yield from descendants(child)
 
 
-def resident_bytes() -> int:
-    """Resident memory of all descendants of this process; pages that they share count for each."""
-    pages = 0
-    for process in descendants(os.getpid()):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            pages += int(Path(f"/proc/{process}/statm").read_text().split()[1])  # size, resident, ...
-    return pages * mmap.PAGESIZE
-
-
 def end_descendants() -> None:
     """Kills until nobody is left: a process may fork while its siblings are being killed."""
     while living := list(descendants(os.getpid())):
@@ -44,3 +34,11 @@ def end_descendants() -> None:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         reap(None)  # a dead child stays in /proc until it is reaped, and the loop would never end
+
+
+def end_processes_at_home(folder: str) -> None:
+    """Kills the processes that were started with this folder as their HOME, whosever children they are."""
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):  # it has ended, or is another user's
+            if f"HOME={folder}".encode() in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"):
+                os.kill(int(process), signal.SIGKILL)

@@ -1,7 +1,9 @@
 """Between fork and exec: the child that takes privileges from itself and becomes the program."""
 
+import marshal
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,52 +13,37 @@ from gendistill.sandbox.libc import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, libc
 from gendistill.sandbox.processes import reap
 from gendistill.sandbox.task import Task
 
-MEMORY_STATUS = 77  # of RUNNER after a MemoryError; no exit status that Python or a shell gives a meaning
 CPU_TIME_STATUS = 128 + signal.SIGXCPU  # as `processes.reap` gives it
-
-# Runs program.py as __main__. The token is read before and written after it, so that leaving early does not pass.
-RUNNER = f"""
-import os, sys, types
-proof, verdict = map(int, sys.argv[1:])
-def run():
-    token = os.read(proof, 64)
-    os.close(proof)
-    # A fork of the program that reaches its last line, or streams put in place of its own, are no proof.
-    me, streams = os.getpid(), [os.fstat(1), os.fstat(2)]
-    main = sys.modules["__main__"] = types.ModuleType("__main__")
-    sys.argv[:] = ["program.py"]
-    try:
-        with open("program.py", encoding="utf-8", newline="") as file:
-            source = file.read()
-        exec(compile(source, "program.py", "exec", dont_inherit=True), main.__dict__)
-        sys.__stdout__.flush()
-        sys.__stderr__.flush()
-        if not os.path.samestat(streams[0], os.fstat(1)) or not os.path.samestat(streams[1], os.fstat(2)):
-            raise OSError("the program replaced its standard streams")
-        os.getcwd()
-    except MemoryError:
-        os._exit({MEMORY_STATUS})
-    except Exception as error:
-        sys.excepthook(type(error), error.with_traceback(error.__traceback__.tb_next), None)
-        os._exit(1)
-    if os.getpid() == me:
-        os.write(verdict, token)
-    os._exit(0)
-run()
+_MODULES = ("task", "channel", "sides", "runner")  # of what runs in there, in the order of their imports
+# Takes the modules' code from a descriptor: the program's Python knows neither this package nor where it lies.
+_START = """
+import marshal, sys, types
+codes, tests, *flags = map(int, sys.argv[1:])
+with open(codes, "rb") as file:
+    codes = marshal.load(file)
+for name, code in codes.items():
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(code, module.__dict__)
+for name in codes:
+    del sys.modules[name]
+module.main(tests, *flags)
 """
 
 
-def run_child(task: Task, token: bytes, writers: dict[str, int], user: int | None) -> NoReturn:
+def run_child(task: Task, writers: dict[str, int], user: int | None) -> NoReturn:
     """What the supervisor's child does from its fork on: isolates itself and becomes the program.
 
     Args:
-        token: what the program's last line must write to be believed.
-        writers: ends of pipes to write to, by name: "refusal" if isolation fails, "output", "error", "verdict".
+        writers: ends of pipes to write to, by name: "refusal" if isolation fails, "output", "error".
         user: the unused user id that root drops to; None for other users.
     """
     try:
         os.umask(0o022)  # the unused user must be able to read what root makes for it
+        with suppress(OSError):
+            # Out of memory, the kernel ends this process before the supervisor, which is in the same group.
+            Path("/proc/self/oom_score_adj").write_text("1000")
         folder = os.getcwd()
+        codes = _codes()  # while their files are there
         if task.isolation == "namespaces":
             enter_own_root(folder, task.packages)
             folder = "/tmp"
@@ -69,24 +56,26 @@ def run_child(task: Task, token: bytes, writers: dict[str, int], user: int | Non
         Path("program.py").write_bytes(task.code.encode(errors="replace"))
         if user is not None:
             os.chown(folder, user, user)
-        _become_program(task, token, writers, folder, user)
+        _become_program(task, codes, writers, folder, user)
     except BaseException as error:  # never back into the supervisor's code, of which this is a copy
         os.write(writers["refusal"], f"{type(error).__name__}: {error}".encode())
     finally:
         os._exit(1)
 
 
-def _become_program(task: Task, token: bytes, writers: dict[str, int], folder: str, user: int | None) -> NoReturn:
+def _become_program(task: Task, codes: bytes, writers: dict[str, int], folder: str, user: int | None) -> NoReturn:
     """Gives up privileges, one after another, and executes the runner.
 
     The order matters: what needs root comes before the change of user, and the filter comes last, as it refuses calls
     that the steps before it need (making files in memory, changing another limit).
     """
     os.setsid()  # or it could signal the supervisor as one of its own process group
-    stdin, proof = _in_memory(task.stdin.encode(errors="replace")), _in_memory(token)
+    stdin = _in_memory(task.stdin.encode(errors="replace"))
+    # The tests are no file: the program must not read what is expected of it.
+    runner, tests = _in_memory(codes), _in_memory(task.tests.encode(errors="replace"))
     for number, stream in enumerate((stdin, writers["output"], writers["error"])):
         os.dup2(stream, number)
-    for descriptor in (proof, writers["verdict"]):  # all others close with exec
+    for descriptor in (runner, tests):  # all others close with exec
         os.set_inheritable(descriptor, True)
     limit_resources(task)
     if user is not None:
@@ -97,13 +86,21 @@ def _become_program(task: Task, token: bytes, writers: dict[str, int], folder: s
     libc("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # no setuid program helps; Landlock and the filter ask for it
     # Otherwise other processes of this user lie within reach, and files with their modes and times.
     alone = task.isolation == "namespaces" or user is not None
-    if task.isolation == "seccomp":
-        guard_files(folder, task.packages, required=not alone)
-    filter_calls(own_signals_only=not alone)
+    guarded = task.isolation == "namespaces" or guard_files(folder, task.packages, required=not alone)
+    filter_calls(no_signals=not alone)
     # One thread: a pool of one a core would break the limit on processes.
     environment = {"HOME": folder, "TMPDIR": folder, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    runner = [task.python, "-I", "-u", "-X", "utf8", "-c", RUNNER, str(proof), str(writers["verdict"])]
-    os.execve(task.python, runner, environment)
+    arguments = map(str, (runner, tests, int(not guarded), int(task.isolation == "seccomp")))
+    os.execve(task.python, [task.python, "-I", "-u", "-X", "utf8", "-c", _START, *arguments], environment)
+
+
+def _codes() -> bytes:
+    """Compiled code of the modules that run in isolation, by their names."""
+    codes = {}
+    for name in _MODULES:
+        loader = type(__loader__)(f"gendistill.sandbox.{name}", str(Path(__file__).with_name(f"{name}.py")))
+        codes[loader.name] = loader.get_code(loader.name)  # from __pycache__, if it can
+    return marshal.dumps(codes)
 
 
 def _run_init(program: int) -> NoReturn:

@@ -3,10 +3,8 @@
 import functools
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +13,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from gendistill.errors import UserError
+from gendistill.sandbox.cgroup import enter_group, has_killed, make_group, remove_group
+from gendistill.sandbox.folders import program_folder
 from gendistill.sandbox.task import MIB, Isolation, Task
 
 GRACE_SECONDS = 30  # beyond a program's own time, after which a supervisor that does not reply is killed
@@ -29,15 +29,18 @@ class Outcome(NamedTuple):
     error: str
 
 
-def run_python(code: str, *, seconds: float = 5, memory: int = 512 * MIB, stdin: str = "") -> Outcome:
-    """Runs a Python program in isolation; it passes if its last line is reached without an exception.
+def run_python(code: str, tests: str = "", *, seconds: float = 5, memory: int = 512 * MIB, stdin: str = "") -> Outcome:
+    """Runs a Python program in isolation, and tests of it in a process that the program does not share.
 
-    A program that exits before its last line fails, whatever its exit status; so does one that closes its standard
-    streams or deletes its folder. The proof of having passed is a random token that the program never sees unless it
-    searches the interpreter's frames for it.
+    It passes if its last line is reached and then that of its tests, both without an exception. A program that exits
+    before its last line fails, whatever its exit status; so does one that closes its standard streams or deletes its
+    folder. A program cannot make tests pass but by what its functions return: `gendistill.sandbox` says how the tests
+    reach these, and what that leaves to the program. Without `tests` the program itself says that it reached its last
+    line, and one that means to can say so falsely.
 
     Args:
         code: the source, run as `__main__` by this Python with its installed packages, in an empty folder.
+        tests: source that uses names of the program and raises if it is wrong, run in the same folder.
         seconds: wall time, the start of the interpreter included.
         memory: bytes of address space a process, and of resident memory over all the program's processes.
         stdin: what standard input holds.
@@ -45,19 +48,25 @@ def run_python(code: str, *, seconds: float = 5, memory: int = 512 * MIB, stdin:
     Raises:
         UserError: this machine offers no isolation; the program has not been run.
     """
-    return run_task(Task(code, stdin, seconds, memory, check_isolation()))
+    return run_task(Task(code, stdin, seconds, memory, check_isolation(), tests=tests))
 
 
 def run_many(
-    codes: Iterable[str], *, workers: int | None = None, seconds: float = 5, memory: int = 512 * MIB
+    codes: Iterable[str],
+    tests: Iterable[str] | None = None,
+    *,
+    workers: int | None = None,
+    seconds: float = 5,
+    memory: int = 512 * MIB,
 ) -> list[Outcome]:
-    """Outcomes of many programs, in order, `workers` at a time (default: one a usable core).
+    """Outcomes of many programs, each with its tests, in order, `workers` at a time (default: one a usable core).
 
     More workers than cores make programs wait for each other, and the wall time of each runs on meanwhile.
     """
     check_isolation()  # once, not in every thread
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(functools.partial(run_python, seconds=seconds, memory=memory), codes))
+        run = functools.partial(run_python, seconds=seconds, memory=memory)
+        return list(pool.map(run, codes) if tests is None else pool.map(run, codes, tests))
 
 
 @functools.cache
@@ -94,18 +103,18 @@ def run_task(task: Task) -> Outcome:
         raise UserError(f"Programs can be isolated on Linux only, and this is {sys.platform}.")
     if task.isolation not in get_args(Isolation):  # nothing would be given up for a name that no step knows
         raise ValueError(f"unknown isolation '{task.isolation}'; known: {', '.join(get_args(Isolation))}")
-    folder = tempfile.mkdtemp(prefix="gendistill-program-")
-    try:
-        reply = _ask_supervisor(task, folder)
-    finally:
-        with suppress(RecursionError):  # folders nested by the thousand; then a rest stays
-            shutil.rmtree(folder, ignore_errors=True)
+    with program_folder() as folder:
+        group = make_group(os.path.basename(folder), task.memory)
+        try:
+            reply = _ask_supervisor(task, folder, group)
+        finally:
+            remove_group(group)
     if "refusal" in reply:
         raise UserError(reply["refusal"])
     return Outcome(reply["reason"] == "passed", **reply)
 
 
-def _ask_supervisor(task: Task, folder: str) -> dict[str, str]:
+def _ask_supervisor(task: Task, folder: str, group: Path | None) -> dict[str, str]:
     """The supervisor's reply: `reason`, `output` and `error` of an outcome, or a `refusal` alone."""
     source = str(Path(__file__).parents[2])  # the folder of the package: the supervisor's Python knows no site-packages
     start = f"import sys; sys.path.insert(0, {source!r}); "
@@ -123,10 +132,13 @@ def _ask_supervisor(task: Task, folder: str) -> dict[str, str]:
         guard = threading.Timer(task.seconds + GRACE_SECONDS, supervisor.kill)
         guard.start()
         try:
+            enter_group(group, supervisor.pid)  # which waits for the kernel, while that Python starts
             with suppress(BrokenPipeError):  # it has ended already; its reply says why
-                supervisor.stdin.write(json.dumps(task).encode() + b"\n")
+                supervisor.stdin.write(json.dumps([task, group and str(group)]).encode() + b"\n")
                 supervisor.stdin.flush()
             reply = supervisor.stdout.read()
         finally:
             guard.cancel()
+    if not reply and has_killed(group):  # it was the largest of the group
+        return {"reason": "memory", "output": "", "error": ""}
     return json.loads(reply or '{"reason": "failed", "output": "", "error": "The supervisor was killed."}')

@@ -81,7 +81,7 @@ def _parse(a: Answered) -> str | None:
 def _failing_tests(left: list[Answered]) -> Iterator[Answered]:
     tested = [a for a in left if a.prompt.tests is not None]
     # All at once, so that they run in parallel.
-    outcomes = run_many([f"{code_of(a.reply.text)}\n\n{a.prompt.tests}\n" for a in tested])
+    outcomes = run_many([code_of(a.reply.text) for a in tested], [a.prompt.tests for a in tested])
     for a, outcome in zip(tested, outcomes, strict=True):
         a.notes["tests"] = outcome.reason
         if not outcome.ok:  # the notes say why, also of those that passed

@@ -173,6 +173,8 @@ def test_hostile_replies_fail_beside_good_ones(victim):
         "network": "import socket\nsocket.create_connection(('127.0.0.1', 22), 1)",
         "endless loop": "while True: pass",
         "kill parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
+        "forged end": "import os\nos._exit = print\nraise SystemExit(0)",
+        "equal to everything": "return type('Always', (), {'__eq__': lambda *pair: True})()",
     }
     replies = {"good": f"```python\n{ADD}\n```"}
     # Within the function: what a script does besides is not run.

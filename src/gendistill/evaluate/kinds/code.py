@@ -65,13 +65,9 @@ class Code(FewShotTask):
             name, program = items[number].checks.get("entry_point"), programs[number]
             if cut_off and name and program is not None and not defines(program, name):
                 programs[number] = None
-        # Tests behind the program, in one module: they see its names as the data's authors meant them to.
-        tested = [
-            f"{program}\n\n{item.checks['tests']}\n"
-            for item, program in zip(items, programs, strict=True)
-            if program is not None
-        ]
-        outcomes = iter(run_many(tested))
+        tested = [(each, item.checks["tests"]) for item, each in zip(items, programs, strict=True) if each is not None]
+        # The tests run in a process of their own, which no reply can have say that it passed.
+        outcomes = iter(run_many(*zip(*tested, strict=True)) if tested else [])
         grades = []
         for program in programs:
             if program is None:
