@@ -14,7 +14,7 @@ import torch
 
 from gendistill.inference.packed import packed
 from gendistill.inference.prefill_pass import PrefillPass
-from gendistill.models.cache import SlotCache, select_rows
+from gendistill.models.cache import SlotCache
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.models.padding import Padding
 
@@ -30,17 +30,18 @@ def graphed_prefill(
 ) -> tuple[torch.Tensor, SlotCache] | None:
     """Logits [B, V] behind the prompts and their cache; None where no graph serves them, or none does yet."""
     batch, length = len(prompts), _padded_length(max(map(len, prompts)))
+    padded = min(map(len, prompts)) < length
     if student.device.type != "cuda" or batch * length > MOST_TOKENS or not _can_capture(student):
         return None
     graphs = _graphs.setdefault(student, OrderedDict())
-    key = (batch, length, id(packed(student)))  # another object once a weight has changed
+    key = (batch, length, padded, id(packed(student)))  # another object once a weight has changed
     if key not in graphs:
         graphs[key] = None
         while len(graphs) > GRAPHS:
             graphs.popitem(last=False)
         return None
     graphs.move_to_end(key)
-    graphs[key] = graphs[key] or _Graph(student, batch, length)
+    graphs[key] = graphs[key] or _Graph(student, batch, length, padded)
     return graphs[key](prompts, room)
 
 
@@ -57,9 +58,10 @@ def _can_capture(student: GendistillForCausalLM) -> bool:
 class _Graph:
     """The graph of a shape, and what it reads and writes."""
 
-    def __init__(self, student: GendistillForCausalLM, batch: int, length: int):
+    def __init__(self, student: GendistillForCausalLM, batch: int, length: int, padded: bool):
         self.student, device = student, student.device
         self.ids = torch.zeros(batch, length, dtype=torch.long, device=device)
+        self.padded = padded
         self.lengths = torch.ones(batch, dtype=torch.long, device=device)
         self.cache = SlotCache(student.config, length)
         self.run = PrefillPass(student, self.cache)
@@ -75,7 +77,8 @@ class _Graph:
 
     def _pass(self) -> torch.Tensor:
         self.cache.reset()
-        padding = Padding(torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None])
+        index = torch.arange(self.ids.shape[1], device=self.ids.device)
+        padding = Padding(index < self.lengths[:, None]) if self.padded else None
         hidden = self.run(self.ids, 0, padding)
         last = (self.lengths - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
         return self.student.lm_head(self.student.model.norm(hidden.gather(1, last)[:, 0]))
@@ -85,6 +88,4 @@ class _Graph:
         self.ids.copy_(torch.tensor([prompt + [0] * (length - len(prompt)) for prompt in prompts]))
         self.lengths.copy_(torch.tensor([len(prompt) for prompt in prompts]))
         self.graph.replay()
-        cache = select_rows(self.cache, range(len(prompts)))
-        cache.resize(room)
-        return self.logits.clone(), cache
+        return self.logits.clone(), self.cache.copy(room)

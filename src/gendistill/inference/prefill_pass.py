@@ -83,8 +83,7 @@ class PrefillPass:
         parts = narrow.split(list(recurrence.narrow.values()), dim=-1)
         parts = dict(zip(recurrence.narrow, parts, strict=True))
         mask = None if padding is None else padding.valid  # [B, T]
-        if mask is not None:
-            qkv = qkv * mask[..., None]
+        # Padding stands behind a row's tokens, which therefore see none of it; only the state must not.
         q, k, v = self._convolve(layer, cache, qkv, padding, extends)
         beta = parts["beta"].float().sigmoid() if recurrence.delta_rule else None
         if recurrence.fixed is not None:
@@ -109,11 +108,25 @@ class PrefillPass:
 
     def _convolve(self, layer: PackedLayer, cache, qkv, padding: Padding | None, extends: bool):
         """q, k, v [B, T, H, D] of qkv [B, T, C]."""
-        recurrence, length = layer.recurrence, qkv.shape[1]
-        taps = recurrence.conv_weight.shape[1]
+        taps = layer.recurrence.conv_weight.shape[1]
+        heads = self._heads(layer, qkv)
+        history = None
         if extends:
-            qkv = torch.cat([cache.conv_states[0].transpose(1, 2), qkv], dim=1)  # [B, taps + T, C]
-        heads = convolved_heads(
+            history = cache.conv_states[0].transpose(1, 2)  # [B, taps, C]
+            # Only the first tokens see what came before: they are done again, which spares a copy of all.
+            first = self._heads(layer, torch.cat([history, qkv[:, : taps - 1]], dim=1))
+            for part, again in zip(heads, first, strict=True):
+                part[:, : taps - 1] = again[:, taps:]
+        last = _last_inputs(qkv, history, taps, padding).transpose(1, 2)  # [B, C, taps]
+        if not cache.is_conv_states_initialized[0]:
+            cache.lazy_initialization(conv_states=last, conv_kernel_size=taps)
+        cache.has_previous_state[0] = True
+        cache.conv_states[0].copy_(last)
+        return heads
+
+    def _heads(self, layer: PackedLayer, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        recurrence = layer.recurrence
+        return convolved_heads(
             qkv,
             recurrence.conv_weight,
             recurrence.conv_bias,
@@ -121,18 +134,24 @@ class PrefillPass:
             key_heads=layer.key_heads,
             activation="silu" if recurrence.silu_conv else "none",
         )
-        behind = torch.zeros(len(qkv), dtype=torch.long, device=qkv.device)
-        if padding is not None:  # it stands behind a row's tokens; a row without any ends in those of earlier pieces
-            behind = length - padding.valid.sum(1)
-        index = qkv.shape[1] - behind[:, None] + torch.arange(-taps, 0, device=qkv.device)  # [B, taps]
-        # Before a row's first token there are zeros.
-        last = qkv.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, qkv.shape[2]))
-        last = last.masked_fill((index < 0)[..., None], 0).transpose(1, 2)  # [B, C, taps]
-        if not cache.is_conv_states_initialized[0]:
-            cache.lazy_initialization(conv_states=last, conv_kernel_size=taps)
-        cache.has_previous_state[0] = True
-        cache.conv_states[0].copy_(last)
-        return tuple(part[:, -length:].contiguous() for part in heads)
+
+
+def _last_inputs(qkv: torch.Tensor, history: torch.Tensor | None, taps: int, padding: Padding | None) -> torch.Tensor:
+    """[B, taps, C]: each row's last inputs of the convolution, behind zeros or its history where they are too few.
+
+    Args:
+        qkv: [B, T, C].
+        history: [B, taps, C], the last inputs of earlier pieces.
+    """
+    if history is None:
+        history = qkv.new_zeros(len(qkv), taps, qkv.shape[2])
+    if padding is None:
+        return torch.cat([history, qkv[:, -taps:]], dim=1)[:, -taps:]
+    ends = padding.valid.sum(1)  # [B], tokens of the piece
+    index = ends[:, None] + torch.arange(-taps, 0, device=qkv.device)  # [B, taps]; below 0: in the history
+    of_piece = qkv.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, qkv.shape[2]))
+    of_history = history.gather(1, (index + taps).clamp(0, taps - 1)[..., None].expand(-1, -1, qkv.shape[2]))
+    return torch.where((index < 0)[..., None], of_history, of_piece)
 
 
 def _added(x: torch.Tensor, o: torch.Tensor, projection) -> torch.Tensor:

@@ -179,6 +179,16 @@ class SlotLayer(CacheLayerMixin):
         self.values.scatter_(2, places, value_states)
         return self.keys, self.values
 
+    def copy_tensors(self, room: int) -> None:
+        """Takes tensors of its own, with another number of places."""
+        kept = min(room, self.room)
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_empty(*old.shape[:2], room, old.shape[3])
+            new[:, :, :kept] = old[:, :, :kept]
+            setattr(self, name, new)
+        self.room = room
+
     def resize(self, room: int) -> None:
         """Makes room for more tokens, or for fewer."""
         if self.is_initialized and room != self.room:
@@ -223,6 +233,21 @@ class SlotCache(Cache):
         for layer in self.layers:
             if isinstance(layer, SlotLayer):
                 layer.resize(room)
+
+    def copy(self, room: int) -> "SlotCache":
+        """The same in tensors of its own, with another number of places."""
+        made = copy.copy(self)
+        made.layers = [copy.copy(layer) for layer in self.layers]
+        for layer in made.layers:
+            if isinstance(layer, SlotLayer):
+                layer.copy_tensors(room)
+                continue
+            for kind in ("conv_states", "recurrent_states"):
+                states = getattr(layer, kind).items()
+                setattr(layer, kind, {i: None if state is None else state.clone() for i, state in states})
+            for flags in ("is_conv_states_initialized", "is_recurrent_states_initialized", "has_previous_state"):
+                setattr(layer, flags, dict(getattr(layer, flags)))
+        return made
 
     def put(self, rows: torch.Tensor, other: "SlotCache", chosen: torch.Tensor) -> None:
         """Puts sequences of another cache, the `chosen` [N], in the place of some of this one's, `rows` [N]."""

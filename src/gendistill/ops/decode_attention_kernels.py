@@ -15,7 +15,7 @@ BLOCK = 64  # places that a program reads at a time
 QUERIES = 16  # rows of a tile, of which a group has fewer: tensor cores take no smaller one
 PROGRAMS = 528  # four for each of an H100's 132 multiprocessors; more splits cost more merging
 SHORTEST_SPLIT = 256  # places
-SETTINGS = {"num_warps": 4, "num_stages": 3}
+SETTINGS = {"num_warps": 4, "num_stages": 2}
 
 
 def kernel_decode_attention(

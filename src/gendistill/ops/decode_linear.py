@@ -1,7 +1,7 @@
 """Products of one token with a weight matrix, with what stands before and behind them in a decoder layer.
 
-With so few rows a product takes as long as reading its weights; on CUDA a row by itself has kernels that come near
-that, and spare the launches of norm, activation and addition.
+With so few rows a product takes as long as reading its weights; on CUDA a few rows have a kernel that comes near
+that, and spares the launches of norm, activation and addition.
 
 Shapes: B rows, N inputs, M outputs.
 """
@@ -9,7 +9,7 @@ Shapes: B rows, N inputs, M outputs.
 import torch
 import torch.nn.functional as F
 
-from gendistill.ops.decode_linear_kernels import kernel_decode_linear, kernel_gated, kernel_rms_norm
+from gendistill.ops.decode_linear_kernels import can_take, kernel_decode_linear, kernel_gated, kernel_rms_norm
 from gendistill.ops.dispatch import takes_kernels
 
 
@@ -41,7 +41,7 @@ def decode_linear(
     Returns:
         [B, M].
     """
-    if takes_kernels(x) and len(x) == 1:
+    if takes_kernels(x) and can_take(*x.shape):
         return kernel_decode_linear(x, weight, bias, norm, up, residual)
     x = x if norm is None else normed(x, *norm)
     y = F.linear(x, weight, bias)

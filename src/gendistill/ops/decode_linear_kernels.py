@@ -1,9 +1,9 @@
-"""A row times a weight matrix in one Triton kernel, norm before and activation or addition behind it included.
+"""A few rows times a weight matrix in one Triton kernel, norm before and activation or addition behind it included.
 
 A program has a few of the outputs and reads their rows of the weight, which nobody else reads; as much of them as it
 can hold before the kernel in front has ended, so that memory never rests.
 
-Shapes: N inputs, M outputs.
+Shapes: B rows, N inputs, M outputs.
 """
 
 import torch
@@ -13,6 +13,7 @@ from gendistill.ops.optional_triton import overlap, require_triton, tl, triton
 PROGRAMS = 396  # wanted at least: three for each of an H100's 132 multiprocessors
 TILE = 4096  # numbers of the weight that a program reads at a time
 LONGEST_TILE = 4096  # inputs
+MOST_ROWS = 8  # beyond, products of tensor cores are faster
 SETTINGS = {"num_warps": 4, "num_stages": 2}
 GATED = 1024  # numbers of a program
 
@@ -25,22 +26,27 @@ def kernel_decode_linear(
     up: tuple[torch.Tensor, torch.Tensor | None] | None,
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
-    """As `decode_linear.decode_linear` of one row [1, N], on a GPU; weights are contiguous.
+    """As `decode_linear.decode_linear`, on a GPU; weights are contiguous. See `can_take`.
 
     Raises:
         UserError: Triton is not installed.
     """
     require_triton()
     outputs, inputs = weight.shape
-    y = x.new_empty(1, outputs)
+    y = x.new_empty(len(x), outputs)
     each, tile = tile_of(outputs, inputs)
     norm_weight, eps = norm or (None, 0.0)
     up_weight, up_bias = up or (None, None)
     _row[(-(-outputs // each),)](
         x.contiguous(), weight, bias, norm_weight, up_weight, up_bias, residual, y, inputs, outputs, eps,
-        OUTPUTS=each, INPUTS=tile, **SETTINGS, **overlap(),
+        ROWS=len(x), OUTPUTS=each, INPUTS=tile, **SETTINGS, **overlap(),
     )  # fmt: skip
     return y
+
+
+def can_take(rows: int, inputs: int) -> bool:
+    """Whether the kernel is for so many rows: several share what a program holds of the weight, which must be all."""
+    return rows == 1 or (rows <= MOST_ROWS and inputs <= LONGEST_TILE)
 
 
 def kernel_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -74,7 +80,7 @@ if triton is not None:
     @triton.jit
     def _row(
         X, WEIGHT, BIAS, NORM, UP, UP_BIAS, RESIDUAL, Y, inputs, outputs, eps,
-        OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, OVERLAP: tl.constexpr,
+        ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, OVERLAP: tl.constexpr,
     ):  # fmt: skip
         if OVERLAP:
             tl.extra.cuda.gdc_launch_dependents()
@@ -84,39 +90,43 @@ if triton is not None:
         rows = output.to(tl.int64)[:, None] * inputs
         mask = there[:, None] & (lane < inputs)[None, :]
         weight = tl.load(WEIGHT + rows + lane, mask=mask, other=0.0)  # [OUTPUTS, INPUTS]
+        up = weight
         if UP is not None:
             up = tl.load(UP + rows + lane, mask=mask, other=0.0)
         if OVERLAP:
             tl.extra.cuda.gdc_wait()
-        root = 1.0
-        if NORM is not None:
-            squares = tl.zeros([INPUTS], tl.float32)
-            for start in range(0, inputs, INPUTS):
-                x = tl.load(X + start + lane, mask=start + lane < inputs, other=0.0).to(tl.float32)
-                squares += x * x
-            root = tl.rsqrt(tl.sum(squares, 0) / inputs + eps)
-        x = _normed(X, NORM, root, lane, inputs)
-        total = weight.to(tl.float32) * x
-        if UP is not None:
-            total_up = up.to(tl.float32) * x
-        for start in range(INPUTS, inputs, INPUTS):
-            column = start + lane
-            mask = there[:, None] & (column < inputs)[None, :]
-            x = _normed(X, NORM, root, column, inputs)
-            total += tl.load(WEIGHT + rows + column, mask=mask, other=0.0).to(tl.float32) * x
+        for row in tl.static_range(ROWS):
+            start_of_row = X + row * inputs
+            root = 1.0
+            if NORM is not None:
+                squares = tl.zeros([INPUTS], tl.float32)
+                for start in range(0, inputs, INPUTS):
+                    x = tl.load(start_of_row + start + lane, mask=start + lane < inputs, other=0.0).to(tl.float32)
+                    squares += x * x
+                root = tl.rsqrt(tl.sum(squares, 0) / inputs + eps)
+            x = _normed(start_of_row, NORM, root, lane, inputs)
+            total = weight.to(tl.float32) * x
+            total_up = total
             if UP is not None:
-                total_up += tl.load(UP + rows + column, mask=mask, other=0.0).to(tl.float32) * x
-        y = tl.sum(total, 1)
-        if BIAS is not None:
-            y += tl.load(BIAS + output, mask=there, other=0.0).to(tl.float32)
-        if UP is not None:
-            factor = tl.sum(total_up, 1)
-            if UP_BIAS is not None:
-                factor += tl.load(UP_BIAS + output, mask=there, other=0.0).to(tl.float32)
-            y = y / (1.0 + tl.exp(-y)) * factor
-        if RESIDUAL is not None:
-            y += tl.load(RESIDUAL + output, mask=there, other=0.0).to(tl.float32)
-        tl.store(Y + output, y.to(Y.dtype.element_ty), mask=there)
+                total_up = up.to(tl.float32) * x
+            for start in range(INPUTS, inputs, INPUTS):
+                column = start + lane
+                mask = there[:, None] & (column < inputs)[None, :]
+                x = _normed(start_of_row, NORM, root, column, inputs)
+                total += tl.load(WEIGHT + rows + column, mask=mask, other=0.0).to(tl.float32) * x
+                if UP is not None:
+                    total_up += tl.load(UP + rows + column, mask=mask, other=0.0).to(tl.float32) * x
+            y = tl.sum(total, 1)
+            if BIAS is not None:
+                y += tl.load(BIAS + output, mask=there, other=0.0).to(tl.float32)
+            if UP is not None:
+                factor = tl.sum(total_up, 1)
+                if UP_BIAS is not None:
+                    factor += tl.load(UP_BIAS + output, mask=there, other=0.0).to(tl.float32)
+                y = y / (1.0 + tl.exp(-y)) * factor
+            if RESIDUAL is not None:
+                y += tl.load(RESIDUAL + row * outputs + output, mask=there, other=0.0).to(tl.float32)
+            tl.store(Y + row * outputs + output, y.to(Y.dtype.element_ty), mask=there)
 
     @triton.jit
     def _normed(X, NORM, root, column, inputs):

@@ -17,6 +17,7 @@ from gendistill.ops.documents import Documents
 
 LAUNCH_SETTINGS = Path(__file__).with_name("launch_settings")
 SETTINGS_FOR = (9, 0)  # the compute capability they were measured on: Hopper
+SHUT = -1e4  # what a bounded gate is projected from where nothing is to be forgotten
 MISCOMPILES_PER_HEAD = ">=3.4,<3.7.1"  # versions of Triton, on Hopper
 
 
@@ -59,6 +60,12 @@ def kernel_linear_attention(
     if bounded_rule and needs_gradients and g.mask is None and takes_bounded_kda(q.element_size(), q.shape[-1]):
         kernels, inputs["g"] = Kernels(chunk=bounded_kda, step=None), g.raw
         chunk_options |= {"A_log": g.A_log, "dt_bias": g.dt_bias, "lower_bound": g.bound}
+    elif bounded_rule and not needs_gradients and q.shape[1] > 1:
+        # The kernel makes the log decay itself. At padding it is to be 0, as of a gate that is shut the other way.
+        raw = g.raw if g.mask is None else g.raw.masked_fill(~g.mask.bool()[..., None, None], SHUT)
+        kernels, inputs["g"] = library.kernels[True, True], raw
+        chunk_options |= {"A_log": g.A_log, "dt_bias": g.dt_bias, "lower_bound": g.bound}
+        chunk_options |= {"use_gate_in_kernel": True, "safe_gate": True}
     else:
         g = log_decay(g).float()  # [B, T, H, K] or [B, T, H]
         if g.dim() == 3 and needs_gradients and not library.trains_per_head:
