@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from gendistill.inference.packed import can_pack
+from gendistill.inference.kept import kept
+from gendistill.inference.packed import Packed, can_pack, packed
 from gendistill.inference.prefill import Prefilled, Prefix, prefill
 from gendistill.inference.step import DecodeStep
 from gendistill.inference.stopping import StopStrings
@@ -28,6 +29,7 @@ EAGER_STEPS = 4  # decode steps before a graph is captured: replies of a token o
 STEPS_PER_CHECK = 8  # decode steps between two looks at which replies have ended, each of which makes the host wait
 WORTH_A_GRAPH = 12  # decode steps; capturing costs about two
 ALIGNED = 16  # places; a fixed-size cache has a multiple of them
+KEPT_ROWS = 8  # of a batch that is kept for the next call of its shape; a larger one holds too much memory
 WORTH_ADMITTING = 8  # rows that are free before new prompts are prefilled, or an eighth of all: one by one is dear
 
 
@@ -78,26 +80,45 @@ class Decoding:
     def run(self, prompts: Sequence[list[int]], prefix: Prefix | None = None) -> Iterator[dict[int, list[int]]]:
         """Yields the new ids of replies, by the prompt's index, as they end; with the end, if one came in time."""
         waiting = deque(range(len(prompts)))
-        room = max(map(len, prompts)) + self.max_new_tokens
+        room = room_for(max(map(len, prompts)) + self.max_new_tokens)
         first = [waiting.popleft() for _ in range(min(self.rows, len(waiting)))]
-        prefilled = prefill(self.model, [prompts[i] for i in first], prefix, _aligned(room))
-        batch = DecodingBatch(as_student(self.model), prefilled, self, first)
-        while batch.indices:
+        batch = self._start([prompts[i] for i in first], first, prefix, room)
+        while True:
             batch.decode_steps()
             free = batch.ended_rows(self.strings)
             going = len(batch.indices) - len(free)
-            if not waiting:
-                # Each new size copies the caches and captures a new graph: replies leave when half of them have ended.
-                if going <= len(batch.indices) // 2:
-                    yield batch.replies_of(free)
-                    batch.keep([row for row in range(len(batch.indices)) if row not in free])
-                continue
-            if len(free) >= min(WORTH_ADMITTING, max(1, len(batch.indices) // 8)):
+            if not waiting and not going:
+                yield batch.replies_of(free)
+                break
+            # Each new size copies the caches and captures a new graph: replies leave when half of them have ended.
+            if not waiting and going <= len(batch.indices) // 2:
+                yield batch.replies_of(free)
+                batch.keep([row for row in range(len(batch.indices)) if row not in free])
+            if waiting and len(free) >= min(WORTH_ADMITTING, max(1, len(batch.indices) // 8)):
                 yield batch.replies_of(free)
                 chosen = [waiting.popleft() for _ in range(min(len(free), len(waiting)))]
                 # Free rows that nobody takes hold replies that have been given out.
                 batch.admit(free[: len(chosen)], prefill(self.model, [prompts[i] for i in chosen], prefix), chosen)
                 batch.retire(free[len(chosen) :])
+        if len(batch.indices) == len(first) <= KEPT_ROWS:
+            kept(batch.student)["batch"] = self._key(len(first), room), batch
+
+    def _start(self, prompts: list[list[int]], indices: list[int], prefix: Prefix | None, room: int) -> "DecodingBatch":
+        """A batch with the first prompts: that of an earlier call of the same shape, graph and all, if it was kept."""
+        student = as_student(self.model)
+        key, batch = kept(student).pop("batch", (None, None))
+        if key != self._key(len(prompts), room) or batch.packed is not packed_if(student):
+            del batch  # before another cache is made
+            return DecodingBatch(student, prefill(self.model, prompts, prefix, room), self, indices)
+        batch.how = self
+        batch.indices = [None] * len(prompts)
+        batch.admit(list(range(len(prompts))), prefill(self.model, prompts, prefix), indices)
+        return batch
+
+    def _key(self, rows: int, room: int) -> tuple:
+        """What of a batch its graph is made for."""
+        sampling = self.sampling and (self.sampling.temperature, self.sampling.top_p)
+        return rows, room, self.max_new_tokens, tuple(self.ends), self.pad, sampling
 
 
 class DecodingBatch:
@@ -122,7 +143,8 @@ class DecodingBatch:
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)  # [B]
         # Drawn ahead, [B, steps]: a reply's numbers are its own, in whatever row it is.
         self.draws = None if how.sampling is None else self._draws_of(indices)
-        self.step = DecodeStep(student, self.cache) if can_pack(student) else None
+        self.packed = packed_if(student)
+        self.step = None if self.packed is None else DecodeStep(student, self.cache)
         self.graph = None
         self.eager = EAGER_STEPS  # steps to take before the next capture
         self.left = steps - 1  # steps that the newest reply may take
@@ -247,8 +269,15 @@ class DecodingBatch:
         self.done[own] = done | (token == self.ends).any(1) | (counts >= self.how.max_new_tokens)
 
 
-def _aligned(room: int) -> int:
-    return -(-room // ALIGNED) * ALIGNED
+def room_for(tokens: int) -> int:
+    """Places for so many tokens and up to an eighth more, so that calls of similar length have caches of one size."""
+    step = max(ALIGNED, 2 ** max(0, (tokens - 1).bit_length() - 4))
+    return -(-tokens // step) * step
+
+
+def packed_if(student: GendistillForCausalLM) -> Packed | None:
+    """The student's weights put together, if its modules are such that they can be."""
+    return packed(student) if can_pack(student) else None
 
 
 def _draws(keys: Sequence[str], steps: int) -> torch.Tensor:

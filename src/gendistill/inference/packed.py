@@ -3,18 +3,15 @@
 Shapes: N hidden size, H query heads, D channels of a head, C channels of q, k and v.
 """
 
-from weakref import WeakKeyDictionary
-
 import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from gendistill.inference.kept import kept
 from gendistill.models.mixers.layer import LinearAttention, fixed_log_decay
 from gendistill.models.mixers.window import WindowAttention
 from gendistill.models.modeling import GendistillDecoderLayer, GendistillForCausalLM
 from gendistill.ops.decode_layer import Recurrence
-
-_packed: WeakKeyDictionary[GendistillForCausalLM, "Packed"] = WeakKeyDictionary()
 
 
 def can_pack(student: GendistillForCausalLM) -> bool:
@@ -31,9 +28,9 @@ def can_pack(student: GendistillForCausalLM) -> bool:
 
 def packed(student: GendistillForCausalLM) -> "Packed":
     """The student's weights, put together anew only if they have changed."""
-    found = _packed.get(student)
+    found = kept(student).get("packed")
     if found is None or found.seen != _seen(student) or found.window_is_on != student.config.window_is_on:
-        found = _packed[student] = Packed(student)
+        found = kept(student)["packed"] = Packed(student)
     return found
 
 

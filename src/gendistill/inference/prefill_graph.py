@@ -8,10 +8,10 @@ Shapes: B rows, T tokens, V vocabulary.
 """
 
 from collections import OrderedDict
-from weakref import WeakKeyDictionary
 
 import torch
 
+from gendistill.inference.kept import kept
 from gendistill.inference.packed import packed
 from gendistill.inference.prefill_pass import PrefillPass
 from gendistill.models.cache import SlotCache
@@ -22,8 +22,6 @@ MOST_TOKENS = 2**14  # of all rows; beyond, the GPU takes longer than the host
 SHORTEST = 256  # tokens; lengths go up in eighths of the next power of two, so that little is computed for nothing
 GRAPHS = 8  # of a model, each with its cache
 
-_graphs: WeakKeyDictionary[GendistillForCausalLM, OrderedDict] = WeakKeyDictionary()
-
 
 def graphed_prefill(
     student: GendistillForCausalLM, prompts: list[list[int]], room: int
@@ -33,7 +31,7 @@ def graphed_prefill(
     padded = min(map(len, prompts)) < length
     if student.device.type != "cuda" or batch * length > MOST_TOKENS or not _can_capture(student):
         return None
-    graphs = _graphs.setdefault(student, OrderedDict())
+    graphs: OrderedDict = kept(student).setdefault("prefill graphs", OrderedDict())
     key = (batch, length, padded, id(packed(student)))  # another object once a weight has changed
     if key not in graphs:
         graphs[key] = None
