@@ -72,6 +72,7 @@ def evaluate_model(
     folder: Path,
     label: str,
     progress: bool = True,
+    ranks: bool = True,
 ) -> Scores:
     """Evaluates the model on every task by ranking and by generation.
 
@@ -84,6 +85,7 @@ def evaluate_model(
         seed: draws items, few-shot examples and distractors.
         label: names the model in the scores and the folder.
         progress: shows a progress bar on the terminal.
+        ranks: False leaves ranking out, where only what a model says is asked.
 
     Raises:
         UserError: a task's source does not fit (see `load_items`), a prompt and its reply exceed the model's positions,
@@ -103,13 +105,13 @@ def evaluate_model(
     with _evaluation_mode(model), _progress_bar(progress) as bar:
         for questions in tasks:
             todo = bar.add_task(f"{label}: {questions.name}", total=questions.answers)
-            digest = _digest(model, tokenizer, evaluation, questions, seed, fingerprint)
+            digest = _digest(model, tokenizer, evaluation, questions, seed, fingerprint, ranks)
             records = _finished(folder, questions, digest)
             if records is None:
                 with Partial(folder / f"{questions.name}.partial.jsonl", digest) as partial:
                     bar.advance(todo, len(partial.rankings) + len(partial.replies))
                     partial.on_answers = lambda count, todo=todo: bar.advance(todo, count)
-                    records = _evaluate(model, tokenizer, evaluation, questions, seed, partial)
+                    records = _evaluate(model, tokenizer, evaluation, questions, seed, partial, ranks)
                 _store(folder, questions, records, digest)
                 partial.path.unlink()  # only now: killed before, nothing is generated again
             bar.update(todo, completed=questions.answers)
@@ -152,9 +154,10 @@ def _evaluate(
     questions: _Questions,
     seed: int,
     partial: Partial,
+    ranks: bool,
 ) -> list[dict[str, Any]]:
     """Records of all items, by ranking and by generation."""
-    rankings = _rank(model, tokenizer, evaluation, questions, partial)
+    rankings = _rank(model, tokenizer, evaluation, questions, partial) if ranks else {}
     replies = _generate(model, tokenizer, evaluation, questions, seed, partial)
     # All replies at once: programs are run as many at a time as there are cores.
     grades = grade(questions.prompted, [reply.text for reply in replies], [reply.truncated for reply in replies])
@@ -300,12 +303,15 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _digest(model, tokenizer, evaluation: Evaluation, questions: _Questions, seed: int, fingerprint: str) -> str:
+def _digest(
+    model, tokenizer, evaluation: Evaluation, questions: _Questions, seed: int, fingerprint: str, ranks: bool
+) -> str:
     """Hash of all that the records depend on. The batch size is not in it: they do not depend on that."""
     content = {
         "format": FORMAT,
         "task": questions.task.model_dump(),
         "seed": seed,
+        "ranks": ranks,
         # Few-shot examples and questions are in the prompts.
         "ids": [item.id for item in questions.items],
         "gold": [(item.candidates, item.gold, item.answers, item.checks) for item in questions.items],
