@@ -11,6 +11,7 @@ from gendistill.evaluate.kinds.base import FewShotTask
 from gendistill.evaluate.kinds.item import Answer, Draws, Item
 from gendistill.evaluate.kinds.shared.distractors import among, other_answers, sampled
 from gendistill.evaluate.kinds.shared.fields import Fields, quoted, read_options
+from gendistill.evaluate.kinds.shared.hedges import committed
 from gendistill.evaluate.kinds.shared.phrases import flexible_phrase, strict_phrase
 from gendistill.evaluate.kinds.shared.words import normalise
 from gendistill.recipe.fields import Names
@@ -75,7 +76,8 @@ class ShortAnswer(FewShotTask):
     @classmethod
     def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
         # A reply that names another candidate besides the right one commits to neither.
-        return strict_phrase(_read_part(item, reply), item.answers, item.candidates, item.question, truncated)
+        part = committed(_read_part(item, reply), item.question)
+        return strict_phrase(part, item.answers, item.candidates, item.question, truncated)
 
     @classmethod
     def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:

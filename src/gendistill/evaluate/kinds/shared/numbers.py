@@ -73,6 +73,12 @@ _CONCLUDES = re.compile(
     r"|[a-z]\s?=\s?-?[\d.,/]+\s*$",
     re.I,
 )
+# The number of a figure is no amount: "Fig.5", "Eq. 12", "vs.3". That of an answer or a currency is one: "Rs.75".
+_LABEL = re.compile(
+    r"(?<![A-Za-z])(?:(?!(?:Rs|Re|Nos?|Nr|Ans|Ca|Abt)\.)[A-Z][a-z]{1,3}|figs?|eqs?|secs?|tab|vol|ch|cf|vs|ver)"
+    r"\.\d+(?:\.\d+)*"
+    r"|\b(?:Figs?|Eqs?|Secs?|Tab|Abb|Vol|Ref)\.\s\d+(?:\.\d+)*",
+)
 _ENUMERATOR = re.compile(
     r"^[ \t]*(?:\d{1,2}[.)]|(?:Step|Schritt|Paso|Étape)\s\d{1,2}\s?[:.])[ \t]+(?=\S)", re.MULTILINE
 )
@@ -162,7 +168,7 @@ def spelled(value: Fraction | None) -> str | None:
 
 
 def _evened(text: str) -> str:
-    """The text with fractions as "1/2", thousands separators as commas, and no LaTeX or list numbers."""
+    """The text with fractions as "1/2", thousands separators as commas, and no LaTeX, list or figure numbers."""
     text = re.sub("[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]", lambda match: f" {_VULGAR[match[0]]}", text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda match: f"^{match[0].translate(_RAISED)}", text)
     text = re.sub(r"(?<=\d)(?:\{,\}|\\[,!;: ]|\{\\,\})(?=\d{3}(?!\d))", ",", text)
@@ -170,7 +176,7 @@ def _evened(text: str) -> str:
     # Behind letters a currency's sign parts them from the number: "US$5".
     text = re.sub(r"(?<=[A-Za-z])\$", " ", text).replace("$", "")
     text = _FRACTION.sub(lambda match: f" {match[1] or match[3]}/{match[2] or match[4]}", text)
-    return _ENUMERATOR.sub("", text)
+    return _ENUMERATOR.sub("", _LABEL.sub(" ", text))
 
 
 def _numbers(text: str) -> list[Number]:

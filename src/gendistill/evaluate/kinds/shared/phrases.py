@@ -16,7 +16,8 @@ _LETTERED = re.compile(r"\(([A-Z])\)")
 _OPTION = re.compile(r"^\s*\(([A-Z])\)[ \t]*(\S.*)$", re.MULTILINE)
 # Words in front of an answer that add nothing to it.
 _LEAD = re.compile(
-    r"^(?:(?:it|this|that|he|she|they|there|i|we|you)(?:['’]s|[ ](?:is|was|are|were|think|believe|get|would|say|guess)"
+    r"^(?:(?:it|this|that|he|she|they|there|i|we|you)(?:['’]s|[ ](?:is|was|are|were|think|believe|get|would|say|guess"
+    r"|(?:could|might|may)[ ]be)"
     r"|['’]m|['’]d)?"
     r"|is|was|that|in|on|at|by|to|the|an?|probably|likely|definitely|certainly|about|approximately|around|called|named|yes,|sure"
     r"|so|thus|"
@@ -44,6 +45,9 @@ _COMMA_BEHIND = re.compile(
     r"[)\"'”’]?\s?[,，]\s?([^\s,，、]+)(\s?[,，、]|\s(?:or|and|oder|und|ou|et|o|y)\b)?", re.IGNORECASE
 )
 _COMMA_BEFORE = re.compile(r"(?:^|[\s,，])([^\s,，]+)\s?[,，]\s?$")
+_PERHAPS = re.compile(
+    r"\b(?:maybe|perhaps|possibly|vielleicht|peut[- ]être|quizás?|tal[ ]vez)[ ]|也许|或许", re.IGNORECASE
+)
 _QUESTIONED = re.compile(r"\b(?:if|whether|ob|si|between|among|zwischen|entre)\b[^,.;]{0,200}$", re.IGNORECASE)
 # Names that another word makes into those of other things: "Paris Hilton", "South Korea".
 _OTHER_BEFORE = re.compile(
@@ -252,7 +256,10 @@ def _pattern(phrase: str) -> re.Pattern:
 
 
 def _mention(sentence: str, start: int, end: int, asked: _Asked, strictly: bool) -> bool:
-    before, behind = sentence[max(0, start - 300) : start], sentence[end : end + 300]
+    # "Perhaps Paris, perhaps Lyon" lists them, too.
+    before, behind = (
+        _PERHAPS.sub("", part) for part in (sentence[max(0, start - 300) : start], sentence[end : end + 300])
+    )
     if denied(sentence, start, end) or _QUESTIONED.search(before):
         return False
     if strictly and not _says(before, behind, asked):

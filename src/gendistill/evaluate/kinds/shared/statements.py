@@ -19,7 +19,7 @@ _MARKER = re.compile(
     rf"""
     \b{_SUBJECT}\b(?:[ ](?:to|of|for)[ ][^.\n:：=]{{0,60}}?)?(?:[ ](?:here|therefore|thus|then))?
         \s*(?:\bis\b|\bwas\b|\b(?:would|should|must|will)[ ]be\b|:|=)
-        (?:[ ](?:that|therefore|thus|then|clearly|definitely|certainly|likely|probably)\b)?
+        (?:[ ](?:that|therefore|thus|then|clearly|definitely|certainly|(?:most[ ])?(?:likely|probably))\b)?
     | (?:答案|正确选项|正解|答え)\s*(?:应该是|应当是|应该选|应为|应选|就是|是|为|選|选|は|:)
     | 【答案】 | [\"'](?:answer|antwort|respuesta|r[eé]ponse|risposta|resposta|答案)[\"']\s?:
     | \b(?:respuesta|soluci[oó]n|opci[oó]n[ ]correcta)(?:[ ](?:correcta|final))?\s*(?:\b(?:es|ser[ií]a)\b|:)
