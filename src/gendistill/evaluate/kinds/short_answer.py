@@ -35,9 +35,11 @@ class ShortAnswer(FewShotTask):
 
     def read(self, fields: Fields, draws: Draws) -> Item:
         texts = fields.texts(self.answer)
-        if not texts or not all(normalise(text) for text in texts):
-            raise fields.error(self.answer, "a text or a list of texts", list(texts))
-        answers = tuple(dict.fromkeys(texts))  # the first is the one that is ranked and shown
+        answers = tuple(dict.fromkeys(filter(normalise, texts)))  # the first is the one that is ranked and shown
+        if not answers:
+            raise fields.error(self.answer, "a text or a list of texts, one of them with a word", list(texts))
+        # Replies are compared by their words: nothing could be the answer "---".
+        fields.left_out += sum(not normalise(text) for text in texts)
         question = self.user_text(fields)
         candidates, gold = self._choices(fields, answers)
         return Item(
