@@ -14,13 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.analysis.scores import Scores, TaskScore
+from gendistill.data.chat import render_prompts
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_counted
 from gendistill.evaluate.kinds import grade
 from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.kinds.item import Grades, Item
 from gendistill.evaluate.partial import Partial
-from gendistill.evaluate.ranking import Ranking, rank, render_prompts
+from gendistill.evaluate.ranking import Ranking, candidate_ids, rank
 from gendistill.files import read_jsonl, write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, generate
@@ -36,7 +37,8 @@ class _Questions:
     """A task, ready to be put to a model.
 
     `prompted` are the items and behind them, where the task wants them, the other forms of each in turn; `prompts` are
-    their ids. `malformed` records of the source were skipped.
+    their ids. `candidates` are the ids of each item's candidates and of its choices' texts, whatever the task ranks by:
+    diagnoses compare the ways. `malformed` records of the source were skipped.
     """
 
     name: str
@@ -44,6 +46,7 @@ class _Questions:
     items: list[Item]
     prompted: list[Item]
     prompts: list[list[int]]
+    candidates: list[list[list[int]]]
     malformed: int = 0
 
     @classmethod
@@ -52,7 +55,9 @@ class _Questions:
         # Behind the items, not among them: item i has prompt i, and ranking needs the first of them only.
         other_forms = [form for item in items for form in task.other_forms(item)]
         prompted = [*items, *other_forms]
-        return cls(name, task, items, prompted, render_prompts(tokenizer, prompted), malformed)
+        rendered = render_prompts(tokenizer, (form.messages for form in prompted))
+        candidates = candidate_ids(tokenizer, items, texts=True, prompts=rendered[: len(items)])
+        return cls(name, task, items, prompted, [prompt.ids for prompt in rendered], candidates, malformed)
 
     @property
     def answers(self) -> int:
@@ -93,7 +98,7 @@ def evaluate_model(
     for name, task in evaluation.tasks.items():
         task.check_machine()
         tasks.append(_Questions.read(name, task, seed, tokenizer))
-        _check_length(model, tokenizer, tasks[-1])
+        _check_length(model, tasks[-1])
     folder = Path(folder) / label
     folder.mkdir(parents=True, exist_ok=True)
     fingerprint = model_fingerprint(model)  # once: it samples every tensor
@@ -133,7 +138,7 @@ def _evaluate(
     partial: Partial,
 ) -> list[dict[str, Any]]:
     """Records of all items, by ranking and by generation."""
-    rankings = _rank(model, tokenizer, evaluation, questions, partial)
+    rankings = _rank(model, evaluation, questions, partial)
     replies = _generate(model, tokenizer, evaluation, questions, seed, partial)
     # All replies at once: programs are run as many at a time as there are cores.
     grades = grade(questions.prompted, [reply.text for reply in replies], [reply.truncated for reply in replies])
@@ -148,18 +153,17 @@ def _evaluate(
     return records
 
 
-def _rank(model, tokenizer, evaluation: Evaluation, questions: _Questions, partial: Partial) -> dict[int, Ranking]:
+def _rank(model, evaluation: Evaluation, questions: _Questions, partial: Partial) -> dict[int, Ranking]:
     """Rankings of the items that have candidates, by the items' indices."""
     # Programs and instructions have no candidates; they are evaluated by generation alone.
     ranked = [index for index, item in enumerate(questions.items) if item.candidates]
     rankings = rank(
         model,
-        tokenizer,
         [questions.items[index] for index in ranked],
         [questions.prompts[index] for index in ranked],
+        [questions.candidates[index] for index in ranked],
         evaluation.batch_size,
         partial.add,
-        texts=True,  # of items with options, whatever the task ranks by: diagnoses compare the ways
         known=partial.rankings,
     )
     return dict(zip(ranked, rankings, strict=True))
@@ -242,10 +246,9 @@ def _text(text: str) -> str:
     return f"{text[:end]}\n[{len(text) - 2 * end:,} characters, sha256 {_sha(text)}]\n{text[-end:]}"
 
 
-def _check_length(model, tokenizer, questions: _Questions) -> None:
+def _check_length(model, questions: _Questions) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    texts = {text for item in questions.items for text in (*item.candidates, *item.choices)}
-    candidate = max((len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts), default=0)
+    candidate = max((len(ids) for candidates in questions.candidates for ids in candidates), default=0)
     # The longest candidate may be longer than any reply: an option's text, say.
     reply = max(candidate, questions.task.max_new_tokens)
     needed = max(map(len, questions.prompts)) + reply
