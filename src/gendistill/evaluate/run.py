@@ -28,7 +28,7 @@ from gendistill.inference.generation import Reply, generate
 from gendistill.inference.stopping import end_ids
 from gendistill.recipe.evaluation import Evaluation
 
-FORMAT = 3  # of the records; raise it when their content or the extraction of answers changes
+FORMAT = 4  # of the records; raise it when their content or the extraction of answers changes
 LONGEST_TEXT = 20_000  # characters of a prompt kept in a record; of longer ones the ends
 
 
