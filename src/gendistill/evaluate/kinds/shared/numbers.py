@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
@@ -92,6 +93,7 @@ class Number(NamedTuple):
     end: int
 
 
+@lru_cache(maxsize=16)  # the flexible reading begins with the strict one
 def last_number(reply: str, truncated: bool = False, question: str = "") -> str | None:
     """The number that a reply gives for its answer, in one spelling ("$1,234.50" -> "1234.5", "1/2" -> "0.5"), or None.
 

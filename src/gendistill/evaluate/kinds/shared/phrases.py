@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from gendistill.evaluate.kinds.item import Answer
 from gendistill.evaluate.kinds.shared.letters import flexible_letter, strict_letter
 from gendistill.evaluate.kinds.shared.statements import DENIAL, denied, plain, sentences, statements
-from gendistill.evaluate.kinds.shared.words import CJK, holds, normalise, outermost, with_articles
+from gendistill.evaluate.kinds.shared.words import CJK, MOST_KEPT, holds, normalise, outermost, with_articles
 from gendistill.names import LETTERS
 
 _MOST_WORDS = 12  # of a reply that is an answer by itself rather than prose that may hold one
@@ -90,6 +91,13 @@ def strict_phrase(
     a sentence that was cut off. Such replies are unparsed, as is prose that states nothing; a reply that is another
     answer is that answer, and wrong.
     """
+    return _strict_phrase(reply, tuple(accepted), tuple(candidates), question, truncated)
+
+
+@lru_cache(maxsize=16)  # the flexible reading begins with the strict one
+def _strict_phrase(
+    reply: str, accepted: tuple[str, ...], candidates: tuple[str, ...], question: str, truncated: bool
+) -> Answer:
     if letters := _as_letters(accepted, candidates, question):
         return _lettered(strict_letter(reply, letters, truncated), accepted)
     text, asked = plain(reply).strip(), _asked(accepted, candidates, question)
@@ -238,6 +246,7 @@ def _given(sentence: str, phrase: str, asked: _Asked, strictly: bool) -> bool:
     return any(_mention(sentence, match.start(), match.end(), asked, strictly) for match in places)
 
 
+@lru_cache(maxsize=MOST_KEPT)
 def _pattern(phrase: str) -> re.Pattern:
     """Finds a normalised phrase in a text as it was written."""
     gap = rf"(?:[^\w]{{1,4}}(?:(?:a|an|the)\s)?|(?<=[{CJK}])|(?=[{CJK}]))" if " " in phrase else ""

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 # Tags between which models think before they answer.
@@ -95,6 +96,7 @@ def answer_part(reply: str) -> str:
     return "".join(kept).lstrip("\r\n")
 
 
+@lru_cache(maxsize=64)  # the strict and the flexible reading see the same text
 def plain(text: str) -> str:
     """The text in one spelling: full-width signs as ASCII, without bold, code and LaTeX around words."""
     text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\u200b", "")
