@@ -109,7 +109,8 @@ class MultipleChoice(FewShotTask):
 
     @classmethod
     def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
-        return _graded(item, strict_letter(committed(reply, item.question), item.choices, truncated))
+        reply = committed(reply, item.question, item.choices)
+        return _graded(item, strict_letter(reply, item.choices, truncated))
 
     @classmethod
     def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:

@@ -78,7 +78,7 @@ class ShortAnswer(FewShotTask):
     @classmethod
     def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
         # A reply that names another candidate besides the right one commits to neither.
-        part = committed(_read_part(item, reply), item.question)
+        part = committed(_read_part(item, reply), item.question, (*item.answers, *item.candidates))
         return strict_phrase(part, item.answers, item.candidates, item.question, truncated)
 
     @classmethod

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from gendistill.evaluate.kinds import grade
@@ -103,7 +105,28 @@ def test_where_possible_things_are_asked_for_they_are_answers():
 
 
 @pytest.mark.parametrize(
-    "reply", ["", "Paris", "The answer may be written as 3.5.", "A May bee.", "B. It cannot be A."]
+    "option", ["Fish may be harmed", "it could be worse", "perhaps", "I am not sure", "可能会下雨"]
+)
+def test_words_of_an_answer_hedge_nothing(option):
+    choice = replace(OPTIONS, choices=("cage", option, "desert"), answers=(option,))
+    short = replace(FRANCE, answers=(option,), candidates=(option, "Rome"))
+    for reply in (option, f"B. {option}", f"The answer is B. {option}.", "B"):
+        assert read(choice, reply).strict.correct
+    for reply in (option, f"The answer is: {option}"):
+        assert read(short, reply).strict.correct
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "Paris",
+        "The answer may be written as 3.5.",
+        "A May bee.",
+        "Perhaps surprisingly, it is Paris.",
+        "Perhaps surprisingly, it is Paris.",
+        "B. It cannot be A.",
+    ],
 )
 def test_nothing_else_is_taken_out(reply):
     assert committed(reply) == reply

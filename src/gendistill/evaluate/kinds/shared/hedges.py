@@ -5,13 +5,14 @@ and what the reply says it is not sure of are none.
 """
 
 import re
+from collections.abc import Iterable
 
 from gendistill.evaluate.kinds.shared.statements import sentence_end
 
 # Not "may be written as", which says how, and not "most likely" in Chinese (最可能), which is belief.
 _POSSIBLY = re.compile(
     r"\b(?:could|might|may)\s(?:well\s|also\s|just\s|possibly\s|perhaps\s)?be\b(?!\s(?-i:[a-z]+(?:ed|en|wn)|found)\b)"
-    r"|\b(?:could|might|may)\shave\sbeen\b|\bmight\shave\b|\b(?:maybe|perhaps|possibly)\b"
+    r"|\b(?:could|might|may)\shave\sbeen\b|\bmight\shave\b|\b(?:maybe|perhaps|possibly)\b(?!\s[a-z]+ly\b)"
     r"|\bI(?:\swould|['’]d)?\sguess\b|\bI(?:\sam|['’]m)\s(?:just\s|only\s)?guessing\b|\bmy\s(?:best\s|only\s)?guess\b"
     r"|\b(?:vielleicht|möglicherweise|eventuell|könnten?|ich\srate)\b"
     r"|\b(?:peut[- ]être|pourra(?:it|ient)|possiblement|je\sdevine)\b|\bil\sse\speut\b"
@@ -39,16 +40,23 @@ _MOST_BESIDE = 3  # of a sentence that says no more than that it is not sure
 _REACH = 300  # characters before a hedge in which its clause begins
 
 
-def committed(reply: str, question: str = "") -> str:
+def committed(reply: str, question: str = "", options: Iterable[str] = ()) -> str:
     """The reply without its hedged parts.
 
     Hedged is a clause that holds something possible, with the rest of its sentence up to a "but"; the clause before it
     if it says nothing else ("Paris, maybe"); a sentence that says it is not sure, and the one before it if it says
-    nothing else. Where the question asks for what is possible ("Where might ...?"), such words hedge nothing.
+    nothing else. Where the question asks for what is possible ("Where might ...?"), such words hedge nothing, nor where
+    an answer has them ("Fish may be harmed").
+
+    Args:
+        options: the answers that a reply may give.
     """
-    if not _ASKS_POSSIBLE.search(question):
+    options = list(options)
+    if not _ASKS_POSSIBLE.search(question) and not any(map(_POSSIBLY.search, options)):
         reply = _without_possible(reply)
-    return _without_unsure(reply) if _UNSURE.search(reply) else reply
+    if _UNSURE.search(reply) and not any(map(_UNSURE.search, options)):
+        reply = _without_unsure(reply)
+    return reply
 
 
 def _without_possible(text: str) -> str:
