@@ -145,14 +145,15 @@ def ranking(shots: int, bench: Bench) -> dict:
     """ARC-Easy by letter."""
     from lm_eval.api.instance import Instance
 
-    from gendistill.evaluate.ranking import rank
+    from gendistill.evaluate.ranking import candidate_ids, rank
 
     _, items = bench.load("arc_easy", shots=shots)
     lm, texts = bench.lm(), prompt_texts(bench.tokenizer, items)
 
     def ours(count: int | None) -> list[int]:
         prompts = bench.tokenizer(texts[:count], add_special_tokens=False)["input_ids"]
-        return [each.prediction for each in rank(bench.model, bench.tokenizer, items[:count], prompts, BATCH_SIZE)]
+        candidates = candidate_ids(bench.tokenizer, items[:count])
+        return [each.prediction for each in rank(bench.model, items[:count], prompts, candidates, BATCH_SIZE)]
 
     def theirs(count: int | None) -> list[int]:
         requests = [

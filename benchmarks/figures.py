@@ -161,6 +161,14 @@ def prepare_figures(results: Path) -> dict[str, dict]:
     return {name: figure | {"source": "results/cpu/prepare.json"} for name, figure in figures.items()}
 
 
+def prepare_memory_figures(results: Path) -> dict[str, dict]:
+    """How many times the memory ten times the text takes, from benchmarks/prepare_memory.py: the worse of two forms."""
+    raw = json.loads((results / "prepare_memory.json").read_text())
+    ratios = [raw[form]["200"]["peak_bytes"] / raw[form]["20"]["peak_bytes"] for form in (".txt", ".txt.gz")]
+    figure = {"value": round(max(ratios), 3), "unit": "ratio", "spread": _spread(ratios, 3)}
+    return {"prepare_memory_ratio_txt_200mb_vs_20mb": figure | {"source": "results/cpu/prepare_memory.json"}}
+
+
 def suite_figures(results: Path) -> dict[str, dict]:
     """Seconds of `make test` without its linting, from benchmarks/test_suite.py."""
     raw = json.loads((results / "test_suite.json").read_text())
@@ -259,9 +267,9 @@ def gpu_machine(*packages: str) -> dict:
     }
 
 
-def commit() -> str:
+def commit(checkout: Path = ROOT) -> str:
     command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(command, cwd=checkout, capture_output=True, text=True).stdout.strip()
 
 
 def record(figures: dict[str, dict], command: str, **elsewhere) -> None:

@@ -71,9 +71,9 @@ def compare(model, tokenizer, items, prompts, form: str, batch_size: int) -> lis
     from lm_eval.tasks import TaskManager
 
     from gendistill.evaluate.harness import write_harness_task
-    from gendistill.evaluate.ranking import rank
+    from gendistill.evaluate.ranking import candidate_ids, rank
 
-    ours = rank(model, tokenizer, items, prompts, batch_size, texts=form == "text")
+    ours = rank(model, items, prompts, candidate_ids(tokenizer, items, texts=form == "text"), batch_size)
     # The prompts hold all their control tokens, so the tokenizer is to add none.
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=False)
     with tempfile.TemporaryDirectory() as folder:

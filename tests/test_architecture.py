@@ -42,12 +42,13 @@ ROOMS = {
     "synthesize": f"{GROUND} distributed sandbox analysis inference recipe.data data evaluate.kinds recipe evaluate",
     "placement": f"{GROUND} ops models recipe.fields recipe.data data evaluate.kinds recipe",
     "plan": f"{GROUND} ops models compute recipe.data data recipe distill",
+    "bench": f"{GROUND} models compute inference recipe.data recipe placement",
     "report": f"{GROUND} analysis recipe.data data evaluate.kinds recipe distill evaluate",
     "doctor": f"{GROUND} ops models compute",
     "run": f"{GROUND} ops distributed sandbox analysis models compute inference recipe.fields recipe.data data"
     " evaluate.kinds recipe distill evaluate synthesize placement plan report",
     "cli": f"{GROUND} ops distributed analysis models compute inference recipe.fields recipe.data data evaluate.kinds"
-    " recipe distill evaluate synthesize placement plan report doctor run",
+    " recipe distill evaluate synthesize placement bench plan report doctor run",
 }
 # Said twice because it matters most, and followed through other rooms: a student is loaded, run and exported without
 # the recipe, and whatever generates knows nothing of evaluation.

@@ -13,6 +13,7 @@ from figures import (
     kda_cpu_figures,
     plan_accuracy_figures,
     prepare_figures,
+    prepare_memory_figures,
     student_parameters,
     suite_figures,
     synthesize_figures,
@@ -26,7 +27,7 @@ SUITE = ROOT / "results/cpu/test_suite.json"
 def test_ledger_follows_from_its_sources():
     ledger = json.loads(LEDGER.read_text())
     expected = demo_figures(ROOT / "results/demo") | kda_cpu_figures(ROOT / "results/cpu")
-    expected |= prepare_figures(ROOT / "results/cpu")
+    expected |= prepare_figures(ROOT / "results/cpu") | prepare_memory_figures(ROOT / "results/cpu")
     expected |= graded_replies_figures(ROOT / "tests") | hostile_figures(ROOT / "results/cpu")
     if SUITE.exists():  # not yet where the suite is timed for the first time, which has to pass
         expected |= suite_figures(SUITE.parent)

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from gendistill.data import readers
+from gendistill.data import readers, unpacking
 from gendistill.data.conversations import Skipped
 from gendistill.data.sources import Document, read_documents, read_records
 from gendistill.errors import UserError
@@ -165,6 +165,28 @@ def test_a_gzip_that_unpacks_without_end_stops(tmp_path, monkeypatch):
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b'text\n"' + b"0" * 2**24))
     with pytest.raises(UserError, match="field larger than field limit"):
         list(read_documents(Source(path=str(tmp_path / "a.csv.gz"))))
+
+
+@pytest.mark.parametrize("packing", [".gz", ".zst"])
+@pytest.mark.parametrize("form", ["file", "line", "paragraph", ".jsonl", ".csv"])
+@pytest.mark.parametrize("line", [b"\n", b"a\n", b"  \n\n"])
+def test_short_and_blank_lines_without_end_stop_at_a_limit(tmp_path, monkeypatch, packing, form, line):
+    monkeypatch.setattr(unpacking, "UNPACKED_BYTES", 2**16)
+    monkeypatch.setattr(unpacking, "BLOCK", 2**14)
+    path = tmp_path / f"a{form if form.startswith('.') else '.txt'}{packing}"
+    path.write_bytes(packed(line * 2**18, packing))
+    source = Source(path=str(path)) if form.startswith(".") else Source(path=str(path), documents=form)
+    with pytest.raises(UserError, match="unpacks to more than 200 times its size"):
+        for located in readers.read_file(path, source, ()):
+            assert located
+
+
+def test_what_text_unpacks_to_has_no_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpacking, "UNPACKED_BYTES", 2**10)
+    text = "".join(f"line {n * n}\n" for n in range(20_000))
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
+    found = list(read_documents(Source(path=str(tmp_path / "a.txt.gz"), documents="line")))
+    assert len(found) == 20_000
 
 
 TEXT = "\ufeffone\r\ntwo words\r\n\r\n  \nthree\n\n\nfour"

@@ -17,7 +17,7 @@ from cli_tools import RECIPE
 from gendistill.errors import UserError
 from gendistill.evaluate.harness import check_harness, harness_cells, run_harness, write_harness_task
 from gendistill.evaluate.items import load_items
-from gendistill.evaluate.ranking import rank, render_prompts
+from gendistill.evaluate.ranking import candidate_ids, rank, render_prompts
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_model, load_tokenizer
@@ -114,7 +114,8 @@ def test_student_loads_by_name(student, choices, embedded_tokenizer, task_file, 
         device="cpu",
         bootstrap_iters=0,
     )
-    rankings = rank(student, embedded_tokenizer, choices, render_prompts(embedded_tokenizer, choices))
+    prompts, candidates = render_prompts(embedded_tokenizer, choices), candidate_ids(embedded_tokenizer, choices)
+    rankings = rank(student, choices, prompts, candidates)
     correct = [ranking.prediction in item.gold for ranking, item in zip(rankings, choices, strict=True)]
     assert found["results"]["choice"]["acc,none"] == pytest.approx(sum(correct) / len(correct))
 

@@ -14,7 +14,7 @@ MALFORMED = {
     "an answer without a word": '{"question": "x", "answer": ["---"]}',
     "no such field": '{"query": "x", "answer": "y"}',
     "half a surrogate pair": r'{"question": "x \ud83d y", "answer": "z"}',
-    "half a surrogate pair in an answer": r'{"question": "x", "answer": ["z", "\udc00"]}',
+    "half a surrogate pair in an answer": r'{"question": "x", "answer": ["z", "q\udc00"]}',
     "no JSON": '{"question": ',
     "no record": "[1, 2]",
 }
@@ -34,6 +34,15 @@ def test_a_malformed_record_is_counted_shown_and_skipped(tmp_path, caplog, bad):
     path.write_text("\n".join([bad, *good]))  # the first: the task's mistake
     with pytest.raises(UserError):
         load_items("t", task, seed=0)
+
+
+def test_accepted_answers_without_a_word_are_left_out_and_counted(write_records, caplog):
+    records = [GOOD | {"answer": answers} for answers in (["---", "Rome", "?"], ["Oslo"], ["...", "Bern"], ["Paris"])]
+    loaded = load_counted("t", make_task(kind="short_answer", path=write_records("short.jsonl", records)), seed=0)
+    assert [item.answers for item in loaded.items] == [("Rome",), ("Oslo",), ("Bern",), ("Paris",)]
+    assert loaded.malformed == 0  # the records are sound
+    assert "3 accepted answers without a word left out" in caplog.text
+    assert all("---" not in item.candidates for item in loaded.items)
 
 
 def test_a_number_that_python_does_not_convert_is_an_error_of_its_record(tmp_path):

@@ -6,7 +6,7 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
-from gendistill.evaluate.ranking import rank, render_prompts
+from gendistill.evaluate.ranking import candidate_ids, rank, render_prompts
 from gendistill.inference.generation import generate
 from gendistill.models.view import as_student
 from gendistill.recipe.evaluation import make_task
@@ -35,7 +35,7 @@ def plain_score(model, tokenizer, item, prompt, candidate):
 def test_ranking_equals_the_plain_computation(model, tokenizer, files, kind, batch_size):
     items = items_of(kind, files)
     prompts = render_prompts(tokenizer, items)
-    rankings = rank(model, tokenizer, items, prompts, batch_size)
+    rankings = rank(model, items, prompts, candidate_ids(tokenizer, items), batch_size)
     for item, prompt, ranking in zip(items, prompts, rankings, strict=True):
         expected = [plain_score(model, tokenizer, item, prompt, candidate) for candidate in item.candidates]
         assert ranking.scores == pytest.approx(expected, abs=1e-4)
@@ -50,7 +50,8 @@ def test_ranking_counts_absolute_positions_from_the_first_real_token(tokenizer, 
     items = items_of("multiple_choice", files)
     prompts = render_prompts(tokenizer, items)
     assert len(set(map(len, prompts))) > 1
-    for item, prompt, ranking in zip(items, prompts, rank(gpt2, tokenizer, items, prompts, 1000), strict=True):
+    rankings = rank(gpt2, items, prompts, candidate_ids(tokenizer, items), 1000)
+    for item, prompt, ranking in zip(items, prompts, rankings, strict=True):
         expected = [plain_score(gpt2, tokenizer, item, prompt, candidate) for candidate in item.candidates]
         assert ranking.scores == pytest.approx(expected, abs=1e-4)
 
@@ -61,7 +62,7 @@ def test_letters_of_an_item_take_one_forward_row(model, tokenizer, files):
     read = as_student(model).model  # the modules that prefill runs
     handle = read.register_forward_pre_hook(lambda *call: rows.append(call[2]["input_ids"].shape[0]), with_kwargs=True)
     finished = []
-    rank(model, tokenizer, items, render_prompts(tokenizer, items), 4, finished.append)
+    rank(model, items, render_prompts(tokenizer, items), candidate_ids(tokenizer, items), 4, finished.append)
     handle.remove()
     assert rows == [1, 4, 4, 3]  # first what all prompts begin with
     assert sum(map(len, finished)) == len(items)

@@ -15,7 +15,20 @@ import typer
 from typer.core import TyperGroup
 
 from gendistill import __version__
-from gendistill.cli import convert, distill, doctor, evaluate, inspect, place, plan, run, show_batch, status, synthesize
+from gendistill.cli import (
+    bench,
+    convert,
+    distill,
+    doctor,
+    evaluate,
+    inspect,
+    place,
+    plan,
+    run,
+    show_batch,
+    status,
+    synthesize,
+)
 from gendistill.errors import Stopped, UserError
 from gendistill.names import look_up
 
@@ -24,7 +37,7 @@ from gendistill.names import look_up
 CHATTY = ("torchao", "torch.utils._pytree")
 
 # In the order of --help. A verb is a module of this package with a function `command`, and is called by its name.
-VERBS = [plan, run, place, synthesize, show_batch, convert, distill, evaluate, status, inspect, doctor]
+VERBS = [plan, run, place, synthesize, show_batch, convert, distill, evaluate, bench, status, inspect, doctor]
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # wherever it is met
 RESUME = ("run", "place", "synthesize", "convert", "distill", "evaluate")  # go on from what an earlier call left
 

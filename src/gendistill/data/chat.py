@@ -15,7 +15,7 @@ An assistant's turn of weight 0 is context: it is no loss target, on "all" token
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from os.path import commonprefix
 from typing import NamedTuple
 
@@ -79,7 +79,7 @@ def encode_conversations(
     Raises:
         UserError: no chat template.
     """
-    template = _Template(tokenizer)
+    template = Template(tokenizer)
     # Text first, for all of them; then one call of the tokenizer, which uses all cores; then ids and masks.
     rendered = [_attempt(template.render_conversation, messages) for messages in conversations]
     texts = [text for sound in rendered if not isinstance(sound, UserError) for text in sound.texts()]
@@ -88,27 +88,35 @@ def encode_conversations(
     return [sound if isinstance(sound, UserError) else _attempt(mask, sound, encodings) for sound in rendered]
 
 
-def render_prompt(tokenizer, messages: list[Message]) -> list[int]:
-    """The ids that generation sees: the conversation so far and the opening of the assistant's turn, thinking off.
+class Prompt(NamedTuple):
+    """What generation sees: the conversation so far and the opening of the assistant's turn, thinking off.
+
+    Attributes:
+        messages: the conversation.
+        text: as the template renders it, guards included.
+        ids: of the text, without guards.
+    """
+
+    messages: list[Message]
+    text: str
+    ids: list[int]
+
+
+def render_prompts(tokenizer, conversations: Iterable[list[Message]]) -> list[Prompt]:
+    """The prompts of many conversations, in one call of the tokenizer.
 
     Raises:
-        UserError: no chat template; the template refuses the conversation; a message holds U+FDD0.
+        UserError: no chat template; the template refuses a conversation; a message holds U+FDD0.
     """
-    (ids,) = render_prompts(tokenizer, [messages])
-    return ids
+    template = Template(tokenizer)
+    rendered = [(messages, template.render_prompt(messages)) for messages in conversations]
+    encodings = template.tokenize([text for _, text in rendered])
+    return [Prompt(messages, text, GuardedTokens(text, encodings[text]).ids) for messages, text in rendered]
 
 
-def render_prompts(tokenizer, conversations: Sequence[list[Message]]) -> list[list[int]]:
-    """Many prompts at once, in one call of the tokenizer: as `render_prompt`."""
-    template = _Template(tokenizer)
-    texts = [template.render_opened(messages) for messages in conversations]
-    encodings = template.tokenize(texts)
-    return [GuardedTokens(text, encodings[text]).ids for text in texts]
-
-
-def prompt_text(tokenizer, messages: list[Message]) -> str:
-    """As `render_prompt`, but the text that is tokenised, guards included."""
-    return _Template(tokenizer).render_opened(messages)
+def render_prompt(tokenizer, messages: list[Message]) -> list[int]:
+    """The ids of one conversation's prompt, as `render_prompts`."""
+    return render_prompts(tokenizer, [messages])[0].ids
 
 
 def ends_of_turns(tokenizer) -> set[int]:
@@ -168,7 +176,7 @@ class _Conversation(NamedTuple):
         return [self.text, *(self.text[leading] for reply in self.replies for leading in reply)]
 
 
-class _Template:
+class Template:
     """A tokenizer's chat template, with what depends on it alone found out once."""
 
     def __init__(self, tokenizer):
@@ -302,6 +310,10 @@ class _Template:
                 "sees it; let both open the assistant's turn in the same way"
             )
         return marked
+
+    def render_prompt(self, messages: list[Message]) -> str:
+        """The text that generation sees before a reply, guards included."""
+        return self.render(self.quote(messages), add_generation_prompt=True)
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
         tell_date(self.tokenizer, self.source)  # each time: another tokenizer may have the same template

@@ -74,7 +74,7 @@ class PlainTexts:
 
     def encode(self, texts: Iterable[str], end: Iterable[int] = ()) -> list[np.ndarray | UserError]:
         """Start, ids and `end` of each text, int32 [length]; or why it cannot be encoded."""
-        end = list(end)
+        start, end, nothing = (np.array(ids, np.int32) for ids in (self.start, list(end), []))
         parts = (part for text in texts for part in self._parts(text))
         encoded: list[np.ndarray | UserError] = []
         held: list[np.ndarray] = []  # of the text whose last part is still to come
@@ -84,8 +84,9 @@ class PlainTexts:
             for part, ids in encoded_parts:
                 if isinstance(ids, UserError):
                     problem, ids = ids, []
-                head, tail = self.start if part.first else [], end if part.last else []
-                held.append(np.array([*head, *ids, *tail], dtype=np.int32))
+                # From the list as it is: a longer one, with start and end, would be made first, at the same cost again.
+                text = np.fromiter(ids, np.int32, len(ids))
+                held.append(np.concatenate([start if part.first else nothing, text, end if part.last else nothing]))
                 if part.last:
                     encoded.append(problem or (held[0] if len(held) == 1 else np.concatenate(held)))
                     held, problem = [], None

@@ -4,15 +4,13 @@ What is wrong with one record takes its place as a UserError; what is wrong with
 """
 
 import csv
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from gendistill.data.unpacking import BLOCK, DAMAGED, damaged, opened
 from gendistill.errors import UserError
 from gendistill.recipe.data import Source
 
@@ -27,9 +25,6 @@ CUT_WITHIN = 10_000  # characters before the bound in which a blank is looked fo
 RECORD_BYTES = 2**26
 JSON_BYTES = 2**30  # of a .json, which has to be held whole
 INTEGER_DIGITS = 4000  # Python reads no integer of more than 4,300
-BLOCK = 2**20  # bytes read at once
-# How a file that is compressed is found to be damaged; pyarrow, which unpacks .zst, raises OSError.
-DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, OSError)
 
 
 class Located(NamedTuple):
@@ -106,36 +101,10 @@ def _cut_before_blank(text: str) -> int:
     return start + last if last > 0 else TEXT_CHARACTERS
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The file in bytes, unpacked."""
-    try:
-        if path.name.endswith(".gz"):
-            file = io.BufferedReader(gzip.GzipFile(path), BLOCK)
-        elif path.name.endswith(".zst"):
-            import pyarrow  # here: it takes a while, and most files are not packed with it
-
-            file = io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), BLOCK)
-        else:
-            file = open(path, "rb")  # noqa: SIM115 - closed below
-        with file:
-            yield file
-    except DAMAGED as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception, where: str = "") -> Exception:
-    """What to raise for it: of a file that is not packed, the error itself."""
-    packing = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
-    if packing is None:
-        return error
-    return UserError(f"{path}: damaged {packing} file{where} ({error}); fetch or compress it again")
-
-
 def _lines(path: Path) -> Iterator[tuple[int, bytes | UserError]]:
     """The numbers and bytes of the lines that are not blank; for one of more than RECORD_BYTES the error."""
     number = 0
-    with _opened(path) as file:  # in bytes: a line that is not UTF-8 spoils no other
+    with opened(path) as file:  # in bytes: a line that is not UTF-8 spoils no other
         try:
             while line := file.readline(RECORD_BYTES):
                 number += 1
@@ -145,7 +114,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | UserError]]:
                 elif not line.isspace():
                     yield number, line
         except DAMAGED as error:
-            raise _damaged(path, error, f" after line {number}") from None
+            raise damaged(path, error, f" after line {number}") from None
 
 
 def _skip_line(file: BinaryIO, path: Path, number: int) -> None:
@@ -189,7 +158,7 @@ def _read_whole(path: Path) -> Iterator[Located]:
     """The file as one document, in as many parts as it takes."""
     text, blank, begins = "", True, True
     try:
-        with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as characters:
+        with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as characters:
             while more := characters.read(TEXT_CHARACTERS):
                 blank = blank and more.isspace()
                 *parts, (text, _) = cut_text(text + more)
@@ -256,14 +225,14 @@ def _parse_json(content: bytes, where: str, parse_int: Callable[[str], Any] | No
 
 def _read_json(path: Path, source: Source) -> Iterator[Located]:
     """One array of records, an object with one such array in it ({"data": [...]}), or JSON lines under another name."""
-    with _opened(path) as file:
+    with opened(path) as file:
         first = file.readline(RECORD_BYTES)
         more = bool(first) and bool(file.read(1))
     # Not an array that stands on one line: that begins with a bracket.
     if more and first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") and isinstance(_parse_json(first, ""), dict):
         yield from _read_json_lines(path, source)
         return
-    with _opened(path) as file:
+    with opened(path) as file:
         content = file.read(JSON_BYTES + 1)
     if len(content) > JSON_BYTES:
         raise UserError(f"{path}: more than {JSON_BYTES // 2**30} GiB as one JSON value; write it as .jsonl")
@@ -298,7 +267,7 @@ def _read_table(path: Path, source: Source) -> Iterator[Located]:
     delimiter = "\t" if ".tsv" in path.name else ","
     csv.field_size_limit(RECORD_BYTES)  # the module's own is 128 KiB
     try:
-        with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as characters:
+        with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as characters:
             lines = iter(lambda: characters.readline(RECORD_BYTES), "")
             # strict: a quote that is not closed would swallow all records behind it.
             rows = csv.reader(lines, delimiter=delimiter, strict=True)

@@ -2,51 +2,57 @@
 
 from collections.abc import Sequence
 
-from gendistill.data.chat import PROBE, prompt_text
-from gendistill.data.controls import Controls, GuardedTokens
-from gendistill.data.sources import Message
+from gendistill.data.chat import PROBE, Prompt, Template
+from gendistill.data.controls import GuardedTokens
 from gendistill.errors import UserError
 
 
-def reply_ids(tokenizer, messages: list[Message], replies: Sequence[str]) -> list[list[int]]:
-    """The ids of replies as they stand behind the prompt, each: what training learns, and generation can say.
+def reply_ids(tokenizer, prompts: Sequence[Prompt], replies: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+    """The ids of replies as they stand behind their prompts, each: what training learns, and generation can say.
 
     A tokenizer may encode a text otherwise at its beginning than behind other text: SentencePiece puts a space in front
     there. Where it joins a reply with the prompt's end, so that no ids of the reply follow the prompt's, they are those
     behind a line break, or of the reply alone if it joins that too.
 
     Args:
-        messages: the conversation before the replies.
+        replies: those to each prompt.
 
     Raises:
-        UserError: as `render_prompt`.
+        UserError: no chat template; a reply holds U+FDD0.
     """
-    prompt, controls = prompt_text(tokenizer, messages), Controls(tokenizer)
-    blanks = _blanks_before_reply(tokenizer, messages, prompt)
-    texts = [blanks + controls.guard(reply, "a reply", tags=False) for reply in replies]
-    # From the last control token on: the tokenizer encodes what stands between two of them for itself.
-    start = max((match.start() for match in controls.pattern.finditer(prompt)), default=0)
-    before = [prompt[start:], "\n"]
-    # Each once, in one call of the tokenizer.
-    wanted = list(dict.fromkeys([*(lead + text for lead in before for text in ("", *texts)), *texts]))
-    encodings = tokenizer(wanted, add_special_tokens=False, return_attention_mask=False, verbose=False).encodings
-    ids = {text: GuardedTokens(text, encoding).ids for text, encoding in zip(wanted, encodings, strict=True)}
-    return [_ids_behind(before, text, ids) for text in texts]
+    template = Template(tokenizer)
+    tails = [[_tail(template, prompt.text), "\n"] for prompt in prompts]
+    texts = []  # of each prompt's replies, as they stand behind it
+    for prompt, given in zip(prompts, replies, strict=True):
+        blanks = _blanks_before_reply(template, prompt)
+        texts.append([blanks + template.controls.guard(reply, "a reply", tags=False) for reply in given])
+    # In one call of the tokenizer, each once: most prompts end alike, and letters are the same for all of them.
+    wanted = []
+    for leads, behind in zip(tails, texts, strict=True):
+        wanted += [*behind, *(lead + text for lead in leads for text in ("", *behind))]
+    ids = {text: GuardedTokens(text, encoding).ids for text, encoding in template.tokenize(wanted).items()}
+    return [[_ids_behind(leads, text, ids) for text in behind] for leads, behind in zip(tails, texts, strict=True)]
 
 
-def _blanks_before_reply(tokenizer, messages: list[Message], prompt: str) -> str:
+def _tail(template: Template, prompt: str) -> str:
+    """A prompt from its last control token on: the tokenizer encodes what stands between two of them for itself."""
+    starts = [match.start() for match in template.controls.pattern.finditer(prompt)]
+    return prompt[starts[-1] if starts else 0 :]
+
+
+def _blanks_before_reply(template: Template, prompt: Prompt) -> str:
     """Blanks that the template puts between the prompt and a reply; they count as the reply's."""
     try:
-        text = prompt_text(tokenizer, [*messages, {"role": "assistant", "content": PROBE}])
+        text = template.render_prompt([*prompt.messages, {"role": "assistant", "content": PROBE}])
     except UserError:  # a template for prompts alone
         return ""
-    between = text.partition(PROBE)[0][len(prompt) :]
-    return between if text.startswith(prompt) and not between.strip() else ""
+    between = text.partition(PROBE)[0][len(prompt.text) :]
+    return between if text.startswith(prompt.text) and not between.strip() else ""
 
 
-def _ids_behind(before: Sequence[str], reply: str, ids: dict[str, list[int]]) -> list[int]:
+def _ids_behind(leads: Sequence[str], reply: str, ids: dict[str, list[int]]) -> list[int]:
     """A reply's ids behind the first text that the tokenizer does not join it with; else those of the reply alone."""
-    for lead in before:
+    for lead in leads:
         count = len(ids[lead])
         if ids[lead + reply][:count] == ids[lead]:
             return ids[lead + reply][count:]

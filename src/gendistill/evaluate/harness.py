@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.errors import UserError
 from gendistill.evaluate.kinds.item import Item
+from gendistill.evaluate.ranking import candidate_ids
 from gendistill.evaluate.run import model_fingerprint
 from gendistill.files import write_atomically
 from gendistill.recipe.evaluation import Harness
@@ -180,23 +181,20 @@ def write_harness_task(
         the task's file, `folder/NAME.yaml`, for `lm_eval --tasks`; `folder/NAME.jsonl` lies beside it.
 
     Raises:
-        UserError: an item cannot be ranked, or its prompt is another one when read back from text.
+        UserError: an item cannot be ranked, or its prompt or a candidate is another one when read back from text.
     """
     folder = Path(folder).resolve()  # lm_eval may be started from elsewhere
     lines = []  # of NAME.jsonl
-    for item, prompt in zip(items, prompts, strict=True):
+    for item, prompt, replies in zip(items, prompts, candidate_ids(tokenizer, items, texts), strict=True):
         # Item by item, so that the error names the one that does not fit.
-        candidates = item.choices if texts else item.candidates
-        text = tokenizer.decode(prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if not candidates:
-            raise UserError(f"task '{name}', item {item.id}: nothing to rank; lm_eval can be given ranked items only")
-        # lm_eval tokenises text; only if that gives our ids do both sides score the same.
-        if tokenizer.encode(text, add_special_tokens=False) != prompt:
-            raise UserError(
-                f"task '{name}', item {item.id}: its prompt is tokenised otherwise when read back from text, as "
-                "lm_eval reads it. It may quote a control token"
-            )
-        lines.append({"id": item.id, "prompt": text, "candidates": list(candidates), "gold": list(item.gold)})
+        where, replies = f"task '{name}', item {item.id}", replies[len(item.candidates) :] if texts else replies
+        if not replies:
+            raise UserError(f"{where}: nothing to rank; lm_eval can be given ranked items only")
+        text = _read_back(tokenizer, prompt, f"{where}: its prompt")
+        # What stands behind the prompt: the candidate, and blanks that the template puts before a reply.
+        whole = [_read_back(tokenizer, prompt + ids, f"{where}: a candidate behind its prompt") for ids in replies]
+        candidates = [each.removeprefix(text) for each in whole]
+        lines.append({"id": item.id, "prompt": text, "candidates": candidates, "gold": list(item.gold)})
     task = {
         "task": name,
         "dataset_path": "json",
@@ -214,3 +212,13 @@ def write_harness_task(
     path = folder / f"{name}.yaml"
     write_atomically(path, yaml.safe_dump(task, sort_keys=False))
     return path
+
+
+def _read_back(tokenizer: PreTrainedTokenizerBase, ids: list[int], what: str) -> str:
+    """The text of ids; lm_eval tokenises text, and only if that gives our ids do both sides score the same."""
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if tokenizer.encode(text, add_special_tokens=False) != ids:
+        raise UserError(
+            f"{what} is tokenised otherwise when read back from text, as lm_eval reads it. It may quote a control token"
+        )
+    return text

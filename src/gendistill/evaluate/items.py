@@ -91,13 +91,17 @@ def _sources(task: SourcedTask) -> list[Source]:
 
 def _read(task: SourcedTask, sources: Sequence[Source], draws: Draws) -> Loaded:
     """The items of all sources, without candidates that are other items' answers, and without few-shot examples."""
-    items, errors = [], []
+    items, errors, left_out = [], [], 0
     located = ((source, record) for source in sources for record in read_checked_records(source, draws.seed))
     for index, (source, record) in enumerate(located):
         where = f"task '{draws.name}', record {index} of {source.label}"
         if len(sources) > 1 and isinstance(record, dict):
             record = {"subject": source.subset} | record  # a field of that name in the record wins
-        item = record if isinstance(record, UserError) else _item(task, Fields(where, index, record), draws)
+        item = record
+        if not isinstance(record, UserError):
+            fields = Fields(where, index, record)
+            item = _item(task, fields, draws)
+            left_out += fields.left_out
         if isinstance(item, UserError):
             if index == 0:
                 raise item  # surely the task's mistake, not the record's
@@ -105,6 +109,8 @@ def _read(task: SourcedTask, sources: Sequence[Source], draws: Draws) -> Loaded:
         elif item is not None:
             items.append(item)
     _check_malformed(task, draws.name, errors, index + 1)
+    if left_out:
+        logger.warning("task '%s': %d accepted answers without a word left out", draws.name, left_out)
     return Loaded(items, len(errors))
 
 

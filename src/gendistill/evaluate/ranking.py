@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gendistill.data import chat
+from gendistill.data.chat import Prompt
+from gendistill.data.chat import render_prompts as render_conversations
 from gendistill.data.replies import reply_ids
 from gendistill.evaluate.kinds import KINDS
 from gendistill.evaluate.kinds.item import Item
@@ -33,18 +34,30 @@ class Ranking:
 
 def render_prompts(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[list[int]]:
     """Ids of each item's prompt, as both protocols see it."""
-    return chat.render_prompts(tokenizer, [item.messages for item in items])
+    return [prompt.ids for prompt in render_conversations(tokenizer, (item.messages for item in items))]
+
+
+def candidate_ids(
+    tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], texts: bool = False, prompts: Sequence[Prompt] = ()
+) -> list[list[list[int]]]:
+    """Ids of each item's candidates as they stand behind its prompt, as generation and training make them.
+
+    Args:
+        texts: behind them, those of the item's lettered choices.
+        prompts: the items', where they are rendered already.
+    """
+    prompts = prompts or render_conversations(tokenizer, (item.messages for item in items))
+    return reply_ids(tokenizer, prompts, [[*item.candidates, *(item.choices if texts else ())] for item in items])
 
 
 @torch.inference_mode()
 def rank(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     items: Sequence[Item],
     prompts: Sequence[list[int]],
+    candidates: Sequence[Sequence[list[int]]],
     batch_size: int | None = None,
     advance: Advance = lambda finished: None,
-    texts: bool = False,
     known: Mapping[int, Ranking] | None = None,
 ) -> list[Ranking]:
     """Scores each item's candidates as replies to its prompt.
@@ -55,9 +68,9 @@ def rank(
 
     Args:
         prompts: ids per item, from `render_prompts`.
+        candidates: ids of each candidate per item, from `candidate_ids`, with those of choices' texts or without.
         batch_size: prompts per forward pass; None: as many as should fit. What does not fit is halved.
         advance: called with finished items.
-        texts: the texts of items' lettered choices are scored too.
         known: rankings that need not be computed again, by index.
 
     Raises:
@@ -68,11 +81,11 @@ def rank(
     prefix = Prefix.of(model, prompts)
 
     def score(indices: list[int]) -> None:
-        candidates = [_candidates(tokenizer, items[index], texts) for index in indices]
-        sums = _log_likelihoods(model, [prompts[index] for index in indices], candidates, prefix)
+        asked, replies = [prompts[index] for index in indices], [candidates[index] for index in indices]
+        sums = _log_likelihoods(model, asked, replies, prefix)
         # All candidates of an item share the prompt's cache, so an item is never split between batches.
         finished = {}
-        for index, ids, scores in zip(indices, candidates, sums, strict=True):
+        for index, ids, scores in zip(indices, replies, sums, strict=True):
             finished[index] = _ranking(items[index], [len(tokens) for tokens in ids], scores)
         rankings.update(finished)
         advance(finished)
@@ -81,14 +94,6 @@ def rank(
     size = batch_size or rows_that_fit(model, prompts, 0)
     in_batches(prompts, [index for index in range(len(items)) if index not in rankings], size, score)
     return [rankings[index] for index in range(len(items))]
-
-
-def _candidates(tokenizer: PreTrainedTokenizerBase, item: Item, texts: bool) -> list[list[int]]:
-    """Token ids of the candidates and, behind them, of the choices' texts.
-
-    They are tokenised as they stand behind the prompt, as generation and training make them.
-    """
-    return reply_ids(tokenizer, item.messages, [*item.candidates, *(item.choices if texts else ())])
 
 
 def _ranking(item: Item, lengths: Sequence[int], sums: Sequence[float]) -> Ranking:

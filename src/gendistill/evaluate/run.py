@@ -15,20 +15,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.analysis.scores import Scores, TaskScore
+from gendistill.data.chat import render_prompts
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_counted
 from gendistill.evaluate.kinds import grade
 from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.kinds.item import Grades, Item
 from gendistill.evaluate.partial import Partial
-from gendistill.evaluate.ranking import Ranking, rank, render_prompts
+from gendistill.evaluate.ranking import Ranking, candidate_ids, rank
 from gendistill.files import file_sha256, read_jsonl, write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, generate
 from gendistill.inference.stopping import end_ids
 from gendistill.recipe.evaluation import Evaluation
 
-FORMAT = 3  # of the records; raise it when their content or the extraction of answers changes
+FORMAT = 4  # of the records; raise it when their content or the extraction of answers changes
 LONGEST_CHECKED = 4  # items, by characters, whose prompts are rendered before there is a model
 LONGEST_TEXT = 20_000  # characters of a prompt kept in a record; of longer ones the ends
 
@@ -38,7 +39,8 @@ class _Questions:
     """A task, ready to be put to a model.
 
     `prompted` are the items and behind them, where the task wants them, the other forms of each in turn; `prompts` are
-    their ids. `malformed` records of the source were skipped.
+    their ids. `candidates` are the ids of each item's candidates and of its choices' texts, whatever the task ranks by:
+    diagnoses compare the ways. `malformed` records of the source were skipped.
     """
 
     name: str
@@ -46,6 +48,7 @@ class _Questions:
     items: list[Item]
     prompted: list[Item]
     prompts: list[list[int]]
+    candidates: list[list[list[int]]]
     malformed: int = 0
 
     @classmethod
@@ -54,7 +57,9 @@ class _Questions:
         # Behind the items, not among them: item i has prompt i, and ranking needs the first of them only.
         other_forms = [form for item in items for form in task.other_forms(item)]
         prompted = [*items, *other_forms]
-        return cls(name, task, items, prompted, render_prompts(tokenizer, prompted), malformed)
+        rendered = render_prompts(tokenizer, (form.messages for form in prompted))
+        candidates = candidate_ids(tokenizer, items, texts=True, prompts=rendered[: len(items)])
+        return cls(name, task, items, prompted, [prompt.ids for prompt in rendered], candidates, malformed)
 
     @property
     def answers(self) -> int:
@@ -97,7 +102,7 @@ def evaluate_model(
     for name, task in evaluation.tasks.items():
         task.check_machine()
         tasks.append(_Questions.read(name, task, seed, tokenizer))
-        _check_length(model.config, tokenizer, tasks[-1].items, tasks[-1].prompts, name, task)
+        _check_length(model.config, tasks[-1].prompts, tasks[-1].candidates, name, task)
     folder = Path(folder) / label
     folder.mkdir(parents=True, exist_ok=True)
     fingerprint = model_fingerprint(model)  # once: it reads every weight
@@ -132,7 +137,9 @@ def check_questions(
         # Thrown away: with the recipe's seed the same items are drawn again when their time comes.
         items = load_counted(name, task, seed, tokenizer).items
         longest = sorted(items, key=_characters)[-LONGEST_CHECKED:]
-        _check_length(config, tokenizer, longest, render_prompts(tokenizer, longest), name, task)
+        prompts = render_prompts(tokenizer, [item.messages for item in longest])
+        ids = candidate_ids(tokenizer, longest, texts=True, prompts=prompts)
+        _check_length(config, [prompt.ids for prompt in prompts], ids, name, task)
 
 
 def _characters(item: Item) -> int:
@@ -157,7 +164,7 @@ def _evaluate(
     ranks: bool,
 ) -> list[dict[str, Any]]:
     """Records of all items, by ranking and by generation."""
-    rankings = _rank(model, tokenizer, evaluation, questions, partial) if ranks else {}
+    rankings = _rank(model, evaluation, questions, partial) if ranks else {}
     replies = _generate(model, tokenizer, evaluation, questions, seed, partial)
     # All replies at once: programs are run as many at a time as there are cores.
     grades = grade(questions.prompted, [reply.text for reply in replies], [reply.truncated for reply in replies])
@@ -172,18 +179,17 @@ def _evaluate(
     return records
 
 
-def _rank(model, tokenizer, evaluation: Evaluation, questions: _Questions, partial: Partial) -> dict[int, Ranking]:
+def _rank(model, evaluation: Evaluation, questions: _Questions, partial: Partial) -> dict[int, Ranking]:
     """Rankings of the items that have candidates, by the items' indices."""
     # Programs and instructions have no candidates; they are evaluated by generation alone.
     ranked = [index for index, item in enumerate(questions.items) if item.candidates]
     rankings = rank(
         model,
-        tokenizer,
         [questions.items[index] for index in ranked],
         [questions.prompts[index] for index in ranked],
+        [questions.candidates[index] for index in ranked],
         evaluation.batch_size,
         partial.add,
-        texts=True,  # of items with options, whatever the task ranks by: diagnoses compare the ways
         known=partial.rankings,
     )
     return dict(zip(ranked, rankings, strict=True))
@@ -268,15 +274,13 @@ def _text(text: str) -> str:
 
 def _check_length(
     config: PreTrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    items: Sequence[Item],
     prompts: Sequence[Sequence[int]],
+    candidates: Sequence[Sequence[Sequence[int]]],
     name: str,
     task: TaskSettings,
 ) -> None:
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    texts = {text for item in items for text in (*item.candidates, *item.choices)}
-    candidate = max((len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts), default=0)
+    candidate = max((len(ids) for own in candidates for ids in own), default=0)
     # The longest candidate may be longer than any reply: an option's text, say.
     reply = max(candidate, task.max_new_tokens)
     needed = max(map(len, prompts)) + reply

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
 from gendistill.evaluate.kinds.base import TaskSettings
-from gendistill.evaluate.ranking import rank
+from gendistill.evaluate.ranking import candidate_ids, rank
 from gendistill.evaluate.run import model_fingerprint
 from gendistill.files import write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
@@ -167,7 +167,8 @@ def _generate_batch(
     replies = generate(model, tokenizer, ids, budget, len(batch), sampling=sampling, stop=stop)
     answered = [Answered(prompt, sample, reply) for (prompt, sample), reply in zip(batch, replies, strict=True)]
     choices = [a for a in answered if a.prompt.has_options] if synthesis.margin is not None else []
-    ranked = rank(model, tokenizer, [a.prompt.item for a in choices], [a.prompt.ids for a in choices], len(batch))
+    items = [a.prompt.item for a in choices]
+    ranked = rank(model, items, [a.prompt.ids for a in choices], candidate_ids(tokenizer, items), len(batch))
     for a, ranking in zip(choices, ranked, strict=True):
         a.scores = ranking.scores
     return answered

@@ -12,6 +12,7 @@ from gendistill.evaluate.kinds.base import FewShotTask
 from gendistill.evaluate.kinds.item import Answer, Draws, Item
 from gendistill.evaluate.kinds.shared.distractors import DISTRACTORS, among, other_answers
 from gendistill.evaluate.kinds.shared.fields import Fields, quoted
+from gendistill.evaluate.kinds.shared.hedges import committed
 from gendistill.evaluate.kinds.shared.numbers import gold_number, last_number, stated_number
 from gendistill.recipe.fields import Names
 
@@ -48,7 +49,7 @@ class LastNumber(FewShotTask):
 
     @classmethod
     def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
-        number = last_number(reply, truncated, item.question)
+        number = last_number(committed(reply, item.question), truncated, item.question)
         return Answer(number, number in item.answers)
 
     @classmethod

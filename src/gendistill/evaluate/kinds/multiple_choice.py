@@ -10,6 +10,7 @@ from gendistill.errors import UserError
 from gendistill.evaluate.kinds.base import FewShotTask
 from gendistill.evaluate.kinds.item import Answer, Draws, Grades, Item
 from gendistill.evaluate.kinds.shared.fields import Fields, read_options
+from gendistill.evaluate.kinds.shared.hedges import committed
 from gendistill.evaluate.kinds.shared.letters import flexible_letter, strict_letter
 from gendistill.names import LETTERS
 from gendistill.recipe.fields import Names, Settings
@@ -108,6 +109,7 @@ class MultipleChoice(FewShotTask):
 
     @classmethod
     def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
+        reply = committed(reply, item.question, item.choices)
         return _graded(item, strict_letter(reply, item.choices, truncated))
 
     @classmethod

@@ -11,6 +11,7 @@ from gendistill.evaluate.kinds.base import FewShotTask
 from gendistill.evaluate.kinds.item import Answer, Draws, Item
 from gendistill.evaluate.kinds.shared.distractors import among, other_answers, sampled
 from gendistill.evaluate.kinds.shared.fields import Fields, quoted, read_options
+from gendistill.evaluate.kinds.shared.hedges import committed
 from gendistill.evaluate.kinds.shared.phrases import flexible_phrase, strict_phrase
 from gendistill.evaluate.kinds.shared.words import normalise
 from gendistill.recipe.fields import Names
@@ -34,9 +35,11 @@ class ShortAnswer(FewShotTask):
 
     def read(self, fields: Fields, draws: Draws) -> Item:
         texts = fields.texts(self.answer)
-        if not texts or not all(normalise(text) for text in texts):
-            raise fields.error(self.answer, "a text or a list of texts", list(texts))
-        answers = tuple(dict.fromkeys(texts))  # the first is the one that is ranked and shown
+        answers = tuple(dict.fromkeys(filter(normalise, texts)))  # the first is the one that is ranked and shown
+        if not answers:
+            raise fields.error(self.answer, "a text or a list of texts, one of them with a word", list(texts))
+        # Replies are compared by their words: nothing could be the answer "---".
+        fields.left_out += sum(not normalise(text) for text in texts)
         question = self.user_text(fields)
         candidates, gold = self._choices(fields, answers)
         return Item(
@@ -75,7 +78,8 @@ class ShortAnswer(FewShotTask):
     @classmethod
     def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
         # A reply that names another candidate besides the right one commits to neither.
-        return strict_phrase(_read_part(item, reply), item.answers, item.candidates, item.question, truncated)
+        part = committed(_read_part(item, reply), item.question, (*item.answers, *item.candidates))
+        return strict_phrase(part, item.answers, item.candidates, item.question, truncated)
 
     @classmethod
     def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:

@@ -226,3 +226,14 @@ def test_the_flexible_reading_takes_what_a_patient_person_would(reply, number):
 )
 def test_the_number_of_a_records_answer(answer, number):
     assert gold_number(answer) == number
+
+
+@pytest.mark.parametrize("label", ["Fig.5", "Fig. 5", "fig.5", "Eq.12", "Sec. 3.2", "Vol.7", "Abb. 4", "vs.3"])
+def test_the_number_of_a_figure_is_no_answer(label):
+    assert last_number(label) is stated_number(f"The answer is {label}.") is None
+    assert last_number(f"The answer is 18, as {label} shows.") == last_number(f"{label} shows that it is 18.") == "18"
+
+
+@pytest.mark.parametrize("amount", ["Rs.75", "Rs. 75", "No.75", "Ans.75", "ca.75", "75.", "EUR 75"])
+def test_abbreviations_of_amounts_stand_before_answers(amount):
+    assert last_number(amount) == last_number(f"The answer is {amount}") == "75"

@@ -18,12 +18,14 @@ class Fields:
         where: names the record in errors.
         index: of the record in its source.
         values: the record.
+        left_out: accepted answers of the record that no reply could be held against; whoever reads counts them.
     """
 
     def __init__(self, where: str, index: int, values: dict):
         self.where = where
         self.index = index
         self.values = values
+        self.left_out = 0
 
     def find(self, names: Sequence[str]) -> Any:
         """Value of the first field that is there and not null, or None."""

@@ -16,7 +16,7 @@ from gendistill.evaluate.kinds.shared.statements import (
     sentences,
     statements,
 )
-from gendistill.evaluate.kinds.shared.words import holds, normalise, outermost, with_articles
+from gendistill.evaluate.kinds.shared.words import MOST_KEPT, holds, normalise, outermost, with_articles
 from gendistill.names import LETTERS
 
 _B = r"\s{0,3}"  # blanks; bounded, or a run of them would be tried in every way
@@ -48,6 +48,11 @@ def strict_letter(reply: str, choices: Sequence[str], truncated: bool = False) -
     answer anywhere ("The answer is B", "答案：B", a box), and an option by its bare or stated text. A reply that picks
     several options, or only says which it is not, picks none; neither does one that was cut off before it had said so.
     """
+    return _strict_letter(reply, tuple(choices), truncated)
+
+
+@lru_cache(maxsize=16)  # the flexible reading begins with the strict one
+def _strict_letter(reply: str, choices: tuple[str, ...], truncated: bool) -> str | None:
     text = _spelled(reply)
     found = set(_by_whole_text(text, choices))
     if not found:
@@ -168,6 +173,7 @@ def _spelled(reply: str) -> str:
     return plain(reply).replace("$", "").strip()
 
 
+@lru_cache(maxsize=MOST_KEPT)
 def _bare(text: str) -> str:
     """For comparing a text with an option's, letter by letter."""
     return " ".join(_spelled(text).casefold().split()).rstrip(".。!}").strip("\"'“”‘’").rstrip(".")

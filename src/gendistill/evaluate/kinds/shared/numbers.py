@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
@@ -73,6 +74,12 @@ _CONCLUDES = re.compile(
     r"|[a-z]\s?=\s?-?[\d.,/]+\s*$",
     re.I,
 )
+# The number of a figure is no amount: "Fig.5", "Eq. 12", "vs.3". That of an answer or a currency is one: "Rs.75".
+_LABEL = re.compile(
+    r"(?<![A-Za-z])(?:(?!(?:Rs|Re|Nos?|Nr|Ans|Ca|Abt)\.)[A-Z][a-z]{1,3}|figs?|eqs?|secs?|tab|vol|ch|cf|vs|ver)"
+    r"\.\d+(?:\.\d+)*"
+    r"|\b(?:Figs?|Eqs?|Secs?|Tab|Abb|Vol|Ref)\.\s\d+(?:\.\d+)*",
+)
 _ENUMERATOR = re.compile(
     r"^[ \t]*(?:\d{1,2}[.)]|(?:Step|Schritt|Paso|Étape)\s\d{1,2}\s?[:.])[ \t]+(?=\S)", re.MULTILINE
 )
@@ -86,6 +93,7 @@ class Number(NamedTuple):
     end: int
 
 
+@lru_cache(maxsize=16)  # the flexible reading begins with the strict one
 def last_number(reply: str, truncated: bool = False, question: str = "") -> str | None:
     """The number that a reply gives for its answer, in one spelling ("$1,234.50" -> "1234.5", "1/2" -> "0.5"), or None.
 
@@ -162,7 +170,7 @@ def spelled(value: Fraction | None) -> str | None:
 
 
 def _evened(text: str) -> str:
-    """The text with fractions as "1/2", thousands separators as commas, and no LaTeX or list numbers."""
+    """The text with fractions as "1/2", thousands separators as commas, and no LaTeX, list or figure numbers."""
     text = re.sub("[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]", lambda match: f" {_VULGAR[match[0]]}", text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda match: f"^{match[0].translate(_RAISED)}", text)
     text = re.sub(r"(?<=\d)(?:\{,\}|\\[,!;: ]|\{\\,\})(?=\d{3}(?!\d))", ",", text)
@@ -170,7 +178,7 @@ def _evened(text: str) -> str:
     # Behind letters a currency's sign parts them from the number: "US$5".
     text = re.sub(r"(?<=[A-Za-z])\$", " ", text).replace("$", "")
     text = _FRACTION.sub(lambda match: f" {match[1] or match[3]}/{match[2] or match[4]}", text)
-    return _ENUMERATOR.sub("", text)
+    return _ENUMERATOR.sub("", _LABEL.sub(" ", text))
 
 
 def _numbers(text: str) -> list[Number]:

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from gendistill.evaluate.kinds.item import Answer
 from gendistill.evaluate.kinds.shared.letters import flexible_letter, strict_letter
 from gendistill.evaluate.kinds.shared.statements import DENIAL, denied, plain, sentences, statements
-from gendistill.evaluate.kinds.shared.words import CJK, holds, normalise, outermost, with_articles
+from gendistill.evaluate.kinds.shared.words import CJK, MOST_KEPT, holds, normalise, outermost, with_articles
 from gendistill.names import LETTERS
 
 _MOST_WORDS = 12  # of a reply that is an answer by itself rather than prose that may hold one
@@ -16,7 +17,8 @@ _LETTERED = re.compile(r"\(([A-Z])\)")
 _OPTION = re.compile(r"^\s*\(([A-Z])\)[ \t]*(\S.*)$", re.MULTILINE)
 # Words in front of an answer that add nothing to it.
 _LEAD = re.compile(
-    r"^(?:(?:it|this|that|he|she|they|there|i|we|you)(?:['’]s|[ ](?:is|was|are|were|think|believe|get|would|say|guess)"
+    r"^(?:(?:it|this|that|he|she|they|there|i|we|you)(?:['’]s|[ ](?:is|was|are|were|think|believe|get|would|say|guess"
+    r"|(?:could|might|may)[ ]be)"
     r"|['’]m|['’]d)?"
     r"|is|was|that|in|on|at|by|to|the|an?|probably|likely|definitely|certainly|about|approximately|around|called|named|yes,|sure"
     r"|so|thus|"
@@ -44,6 +46,9 @@ _COMMA_BEHIND = re.compile(
     r"[)\"'”’]?\s?[,，]\s?([^\s,，、]+)(\s?[,，、]|\s(?:or|and|oder|und|ou|et|o|y)\b)?", re.IGNORECASE
 )
 _COMMA_BEFORE = re.compile(r"(?:^|[\s,，])([^\s,，]+)\s?[,，]\s?$")
+_PERHAPS = re.compile(
+    r"\b(?:maybe|perhaps|possibly|vielleicht|peut[- ]être|quizás?|tal[ ]vez)[ ]|也许|或许", re.IGNORECASE
+)
 _QUESTIONED = re.compile(r"\b(?:if|whether|ob|si|between|among|zwischen|entre)\b[^,.;]{0,200}$", re.IGNORECASE)
 # Names that another word makes into those of other things: "Paris Hilton", "South Korea".
 _OTHER_BEFORE = re.compile(
@@ -86,6 +91,13 @@ def strict_phrase(
     a sentence that was cut off. Such replies are unparsed, as is prose that states nothing; a reply that is another
     answer is that answer, and wrong.
     """
+    return _strict_phrase(reply, tuple(accepted), tuple(candidates), question, truncated)
+
+
+@lru_cache(maxsize=16)  # the flexible reading begins with the strict one
+def _strict_phrase(
+    reply: str, accepted: tuple[str, ...], candidates: tuple[str, ...], question: str, truncated: bool
+) -> Answer:
     if letters := _as_letters(accepted, candidates, question):
         return _lettered(strict_letter(reply, letters, truncated), accepted)
     text, asked = plain(reply).strip(), _asked(accepted, candidates, question)
@@ -234,6 +246,7 @@ def _given(sentence: str, phrase: str, asked: _Asked, strictly: bool) -> bool:
     return any(_mention(sentence, match.start(), match.end(), asked, strictly) for match in places)
 
 
+@lru_cache(maxsize=MOST_KEPT)
 def _pattern(phrase: str) -> re.Pattern:
     """Finds a normalised phrase in a text as it was written."""
     gap = rf"(?:[^\w]{{1,4}}(?:(?:a|an|the)\s)?|(?<=[{CJK}])|(?=[{CJK}]))" if " " in phrase else ""
@@ -252,7 +265,10 @@ def _pattern(phrase: str) -> re.Pattern:
 
 
 def _mention(sentence: str, start: int, end: int, asked: _Asked, strictly: bool) -> bool:
-    before, behind = sentence[max(0, start - 300) : start], sentence[end : end + 300]
+    # "Perhaps Paris, perhaps Lyon" lists them, too.
+    before, behind = (
+        _PERHAPS.sub("", part) for part in (sentence[max(0, start - 300) : start], sentence[end : end + 300])
+    )
     if denied(sentence, start, end) or _QUESTIONED.search(before):
         return False
     if strictly and not _says(before, behind, asked):

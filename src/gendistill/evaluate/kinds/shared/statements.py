@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 # Tags between which models think before they answer.
@@ -19,7 +20,7 @@ _MARKER = re.compile(
     rf"""
     \b{_SUBJECT}\b(?:[ ](?:to|of|for)[ ][^.\n:：=]{{0,60}}?)?(?:[ ](?:here|therefore|thus|then))?
         \s*(?:\bis\b|\bwas\b|\b(?:would|should|must|will)[ ]be\b|:|=)
-        (?:[ ](?:that|therefore|thus|then|clearly|definitely|certainly|likely|probably)\b)?
+        (?:[ ](?:that|therefore|thus|then|clearly|definitely|certainly|(?:most[ ])?(?:likely|probably))\b)?
     | (?:答案|正确选项|正解|答え)\s*(?:应该是|应当是|应该选|应为|应选|就是|是|为|選|选|は|:)
     | 【答案】 | [\"'](?:answer|antwort|respuesta|r[eé]ponse|risposta|resposta|答案)[\"']\s?:
     | \b(?:respuesta|soluci[oó]n|opci[oó]n[ ]correcta)(?:[ ](?:correcta|final))?\s*(?:\b(?:es|ser[ií]a)\b|:)
@@ -95,6 +96,7 @@ def answer_part(reply: str) -> str:
     return "".join(kept).lstrip("\r\n")
 
 
+@lru_cache(maxsize=64)  # the strict and the flexible reading see the same text
 def plain(text: str) -> str:
     """The text in one spelling: full-width signs as ASCII, without bold, code and LaTeX around words."""
     text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\u200b", "")

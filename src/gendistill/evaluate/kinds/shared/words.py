@@ -2,7 +2,9 @@
 
 import re
 import unicodedata
+from functools import lru_cache
 
+MOST_KEPT = 512  # texts whose form is remembered: a reply is held against the same candidates several times
 # Left out of comparisons, as in SQuAD's and TriviaQA's scoring.
 _ARTICLES = {"a", "an", "the"}
 # Written without blanks, so that each character is a word: Chinese, Japanese, Korean.
@@ -14,6 +16,7 @@ _NAMED_A = re.compile(r"(?<![\w'’])a(?=[^\w\s\"'“‘*`(\[{$\\-]|\s*$)|(?<=[(
 _WORD = re.compile(rf"[{CJK}{_NAME}]|(?:(?<!\w)|(?<=[{CJK}]))-?\d+(?:\.\d+)*[^\W{CJK}]*|[^\W{CJK}]+")
 
 
+@lru_cache(maxsize=MOST_KEPT)
 def normalise(text: str) -> str:
     """Lower case, without punctuation and articles, single spaces; signs and decimal points of numbers stay.
 
@@ -24,6 +27,7 @@ def normalise(text: str) -> str:
     return " ".join([word for word in words if word not in _ARTICLES] or words).replace(_NAME, "a")
 
 
+@lru_cache(maxsize=MOST_KEPT)
 def with_articles(text: str) -> str:
     """As `normalise`, but articles stay: what "type A" is found by in "type A blood"."""
     return " ".join(_words(_even(text)))
