@@ -1,0 +1,330 @@
+"""What untrained students keep, by generated answers: placements, windows and mixers, on short and on long tasks.
+
+    python benchmarks/window_table.py --teacher MODEL --data DATA --haystack TEXT --questions FILE
+    python benchmarks/window_table.py --teacher MODEL --questions FILE --out RECORDS \\
+        --placement beam7=PLACEMENT.json --placement beam4=... --placement leave_one_out7=... [--part 0/2]
+    python benchmarks/window_table.py --report RECORDS
+
+The first makes the questions, on a CPU: they are the same for all configurations. The second asks every configuration
+of `ORDER` whose placement is given, the most telling first, and writes `RECORDS/CONFIGURATION.jsonl.gz` anew after each
+task; called again it goes on where it was. `--part I/N` takes every N-th configuration, so that N processes with a GPU
+each share the work. The third writes results/window and the figures, see window_report.py.
+
+DATA holds gsm8k, humaneval, arc_easy and openbookqa, a folder each. Records hold no question.
+"""
+
+import argparse
+import gc
+import gzip
+import hashlib
+import json
+import os
+import pickle
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from figures import gpu_machine
+from teacher_scores import task_settings
+
+SEED = 0
+SINKS = 4
+DECAY_BOUND = -5.0  # of the recurrent mixers, as in the recipes
+SHORT = {"gsm8k": None, "humaneval": None, "arc_easy": 500, "openbookqa": 500}  # items of each; None: all
+LONG = ("needle_single", "recall_full", "recall_easy", "recall_hard")  # task files, asked at every length
+LENGTHS = (4096, 8192, 16384)  # tokens
+LONG_ITEMS = 100
+CONTEXTS = (32768, 131072)  # tokens, of the cache's bytes
+CALIBRATION = (4, 4, 512)  # batches, sequences, tokens: as many tokens as a conversion takes by default
+# Placement, mixer, window: what a run that is cut short should have comes first. Seven kept, or four, is in the name.
+ORDER = [
+    ("beam7", "window", 512),
+    ("uniform7", "window", 512),
+    ("beam7", "window", 1024),
+    ("beam4", "window", 512),
+    ("uniform4", "window", 512),
+    ("beam7", "window", 256),
+    ("leave_one_out7", "window", 512),
+    ("gates7", "window", 512),
+    ("kl7", "window", 512),
+    ("beam7", "kda", None),
+    ("beam7", "kda", 512),
+    ("uniform7", "window", 1024),
+    ("uniform7", "window", 256),
+    ("beam4", "window", 1024),
+    ("uniform4", "window", 1024),
+    ("beam4", "window", 256),
+    ("uniform4", "window", 256),
+]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A task, ready to be put to any model with the tokenizer it was made for; `prompts` are ids."""
+
+    name: str
+    task: Any
+    items: list[Any]
+    prompts: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A student: where attention stays, and what the other layers get. The teacher has no mixer."""
+
+    name: str
+    layers: tuple[int, ...] = ()
+    mixer: str | None = None
+    window: int | None = None
+
+
+def main() -> None:
+    arguments = read_arguments()
+    if arguments.report:
+        from window_report import write_report  # needs matplotlib, which a machine with a GPU need not have
+
+        write_report(arguments.report)
+        return
+    if not arguments.questions.exists():
+        make_questions(arguments)
+    if arguments.out:
+        measure(arguments)
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", help="folder of a Hugging Face model")
+    parser.add_argument("--questions", type=Path, help="file of the questions; made if it is not there")
+    parser.add_argument("--data", type=Path, help="folder of question sets, to make questions of")
+    parser.add_argument("--haystack", help="file of real text, to make questions of")
+    parser.add_argument("--items", type=int, help="at most so many of each task, when questions are made")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="when questions are made; tokens")
+    parser.add_argument("--out", type=Path, help="folder for the records")
+    parser.add_argument("--placement", action="append", default=[], metavar="NAME=FILE", help="of `gendistill place`")
+    parser.add_argument("--part", default="0/1", metavar="I/N", help="every N-th configuration, from the I-th")
+    parser.add_argument("--only", nargs="+", metavar="CONFIGURATION", help="by name, such as beam7-window-512")
+    parser.add_argument("--tasks", nargs="+", help="by name, such as gsm8k or needle_single_8192; all if absent")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--report", type=Path, metavar="RECORDS", help="write results/window from these records")
+    arguments = parser.parse_args()
+    if not arguments.report and not (arguments.teacher and arguments.questions):
+        parser.error("give --teacher and --questions, or --report")
+    return arguments
+
+
+def make_questions(arguments: argparse.Namespace) -> None:
+    """Draws the items of all tasks, renders their prompts, and keeps both in a file."""
+    from gendistill.evaluate.items import load_items
+    from gendistill.evaluate.ranking import render_prompts
+    from gendistill.models.loading import load_config, load_tokenizer
+    from gendistill.recipe.evaluation import make_task
+
+    tokenizer = load_tokenizer(arguments.teacher, load_config(arguments.teacher).vocab_size)
+    made = []
+    for name, settings in all_settings(arguments).items():
+        if arguments.tasks and name not in arguments.tasks:
+            continue
+        began = time.perf_counter()
+        task = make_task(**settings)
+        items = load_items(name, task, SEED, tokenizer)
+        prompts = render_prompts(tokenizer, items)
+        made.append(Questions(name, task, items, prompts))
+        print(f"{name}: {len(items)} items, {sum(map(len, prompts)):,} tokens, {seconds_since(began)} s", flush=True)
+    content = {"tasks": made, "calibration": calibration_ids(arguments.haystack, tokenizer)}
+    write_whole(arguments.questions, gzip.compress(pickle.dumps(content), mtime=0))
+
+
+def all_settings(arguments: argparse.Namespace) -> dict[str, dict]:
+    """Settings of every task by its name, in the order in which they are asked."""
+    most = arguments.items
+    found = {}
+    for name, items in SHORT.items():
+        counted = [count for count in (items, most) if count is not None]
+        found[name] = task_settings(name, arguments.data) | ({"items": min(counted)} if counted else {})
+    for length in arguments.lengths:
+        for task in LONG:
+            settings = {"task": task, "length": length, "items": min(LONG_ITEMS, most or LONG_ITEMS)}
+            # A list that is all of the prompt stands in no other text.
+            found[f"{task}_{length}"] = settings | ({} if task == "recall_full" else {"haystack": arguments.haystack})
+    return found
+
+
+def calibration_ids(haystack: str, tokenizer: Any) -> list[int]:
+    """The ids of the beginning of the haystack: text that new mixers are scaled by."""
+    from gendistill.evaluate.kinds.item import Draws
+    from gendistill.recipe.evaluation import make_task
+
+    task = make_task(task="needle_single", haystack=haystack)
+    batches, rows, length = CALIBRATION
+    # A token takes at least a character; far more text than is needed would only take longer.
+    text = task.read_haystack(Draws(SEED, "calibration"), tokenizer).text[: 16 * batches * rows * length]
+    return tokenizer(text, add_special_tokens=False)["input_ids"][: batches * rows * length]
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Asks every configuration of this part everything that it has not been asked yet."""
+    import torch
+
+    from gendistill.models.loading import load_model, load_tokenizer
+
+    raw = arguments.questions.read_bytes()
+    questions = pickle.loads(gzip.decompress(raw))
+    tasks = [each for each in questions["tasks"] if not arguments.tasks or each.name in arguments.tasks]
+    for each in tasks:
+        each.task.check_machine()  # now, not when the replies are there
+    teacher = load_model(arguments.teacher, torch.bfloat16, arguments.device)
+    tokenizer = load_tokenizer(arguments.teacher, teacher.config.vocab_size)
+    placements = read_placements(arguments.placement, teacher.config.num_hidden_layers)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    shared = {"teacher": Path(arguments.teacher).name, "questions": hashlib.sha256(raw).hexdigest(), "seed": SEED}
+    for configuration in mine(arguments, placements):
+        path = arguments.out / f"{configuration.name}.jsonl.gz"
+        header = shared | describe(teacher.config, configuration, placements)
+        lines = stored(path, header) or [header | machine(arguments.device)]
+        asked = {line["task"] for line in lines[1:]}
+        todo = [each for each in tasks if each.name not in asked]
+        if not todo:
+            continue
+        model = build(teacher, configuration, questions["calibration"])
+        for each in todo:
+            lines += ask(model, tokenizer, each, lines[0]["seconds"], configuration.name)
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            write_whole(path, gzip.compress(text.encode(), mtime=0))
+        del model
+        gc.collect()  # captured graphs and what they read refer to each other
+        torch.cuda.empty_cache()
+
+
+def read_placements(given: Sequence[str], of: int) -> dict[str, dict]:
+    """Results of placements by name; the uniform ones, which need no file, besides."""
+    from gendistill.placement.result import read_result
+    from gendistill.placement.search import fixed
+
+    uniform = {f"uniform{count}": {"method": "uniform", "layers": fixed("uniform", count, of)} for count in (7, 4)}
+    return uniform | {name: read_result(Path(file)) for name, file in (each.split("=", 1) for each in given)}
+
+
+def mine(arguments: argparse.Namespace, placements: dict[str, dict]) -> list[Configuration]:
+    """The configurations of this process, in their order; those whose placement is not given are left out."""
+    others = [(name, "window", 512) for name in placements if name not in {name for name, *_ in ORDER}]
+    found = [Configuration("teacher")]
+    for placement, mixer, window in [*ORDER, *others]:
+        if placement not in placements:
+            print(f"no placement {placement}: {placement}-{mixer} is left out", flush=True)
+            continue
+        name = "-".join(map(str, filter(None, (placement, mixer, window))))
+        found.append(Configuration(name, tuple(placements[placement]["layers"]), mixer, window))
+    if arguments.only:
+        found = [each for each in found if each.name in arguments.only]
+    part, parts = map(int, arguments.part.split("/"))
+    return found[part::parts]
+
+
+def config_of(teacher: Any, configuration: Configuration) -> Any:
+    """The model's configuration, given the teacher's."""
+    from gendistill.models.families import student_config
+
+    if configuration.mixer is None:
+        return teacher
+    bounded = {} if configuration.mixer == "window" else {"log_decay_bound": DECAY_BOUND}
+    seen = {} if configuration.window is None else {"window": configuration.window, "sinks": SINKS}
+    return student_config(teacher, configuration.layers, mixer=configuration.mixer, **seen, **bounded)
+
+
+def describe(teacher: Any, configuration: Configuration, placements: dict[str, dict]) -> dict:
+    """What a configuration is, what its cache takes, and what its placement cost."""
+    from gendistill.models.cost import expected_cache_bytes
+
+    config = config_of(teacher, configuration)
+    placement = placements.get(configuration.name.split("-")[0], {})
+    return {
+        "configuration": configuration.name,
+        "layers": list(configuration.layers) or list(range(teacher.num_hidden_layers)),
+        "mixer": configuration.mixer,
+        "window": configuration.window,
+        "cache_bytes": {str(length): expected_cache_bytes(config, length, batch=1, size=2) for length in CONTEXTS},
+        "placement": {key: placement.get(key) for key in ("method", "settings", "cost", "device", "dtype")},
+    }
+
+
+def machine(device: str) -> dict:
+    return {"seconds": {}, "machine": gpu_machine() if device == "cuda" else {"gpu": None}}
+
+
+def stored(path: Path, header: dict) -> list[dict]:
+    """The lines of an earlier attempt.
+
+    Raises:
+        SystemExit: they are of another configuration, or of other questions.
+    """
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+    if different := [key for key, value in header.items() if lines[0].get(key) != value]:
+        raise SystemExit(f"{path} was measured with another {', '.join(different)}; give another --out")
+    return lines
+
+
+def build(teacher: Any, configuration: Configuration, calibration: Sequence[int]) -> Any:
+    """The model, on the teacher's device and in its precision; recurrent mixers are scaled by the teacher."""
+    import torch
+
+    from gendistill.models.calibration import calibrate
+    from gendistill.models.conversion import convert
+
+    if configuration.mixer is None:
+        return teacher
+    config = config_of(teacher.config, configuration)
+    student = convert(teacher, config, SEED)[0].to(teacher.device)
+    if config.linear_layers:
+        ids = torch.tensor(calibration, device=teacher.device).view(CALIBRATION)  # [batches, B, T]
+        positions = torch.arange(ids.shape[-1], device=teacher.device).expand(ids.shape[1:])  # [B, T]
+        calibrate(teacher, student, [{"input_ids": rows, "position_ids": positions} for rows in ids], "standard")
+    return student
+
+
+def ask(model: Any, tokenizer: Any, questions: Questions, seconds: dict[str, float], name: str) -> list[dict]:
+    """The records of a task's items, by generation; how long they took goes into `seconds`."""
+    from gendistill.evaluate.kinds import grade
+    from gendistill.inference.generation import generate
+
+    began = time.perf_counter()
+    replies = generate(model, tokenizer, questions.prompts, questions.task.max_new_tokens, stop=questions.task.stop)
+    generated = seconds_since(began)
+    grades = grade(questions.items, [reply.text for reply in replies], [reply.truncated for reply in replies])
+    seconds[questions.name] = seconds_since(began)
+    records = [
+        {
+            "task": questions.name,
+            "index": item.id,
+            "strict": found.strict.correct,
+            "flexible": found.flexible.correct,
+            "parsed": found.strict.parsed is not None,
+            "tokens": reply.tokens,
+            "truncated": reply.truncated,
+        }
+        for item, reply, found in zip(questions.items, replies, grades, strict=True)
+    ]
+    strict, flexible = (sum(record[how] for record in records) / len(records) for how in ("strict", "flexible"))
+    told = (
+        f"strict {strict:.1%}, flexible {flexible:.1%}, {generated} s to generate, {seconds[questions.name]} s in all"
+    )
+    print(f"{name} {questions.name}: {told}", flush=True)
+    return records
+
+
+def seconds_since(began: float) -> float:
+    return round(time.perf_counter() - began, 2)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Under another name first, so that a killed write leaves the old file."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    main()
