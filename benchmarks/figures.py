@@ -231,7 +231,7 @@ def window_figures(results: Path) -> dict[str, dict]:
     for name, (configuration, task) in asked.items():
         score = rows.get(configuration, {"tasks": {}})["tasks"].get(task)
         if score is not None and score["strict"]["retention"] is not None:
-            kept = {"value": round(score["strict"]["retention"], 4), "spread": score["strict"]["retention_interval"]}
+            kept = {"value": score["strict"]["retention"], "spread": score["strict"]["retention_interval"]}
             figures[f"window_untrained_retention_{name}"] = kept | {"unit": "ratio", "source": source}
     if chosen := rows.get("beam7-window-512"):
         minutes = round(chosen["placement"]["cost"]["seconds"] / 60, 2)

@@ -88,10 +88,11 @@ def scores(teacher: Lines, student: Lines) -> dict[str, dict[str, Any]]:
         for how in PROTOCOLS:
             right = sum(line[how] for line in items)
             row = compared[how][task]["generation"]
+            retained = row["retention"]["value"]  # None where the teacher has nothing right
             found[task][how] = {
                 "right": right,
                 "interval": _rounded(wilson(right, len(items))),
-                "retention": row["retention"]["value"],
+                "retention": None if retained is None else round(retained, 4),
                 "retention_interval": _rounded(row["retention"]["interval"]),
                 "p": row["p"],
             }
