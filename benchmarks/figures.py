@@ -222,6 +222,33 @@ def evaluation_speed_figures(results: Path) -> dict[str, dict]:
     return {name: figure | {"source": "results/gpu/evaluation_speed.json"} for name, figure in figures.items()}
 
 
+def window_figures(results: Path) -> dict[str, dict]:
+    """What untrained students keep of the teacher's right answers, from benchmarks/window_table.py; only what is there.
+
+    A figure's spread is the 95 % interval of the retention.
+    """
+    rows = json.loads((results / "table.json").read_text())["configurations"]
+    source = "results/window/table.json"
+    asked = {
+        "gsm8k": ("beam7-window-512", "gsm8k"),
+        "humaneval": ("beam7-window-512", "humaneval"),
+        "needle_8k": ("beam7-window-512", "needle_single_8192"),
+        "recall_4k": ("beam7-window-1024", "recall_full_4096"),
+    }
+    figures = {}
+    for name, (configuration, task) in asked.items():
+        score = rows.get(configuration, {"tasks": {}})["tasks"].get(task)
+        if score is not None and score["strict"]["retention"] is not None:
+            kept = {"value": score["strict"]["retention"], "spread": score["strict"]["retention_interval"]}
+            figures[f"window_untrained_retention_{name}"] = kept | {"unit": "ratio", "source": source}
+    if chosen := rows.get("beam7-window-512"):
+        minutes = round(chosen["placement"]["cost"]["seconds"] / 60, 2)
+        saving = chosen["cache_saving"]["131072"]
+        figures["window_cache_saving_128k"] = {"value": saving, "unit": "ratio", "source": source}
+        figures["placement_minutes_7_of_28"] = {"value": minutes, "unit": "min", "source": source}
+    return figures
+
+
 def _spread(values: list[float], digits: int) -> list[float]:
     return [round(min(values), digits), round(max(values), digits)]
 

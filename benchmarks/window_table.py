@@ -1,238 +1,329 @@
-"""Untrained students whose other layers hold a window, by what they generate, beside their teacher.
+"""What untrained students keep, by generated answers: placements, windows and mixers, on short and on long tasks.
 
-    python benchmarks/window_table.py measure TEACHER DATA --out DIR --placement beam7=FILE [--part 0/2] [--items N]
-    python benchmarks/window_table.py report DIR
+    python benchmarks/window_table.py --teacher MODEL --data DATA --haystack TEXT --questions FILE
+    python benchmarks/window_table.py --teacher MODEL --questions FILE --out RECORDS \\
+        --placement beam7=PLACEMENT.json --placement beam4=... --placement leave_one_out7=... [--part 0/2]
+    python benchmarks/window_table.py --report RECORDS
 
-DATA holds a folder for each question set. `measure` wants a GPU; it goes through the configurations in the order of
-their importance and keeps what it has, so that one that is cut off has the most important rows, and goes on where it
-was. Two processes share the work by --part. What is kept holds no question: for each item whether it was right.
-`report` makes results/window/table.json, table.md and table.svg of it, and records the figures.
+The first makes the questions, on a CPU: they are the same for all configurations. The second asks every configuration
+of `ORDER` whose placement is given, the most telling first, and writes `RECORDS/CONFIGURATION.jsonl.gz` anew after each
+task; called again it goes on where it was. `--part I/N` takes every N-th configuration, so that N processes with a GPU
+each share the work. The third writes results/window and the figures, see window_report.py.
+
+DATA holds gsm8k, humaneval, arc_easy and openbookqa, a folder each. Records hold no question.
 """
 
 import argparse
-import functools
+import gc
+import gzip
+import hashlib
 import json
-import tempfile
+import os
+import pickle
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-WINDOWS = (512, 1024, 256)
-LENGTHS = (4096, 8192, 16384)
-SHOTS = {"gsm8k": "gsm8k/train", "arc_easy": "arc_easy/train", "openbookqa": "openbookqa/train"}
+from figures import gpu_machine
+from teacher_scores import task_settings
 
-
-def configurations(placements: dict[str, list[int]], layers: int) -> dict[str, dict]:
-    """Options of `student_config` by name, the most important first; the teacher has none."""
-    from gendistill.placement.search import fixed
-
-    placed = placements | {f"uniform{n}": fixed("uniform", n, layers) for n in (7, 4)}
-    wanted = ["beam7 512", "uniform7 512", "beam7 1024", "beam4 512", "uniform4 512", "beam7 256", "loo7 512"]
-    wanted += ["gates7 512", "kl7 512", "beam4 1024", "uniform7 1024", "uniform4 1024", "loo7 1024"]
-    wanted += ["beam4 256", "uniform7 256", "uniform4 256"]
-    found: dict[str, dict] = {"teacher": {}}
-    for name in wanted:
-        placement, window = name.split()
-        if placement in placed:
-            found[name] = dict(keep=placed[placement], mixer="window", window=int(window), sinks=4)
-        if name == "beam4 512" and "beam7" in placed:  # what calibration alone gives, without a window and with one
-            found["beam7 kda"] = dict(keep=placed["beam7"], mixer="kda", log_decay_bound=-5.0)
-    return found
-
-
-def tasks(data: Path, items: int | None) -> dict[str, dict]:
-    """Settings of the tasks by name, short ones first."""
-    found = {}
-    for name, count in (("gsm8k", 1319), ("humaneval", 164), ("arc_easy", 500), ("openbookqa", 500)):
-        found[name] = {"task": name, "path": str(data / name / "test.jsonl.gz"), "items": min(count, items or count)}
-        if name in SHOTS:
-            found[name]["shots_path"] = str(data / f"{SHOTS[name]}.jsonl.gz")
-    for length in LENGTHS if items is None else (256, 512):
-        for name in ("needle_single", "recall_full"):
-            label = f"{name.split('_')[0]}_{length // 1024 or length}" + ("k" if length >= 1024 else "")
-            found[label] = {"task": name, "length": length, "items": min(100, items or 100)}
-    return found
+SEED = 0
+SINKS = 4
+DECAY_BOUND = -5.0  # of the recurrent mixers, as in the recipes
+SHORT = {"gsm8k": None, "humaneval": None, "arc_easy": 500, "openbookqa": 500}  # items of each; None: all
+LONG = ("needle_single", "recall_full", "recall_easy", "recall_hard")  # task files, asked at every length
+LENGTHS = (4096, 8192, 16384)  # tokens
+LONG_ITEMS = 100
+CONTEXTS = (32768, 131072)  # tokens, of the cache's bytes
+CALIBRATION = (4, 4, 512)  # batches, sequences, tokens: as many tokens as a conversion takes by default
+# Placement, mixer, window: what a run that is cut short should have comes first. Seven kept, or four, is in the name.
+ORDER = [
+    ("beam7", "window", 512),
+    ("uniform7", "window", 512),
+    ("beam7", "window", 1024),
+    ("beam4", "window", 512),
+    ("uniform4", "window", 512),
+    ("beam7", "window", 256),
+    ("leave_one_out7", "window", 512),
+    ("gates7", "window", 512),
+    ("kl7", "window", 512),
+    ("beam7", "kda", None),
+    ("beam7", "kda", 512),
+    ("uniform7", "window", 1024),
+    ("uniform7", "window", 256),
+    ("beam4", "window", 1024),
+    ("uniform4", "window", 1024),
+    ("beam4", "window", 256),
+    ("uniform4", "window", 256),
+]
 
 
-def measure(arguments) -> None:
-    import torch
+@dataclass(frozen=True)
+class Questions:
+    """A task, ready to be put to any model with the tokenizer it was made for; `prompts` are ids."""
 
-    from gendistill.evaluate import run
-    from gendistill.models.calibration import calibrate
-    from gendistill.models.conversion import convert
-    from gendistill.models.families import student_config
-    from gendistill.models.loading import load_model, load_tokenizer
-    from gendistill.recipe.evaluation import Evaluation
-
-    # Items and prompts are the same for all: they are made once.
-    read = run._Questions.read
-    made: dict[str, object] = {}
-
-    def read_once(name, task, seed, tokenizer):
-        if name not in made:
-            made[name] = read(name, task, seed, tokenizer)
-        return made[name]
-
-    run._Questions.read = read_once
-    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    teacher = load_model(arguments.teacher, dtype, device)
-    tokenizer = load_tokenizer(arguments.teacher, teacher.config.vocab_size)
-    placements = {}
-    for given in arguments.placement:
-        name, _, file = given.partition("=")
-        placements[name] = json.loads(Path(file).read_text())["layers"]
-    part, parts = map(int, arguments.part.split("/"))
-    settings = tasks(arguments.data, arguments.items)
-    everything = configurations(placements, teacher.config.num_hidden_layers)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    for number, (name, options) in enumerate(everything.items()):
-        if number % parts != part:
-            continue
-        model = teacher
-        if options:
-            own = dict(options)
-            student, _ = convert(teacher, student_config(teacher.config, own.pop("keep"), **own), seed=0)
-            model = student.to(device)
-            if model.config.linear_layers:
-                ids = torch.tensor([tokenizer(_text(arguments.data))["input_ids"][:2048]], device=device)
-                batch = {"input_ids": ids, "position_ids": torch.arange(ids.shape[1], device=device)[None]}
-                calibrate(teacher, model, [batch], "standard")
-        for task, own in settings.items():
-            path = arguments.out / f"{name.replace(' ', '-')}.{task}.json"
-            if path.exists():
-                continue
-            began = time.perf_counter()
-            evaluation = Evaluation.model_validate({"tasks": {task: own}})
-            with tempfile.TemporaryDirectory() as folder:
-                run.evaluate_model(
-                    model, tokenizer, evaluation, seed=0, folder=Path(folder), label="m", progress=False, ranks=False
-                )
-                lines = (Path(folder) / "m" / f"{task}.jsonl").read_text(encoding="utf-8").split("\n")
-            records = [json.loads(line) for line in lines if line]
-            right = {
-                kind: "".join(str(int(record[f"{kind}_correct"])) for record in records)
-                for kind in ("generation", "flexible")
-            }
-            seconds = round(time.perf_counter() - began, 1)
-            kept = {"configuration": name, "options": options, "task": task, "seconds": seconds, **right}
-            path.write_text(json.dumps(kept) + "\n")
-            print(name, task, round(right["generation"].count("1") / len(records), 3), seconds, "s", flush=True)
-        model = None
-        if device == "cuda":
-            torch.cuda.empty_cache()
+    name: str
+    task: Any
+    items: list[Any]
+    prompts: list[list[int]]
 
 
-@functools.cache
-def _text(data: Path) -> str:
-    """Text to calibrate on: training questions, which none of the tasks asks."""
-    import gzip
+@dataclass(frozen=True)
+class Configuration:
+    """A student: where attention stays, and what the other layers get. The teacher has no mixer."""
 
-    with gzip.open(data / "gsm8k/train.jsonl.gz", "rt", encoding="utf-8") as file:
-        return "\n".join(json.loads(next(file))["question"] for _ in range(60))
-
-
-def report(arguments) -> None:
-    from figures import ROOT
-
-    results = ROOT / "results/window"
-    rows: dict[str, dict] = {}
-    for path in sorted(arguments.records.glob("*.json")):
-        kept = json.loads(path.read_text())
-        rows.setdefault(kept["configuration"], {"options": kept["options"], "tasks": {}})["tasks"][kept["task"]] = kept
-    table = {name: _row(row, rows["teacher"]) for name, row in rows.items()}
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "table.json").write_text(json.dumps(table, indent=1) + "\n")
-    (results / "table.md").write_text(_markdown(table))
-    _picture(table, results / "table.svg")
-    print(_markdown(table))
-
-
-def _row(row: dict, teacher: dict) -> dict:
-    """Accuracy and retention of each task with 95 % intervals, on the same items as the teacher."""
-    from gendistill.analysis.scores import wilson
-
-    found = {"options": row["options"], "tasks": {}}
-    for task, kept in row["tasks"].items():
-        right = [int(digit) for digit in kept["generation"]]
-        reference = [int(digit) for digit in teacher["tasks"][task]["generation"]]
-        retention, interval = _retention(reference, right)
-        found["tasks"][task] = {
-            "items": len(right),
-            "accuracy": round(sum(right) / len(right), 4),
-            "interval": [round(bound, 4) for bound in wilson(sum(right), len(right))],
-            "flexible": round(kept["flexible"].count("1") / len(right), 4),
-            "retention": retention,
-            "retention_interval": interval,
-            "seconds": kept["seconds"],
-            "outcomes": kept["generation"],
-        }
-    return found
-
-
-def _retention(teacher: list[int], student: list[int]) -> tuple[float | None, list[float] | None]:
-    """Student / teacher, and a 95 % interval by a paired bootstrap over items."""
-    import numpy as np
-
-    pairs = np.array([teacher, student])  # [2, items]
-    if not pairs[0].sum():
-        return None, None
-    draws = np.random.default_rng(0).integers(0, pairs.shape[1], (2000, pairs.shape[1]))
-    sums = pairs[:, draws].sum(-1)  # [2, draws]
-    ratios = sums[1] / np.maximum(sums[0], 1)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return round(float(pairs[1].sum() / pairs[0].sum()), 4), [round(float(low), 4), round(float(high), 4)]
-
-
-def _markdown(table: dict) -> str:
-    names = list(table["teacher"]["tasks"])
-    lines = ["| student | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
-    for name, row in table.items():
-        cells = []
-        for task in names:
-            found = row["tasks"].get(task)
-            cells.append("" if found is None else f"{100 * found['accuracy']:.1f}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _picture(table: dict, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    names = list(table["teacher"]["tasks"])
-    figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
-    markers = "os^Dv<>pP*Xhd+x"
-    for number, (name, row) in enumerate(table.items()):
-        if name == "teacher":
-            continue
-        at = [(i, row["tasks"][task]["retention"]) for i, task in enumerate(names) if task in row["tasks"]]
-        at = [(i, 100 * value) for i, value in at if value is not None]
-        axis.plot(*zip(*at, strict=True), marker=markers[number % len(markers)], linestyle=":", label=name)
-    axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    axis.set_ylabel("of the teacher's accuracy, %")
-    axis.set_ylim(0, 125)
-    axis.axhline(100, color="grey", linewidth=0.8)
-    axis.legend(fontsize=8, ncols=2)
-    figure.savefig(path)
+    name: str
+    layers: tuple[int, ...] = ()
+    mixer: str | None = None
+    window: int | None = None
 
 
 def main() -> None:
+    arguments = read_arguments()
+    if arguments.report:
+        from window_report import write_report  # needs matplotlib, which a machine with a GPU need not have
+
+        write_report(arguments.report)
+        return
+    if not arguments.questions.exists():
+        make_questions(arguments)
+    if arguments.out:
+        measure(arguments)
+
+
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(required=True)
-    one = verbs.add_parser("measure")
-    one.add_argument("teacher")
-    one.add_argument("data", type=Path)
-    one.add_argument("--out", type=Path, required=True)
-    one.add_argument("--placement", action="append", default=[], metavar="NAME=FILE")
-    one.add_argument("--part", default="0/1")
-    one.add_argument("--items", type=int, help="of each task, with short prompts: a rehearsal")
-    one.set_defaults(command=measure)
-    two = verbs.add_parser("report")
-    two.add_argument("records", type=Path)
-    two.set_defaults(command=report)
+    parser.add_argument("--teacher", help="folder of a Hugging Face model")
+    parser.add_argument("--questions", type=Path, help="file of the questions; made if it is not there")
+    parser.add_argument("--data", type=Path, help="folder of question sets, to make questions of")
+    parser.add_argument("--haystack", help="file of real text, to make questions of")
+    parser.add_argument("--items", type=int, help="at most so many of each task, when questions are made")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="when questions are made; tokens")
+    parser.add_argument("--out", type=Path, help="folder for the records")
+    parser.add_argument("--placement", action="append", default=[], metavar="NAME=FILE", help="of `gendistill place`")
+    parser.add_argument("--part", default="0/1", metavar="I/N", help="every N-th configuration, from the I-th")
+    parser.add_argument("--only", nargs="+", metavar="CONFIGURATION", help="by name, such as beam7-window-512")
+    parser.add_argument("--tasks", nargs="+", help="by name, such as gsm8k or needle_single_8192; all if absent")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--report", type=Path, metavar="RECORDS", help="write results/window from these records")
     arguments = parser.parse_args()
-    arguments.command(arguments)
+    if not arguments.report and not (arguments.teacher and arguments.questions):
+        parser.error("give --teacher and --questions, or --report")
+    return arguments
+
+
+def make_questions(arguments: argparse.Namespace) -> None:
+    """Draws the items of all tasks, renders their prompts, and keeps both in a file."""
+    from gendistill.evaluate.items import load_items
+    from gendistill.evaluate.ranking import render_prompts
+    from gendistill.models.loading import load_config, load_tokenizer
+    from gendistill.recipe.evaluation import make_task
+
+    tokenizer = load_tokenizer(arguments.teacher, load_config(arguments.teacher).vocab_size)
+    made = []
+    for name, settings in all_settings(arguments).items():
+        if arguments.tasks and name not in arguments.tasks:
+            continue
+        began = time.perf_counter()
+        task = make_task(**settings)
+        items = load_items(name, task, SEED, tokenizer)
+        prompts = render_prompts(tokenizer, items)
+        made.append(Questions(name, task, items, prompts))
+        print(f"{name}: {len(items)} items, {sum(map(len, prompts)):,} tokens, {seconds_since(began)} s", flush=True)
+    content = {"tasks": made, "calibration": calibration_ids(arguments.haystack, tokenizer)}
+    write_whole(arguments.questions, gzip.compress(pickle.dumps(content), mtime=0))
+
+
+def all_settings(arguments: argparse.Namespace) -> dict[str, dict]:
+    """Settings of every task by its name, in the order in which they are asked."""
+    most = arguments.items
+    found = {}
+    for name, items in SHORT.items():
+        counted = [count for count in (items, most) if count is not None]
+        found[name] = task_settings(name, arguments.data) | ({"items": min(counted)} if counted else {})
+    for length in arguments.lengths:
+        for task in LONG:
+            settings = {"task": task, "length": length, "items": min(LONG_ITEMS, most or LONG_ITEMS)}
+            # A list that is all of the prompt stands in no other text.
+            found[f"{task}_{length}"] = settings | ({} if task == "recall_full" else {"haystack": arguments.haystack})
+    return found
+
+
+def calibration_ids(haystack: str, tokenizer: Any) -> list[int]:
+    """The ids of the beginning of the haystack: text that new mixers are scaled by."""
+    from gendistill.evaluate.kinds.item import Draws
+    from gendistill.recipe.evaluation import make_task
+
+    task = make_task(task="needle_single", haystack=haystack)
+    batches, rows, length = CALIBRATION
+    # A token takes at least a character; far more text than is needed would only take longer.
+    text = task.read_haystack(Draws(SEED, "calibration"), tokenizer).text[: 16 * batches * rows * length]
+    return tokenizer(text, add_special_tokens=False)["input_ids"][: batches * rows * length]
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Asks every configuration of this part everything that it has not been asked yet."""
+    import torch
+
+    from gendistill.models.loading import load_model, load_tokenizer
+
+    raw = arguments.questions.read_bytes()
+    questions = pickle.loads(gzip.decompress(raw))
+    tasks = [each for each in questions["tasks"] if not arguments.tasks or each.name in arguments.tasks]
+    for each in tasks:
+        each.task.check_machine()  # now, not when the replies are there
+    teacher = load_model(arguments.teacher, torch.bfloat16, arguments.device)
+    tokenizer = load_tokenizer(arguments.teacher, teacher.config.vocab_size)
+    placements = read_placements(arguments.placement, teacher.config.num_hidden_layers)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    shared = {"teacher": Path(arguments.teacher).name, "questions": hashlib.sha256(raw).hexdigest(), "seed": SEED}
+    for configuration in mine(arguments, placements):
+        path = arguments.out / f"{configuration.name}.jsonl.gz"
+        header = shared | describe(teacher.config, configuration, placements)
+        lines = stored(path, header) or [header | machine(arguments.device)]
+        asked = {line["task"] for line in lines[1:]}
+        todo = [each for each in tasks if each.name not in asked]
+        if not todo:
+            continue
+        model = build(teacher, configuration, questions["calibration"])
+        for each in todo:
+            lines += ask(model, tokenizer, each, lines[0]["seconds"], configuration.name)
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            write_whole(path, gzip.compress(text.encode(), mtime=0))
+        del model
+        gc.collect()  # captured graphs and what they read refer to each other
+        torch.cuda.empty_cache()
+
+
+def read_placements(given: Sequence[str], of: int) -> dict[str, dict]:
+    """Results of placements by name; the uniform ones, which need no file, besides."""
+    from gendistill.placement.result import read_result
+    from gendistill.placement.search import fixed
+
+    uniform = {f"uniform{count}": {"method": "uniform", "layers": fixed("uniform", count, of)} for count in (7, 4)}
+    return uniform | {name: read_result(Path(file)) for name, file in (each.split("=", 1) for each in given)}
+
+
+def mine(arguments: argparse.Namespace, placements: dict[str, dict]) -> list[Configuration]:
+    """The configurations of this process, in their order; those whose placement is not given are left out."""
+    others = [(name, "window", 512) for name in placements if name not in {name for name, *_ in ORDER}]
+    found = [Configuration("teacher")]
+    for placement, mixer, window in [*ORDER, *others]:
+        if placement not in placements:
+            print(f"no placement {placement}: {placement}-{mixer} is left out", flush=True)
+            continue
+        name = "-".join(map(str, filter(None, (placement, mixer, window))))
+        found.append(Configuration(name, tuple(placements[placement]["layers"]), mixer, window))
+    if arguments.only:
+        found = [each for each in found if each.name in arguments.only]
+    part, parts = map(int, arguments.part.split("/"))
+    return found[part::parts]
+
+
+def config_of(teacher: Any, configuration: Configuration) -> Any:
+    """The model's configuration, given the teacher's."""
+    from gendistill.models.families import student_config
+
+    if configuration.mixer is None:
+        return teacher
+    bounded = {} if configuration.mixer == "window" else {"log_decay_bound": DECAY_BOUND}
+    seen = {} if configuration.window is None else {"window": configuration.window, "sinks": SINKS}
+    return student_config(teacher, configuration.layers, mixer=configuration.mixer, **seen, **bounded)
+
+
+def describe(teacher: Any, configuration: Configuration, placements: dict[str, dict]) -> dict:
+    """What a configuration is, what its cache takes, and what its placement cost."""
+    from gendistill.models.cost import expected_cache_bytes
+
+    config = config_of(teacher, configuration)
+    placement = placements.get(configuration.name.split("-")[0], {})
+    return {
+        "configuration": configuration.name,
+        "layers": list(configuration.layers) or list(range(teacher.num_hidden_layers)),
+        "mixer": configuration.mixer,
+        "window": configuration.window,
+        "cache_bytes": {str(length): expected_cache_bytes(config, length, batch=1, size=2) for length in CONTEXTS},
+        "placement": {key: placement.get(key) for key in ("method", "settings", "cost", "device", "dtype")},
+    }
+
+
+def machine(device: str) -> dict:
+    return {"seconds": {}, "machine": gpu_machine() if device == "cuda" else {"gpu": None}}
+
+
+def stored(path: Path, header: dict) -> list[dict]:
+    """The lines of an earlier attempt.
+
+    Raises:
+        SystemExit: they are of another configuration, or of other questions.
+    """
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+    if different := [key for key, value in header.items() if lines[0].get(key) != value]:
+        raise SystemExit(f"{path} was measured with another {', '.join(different)}; give another --out")
+    return lines
+
+
+def build(teacher: Any, configuration: Configuration, calibration: Sequence[int]) -> Any:
+    """The model, on the teacher's device and in its precision; recurrent mixers are scaled by the teacher."""
+    import torch
+
+    from gendistill.models.calibration import calibrate
+    from gendistill.models.conversion import convert
+
+    if configuration.mixer is None:
+        return teacher
+    config = config_of(teacher.config, configuration)
+    student = convert(teacher, config, SEED)[0].to(teacher.device)
+    if config.linear_layers:
+        ids = torch.tensor(calibration, device=teacher.device).view(CALIBRATION)  # [batches, B, T]
+        positions = torch.arange(ids.shape[-1], device=teacher.device).expand(ids.shape[1:])  # [B, T]
+        calibrate(teacher, student, [{"input_ids": rows, "position_ids": positions} for rows in ids], "standard")
+    return student
+
+
+def ask(model: Any, tokenizer: Any, questions: Questions, seconds: dict[str, float], name: str) -> list[dict]:
+    """The records of a task's items, by generation; how long they took goes into `seconds`."""
+    from gendistill.evaluate.kinds import grade
+    from gendistill.inference.generation import generate
+
+    began = time.perf_counter()
+    replies = generate(model, tokenizer, questions.prompts, questions.task.max_new_tokens, stop=questions.task.stop)
+    generated = seconds_since(began)
+    grades = grade(questions.items, [reply.text for reply in replies], [reply.truncated for reply in replies])
+    seconds[questions.name] = seconds_since(began)
+    records = [
+        {
+            "task": questions.name,
+            "index": item.id,
+            "strict": found.strict.correct,
+            "flexible": found.flexible.correct,
+            "parsed": found.strict.parsed is not None,
+            "tokens": reply.tokens,
+            "truncated": reply.truncated,
+        }
+        for item, reply, found in zip(questions.items, replies, grades, strict=True)
+    ]
+    strict, flexible = (sum(record[how] for record in records) / len(records) for how in ("strict", "flexible"))
+    told = (
+        f"strict {strict:.1%}, flexible {flexible:.1%}, {generated} s to generate, {seconds[questions.name]} s in all"
+    )
+    print(f"{name} {questions.name}: {told}", flush=True)
+    return records
+
+
+def seconds_since(began: float) -> float:
+    return round(time.perf_counter() - began, 2)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Under another name first, so that a killed write leaves the old file."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,12 @@ from figures import (
     suite_figures,
     synthesize_figures,
     training_speed_figures,
+    window_figures,
 )
 from test_suite import seconds_by_file, share_of_cli
 
 SUITE = ROOT / "results/cpu/test_suite.json"
+WINDOW = ROOT / "results/window/table.json"
 
 
 def test_ledger_follows_from_its_sources():
@@ -31,6 +33,8 @@ def test_ledger_follows_from_its_sources():
     expected |= graded_replies_figures(ROOT / "tests") | hostile_figures(ROOT / "results/cpu")
     if SUITE.exists():  # not yet where the suite is timed for the first time, which has to pass
         expected |= suite_figures(SUITE.parent)
+    if WINDOW.exists():  # not before the table is measured
+        expected |= window_figures(WINDOW.parent)
     for on_gpu in (
         cold_start_figures,
         training_speed_figures,

@@ -1,0 +1,71 @@
+"""Records of benchmarks/window_table.py, from their files to tables and figures; nothing is asked here."""
+
+import gzip
+import json
+
+import pytest
+from figures import window_figures
+from window_report import write_report
+from window_table import Configuration, describe, stored
+from window_table import machine as machine_of
+
+from gendistill.models.cost import expected_cache_bytes
+from gendistill.models.families import student_config
+from small_models import make_teacher
+
+TEACHER = make_teacher("qwen2").config
+TEACHER.max_position_embeddings = 2048  # as many as the windows need
+PLACEMENT = {"layers": [1], "method": "beam", "settings": {}, "cost": {"seconds": 90.0}, "device": "cpu", "dtype": "x"}
+RIGHT = {"teacher": "1111111100", "beam7-window-512": "1111110000", "beam7-window-1024": "1111111000"}
+TASKS = ("gsm8k", "needle_single_8192", "recall_full_4096")
+
+
+@pytest.fixture
+def records(tmp_path):
+    folder = tmp_path / "records"
+    folder.mkdir()
+    for name, right in RIGHT.items():
+        window = None if name == "teacher" else int(name.rsplit("-", 1)[1])
+        kind = Configuration(name, (1,), window and "window", window)
+        header = describe(TEACHER, kind, {"beam7": PLACEMENT})
+        header |= {"teacher": "tiny", "questions": "x", "seed": 0} | machine_of("cpu")
+        items = [
+            {"task": task, "index": i, "strict": one == "1", "flexible": True, "parsed": True, "tokens": 3}
+            for task in TASKS
+            for i, one in enumerate(right)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in [header, *items])
+        (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    return folder
+
+
+def test_report_counts_and_compares(records, tmp_path):
+    results = tmp_path / "results"
+    write_report(records, results)
+    rows = json.loads((results / "table.json").read_text())["configurations"]
+    assert list(rows) == list(RIGHT)
+    score = rows["beam7-window-512"]["tasks"]["gsm8k"]
+    assert (score["strict"]["right"], score["strict"]["retention"]) == (6, 0.75)
+    low, high = score["strict"]["retention_interval"]
+    assert 0 < low < 0.75 < high <= 1
+    assert score["flexible"]["retention"] == 1
+    assert "75.0 [" in (results / "table.md").read_text()
+    assert (results / "retention.svg").stat().st_size and (results / "retention.png").stat().st_size
+    figures = {name: figure["value"] for name, figure in window_figures(results).items()}
+    assert figures["window_untrained_retention_recall_4k"] == 0.875  # of the wider window
+    assert figures["window_untrained_retention_needle_8k"] == 0.75
+    assert figures["placement_minutes_7_of_28"] == 1.5
+
+
+def test_cache_saving_is_the_students_own():
+    kind = Configuration("beam7-window-64", (1,), "window", 64)
+    config = student_config(TEACHER, [1], mixer="window", window=64, sinks=4)
+    found = describe(TEACHER, kind, {"beam7": PLACEMENT})["cache_bytes"]
+    assert found == {str(n): expected_cache_bytes(config, n, batch=1, size=2) for n in (32768, 131072)}
+
+
+def test_records_of_other_questions_are_not_continued(records):
+    path = records / "teacher.jsonl.gz"
+    assert len(stored(path, {"questions": "x"})) == 1 + len(TASKS) * 10
+    with pytest.raises(SystemExit, match="another questions"):
+        stored(path, {"questions": "y"})
