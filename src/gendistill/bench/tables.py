@@ -32,8 +32,14 @@ def _share(row: dict, key: str) -> str:
     return f"{100 * row[key]:.0f} %" if key in row else ""
 
 
-def plot(rows: Sequence[dict], path: Path) -> None:
-    """Time to the first token and for each further one over the context, at batch 1, with the limits dotted."""
+def plot(rows: Sequence[dict], path: Path) -> bool:
+    """Time to the first token and for each further one over the context, at batch 1, with the limits dotted.
+
+    Returns:
+        False if batch 1 was not measured, and there is nothing to plot.
+    """
+    if not any(row["batch"] == 1 and row.get("token") for row in rows):
+        return False
     import matplotlib
 
     matplotlib.use("svg")
@@ -50,6 +56,8 @@ def plot(rows: Sequence[dict], path: Path) -> None:
             own = [row for row in alone if (row["model"], row["form"]) == (name, form)]
             x = [row["context"] for row in own]
             y = [1000 * row[key] for row in own]
+            if not own:
+                continue
             axis.plot(x, y, line, marker=marker, color=color, label=f"{name}, {form}")
             if form == "best":
                 axis.plot(x, [1000 * row[limit] for row in own], ":", color=color, label=f"{name}, limit")
@@ -58,3 +66,4 @@ def plot(rows: Sequence[dict], path: Path) -> None:
     axes[0].legend(fontsize=8)
     figure.savefig(path)
     plt.close(figure)
+    return True

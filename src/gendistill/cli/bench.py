@@ -71,8 +71,8 @@ def command(
             found = "never" if context is None else f"from {context:,} tokens on"
             lines.append(f"Student faster than teacher to {what}, both in their {form} form: {found}.")
     write_atomically(output / "bench.md", "\n\n".join(lines) + "\n")
-    plot(rows, output / "bench.svg")
-    console.print("\n".join(lines[1:]) + f"\n{output}: bench.json, bench.md, bench.svg")
+    files = "bench.json, bench.md" + (", bench.svg" if plot(rows, output / "bench.svg") else "")
+    console.print("\n".join(lines[1:]) + f"\n{output}: {files}")
 
 
 def _numbers(name: str, text: str) -> list[int]:
