@@ -1,0 +1,79 @@
+"""What the embedded teacher still answers when most of its layers see a window only, nothing trained, by window.
+
+    python benchmarks/window_embedded.py    # about two minutes on a CPU
+
+Runs recipes/window.yaml with one window after the other, all other settings as they are. Writes
+results/window/embedded.json: answers that are right by generation, and the tokens of prompt and reply together, which
+say what part of its text a window covers.
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from figures import ROOT, record, window_figures
+from rich.console import Console
+
+from gendistill.files import read_jsonl
+from gendistill.recipe.loading import load_recipe
+from gendistill.run.convert import convert_teacher
+from gendistill.run.evaluate import evaluate_student, evaluate_teacher
+from gendistill.run.run import Run
+
+WINDOWS = (8, 16, 24, 32, 48, 64, 96)  # tokens
+RESULTS = ROOT / "results/window"
+
+
+def main() -> None:
+    began = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {window: open_run(window, Path(folder) / str(window)) for window in WINDOWS}
+        first = runs[WINDOWS[0]]
+        teacher = right(evaluate_teacher(first))  # the windows' runs would all say the same
+        students = {window: untrained(run) for window, run in runs.items()}
+        text_tokens = {task: tokens_of_texts(first, task) for task in first.recipe.evaluation.tasks}
+    student = first.recipe.student
+    raw = {
+        "student": {
+            "keep_attention": student.keep_attention.model_dump(),
+            "sinks": first.config.sinks,
+            "layers": first.config.num_hidden_layers,
+        },
+        "items": {task: settings.items for task, settings in first.recipe.evaluation.tasks.items()},
+        "text_tokens": text_tokens,
+        "right": {"teacher": teacher} | {str(window): counts for window, counts in students.items()},
+        "seconds": round(time.time() - began, 1),
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "embedded.json").write_text(json.dumps(raw, indent=1) + "\n")
+    record(window_figures(RESULTS), "python benchmarks/window_embedded.py")
+
+
+def open_run(window: int, folder: Path) -> Run:
+    recipe = load_recipe(ROOT / "recipes/window.yaml", [f"student.window={window}"])
+    return Run(recipe, folder, Console(quiet=True), evaluates=True)
+
+
+def untrained(run: Run) -> dict[str, int]:
+    convert_teacher(run)
+    counts = right(evaluate_student(run, "conversion"))
+    print(f"window {run.config.window}: {counts}", flush=True)
+    return counts
+
+
+def right(scores) -> dict[str, int]:
+    """Replies that are right, by task."""
+    return {task: score.generation_correct for task, score in scores.tasks.items()}
+
+
+def tokens_of_texts(run: Run, task: str) -> dict[str, int]:
+    """Tokens of prompt and the teacher's reply together."""
+    records = read_jsonl(run.folder.evaluation / "teacher" / f"{task}.jsonl")
+    tokens = [len(run.tokenizer(record["prompt"])["input_ids"]) + record["reply_tokens"] for record in records]
+    return {"median": round(median(tokens)), "longest": max(tokens)}
+
+
+if __name__ == "__main__":
+    main()
