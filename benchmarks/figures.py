@@ -82,7 +82,7 @@ def kda_cpu_figures(results: Path) -> dict[str, dict]:
 def window_figures(results: Path) -> dict[str, dict]:
     """Where the embedded teacher's answers break under untrained windows, from benchmarks/window_embedded.py."""
     raw = json.loads((results / "embedded.json").read_text())
-    retention = window_retention(raw)
+    retention, without = (window_retention(raw, which) for which in ("with_sinks", "without_sinks"))
     enough = min(window for window, kept in retention.items() if kept >= 0.95)
     broken = max(window for window, kept in retention.items() if kept < 0.95)
     source = "results/window/embedded.json"
@@ -91,16 +91,22 @@ def window_figures(results: Path) -> dict[str, dict]:
         "embedded_window_breaks": {"value": broken, "unit": "tokens", "source": source},
         "embedded_window_retention_enough": {"value": round(retention[enough], 4), "unit": "ratio", "source": source},
         "embedded_window_retention_breaks": {"value": round(retention[broken], 4), "unit": "ratio", "source": source},
+        "embedded_window_retention_without_sinks": {
+            "value": round(without[enough], 4),
+            "unit": "ratio",
+            "source": source,
+        },
         "embedded_window_seconds": {"value": raw["seconds"], "unit": "s", "source": source},
     }
 
 
-def window_retention(raw: dict) -> dict[int, float]:
-    """Student's share of right replies over the teacher's, means over the tasks, by window."""
-    shares = {
-        label: sum(count / raw["items"][task] for task, count in counts.items()) for label, counts in raw["right"].items()
-    }
-    return {int(label): share / shares["teacher"] for label, share in shares.items() if label != "teacher"}
+def window_retention(raw: dict, which: str) -> dict[int, float]:
+    """Student's share of right replies over the teacher's, means over the tasks, by window; with or without sinks."""
+
+    def share(counts: dict[str, int]) -> float:
+        return sum(count / raw["items"][task] for task, count in counts.items())
+
+    return {int(window): share(counts) / share(raw["teacher"]) for window, counts in raw[which].items()}
 
 
 def cold_start_figures(results: Path) -> dict[str, dict]:

@@ -1,10 +1,10 @@
 """What the embedded teacher still answers when most of its layers see a window only, nothing trained, by window.
 
-    python benchmarks/window_embedded.py    # about two minutes on a CPU
+    python benchmarks/window_embedded.py    # minutes on a CPU
 
-Runs recipes/window.yaml with one window after the other, all other settings as they are. Writes
-results/window/embedded.json: answers that are right by generation, and the tokens of prompt and reply together, which
-say what part of its text a window covers.
+Runs recipes/window.yaml with one window after the other, with the recipe's sinks and without any, all other settings as
+they are. Writes results/window/embedded.json: answers that are right by generation, and the tokens of prompt and reply
+together, which say what part of its text a window covers.
 """
 
 import json
@@ -29,10 +29,12 @@ RESULTS = ROOT / "results/window"
 def main() -> None:
     began = time.time()
     with tempfile.TemporaryDirectory() as folder:
-        runs = {window: open_run(window, Path(folder) / str(window)) for window in WINDOWS}
-        first = runs[WINDOWS[0]]
+        first = open_run(Path(folder) / "first")
         teacher = right(evaluate_teacher(first))  # the windows' runs would all say the same
-        students = {window: untrained(run) for window, run in runs.items()}
+        with_sinks, without = (
+            {window: untrained(open_run(Path(folder) / f"{window} {sinks}", window, sinks)) for window in WINDOWS}
+            for sinks in (first.config.sinks, 0)
+        )
         text_tokens = {task: tokens_of_texts(first, task) for task in first.recipe.evaluation.tasks}
     student = first.recipe.student
     raw = {
@@ -43,7 +45,9 @@ def main() -> None:
         },
         "items": {task: settings.items for task, settings in first.recipe.evaluation.tasks.items()},
         "text_tokens": text_tokens,
-        "right": {"teacher": teacher} | {str(window): counts for window, counts in students.items()},
+        "teacher": teacher,
+        "with_sinks": with_sinks,
+        "without_sinks": without,
         "seconds": round(time.time() - began, 1),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -51,15 +55,18 @@ def main() -> None:
     record(window_figures(RESULTS), "python benchmarks/window_embedded.py")
 
 
-def open_run(window: int, folder: Path) -> Run:
-    recipe = load_recipe(ROOT / "recipes/window.yaml", [f"student.window={window}"])
+def open_run(folder: Path, window: int | None = None, sinks: int | None = None) -> Run:
+    """The recipe as it is, or with another window and other sinks."""
+    given = {"student.window": window, "student.sinks": sinks}
+    overrides = [f"{name}={value}" for name, value in given.items() if value is not None]
+    recipe = load_recipe(ROOT / "recipes/window.yaml", overrides)
     return Run(recipe, folder, Console(quiet=True), evaluates=True)
 
 
 def untrained(run: Run) -> dict[str, int]:
     convert_teacher(run)
     counts = right(evaluate_student(run, "conversion"))
-    print(f"window {run.config.window}: {counts}", flush=True)
+    print(f"window {run.config.window}, {run.config.sinks} sinks: {counts}", flush=True)
     return counts
 
 

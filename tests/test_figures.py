@@ -17,6 +17,7 @@ from figures import (
     suite_figures,
     synthesize_figures,
     training_speed_figures,
+    window_figures,
 )
 from test_suite import seconds_by_file, share_of_cli
 
@@ -26,7 +27,7 @@ SUITE = ROOT / "results/cpu/test_suite.json"
 def test_ledger_follows_from_its_sources():
     ledger = json.loads(LEDGER.read_text())
     expected = demo_figures(ROOT / "results/demo") | kda_cpu_figures(ROOT / "results/cpu")
-    expected |= prepare_figures(ROOT / "results/cpu")
+    expected |= prepare_figures(ROOT / "results/cpu") | window_figures(ROOT / "results/window")
     expected |= graded_replies_figures(ROOT / "tests") | hostile_figures(ROOT / "results/cpu")
     if SUITE.exists():  # not yet where the suite is timed for the first time, which has to pass
         expected |= suite_figures(SUITE.parent)

@@ -79,7 +79,7 @@ def test_windows_beside_a_recurrence_can_be_switched_off_for_an_evaluation(gendi
     code, output = gendistill("convert", recipe, "--output", run)
     assert code == 0, output
     code, output = gendistill("evaluate", recipe, "--output", run, "--without-window")
-    assert code == 0 and "with and without its windows" in output and "teacher and student after conversion" in output
+    assert code == 0 and "without" in output and "teacher and student after conversion" in output
     right = {}
     for label in ("teacher", "0-conversion", "0-conversion-without_window"):
         lines = (run / "evaluation" / label / "choice.jsonl").read_text().splitlines()
@@ -89,7 +89,7 @@ def test_windows_beside_a_recurrence_can_be_switched_off_for_an_evaluation(gendi
     assert code == 0, output
     # The student is the one with its windows, whichever was evaluated last.
     code, output = gendistill("inspect", run, "--task", "choice", "--where", "teacher right, student wrong")
-    assert code == 0 and "no item" in output.lower() or "0 of" in output, output
+    assert code == 0 and "choice: 0 of 12 items match" in output, output
 
 
 def test_dropping_windows_that_are_not_there_is_refused(gendistill, recipe, tmp_path):

@@ -31,9 +31,7 @@ def test_packing_and_the_cut_do_not_matter(make_stage, run, rows, short, stage, 
     reference = run(make_stage(**settings), options=STUDENTS[student], folder="reference")
     cut = run(make_stage(**settings, micro_batch=1), options=STUDENTS[student], folder="cut")
     twice = dict(sequences_per_step=16, micro_batch=16, tokens=3 * 16 * 12)
-    alone = run(
-        make_stage(**settings, **twice), options=STUDENTS[student], folder="alone", dataset=Alone(rows(3 * 8))
-    )
+    alone = run(make_stage(**settings, **twice), options=STUDENTS[student], folder="alone", dataset=Alone(rows(3 * 8)))
     for other in (cut, alone):
         assert other.losses == pytest.approx(reference.losses, rel=1e-5)
         norms = [[m.gradient_norm for m in outcome.history] for outcome in (other, reference)]

@@ -61,9 +61,8 @@ def evaluate_pair(
     if teacher is None or student is None:  # only the first process has scores, and prints
         return
     if alone is not None:
-        title = f"{stage}, with and without its windows: ranking/generation, percent"
         columns = stages_cells(teacher, {"with windows": student, "without": alone})
-        run.console.print(to_rich(title, *columns))
+        run.console.print(to_rich("ranking/generation, percent", *columns))
     rows = paired_table(teacher, {stage: student})[stage]
     run.console.print(to_rich(f"teacher and student after {stage}", PAIRED_HEADER, paired_cells(rows)))
 

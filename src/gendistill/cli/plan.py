@@ -100,7 +100,9 @@ def describe(settings, planner, prices: dict, probes: dict, refusals: dict, devi
         "device": {"kind": planner.compute.device, "name": device[0], "memory_bytes": device[1]},
         "dtype": planner.compute.dtype_name,
         "stages": stages,
-        "cache_bytes": {tokens: cache._asdict() | {"saving": cache.saving} for tokens, cache in planner.caches().items()},
+        "cache_bytes": {
+            tokens: cache._asdict() | {"saving": cache.saving} for tokens, cache in planner.caches().items()
+        },
         "disk_bytes": planner.whole_disk(settings),
         "hours": None if None in hours else sum(hours),  # a sum over some stages only would be taken for all
     }

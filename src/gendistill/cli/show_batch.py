@@ -28,7 +28,9 @@ def command(
     run = open_run(recipe, overrides, output, makes_results=False)
     stages = run.recipe.stages
     if stage not in stages:
-        raise UserError(f"--stage {stage}: the recipe's stages are {', '.join(stages) or 'none, so no batch is learnt'}")
+        raise UserError(
+            f"--stage {stage}: the recipe's stages are {', '.join(stages) or 'none, so no batch is learnt'}"
+        )
 
     from rich.markup import escape
 
