@@ -1,4 +1,4 @@
-"""A recipe of windows and no stages: converted, evaluated and told of; a window beside a recurrence, with and without."""
+"""A recipe of windows and no stages is converted, evaluated and told of; windows can be switched off."""
 
 import json
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from test_engine import Alone, assert_same_to_the_bit, stopped_in_micro_batch
 
 from gendistill.distill.batches import Loader
-from test_engine import Alone, assert_same_to_the_bit, stopped_in_micro_batch
 
 ALONE = dict(mixer="window", window=3, sinks=1)
 BESIDE = dict(mixer="kda", window=3, sinks=1)

@@ -18,9 +18,7 @@ def command(
     # Only what is to be trained now must fit into memory.
     run = open_run(recipe, overrides, output, trains=[stage] if stage else None, evaluates=True)
     if not run.recipe.stages:
-        raise UserError(
-            "the recipe has no stages, so there is nothing to distil; 'gendistill run' does all it asks for"
-        )
+        raise UserError("the recipe has no stages, so there is nothing to distil; 'gendistill run' does the rest")
 
     from gendistill.run.distill import distil_stage
 

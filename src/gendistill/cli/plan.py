@@ -94,15 +94,14 @@ def describe(settings, planner, prices: dict, probes: dict, refusals: dict, devi
             stage = settings.stages[name]
             throughput = {"tokens_per_second": probe.tokens_per_second(stage)}
             stages[name] |= {"hours": probe.hours(stage), "probe": vars(probe) | throughput}
+    caches = {tokens: cache._asdict() | {"saving": cache.saving} for tokens, cache in planner.caches().items()}
     hours = [stage["hours"] for stage in stages.values()]
     return {
         "recipe": settings.name,
         "device": {"kind": planner.compute.device, "name": device[0], "memory_bytes": device[1]},
         "dtype": planner.compute.dtype_name,
         "stages": stages,
-        "cache_bytes": {
-            tokens: cache._asdict() | {"saving": cache.saving} for tokens, cache in planner.caches().items()
-        },
+        "cache_bytes": caches,
         "disk_bytes": planner.whole_disk(settings),
         "hours": None if None in hours else sum(hours),  # a sum over some stages only would be taken for all
     }
