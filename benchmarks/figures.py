@@ -79,6 +79,36 @@ def kda_cpu_figures(results: Path) -> dict[str, dict]:
     return figures
 
 
+def embedded_window_figures(results: Path) -> dict[str, dict]:
+    """Where the embedded teacher's answers break under untrained windows, from benchmarks/window_embedded.py."""
+    raw = json.loads((results / "embedded.json").read_text())
+    retention, without = (window_retention(raw, which) for which in ("with_sinks", "without_sinks"))
+    enough = min(window for window, kept in retention.items() if kept >= 0.95)
+    broken = max(window for window, kept in retention.items() if kept < 0.95)
+    source = "results/window/embedded.json"
+    return {
+        "embedded_window_enough": {"value": enough, "unit": "tokens", "source": source},
+        "embedded_window_breaks": {"value": broken, "unit": "tokens", "source": source},
+        "embedded_window_retention_enough": {"value": round(retention[enough], 4), "unit": "ratio", "source": source},
+        "embedded_window_retention_breaks": {"value": round(retention[broken], 4), "unit": "ratio", "source": source},
+        "embedded_window_retention_without_sinks": {
+            "value": round(without[enough], 4),
+            "unit": "ratio",
+            "source": source,
+        },
+        "embedded_window_seconds": {"value": raw["seconds"], "unit": "s", "source": source},
+    }
+
+
+def window_retention(raw: dict, which: str) -> dict[int, float]:
+    """Student's share of right replies over the teacher's, means over the tasks, by window; with or without sinks."""
+
+    def share(counts: dict[str, int]) -> float:
+        return sum(count / raw["items"][task] for task, count in counts.items())
+
+    return {int(window): share(counts) / share(raw["teacher"]) for window, counts in raw[which].items()}
+
+
 def cold_start_figures(results: Path) -> dict[str, dict]:
     """Seconds to the first optimisation step on a GPU without compiled kernels, from benchmarks/cold_start.py."""
     raw = json.loads((results / "cold_start.json").read_text())

@@ -10,10 +10,14 @@ between `<!-- table: NAME -->` and `<!-- end of table -->`.
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from figures import window_retention  # noqa: E402
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NUMBER = re.compile(r"(?P<number>\d[\d,]*(?:\.\d+)?)(?P<percent> %)?<!-- (?P<name>\w+) -->")
 HARDWARE = re.compile(r"\w+<!-- (?P<name>\w+)\.hardware -->")
@@ -75,10 +79,26 @@ def real_table() -> str:
     return "\n".join(lines)
 
 
+def windows_table() -> str:
+    """Retention by generation under every window of results/window/embedded.json, percent."""
+    raw = json.loads((ROOT / "results/window/embedded.json").read_text())
+    windows = list(raw["with_sinks"])
+    lines = [f"| window, tokens | text, tokens | {' | '.join(windows)} |", f"| --- |{' ---: |' * (1 + len(windows))}"]
+    for task, tokens in raw["text_tokens"].items():
+        kept = [100 * counts[task] / raw["teacher"][task] for counts in raw["with_sinks"].values()]
+        cells = " | ".join(f"{share:.1f}" for share in kept)
+        lines.append(f"| {task} | {tokens['median']} to {tokens['longest']} | {cells} |")
+    for label, which in (("mean", "with_sinks"), ("mean, without sinks", "without_sinks")):
+        cells = " | ".join(f"{100 * share:.1f}" for share in window_retention(raw, which).values())
+        lines.append(f"| {label} | | {cells} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo_stages": lambda: demo_table("| task | teacher | 0-conversion |"),
     "demo_pair": lambda: demo_table("| task | rank: teacher | student |"),
     "real_checkpoint": real_table,
+    "embedded_windows": windows_table,
 }
 
 

@@ -7,6 +7,7 @@ from figures import (
     ROOT,
     cold_start_figures,
     demo_figures,
+    embedded_window_figures,
     evaluation_speed_figures,
     graded_replies_figures,
     hostile_figures,
@@ -30,6 +31,7 @@ def test_ledger_follows_from_its_sources():
     ledger = json.loads(LEDGER.read_text())
     expected = demo_figures(ROOT / "results/demo") | kda_cpu_figures(ROOT / "results/cpu")
     expected |= prepare_figures(ROOT / "results/cpu") | prepare_memory_figures(ROOT / "results/cpu")
+    expected |= embedded_window_figures(ROOT / "results/window")
     expected |= graded_replies_figures(ROOT / "tests") | hostile_figures(ROOT / "results/cpu")
     if SUITE.exists():  # not yet where the suite is timed for the first time, which has to pass
         expected |= suite_figures(SUITE.parent)

@@ -67,6 +67,7 @@ CASES = {
         dict(keep=(), mixer="gated_deltanet", mixer_in_layer={1: "mamba2"}),
     ),
     "bfloat16": Case(LOGITS | dict(learning_rate=2e-5), dtype=torch.bfloat16, steps=20),
+    "window dropped": Case(LOGITS | dict(window_dropout=0.5) | IN_FOUR, student=dict(window=5, sinks=2), steps=12),
     "short": Case(dict(objective="forward_kl", train=["mixer", "embedding"], checkpoint_every=3) | IN_FOUR, steps=12),
 }
 STAGES = ("qk_alignment", "instruction_distillation")

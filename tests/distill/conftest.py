@@ -119,8 +119,11 @@ class Outcome:
 def run(rows, conversion_report, tmp_path):
     """Runs a stage as the pipeline does, from a fresh student of the family."""
 
-    def call(stage, *, folder="run", family="qwen3", keep=(1,), dtype=torch.float32, dataset=None, change=None):
-        teacher, student = make_teacher(family).requires_grad_(False), make_student(family, keep=keep).train()
+    def call(
+        stage, *, folder="run", family="qwen3", keep=(1,), dtype=torch.float32, dataset=None, change=None, options=None
+    ):
+        teacher = make_teacher(family).requires_grad_(False)
+        student = make_student(family, keep=keep, **(options or {})).train()
         if change is not None:
             change(student)
         before = {name: p.detach().clone() for name, p in student.named_parameters()}

@@ -63,13 +63,22 @@ class Rows:
         return {name: column[rows].copy() for name, column in columns.items()}
 
 
-def train(stage: str, folder, fast: bool, packed: bool = True, mixer: str = "kda", bound: float | None = None):
+def train(
+    stage: str,
+    folder,
+    fast: bool,
+    packed: bool = True,
+    mixer: str = "kda",
+    bound: float | None = None,
+    window_dropout: float = 0.0,
+    **options,
+):
     settings = dict(data="text", sequence_length=LENGTH, sequences_per_step=8, micro_batch=4, learning_rate=1e-4)
-    stage = Stage(**settings, tokens=6 * 8 * LENGTH, **STAGES[stage])
+    stage = Stage(**settings, tokens=6 * 8 * LENGTH, window_dropout=window_dropout, **STAGES[stage])
     torch.manual_seed(0)
     config = Qwen3Config(**SHAPE)
     teacher = AutoModelForCausalLM.from_config(config).to("cuda", torch.bfloat16).eval().requires_grad_(False)
-    student, _ = convert(teacher, student_config(config, [1], mixer=mixer, log_decay_bound=bound), seed=0)
+    student, _ = convert(teacher, student_config(config, [1], mixer=mixer, log_decay_bound=bound, **options), seed=0)
     student = student.to("cuda", torch.float32).train()
     set_trainable(student, stage.train)
     power = dict(attention_mean_square=1.0, update_mean_square=1.0, hidden_mean_square=1.0)

@@ -15,7 +15,10 @@ STUDENTS = {
     "expanded": dict(keep=(0, 3), mixer="kda", expand_kv=True),
     "all kept": dict(keep=(0, 1, 2, 3)),
     "window": dict(keep=(1,), mixer="window", window=9, sinks=3),
+    "windows only": dict(keep=(), mixer="window", window=9, sinks=3),
     "window beside a recurrence": dict(keep=(1,), window=9, sinks=3),
+    "window beside every recurrence": dict(keep=(), mixer="mamba2", window=9),
+    "window, and beside": dict(keep=(1,), mixer="window", mixer_in_layer={3: "kda"}, window=9, sinks=3),
     "expanded, with a window": dict(keep=(1,), window=9, expand_kv=True),
 }
 

@@ -1,6 +1,7 @@
 """A student whose other layers hold a window is its teacher with masks; a window beside a recurrence starts as that."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -90,6 +91,26 @@ def test_a_window_as_long_as_the_text_is_full_attention_to_the_last_bit(family, 
     student = window_student(teacher, window=20)
     assert torch.equal(student(ids, use_cache=False).logits, teacher(ids, use_cache=False).logits)
     assert torch.equal(student(ids, use_cache=True).logits, teacher(ids, use_cache=True).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [20, 50])
+def test_eager_attention_sees_no_later_token(length):
+    """It is causal by a mask alone, and a text that fits the window needs none."""
+    teacher = make_teacher("qwen3")
+    ids, student = tokens(2, length), window_student(teacher, window=20)
+    expected = masked_teacher(teacher, ids, window=20)
+    student.set_attn_implementation("eager")
+    torch.testing.assert_close(student(ids).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_in_bfloat16_an_untrained_recurrence_has_gradients():
+    """Its share is 0.0003; the window's, 0.9997, would be 1 in bfloat16."""
+    student = window_student(make_teacher("qwen3"), mixer="kda").to(torch.bfloat16)
+    student(tokens(2, 40)).logits.float().square().sum().backward()
+    gradients = {name: p.grad for name, p in student.named_parameters()}
+    for name, part in itertools.product((0, 2, 3), ("b_proj.weight", "g_b_proj.bias", "v_conv1d.weight")):
+        assert gradients[f"model.layers.{name}.linear_attn.{part}"].abs().sum() > 0
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.cache_utils import LinearAttentionLayer
 
 from gendistill.models.cache import Ring
@@ -106,3 +107,19 @@ def test_a_ring_buffer_holds_the_window_and_nothing_else():
         last = ring.past().keys[0, 0, sinks:, 0].tolist()
         assert last[-min(count, window) :] == list(range(max(0, count - window), count))
         assert layer.equal_count == count
+
+
+def test_nothing_is_read_on_the_host():
+    """Tensors without data: whatever depends on their content raises. So a stage's CUDA graph can capture a window."""
+    with FakeTensorMode():
+        q, k, v = (torch.empty(B, heads, 40, D, requires_grad=True) for heads in (H, G, G))
+        starts, positions = torch.empty(B, 40, dtype=torch.bool), torch.empty(B, 40, dtype=torch.long)
+        with pytest.raises(Exception, match="_local_scalar_dense"):
+            starts.any().item()
+        documents = Documents(starts, positions, torch.empty(5, dtype=torch.long), fixed_shape=True)
+        for given in (documents, None):
+            window_attention(q, k, v, window=8, sinks=4, scale=SCALE, documents=given).sum().backward()
+        ring = Ring(LinearAttentionLayer(), k, 8, 4)
+        for _ in range(2):
+            ring.write(k.detach(), v.detach(), Padding(torch.empty(B, 40, dtype=torch.bool)))
+            window_attention(q, k, v, window=8, sinks=4, scale=SCALE, past=ring.past())

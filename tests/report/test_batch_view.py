@@ -303,3 +303,19 @@ def test_lines_break_between_tokens(tokenizer):
     for line in body:
         assert len(line) <= 30 and place in starts
         place += len(re.sub("[⟦⟧]", "", line))
+
+
+def test_sequences_whose_windows_are_dropped_are_named(tokenizer):
+    """By their place in the step, whatever the cut into micro-batches."""
+    dataset = Rows(*[[([5, 6, 7, END], [0, 1, 1, 1])]] * 8)
+    settings = dict(objective="forward_kl", train=["mixer"], data="text", sequence_length=LENGTH, learning_rate=1e-3)
+    stage = Stage(**settings, tokens=8 * LENGTH, sequences_per_step=8, micro_batch=3, window_dropout=0.5)
+    step = Loader(dataset, stage).step(0)
+    dropped = torch.cat([batch.without_window for batch in step.batches]).nonzero().flatten() + 1
+    view = view_step(step, tokenizer, {END}, alignment=False)
+    assert 0 < len(dropped) < 8
+    assert view.totals()["sequences without windows"] == ", ".join(map(str, dropped.tolist()))
+    whole = view_step(
+        Loader(dataset, stage.model_copy(update={"window_dropout": 0.0})).step(0), tokenizer, {END}, alignment=False
+    )
+    assert "sequences without windows" not in whole.totals()

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from gendistill.cli.options import Output, Overrides, RecipeFile, open_run
+from gendistill.errors import UserError
 
 
 def command(
@@ -16,6 +17,8 @@ def command(
     """Distil the converted student, stage by stage; resumes where it stopped."""
     # Only what is to be trained now must fit into memory.
     run = open_run(recipe, overrides, output, trains=[stage] if stage else None, evaluates=True)
+    if not run.recipe.stages:
+        raise UserError("the recipe has no stages, so there is nothing to distil; 'gendistill run' does the rest")
 
     from gendistill.run.distill import distil_stage
 

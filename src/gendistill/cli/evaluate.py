@@ -16,6 +16,9 @@ def command(
     stage: Annotated[
         str | None, typer.Option(help="whose student, 'conversion' too; the latest that is there if not given")
     ] = None,
+    without_window: Annotated[
+        bool, typer.Option("--without-window", help="and the student with its windows switched off, beside it")
+    ] = False,
     model: Annotated[
         str | None, typer.Option(metavar="FOLDER_OR_ID", help="any causal model, without a recipe; needs --tasks")
     ] = None,
@@ -28,16 +31,18 @@ def command(
 ) -> None:
     """Evaluate teacher and student on the recipe's tasks and print the pair; or any model on any tasks."""
     if model is not None:
-        if recipe is not None or stage is not None or tasks is None:
-            raise UserError("--model takes --tasks, and neither a recipe nor --stage")
+        if recipe is not None or stage is not None or without_window or tasks is None:
+            raise UserError("--model takes --tasks, and neither a recipe nor --stage nor --without-window")
         return evaluate_one(model, tasks.split(","), items, seed, device, output)
     if recipe is None or tasks is not None:
         raise UserError("give a recipe, whose tasks are evaluated, or --model FOLDER_OR_ID with --tasks")
-    return evaluate_pair(recipe, overrides, output, stage)
+    return evaluate_pair(recipe, overrides, output, stage, without_window)
 
 
-def evaluate_pair(recipe: Path, overrides: list[str] | None, output: Path | None, stage: str | None) -> None:
-    """Teacher and student of a run; what is answered already stays."""
+def evaluate_pair(
+    recipe: Path, overrides: list[str] | None, output: Path | None, stage: str | None, without_window: bool
+) -> None:
+    """Teacher and student of a run, its windows switched off as well if wanted; what is answered already stays."""
     run = open_run(recipe, overrides, output)
     done = [name for name in run.folder.stages if run.folder.has_student(name)]
     # That a stage is in the recipe and not done yet is another mistake: `evaluate_student` reports it.
@@ -48,12 +53,16 @@ def evaluate_pair(recipe: Path, overrides: list[str] | None, output: Path | None
     stage = stage or done[-1]  # in the order of the run, so this is the furthest
 
     from gendistill.analysis.scores import paired_table
-    from gendistill.analysis.tables import PAIRED_HEADER, paired_cells, to_rich
+    from gendistill.analysis.tables import PAIRED_HEADER, paired_cells, stages_cells, to_rich
     from gendistill.run.evaluate import evaluate_student, evaluate_teacher
 
+    alone = evaluate_student(run, stage, with_window=False) if without_window else None
     teacher, student = evaluate_teacher(run), evaluate_student(run, stage)
     if teacher is None or student is None:  # only the first process has scores, and prints
         return
+    if alone is not None:
+        columns = stages_cells(teacher, {"with windows": student, "without": alone})
+        run.console.print(to_rich("ranking/generation, percent", *columns))
     rows = paired_table(teacher, {stage: student})[stage]
     run.console.print(to_rich(f"teacher and student after {stage}", PAIRED_HEADER, paired_cells(rows)))
 

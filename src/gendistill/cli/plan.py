@@ -52,7 +52,8 @@ def command(
 
     # One report, for the notes and for --json, so that the two cannot differ.
     report = describe(settings, planner, prices, probes, refusals, (name, memory))
-    console.print(to_table(settings, planner, prices, probes))
+    if prices:
+        console.print(to_table(settings, planner, prices, probes))
     for line in notes(report, settings, probes, asked=probe, present=compute.is_present):
         console.print(line, markup=False)
     if json_file is not None:
@@ -93,12 +94,14 @@ def describe(settings, planner, prices: dict, probes: dict, refusals: dict, devi
             stage = settings.stages[name]
             throughput = {"tokens_per_second": probe.tokens_per_second(stage)}
             stages[name] |= {"hours": probe.hours(stage), "probe": vars(probe) | throughput}
+    caches = {tokens: cache._asdict() | {"saving": cache.saving} for tokens, cache in planner.caches().items()}
     hours = [stage["hours"] for stage in stages.values()]
     return {
         "recipe": settings.name,
         "device": {"kind": planner.compute.device, "name": device[0], "memory_bytes": device[1]},
         "dtype": planner.compute.dtype_name,
         "stages": stages,
+        "cache_bytes": caches,
         "disk_bytes": planner.whole_disk(settings),
         "hours": None if None in hours else sum(hours),  # a sum over some stages only would be taken for all
     }
@@ -179,7 +182,13 @@ def notes(report: dict, settings, probes: dict, *, asked: bool, present: bool) -
     """What is to be said under the table."""
     from gendistill.plan.refusal import gib
 
-    lines = [f"disk in all, with the converted student: {gib(report['disk_bytes'])} GiB"]
+    lines = []
+    for tokens, cache in report["cache_bytes"].items():
+        sizes = f"teacher {gib(cache['teacher'])} GiB, student {gib(cache['student'])} GiB"
+        lines.append(f"cache of one text of {tokens:,} tokens: {sizes}, {cache['saving']:.1%} less")
+    lines.append(f"disk in all, with the converted student: {gib(report['disk_bytes'])} GiB")
+    if not report["stages"]:
+        return [*lines, "no stages: nothing is trained"]
     device, refusals = report["device"], [stage["refusal"] for stage in report["stages"].values() if stage["refusal"]]
     if device["memory_bytes"] is not None:
         verdict = "a run would be refused:" if refusals else "every stage fits"

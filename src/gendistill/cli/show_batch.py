@@ -28,7 +28,8 @@ def command(
     run = open_run(recipe, overrides, output, makes_results=False)
     stages = run.recipe.stages
     if stage not in stages:
-        raise UserError(f"--stage {stage}: the recipe's stages are {', '.join(stages)}")
+        known = ", ".join(stages) or "none, so no batch is learnt"
+        raise UserError(f"--stage {stage}: the recipe's stages are {known}")
 
     from rich.markup import escape
 

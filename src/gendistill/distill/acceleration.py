@@ -60,8 +60,11 @@ class SideStream:
 
 
 def can_capture(student: GendistillForCausalLM) -> bool:
-    """Whether a micro-batch of packed documents runs without reading the device: fla's other kernels do read it."""
-    return set(student.config.mixers) <= {"kda", None}  # None: a layer that keeps attention
+    """Whether a micro-batch of packed documents runs without reading the device: fla's other kernels do read it.
+
+    A window does not, alone or beside a recurrence: its masks and indices are made on the device, of known sizes.
+    """
+    return set(student.config.mixers) <= {"kda", "window", None}  # None: a layer that keeps attention
 
 
 class GraphedMicroBatch:

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from gendistill.models.configuration import GendistillConfig
 from gendistill.names import MIXERS, look_up
 from gendistill.ops.bounded_kda import takes_bounded_kda
+from gendistill.ops.window import ALIGNED
 
 FLOAT32 = 4
 COUNT = 8  # bytes of an int64
@@ -30,20 +31,18 @@ def layer_keeps(
         kernels: the recurrence runs by kernels.
         with_mlp: the whole layer, not its attention or mixer alone.
     """
+    beside = {}
     if mixer is None:
-        kept = sum(attention_keeps(config, size).values())
-        factor = EAGER_ATTENTION
+        kept, factor = attention_keeps(config, size), EAGER_ATTENTION
     elif mixer == "window":
-        kept = sum((attention_keeps(config, size) | window_keeps(config, size)).values())
-        factor = EAGER_ATTENTION
+        kept, factor = attention_keeps(config, size) | window_keeps(config, size), EAGER_ATTENTION
     else:
-        kept = sum(mixer_keeps(config, mixer, size, kernels).values())
-        if config.window is not None:
-            kept += sum(window_keeps(config, size).values())
-        factor = EAGER_MIXER if kernels else EAGER_CHUNKED_MIXER
-    if with_mlp:
-        kept += sum(mlp_keeps(config, size).values())
-    return kept if compiled else kept * factor
+        kept, factor = mixer_keeps(config, mixer, size, kernels), EAGER_MIXER if kernels else EAGER_CHUNKED_MIXER
+        beside = {} if config.window is None else window_keeps(config, size)
+    whole = kept.values() if not with_mlp else [*kept.values(), *mlp_keeps(config, size).values()]
+    if compiled:
+        return sum(whole) + sum(beside.values())
+    return sum(whole) * factor + sum(beside.values()) * EAGER_ATTENTION
 
 
 def mixer_keeps(config: GendistillConfig, mixer: str, size: int, kernels: bool) -> dict[str, float]:
@@ -100,16 +99,19 @@ def attention_keeps(config: GendistillConfig, size: int) -> dict[str, float]:
 
 
 def window_keeps(config: GendistillConfig, size: int) -> dict[str, float]:
-    """Bytes a token that autograd keeps of attention over a window, which runs in blocks (`gendistill.ops.window`)."""
+    """Bytes a token that autograd keeps of attention over a window, which runs in blocks (`gendistill.ops.window`).
+
+    By the names in `attention_keeps`, in whose place they stand where nothing but a window is left.
+    """
     queries = config.num_attention_heads * config.head_dim
-    seen = config.window + config.window + config.sinks  # keys that a block of queries meets, at most
-    copies = seen / config.window  # of every key, since each block has its own
+    seen = config.sinks + 2 * config.window  # keys that a block of queries meets
+    seen += -seen % ALIGNED
+    # A block has keys and values of its own, of all query heads; it has as many queries as the window has tokens.
+    copies = seen / config.window
     return {
-        "q, k, v before RoPE": 3 * queries * size,
-        "queries in blocks": queries * size,
-        "keys and values in blocks": 2 * copies * queries * size,  # of all query heads
-        "the mask": seen,
-        "what the window sees": queries * size,
+        "q, k, v attended": (1 + 2 * copies) * queries * size,
+        "the mask": seen * size,  # as what is added to scores
+        "attention's output": queries * size,  # for the softmax's gradient, and that of the window's share
         "logsumexp": config.num_attention_heads * FLOAT32,
     }
 

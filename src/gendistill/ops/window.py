@@ -70,6 +70,8 @@ def window_attention(
 
 def _in_blocks(q, k, v, window: int, sinks: int, scale: float, documents, past: Past | None) -> torch.Tensor:
     batch, heads, length, _ = q.shape
+    if past is None:  # no more than the text: each block copies the keys of a whole window
+        window = min(window, length)
     block = min(window, length)
     blocks = -(-length // block)
     behind = (0, 0, 0, blocks * block - length)  # the last block is filled up with zeros

@@ -29,13 +29,21 @@ from gendistill.distill.checkpoint import KEEP
 from gendistill.distill.divergences import CHUNK
 from gendistill.distill.roles import set_trainable
 from gendistill.models.configuration import GendistillConfig
-from gendistill.models.cost import FLOAT32, head_flops, layer_keeps, teacher_flops, training_flops
+from gendistill.models.cost import (
+    FLOAT32,
+    expected_cache_bytes,
+    head_flops,
+    layer_keeps,
+    teacher_flops,
+    training_flops,
+)
 from gendistill.models.modeling import GendistillForCausalLM, describe
 from gendistill.recipe.loading import Recipe
 from gendistill.recipe.stage import Stage
 
 GIB = 2**30
 ADAM_STATE = {"adamw": 8, "adamw_8bit": 2}  # bytes a parameter: two moments
+CACHED = (32 * 1024, 128 * 1024)  # tokens of a text whose cache is told
 STEP_COPIES = 8  # bytes a parameter: `MasterOptimizer.step` keeps the masters of before, and the change
 ROW_BYTES = sum(np.dtype(column).itemsize for column in COLUMNS.values())  # of a prepared data set, a token
 CUDA_CONTEXT = GIB // 2  # driver, kernels and cuBLAS's workspace; torch does not count it
@@ -66,6 +74,18 @@ class Disk(NamedTuple):
     data_set: int
     checkpoints: int  # KEEP and the one being written; gone when the stage is done
     student: int  # what trained is saved in float32
+
+
+class Caches(NamedTuple):
+    """Bytes of one text's cache."""
+
+    teacher: int
+    student: int
+
+    @property
+    def saving(self) -> float:
+        """The share that the student does without."""
+        return 1 - self.student / self.teacher
 
 
 @dataclass(frozen=True)
@@ -170,6 +190,10 @@ class Planner:
     def parameters(self, stage: Stage) -> Parameters:
         """Raises UserError if a role of the stage has no parameters in this student."""
         set_trainable(self.student, stage.train)
+        return self._count()
+
+    def _count(self) -> Parameters:
+        """By what of the student requires gradients."""
         student = gates = trained = trained_gates = 0
         for name, parameter in self.student.named_parameters():
             size, trains, gate = parameter.numel(), parameter.requires_grad, describe(name).stays_float32
@@ -249,10 +273,18 @@ class Planner:
         made = {}  # a data set that two stages share is there once
         for name, stage in recipe.stages.items():
             made[stage.data, stage.sequence_length, prices[name].tokens, stage.loss_on] = prices[name].disk.data_set
-        converted = self._weights(self.parameters(next(iter(recipe.stages.values()))))
-        students = converted + sum(price.disk.student for price in prices.values())
+        students = self._weights(self._count()) + sum(price.disk.student for price in prices.values())
         measured = recipe.conversion.tokens * ROW_BYTES
-        return measured + sum(made.values()) + students + max(price.disk.checkpoints for price in prices.values())
+        checkpoints = max((price.disk.checkpoints for price in prices.values()), default=0)
+        return measured + sum(made.values()) + students + checkpoints
+
+    def caches(self) -> dict[int, Caches]:
+        """What one text's cache takes in generation, by its tokens."""
+        configs = (self.teacher.config, self.config)
+        return {
+            tokens: Caches(*(expected_cache_bytes(config, tokens, 1, self.size) for config in configs))
+            for tokens in CACHED
+        }
 
     def _flops(self, stage: Stage) -> float:
         """Operations a token, every token a loss target; parameters as `parameters` left them."""

@@ -95,7 +95,9 @@ class Recipe(Settings):
         if not isinstance(keep, Restored) or keep.stage is None:
             return
         if keep.stage not in self.stages:
-            raise ValueError(f"keep_attention.stage is '{keep.stage}'; this recipe has {', '.join(self.stages)}")
+            raise ValueError(
+                f"keep_attention.stage is '{keep.stage}'; this recipe has {', '.join(self.stages) or 'no stages'}"
+            )
         if list(self.stages[keep.stage].terms) != ["forward_kl"]:
             raise ValueError(
                 f"keep_attention.stage: layers are ranked by KL, so '{keep.stage}' must minimise forward_kl"

@@ -77,11 +77,13 @@ class BatchView:
     Attributes:
         alignment: the stage compares layers, so weights say which tokens are compared.
         problems: what the batch says of itself that cannot be true together; empty if it is sound.
+        without_window: sequences whose windows are dropped, counted from 1.
     """
 
     rows: list[list[Document]]
     alignment: bool
     problems: list[str]
+    without_window: tuple[int, ...] = ()
 
     @property
     def noun(self) -> str:
@@ -111,7 +113,7 @@ class BatchView:
 
     def totals(self) -> dict[str, str]:
         """Of all sequences; shares are of all tokens."""
-        return {
+        totals = {
             "sequences": f"{len(self.rows):,}",
             "tokens": f"{self.tokens:,}",
             self.noun: f"{self.learnt:,} ({self.learnt / self.tokens:.1%})",
@@ -119,6 +121,9 @@ class BatchView:
             "documents": f"{len(self.documents):,}",
             "cut documents": f"{self.cut_documents:,}",
         }
+        if self.without_window:
+            totals["sequences without windows"] = ", ".join(map(str, self.without_window))
+        return totals
 
     def verdict(self) -> list[str]:
         """The problems, or one line that says what was checked."""
@@ -153,7 +158,9 @@ def view_step(step: Step, tokenizer, ends: Collection[int], *, alignment: bool) 
             columns = zip(ids, positions[row].tolist(), weights[row].tolist(), targets[row], strict=True)
             tokens = [Token(text_of(id), id, *rest) for id, *rest in columns]
             rows.append(list(_documents(tokens, ends, tokenizer.pad_token_id)))
-    return BatchView(rows, alignment, _problems(step, alignment))
+    dropped = [d for batch in step.batches if batch.without_window is not None for d in batch.without_window.tolist()]
+    without_window = tuple(number for number, is_dropped in enumerate(dropped, 1) if is_dropped)
+    return BatchView(rows, alignment, _problems(step, alignment), without_window)
 
 
 def _predicted(batch: Batch) -> tuple[np.ndarray, list[list[int | None]]]:

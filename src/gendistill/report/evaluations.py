@@ -8,13 +8,17 @@ from gendistill.errors import UserError
 from gendistill.files import read_jsonl
 
 TEACHER = "teacher"
+WITHOUT_WINDOW = "-without_window"  # behind the label of a student whose windows were switched off
 _META = ".meta.json"  # says what was evaluated; written when all records are
 
 Record = dict[str, Any]
 
 
 class Evaluations:
-    """The evaluated models of a run folder, the teacher first, then the student after each stage."""
+    """The evaluated models of a run folder, the teacher first, then the student after each stage.
+
+    A student whose windows were switched off comes before itself, so that the last one is the run's result.
+    """
 
     def __init__(self, root: Path):
         """Looks at what is there; reads no records.
@@ -35,8 +39,13 @@ class Evaluations:
     def models(self) -> list[str]:
         """Labels, such as "teacher", "0-conversion", "1-qk_alignment"."""
         labels = {label for label, _ in self._finished}
-        # By number: as text, "10-..." would come before "9-...".
-        return sorted(labels, key=lambda label: -1 if label == TEACHER else int(label.partition("-")[0]))
+
+        def place(label: str) -> tuple[int, bool]:
+            # By number: as text, "10-..." would come before "9-...".
+            number = -1 if label == TEACHER else int(label.partition("-")[0])
+            return number, not label.endswith(WITHOUT_WINDOW)
+
+        return sorted(labels, key=place)
 
     @cached_property
     def tasks(self) -> list[str]:

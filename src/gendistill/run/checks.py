@@ -43,11 +43,12 @@ def check_shapes(recipe: Recipe, placement: Path | None = None) -> GendistillCon
         placement: the run's own result, if layers are not listed; while it is not there, they stand evenly spread.
 
     Raises:
-        UserError: unsupported family, layer out of range, sequence longer than the model allows; or see
-            `placement.resolve.placed`.
+        UserError: unsupported family, layer out of range, sequence longer than the model allows, windows dropped that
+            are not there; or see `placement.resolve.placed`.
     """
     teacher = load_config(recipe.teacher)
     config = student_config(teacher, **placed(recipe, teacher, placement).student.model_dump())
+    _check_dropped_windows(recipe, config)
     lengths = {"conversion": recipe.conversion.sequence_length}
     lengths |= {f"stages.{name}": stage.sequence_length for name, stage in recipe.stages.items()}
     limit = config.max_position_embeddings  # beyond it a teacher with rotary positions answers, but badly
@@ -55,6 +56,18 @@ def check_shapes(recipe: Recipe, placement: Path | None = None) -> GendistillCon
         if length > limit:
             raise UserError(f"{name}.sequence_length is {length}; the teacher's positions end at {limit}")
     return config
+
+
+def _check_dropped_windows(recipe: Recipe, config: GendistillConfig) -> None:
+    """Raises UserError for a stage that drops windows where none stands beside a recurrence."""
+    if config.window is not None and config.linear_layers:
+        return
+    for name, stage in recipe.stages.items():
+        if stage.window_dropout:
+            raise UserError(
+                f"stages.{name}: window_dropout is {stage.window_dropout}, but this student has no window beside a "
+                "recurrence; give student.window with a linear mixer, or leave window_dropout out"
+            )
 
 
 def check_tasks(recipe: Recipe, config: GendistillConfig, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -13,6 +13,7 @@ from gendistill.evaluate.harness import run_harness
 from gendistill.evaluate.run import check_questions, evaluate_model
 from gendistill.models.loading import load_config, load_model, load_tokenizer
 from gendistill.recipe.evaluation import Evaluation
+from gendistill.report.evaluations import WITHOUT_WINDOW
 from gendistill.run.lock import lock_folder
 from gendistill.run.run import Run
 
@@ -24,12 +25,21 @@ def evaluate_teacher(run: Run) -> Scores | None:
 
 
 @report_errors_once
-def evaluate_student(run: Run, stage: str) -> Scores | None:
+def evaluate_student(run: Run, stage: str, *, with_window: bool = True) -> Scores | None:
     """Scores the student of a stage or of the conversion; on the first process, the others wait and get None.
 
+    Args:
+        with_window: False leaves recurrences that have a window beside them to themselves, to see what they have
+            learnt; the records then have a label of their own.
+
     Raises:
-        UserError: that stage is not done, or its student is not as it was written.
+        UserError: that stage is not done, its student is not as it was written, or it has no window to do without.
     """
+    if not with_window and (run.config.window is None or not run.config.linear_layers):
+        raise UserError(
+            "--without-window: this student has no window beside a recurrence, and so nothing to do without; that is "
+            "student.window with a linear mixer"
+        )
     folder = run.folder.student(stage)
     if not folder.is_dir():
         raise UserError(f"there is no student of '{stage}' yet: run that first")
@@ -37,7 +47,8 @@ def evaluate_student(run: Run, stage: str) -> Scores | None:
     def evaluate() -> Scores:
         run.folder.check_student(stage)
         model = load_model(str(folder), run.compute.dtype, run.compute.device)
-        return _evaluate(run, model, run.folder.label(stage))
+        model.config.window_is_on = with_window
+        return _evaluate(run, model, run.folder.label(stage) + ("" if with_window else WITHOUT_WINDOW))
 
     return on_rank_zero(evaluate)  # loaded inside, so that only the first process spends memory on it
 

@@ -95,7 +95,7 @@ class Run:
         With many processes the models are sharded, and nothing is refused.
         """
         if unknown := [name for name in stages if name not in self.recipe.stages]:
-            known = ", ".join(self.recipe.stages)
+            known = ", ".join(self.recipe.stages) or "none"
             raise UserError(f"there is no stage {', '.join(unknown)}; the recipe's stages are {known}")
         device, memory = self.compute.memory()
         # The formula is for one process with whole models.

@@ -118,8 +118,8 @@ def recall_prompts(tokenizer: Any, length: int, items: int, seed: int = 0, **set
 
     made = Recall(length=length, items=items, **settings).make_items(Draws(seed, PLACEMENT), tokenizer)
     prompts = render_prompts(tokenizer, [item.messages for item in made])
-    answers = [reply_ids(tokenizer, item.messages, [item.solution])[0] for item in made]
-    return [AnsweredPrompt(*pair) for pair in zip(prompts, answers, strict=True)]
+    answers = reply_ids(tokenizer, prompts, [[item.solution] for item in made])
+    return [AnsweredPrompt(prompt.ids, answer) for prompt, (answer,) in zip(prompts, answers, strict=True)]
 
 
 def _question(keys: Sequence[str]) -> str:

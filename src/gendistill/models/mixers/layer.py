@@ -180,12 +180,13 @@ class LinearAttention(nn.Module):
         o = self._recur(hidden_states, mixed, attention_mask, past_key_values, documents)  # [B, T, H * V]
         if self.config.window is not None and self.config.window_is_on:
             seen = self._see_window(mixed, position_embeddings, attention_mask, past_key_values, documents)
-            share = self.window_logit.sigmoid()  # [H]
+            # The recurrence's share, not the window's: bfloat16 rounds 0.9997 to 1, and nothing would reach the other.
+            share = (-self.window_logit).sigmoid()  # [H]
             if without_window is not None:
-                share = share * ~without_window[:, None, None]  # [B, 1, H]
+                share = torch.where(without_window[:, None, None], 1.0, share)  # [B, 1, H]
             share = share[..., None].to(o.dtype)  # [H, 1] or [B, 1, H, 1]
             o = o.unflatten(-1, (self.num_heads, -1))
-            o = torch.lerp(o, seen, share).flatten(-2)
+            o = torch.lerp(seen, o, share).flatten(-2)
         return self.o_proj(o), None
 
     def _recur(

@@ -27,7 +27,9 @@ class WindowAttention(GendistillAttention):
         q, k, v = self.project(hidden_states, position_embeddings)
         window, sinks = self.config.window, self.config.sinks
         ring = None if past_key_values is None else Ring(past_key_values.layers[self.layer_idx], k, window, sinks)
-        alone = attention_mask is None and documents is None and (ring is None or ring.is_empty)
+        # "eager" needs a mask to be causal, all others are without.
+        alone = attention_mask is None and documents is None and self.config._attn_implementation != "eager"
+        alone = alone and (ring is None or ring.is_empty)
         if alone and k.shape[2] <= window:  # all of it is seen: to the last bit what full attention gives
             o, _ = self.attend(q, k, v, None)
             if ring is not None:

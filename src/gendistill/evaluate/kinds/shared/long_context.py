@@ -264,6 +264,6 @@ def _measure(tokenizer: Any, trials: Sequence[tuple[Draft, int]]) -> list[tuple[
         for draft, room in trials[start : start + AT_ONCE]:
             question, depth = draft.write(room)
             items.append(replace(draft.item, question=question, checks=draft.item.checks | {"depth": round(depth, 4)}))
-        prompts = render_prompts(tokenizer, [item.messages for item in items])
+        prompts = [prompt.ids for prompt in render_prompts(tokenizer, [item.messages for item in items])]
         measured += [(item, len(ids)) for item, ids in zip(items, prompts, strict=True)]
     return measured
