@@ -279,6 +279,46 @@ def window_figures(results: Path) -> dict[str, dict]:
     return figures
 
 
+def bench_figures(results: Path) -> dict[str, dict]:
+    """Speed, memory and cache of the pair of Qwen3-0.6B's shape, from benchmarks/inference_speed.py.
+
+    A ratio's spread comes from the extremes of both sides. The peak of a prefill is without the teacher's weights,
+    which lay beside the student's.
+    """
+    rows = json.loads((results / "qwen3-0.6b.json").read_text())["rows"]
+    source = "results/gpu/bench/qwen3-0.6b.json"
+
+    def row(model: str, form: str, context: int) -> dict:
+        wanted = (model, form, context, 1)
+        return next(r for r in rows if (r["model"], r["form"], r["context"], r["batch"]) == wanted)
+
+    def ratio(key: str, form: str, context: int) -> dict:
+        teacher, student = row("teacher", form, context)[key], row("student", "best", context)[key]
+        spread = [round(min(teacher) / max(student), 3), round(max(teacher) / min(student), 3)]
+        return {"value": round(median(teacher) / median(student), 3), "spread": spread, "unit": "ratio"}
+
+    figures = {}
+    for context, name in ((2048, "2k"), (8192, "8k"), (32768, "32k"), (131072, "128k")):
+        for form in ("default", "best"):
+            figures[f"ttft_ratio_{name}_vs_{form}"] = ratio("first", form, context)
+    longest, teacher = row("student", "best", 131072), row("teacher", "best", 131072)
+    weights = 2 * 596_049_920  # bytes of the teacher
+    figures |= {
+        "ttft_128k_ms": {"value": round(1000 * longest["first_median"], 1), "unit": "ms"},
+        "prefill_128k_peak_gib": {"value": round((longest["peak"] - weights) / 2**30, 2), "unit": "GiB"},
+        "cache_saving_128k": {"value": round(1 - longest["cache"] / teacher["cache"], 4), "unit": "ratio"},
+        "tpot_ratio_128k_b1": ratio("token", "best", 131072),
+    }
+    for name, model, context in (
+        ("decode_memory_share_128k_b1", "student", 131072),
+        ("decode_memory_share_8k_b1", "student", 8192),
+        ("decode_memory_share_128k_b1_teacher", "teacher", 131072),
+    ):
+        share = row(model, "best", context)["share_of_limit_token"]
+        figures[name] = {"value": round(share, 3), "unit": "ratio"}
+    return {name: value | {"source": source} for name, value in figures.items()}
+
+
 def _spread(values: list[float], digits: int) -> list[float]:
     return [round(min(values), digits), round(max(values), digits)]
 

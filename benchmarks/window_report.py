@@ -21,14 +21,17 @@ GIB = 2**30
 Lines = list[dict[str, Any]]  # a header, then one for each item
 
 
-def write_report(folder: Path, results: Path = RESULTS) -> None:
+def write_report(folder: Path, results: Path = RESULTS, name: str | None = None) -> None:
     """Writes table.json, table.md, retention.svg and retention.png, and puts figures of a GPU into the ledger.
+
+    Args:
+        name: of the teacher, as a reader knows it; None for that of its folder.
 
     Raises:
         SystemExit: there are no records of the teacher, or some are of other questions than its.
     """
     models = read_models(folder)
-    table = compare_all(models)
+    table = compare_all(models) | ({"teacher": name} if name else {})
     results.mkdir(parents=True, exist_ok=True)
     write_atomically(results / "table.json", json.dumps(table, indent=1) + "\n")
     write_atomically(results / "table.md", markdown(table))

@@ -85,7 +85,7 @@ def main() -> None:
     if arguments.report:
         from window_report import write_report  # needs matplotlib, which a machine with a GPU need not have
 
-        write_report(arguments.report)
+        write_report(arguments.report, name=arguments.name)
         return
     if not arguments.questions.exists():
         make_questions(arguments)
@@ -108,6 +108,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", help="by name, such as gsm8k or needle_single_8192; all if absent")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--report", type=Path, metavar="RECORDS", help="write results/window from these records")
+    parser.add_argument("--name", help="of the teacher, for the report")
     arguments = parser.parse_args()
     if not arguments.report and not (arguments.teacher and arguments.questions):
         parser.error("give --teacher and --questions, or --report")

@@ -94,11 +94,38 @@ def windows_table() -> str:
     return "\n".join(lines)
 
 
+# Columns of the table of a real teacher's windows: tasks of results/window/table.json, as a reader knows them.
+WINDOW_TASKS = {
+    "gsm8k": "GSM8K",
+    "humaneval": "HumanEval",
+    "arc_easy": "ARC-Easy",
+    "openbookqa": "OpenBookQA",
+    "needle_single_8192": "needle 8K",
+    "needle_single_16384": "needle 16K",
+    "recall_full_4096": "recall 4K",
+    "recall_easy_8192": "easy recall 8K",
+}
+
+
+def real_windows_table() -> str:
+    """Accuracy by generation of a real teacher and of untrained students, and what of the cache is saved."""
+    rows = json.loads((ROOT / "results/window/table.json").read_text())["configurations"]
+    lines = ["| kept layers, window | cache at 128K | " + " | ".join(WINDOW_TASKS.values()) + " |"]
+    lines.append("| --- | ---: |" + " ---: |" * len(WINDOW_TASKS))
+    for name, row in rows.items():
+        saved = "" if name == "teacher" else f"-{100 * row['cache_saving']['131072']:.1f} %"
+        scores = [row["tasks"].get(task) for task in WINDOW_TASKS]
+        cells = ["" if score is None else f"{100 * score['strict']['right'] / score['items']:.1f}" for score in scores]
+        lines.append(f"| {name.replace('-window-', ', ')} | {saved} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo_stages": lambda: demo_table("| task | teacher | 0-conversion |"),
     "demo_pair": lambda: demo_table("| task | rank: teacher | student |"),
     "real_checkpoint": real_table,
     "embedded_windows": windows_table,
+    "real_windows": real_windows_table,
 }
 
 

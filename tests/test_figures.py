@@ -5,6 +5,7 @@ import json
 from figures import (
     LEDGER,
     ROOT,
+    bench_figures,
     cold_start_figures,
     demo_figures,
     embedded_window_figures,
@@ -32,6 +33,7 @@ def test_ledger_follows_from_its_sources():
     expected = demo_figures(ROOT / "results/demo") | kda_cpu_figures(ROOT / "results/cpu")
     expected |= prepare_figures(ROOT / "results/cpu") | prepare_memory_figures(ROOT / "results/cpu")
     expected |= embedded_window_figures(ROOT / "results/window")
+    expected |= bench_figures(ROOT / "results/gpu/bench")
     expected |= graded_replies_figures(ROOT / "tests") | hostile_figures(ROOT / "results/cpu")
     if SUITE.exists():  # not yet where the suite is timed for the first time, which has to pass
         expected |= suite_figures(SUITE.parent)

@@ -1,6 +1,7 @@
 """gendistill bench: how fast a teacher and its student are, beside what the machine could do."""
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -53,11 +54,12 @@ def command(
     console.print(f"{rates.device}: copies {rates.copy / 1e12:.3g} TB/s, products {rates.product / 1e12:.3g} TFLOP/s")
     output.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
+    today = date.today().isoformat()
 
     def keep_row(row: dict) -> None:
         rows.append(row)
         # After each, so that a sweep that is cut off keeps what it has.
-        kept = {"machine": rates.to_dict(), "shape": shape, "rows": rows}
+        kept = {"machine": rates.to_dict(), "measured": today, "shape": shape, "rows": rows}
         write_atomically(output / "bench.json", json.dumps(kept, indent=1) + "\n")
         console.print("  ".join(cells([row])[0]))
 

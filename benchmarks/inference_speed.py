@@ -1,0 +1,58 @@
+"""Speed of prefill and decoding, and the figures of it in results/figures.json; for a CUDA device.
+
+    python benchmarks/inference_speed.py --out DIR        # what `gendistill bench` measures, and generate's share
+    python benchmarks/inference_speed.py --record         # results/gpu/bench/qwen3-0.6b.json into figures.json
+
+The pair has Qwen3-0.6B's shape and random weights; the student keeps 7 of 28 layers, the others hold Kimi Delta
+Attention with bounded gates. With --record nothing is measured: put bench.json where the second line says first.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from figures import ROOT, bench_figures, commit, record
+
+RAW = ROOT / "results/gpu/bench/qwen3-0.6b.json"
+CONTEXTS = "2048,8192,32768,131072"
+GENERATED = 256  # tokens, by which generate() is held against the bare loop
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="folder for the raw output")
+    parser.add_argument("--record", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.record:
+        raw = json.loads(RAW.read_text())
+        versions = {"gendistill": commit()} | raw["machine"]["versions"]
+        where = {"hardware": f"1x {raw['machine']['device']}", "versions": versions, "measured": raw["measured"]}
+        record(bench_figures(RAW.parent), "python benchmarks/inference_speed.py", **where)
+        return
+    call = [sys.executable, "-c", "from gendistill.cli import main; main()", "bench", "--shape", "qwen3-0.6b"]
+    for contexts, batch in ((CONTEXTS, 1), ("32768", 8)):
+        folder = arguments.out / f"batch-{batch}"
+        subprocess.run([*call, "--contexts", contexts, "--batches", str(batch), "--output", folder], check=True)
+    (arguments.out / "generate.json").write_text(json.dumps(generate_shares(), indent=1) + "\n")
+
+
+def generate_shares() -> dict:
+    """Seconds a token of `gendistill.generate` and of the bare loop, by context, batch 1."""
+    import torch
+
+    from gendistill.bench.measure import Cell, measure_cell, seconds_a_token_of_generate
+    from gendistill.bench.models import student_of_shape, teacher_of_shape
+
+    teacher = teacher_of_shape("qwen3-0.6b", 131072, "cuda", torch.bfloat16)
+    student = student_of_shape(teacher, 7, mixer="kda", log_decay_bound=-5.0)
+    found = {}
+    for context in (2048, 8192, 131072):
+        bare = sorted(measure_cell(student, Cell("student", "best", context, 1), 3).token)[1]
+        found[context] = {"bare": bare, "generate": seconds_a_token_of_generate(student, context, GENERATED)}
+    return found
+
+
+if __name__ == "__main__":
+    main()
