@@ -10,6 +10,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from cli_tools import RECIPE
 from gendistill.analysis.diagnostics import MIN_ITEMS, Diagnostics, diagnose
 from gendistill.evaluate.run import evaluate_model
+from gendistill.files import seal
 from gendistill.recipe.loading import parse_recipe
 from gendistill.report.summary import _diagnoses
 from gendistill.run.folder import RunFolder
@@ -198,6 +199,7 @@ def test_the_report_names_what_is_wrong(tokenizer, files, tmp_path, script, then
     run.student("conversion").mkdir(parents=True)
     conversion_report = dict(layers=[], teacher_loss=1.0, student_loss=2.0, uniform_loss=3.0)
     (run.student("conversion") / "conversion_report.json").write_text(json.dumps(conversion_report))
+    seal(run.student("conversion"))
     scores = {
         label: evaluate_model(
             each, tokenizer, recipe.evaluation, seed=0, folder=run.evaluation, label=label, progress=False

@@ -95,7 +95,7 @@ def refused(folder):
     with pytest.raises(UserError) as caught:
         load(folder)
     message = str(caught.value)
-    assert str(folder) in message and "\n" not in message and len(message) < 500, message
+    assert str(folder) in message and "\n" not in message and len(message) < 600, message
     return message
 
 

@@ -19,6 +19,7 @@ def step_bytes(model: PreTrainedModel, tokens: int, batch: int) -> int:
     embedding = model.get_input_embeddings().weight
     if model.get_output_embeddings().weight is not embedding:  # a tied one is read as the head
         weights -= embedding.numel() * embedding.element_size()
+    # Keys, values and states are read; new keys and values are too few to count.
     kept = expected_cache_bytes(model.config, tokens, batch, size)
     written = 0
     if isinstance(model.config, GendistillConfig):  # states of linear layers are written, too
@@ -29,6 +30,7 @@ def step_bytes(model: PreTrainedModel, tokens: int, batch: int) -> int:
 
 def prefill_operations(model: PreTrainedModel, tokens: int, batch: int) -> int:
     """Operations of a prefill of `batch` prompts of `tokens` tokens; logits of the last token only."""
+    # Without the head: logits are made of the last token only.
     body = sum(m.weight.numel() for m in model.model.modules() if isinstance(m, nn.Linear))
     config = model.config
     if isinstance(config, GendistillConfig):

@@ -26,6 +26,7 @@ def measure_rates(device: str, dtype: torch.dtype) -> Rates:
     """The best of a few copies and products that do not fit a cache."""
     on_gpu = device == "cuda"
     size = 2**30 if on_gpu else 2**27  # bytes
+    # Far larger than any cache, so that memory is what is measured.
     source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copied = seconds_of(lambda: target.copy_(source), device, 5)
@@ -33,12 +34,13 @@ def measure_rates(device: str, dtype: torch.dtype) -> Rates:
     a = torch.randn(width, width, device=device, dtype=dtype)
     multiplied = seconds_of(lambda: a @ a, device, 5)
     name = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    # A copy reads and writes every byte; a product multiplies and adds.
     return Rates(2 * size / min(copied), 2 * width**3 / min(multiplied), name, _versions())
 
 
 def seconds_of(run, device: str, times: int) -> list[float]:
     """Seconds of each call, after one that is not counted."""
-    run()
+    run()  # kernels are loaded and chosen
     found = []
     for _ in range(times):
         synchronize(device)
@@ -59,6 +61,6 @@ def _versions() -> dict[str, str]:
     for package in PACKAGES:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:
+        except PackageNotFoundError:  # Triton and fla-core are for GPUs only
             continue
     return found

@@ -59,7 +59,7 @@ def measure_cell(model: PreTrainedModel, cell: Cell, repeats: int) -> Cell:
         look_up(by_form, cell.form, "form")(model, ids.to(model.device), cell, repeats)
     except torch.OutOfMemoryError:
         cell.error = "out of memory"
-    gc.collect()
+    gc.collect()  # graphs and caches refer to each other
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
     return cell
@@ -90,7 +90,7 @@ def _measure_default(model: PreTrainedModel, ids: torch.Tensor, cell: Cell, repe
 def _measure_best(model: PreTrainedModel, ids: torch.Tensor, cell: Cell, repeats: int) -> None:
     device, prompts = model.device.type, ids.tolist()
     steps = STEPS if device == "cuda" else 4
-    room = cell.context + 2 * steps + 16
+    room = cell.context + 2 * steps + 16  # what is timed, and the eager steps before
     made = []
 
     def first() -> None:
@@ -102,8 +102,10 @@ def _measure_best(model: PreTrainedModel, ids: torch.Tensor, cell: Cell, repeats
     (prefilled,) = made
     cell.cache = cache_bytes(prefilled.cache)
     cell.formula = expected_cache_bytes(model.config, room, cell.batch, model.dtype.itemsize)
+    # -1 is no token, so that no reply ends while it is timed.
     how = Decoding(model, cell.batch, 2 * steps + 8, ends=[-1], pad=0)
     batch = DecodingBatch(as_student(model), prefilled, how, list(range(cell.batch)))
+    # Eager steps first, until the graph is there.
     while batch.left > 2 * steps if device == "cpu" else batch.graph is None:
         batch.decode_steps()
     for _ in range(repeats):
@@ -135,6 +137,7 @@ def seconds_a_token_of_generate(model: PreTrainedModel, context: int, tokens: in
 def _time_first(run, cell: Cell, device: str, repeats: int) -> None:
     for _ in range(WARM_UPS):
         run()
+    # Of the repetitions alone: capturing a graph takes more once.
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for _ in range(repeats):

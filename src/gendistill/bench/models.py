@@ -52,11 +52,12 @@ def teacher_of_shape(name: str, longest: int, device: str, dtype: torch.dtype) -
     """A teacher of a published shape with random weights; with YaRN where `longest` exceeds its positions."""
     config = type(look_up(SHAPES, name, "shape")).from_dict(SHAPES[name].to_dict())
     if longest > config.max_position_embeddings:
+        # The base of the frequencies stays; its place differs between versions of transformers.
         theta = (config.rope_parameters or {}).get("rope_theta", 1_000_000.0)
         original = config.max_position_embeddings
         config.rope_parameters = YARN | {"rope_theta": theta, "original_max_position_embeddings": original}
         config.max_position_embeddings = 4 * original
-    with torch.device(device):
+    with torch.device(device):  # billions of random numbers are drawn where they are wanted
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 

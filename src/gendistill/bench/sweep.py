@@ -39,10 +39,10 @@ def sweep(
     Once a batch has run out of memory at a context, larger ones are not tried there.
     """
     for context in contexts:
-        full: set[tuple[str, str]] = set()
+        full: set[tuple[str, str]] = set()  # (model, form) that this context was too much for
         for batch in batches:
             for form in FORMS:
-                for name, model in models.items():
+                for name, model in models.items():  # in turns, so that a slow minute of the machine hits both
                     if (name, form) in full:
                         continue
                     cell = measure_cell(model, Cell(name, form, context, batch), repeats)

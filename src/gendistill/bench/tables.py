@@ -46,6 +46,7 @@ def plot(rows: Sequence[dict], path: Path) -> bool:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    # Told apart by marker as well as by colour.
     styles = {"teacher": ("s", "#b35806"), "student": ("o", "#2166ac")}
     for axis, key, limit, label in (
         (axes[0], "first_median", "shortest_first", "time to first token, ms"),

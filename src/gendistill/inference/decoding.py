@@ -106,6 +106,7 @@ class Decoding:
     def _start(self, prompts: list[list[int]], indices: list[int], prefix: Prefix | None, room: int) -> "DecodingBatch":
         """A batch with the first prompts: that of an earlier call of the same shape, graph and all, if it was kept."""
         student = as_student(self.model)
+        # Taken out: two calls at once must not share one.
         key, batch = kept(student).pop("batch", (None, None))
         if key != self._key(len(prompts), room) or batch.packed is not packed_if(student):
             del batch  # before another cache is made

@@ -44,11 +44,13 @@ def generate(
     config = model.generation_config
     ends = config.eos_token_id if eos_token_id is None else eos_token_id
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    # Any id does: what stands behind an end is nobody's.
     pad = config.pad_token_id if config.pad_token_id is not None else next(iter(ends), 0)
     rows = input_ids.tolist()
     if attention_mask is not None:
         real = attention_mask.bool().tolist()
         rows = [[token for token, is_real in zip(*own, strict=True) if is_real] for own in zip(rows, real, strict=True)]
+    # A reply's random numbers are its own, whatever else is in the batch.
     sampling = None
     if temperature > 0:
         sampling = Sampling(temperature, top_p, [f"{seed} {row}" for row in range(len(rows))])

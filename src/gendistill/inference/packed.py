@@ -19,6 +19,7 @@ def can_pack(student: GendistillForCausalLM) -> bool:
     if student.config.hidden_act != "silu":
         return False
     for module in student.modules():
+        # A hook would not be called, and an adapter's layer holds more than its weight.
         if module._forward_hooks or module._forward_pre_hooks:
             return False
         if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
@@ -92,7 +93,7 @@ def _joint(mixer: nn.Module, recurrence: Recurrence | None) -> tuple[torch.Tenso
     weight = torch.cat([projection.weight for projection in projections])
     if mixer.q_proj.bias is None:
         return weight, None
-    zeros = weight.new_zeros(len(weight))
+    zeros = weight.new_zeros(len(weight))  # the narrow projections have no bias
     biases = [p.bias if p.bias is not None else zeros[: p.out_features] for p in projections]
     return weight, torch.cat(biases)
 

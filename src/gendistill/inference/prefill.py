@@ -99,6 +99,7 @@ def _run(
 ) -> torch.Tensor:
     """[B, V] logits behind each row's last token; the tokens ids [B, P + T] go into the cache from `start` on."""
     batch, width = ids.shape
+    # Columns of a piece: all rows go together.
     size = max(SHORTEST_PIECE, TOKENS_OF_A_PIECE[ids.device.type] // batch)
     equal = bool((lengths == width).all())
     states = None  # [B, hidden], of each row's last token

@@ -30,7 +30,7 @@ class PrefillPass:
     def __call__(self, ids: torch.Tensor, start: int, padding: Padding | None) -> torch.Tensor:
         """Hidden states [B, T, N] behind the last layer, before the final norm, of tokens [B, T] from `start` on."""
         model = self.student.model
-        x = model.embed_tokens(ids)
+        x = model.embed_tokens(ids)  # [B, T, N]
         rope = None
         if self.student.config.has_positions:
             positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
@@ -57,7 +57,7 @@ class PrefillPass:
             o = seen.flatten(2)
         else:
             q, k, v = rope_heads(qkv, rope, layer.norms, layer.eps, layer.heads, layer.key_heads)
-            keys, values = cache.update(k, v, start)
+            keys, values = cache.update(k, v, start)  # [B, G, start + T, D]
             o = causal_attention(q, keys, values, layer.width**-0.5).transpose(1, 2).flatten(2)
         x = _added(x, o, layer.output)
         inputs = normed(x, *layer.mlp_norm)
@@ -80,6 +80,7 @@ class PrefillPass:
     def _recur(self, layer: PackedLayer, cache, qkv, narrow, padding: Padding | None, extends: bool) -> torch.Tensor:
         """[B, T, H * D]; the convolution's last inputs and the state go into the cache."""
         recurrence = layer.recurrence
+        # [B, T, D or H] each, by name.
         parts = narrow.split(list(recurrence.narrow.values()), dim=-1)
         parts = dict(zip(recurrence.narrow, parts, strict=True))
         mask = None if padding is None else padding.valid  # [B, T]
@@ -99,6 +100,7 @@ class PrefillPass:
             beta = beta * mask[..., None]
         if mask is not None and beta is None:
             v = v * mask[..., None, None]
+        # [B, H, D, D] of the pieces before.
         state = cache.recurrent_states[0] if extends else None
         o, state = linear_attention(q, k, v, decay, beta, state, None)
         cache.update_recurrent_state(state)
@@ -157,4 +159,4 @@ def _last_inputs(qkv: torch.Tensor, history: torch.Tensor | None, taps: int, pad
 def _added(x: torch.Tensor, o: torch.Tensor, projection) -> torch.Tensor:
     """x + projection(o), [B, T, N]."""
     y = F.linear(o, projection.weight, projection.bias)
-    return y.add_(x)
+    return y.add_(x)  # in place: one pass through memory less

@@ -37,6 +37,7 @@ class DecodeStep:
 
     def __call__(self, token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] behind the tokens [B, 1] at positions [B]."""
+        # Weights are those that were put together, unless one has changed since.
         x = self.student.model.embed_tokens(token[:, 0])  # [B, N]
         where = self._place(x, position)
         for layer, cache in zip(self.packed.layers, self.cache.layers, strict=True):

@@ -27,6 +27,7 @@ def as_student(model: PreTrainedModel) -> GendistillForCausalLM | None:
     if isinstance(model, GendistillForCausalLM):
         return model
     view = _views.get(model)
+    # Kept, for building it takes some tenths of a second.
     if view is None or view.model.rotary_emb.inv_freq.device != model.device:  # buffers are the view's own
         try:
             layers = range(model.config.num_hidden_layers)

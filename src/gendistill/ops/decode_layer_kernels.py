@@ -265,11 +265,11 @@ if triton is not None:
         k = tl.load(mixed + (HEADS + group) * WIDTH + channel).to(tl.float32)
         v = tl.load(mixed + (HEADS + GROUPS + group) * WIDTH + channel).to(tl.float32)  # [V]
         state *= tl.load(DECAY + here + channel)[:, None]
-        write = v
+        write = v  # [V]
         if DELTA:
             beta = 1.0 / (1.0 + tl.exp(-tl.load(X + row * row_stride + beta_offset + head).to(tl.float32)))
             write = beta * (v - tl.sum(state * k[:, None], 0))
-        state += k[:, None] * write
+        state += k[:, None] * write  # an outer product
         tl.store(place, state)
         kind = OUT.dtype.element_ty
         o = tl.sum(state * q[:, None], 0)  # [V]

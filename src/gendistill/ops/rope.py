@@ -75,6 +75,7 @@ if triton is not None:
         is_q = head < HEADS
         there = head < HEADS + KEY_HEADS
         place = QKV + token * (HEADS + 2 * KEY_HEADS) * WIDTH + head * WIDTH + lane
+        # RoPE turns a channel of the first half with that of the second.
         first = tl.load(place, mask=there, other=0.0).to(tl.float32)  # [LANES, D / 2]
         second = tl.load(place + half, mask=there, other=0.0).to(tl.float32)
         if Q_NORM is not None:
