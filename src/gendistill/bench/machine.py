@@ -6,7 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-PACKAGES = ("gendistill", "torch", "transformers", "triton", "fla-core")
+from gendistill import __version__
+
+PACKAGES = ("torch", "transformers", "triton", "fla-core")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def synchronize(device: str) -> None:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"gendistill": __version__}  # it may run from its source, not installed
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from gendistill import __version__
 from gendistill.errors import UserError
 
 FILE = "placement.json"
@@ -38,7 +39,8 @@ def weights_hash(model: PreTrainedModel) -> str:
 
 
 def versions() -> dict[str, str]:
-    return {package: version(package) for package in ("gendistill", "torch", "transformers")}
+    # The package itself may run from its source, not installed.
+    return {"gendistill": __version__} | {package: version(package) for package in ("torch", "transformers")}
 
 
 def read_result(path: Path) -> dict[str, Any]:
