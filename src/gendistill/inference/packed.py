@@ -11,6 +11,7 @@ from gendistill.inference.kept import kept
 from gendistill.models.mixers.layer import LinearAttention, fixed_log_decay
 from gendistill.models.mixers.window import WindowAttention
 from gendistill.models.modeling import GendistillDecoderLayer, GendistillForCausalLM
+from gendistill.models.plain import is_plain
 from gendistill.ops.decode_layer import Recurrence
 
 
@@ -19,12 +20,17 @@ def can_pack(student: GendistillForCausalLM) -> bool:
     if student.config.hidden_act != "silu":
         return False
     for module in student.modules():
-        # A hook would not be called, and an adapter's layer holds more than its weight.
-        if module._forward_hooks or module._forward_pre_hooks:
+        # A hook would not be called.
+        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
             return False
-        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+        if isinstance(module, nn.Linear) and not is_plain(module):
             return False
-    return True
+    layers = student.model.layers
+    mixers = [layer.self_attn if layer.keeps_attention else layer.linear_attn for layer in layers]
+    # By name, for an adapter's layer may be no nn.Linear at all.
+    parts = [part for module in (*mixers, *(layer.mlp for layer in layers)) for part in module.named_children()]
+    read = [part for name, part in parts if name.endswith("_proj")]
+    return all(map(is_plain, [*read, student.lm_head]))
 
 
 def packed(student: GendistillForCausalLM) -> "Packed":

@@ -51,8 +51,9 @@ class PrefillPass:
             narrow = F.linear(inputs, layer.weight[channels:])
             o = self._recur(layer, cache, qkv, narrow, padding, start > 0)
             if seen is not None:
-                share = layer.recurrence.share.to(o.dtype)[:, None]  # [H, 1]
-                o = torch.lerp(o.unflatten(-1, (layer.heads, -1)), seen, share).flatten(2)
+                # The recurrence's share: bfloat16 would round the window's to 1.
+                share = (1 - layer.recurrence.share).to(o.dtype)[:, None]  # [H, 1]
+                o = torch.lerp(seen, o.unflatten(-1, (layer.heads, -1)), share).flatten(2)
         elif layer.is_window:
             o = seen.flatten(2)
         else:

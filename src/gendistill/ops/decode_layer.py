@@ -97,5 +97,5 @@ def recurrent_step(
     o = plain_gated_norm(o, gate, layer.gate_bias, layer.norm, layer.eps, activation)[:, 0]  # [B, H * D]
     if seen is None:
         return o
-    share = layer.share.to(o.dtype)[:, None]  # [H, 1]
-    return torch.lerp(o.unflatten(-1, (heads, -1)), seen, share).flatten(1)
+    share = (1 - layer.share).to(o.dtype)[:, None]  # [H, 1], of the recurrence
+    return torch.lerp(seen, o.unflatten(-1, (heads, -1)), share).flatten(1)

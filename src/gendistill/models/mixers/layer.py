@@ -11,7 +11,6 @@ Shapes: B sequences, T tokens, H query heads, K = V channels of a head, C = (H +
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +24,7 @@ from gendistill.models.configuration import GendistillConfig
 from gendistill.models.mixers.window import attend_to_window
 from gendistill.models.padding import Padding
 from gendistill.models.parameters import Parameter, linear
+from gendistill.models.plain import fetch, joint_projection, product, put_back
 from gendistill.names import MIXERS, look_up
 from gendistill.ops import DecayGate, Documents, convolved_heads, gated_norm, linear_attention
 
@@ -176,6 +176,7 @@ class LinearAttention(nn.Module):
             documents: boundaries of packed documents; not together with a cache.
             without_window: [B] bool, sequences that have to do with the recurrence alone.
         """
+        fetched = fetch([self.q_conv1d, self.k_conv1d, self.v_conv1d, self.g_b_proj, self.o_norm])
         mixed = joint_projection(hidden_states, [self.q_proj, self.k_proj, self.v_proj])  # [B, T, C]
         o = self._recur(hidden_states, mixed, attention_mask, past_key_values, documents)  # [B, T, H * V]
         if self.config.window is not None and self.config.window_is_on:
@@ -187,6 +188,7 @@ class LinearAttention(nn.Module):
             share = share[..., None].to(o.dtype)  # [H, 1] or [B, 1, H, 1]
             o = o.unflatten(-1, (self.num_heads, -1))
             o = torch.lerp(seen, o, share).flatten(-2)
+        put_back(fetched)
         return self.o_proj(o), None
 
     def _recur(
@@ -269,7 +271,7 @@ class LinearAttention(nn.Module):
             decay = DecayGate(decay, self.A_log, self.dt_bias, self.config.log_decay_bound)
         # In float32: the delta rule subtracts what the state holds, and a rounded strength would leave some of it.
         beta = raw["beta"].float().sigmoid() if self.mixer.delta_rule else None
-        return decay, beta, F.linear(raw["gate"], self.g_b_proj.weight)  # its bias is added by `gated_norm`
+        return decay, beta, product(raw["gate"], self.g_b_proj)  # its bias is added by `gated_norm`
 
     def _has_state(self, cache: Cache) -> bool:
         # Both: a layer that was reset still holds tensors, and one in its first call has its convolution window only.
@@ -309,14 +311,6 @@ class LinearAttention(nn.Module):
                 window = _close_gap(window, mask[..., 0], kernel)  # [B, C, kernel + T]
             layer.conv_states[0].copy_(_last_inputs(window, mask[..., 0], kernel))
         return window.transpose(1, 2)
-
-
-def joint_projection(x: torch.Tensor, projections: Sequence[nn.Linear]) -> torch.Tensor:
-    """What the projections make of x [..., hidden], side by side, fused; all of them have a bias, or none."""
-    # Putting the weights together costs less than putting their outputs, of which there is one a token.
-    weight = torch.cat([projection.weight for projection in projections])
-    bias = None if projections[0].bias is None else torch.cat([projection.bias for projection in projections])
-    return F.linear(x, weight, bias)
 
 
 def _close_gap(window: torch.Tensor, mask: torch.Tensor, kernel: int) -> torch.Tensor:
