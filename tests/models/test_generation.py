@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import GenerationConfig, StaticCache
 
+from gendistill.errors import UserError
 from gendistill.models.cache import PureCache, new_cache
-from small_models import CLOSE, VARIANTS, make_student, pad_left, tokens
+from small_models import CLOSE, VARIANTS, make_student, make_teacher, pad_left, tokens
 
 GREEDY = dict(do_sample=False, eos_token_id=None)
 PURE = [name for name in VARIANTS if "pure" in name]
@@ -149,3 +150,25 @@ def test_a_conversation_goes_on_from_its_cache(keep):
     mask = torch.cat([mask, torch.ones(1, 13, dtype=torch.long)], dim=1)
     again = student.generate(asked, attention_mask=mask, past_key_values=first.past_key_values, **how)
     assert torch.equal(again, student.generate(asked, attention_mask=mask, **how))
+
+
+@pytest.mark.parametrize("name", ["qwen3-kda-hybrid", "qwen2-gla-pure", "llama-gated_deltanet-hybrid"])
+def test_a_student_drafts_for_its_teacher(name):
+    """Assisted generation says what the teacher says alone; a second call on a recorded cache is one pass."""
+    teacher, student = make_teacher("qwen3"), make_student(**VARIANTS[name])
+    ids = tokens(1, 10)
+    how = dict(attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=96, pad_token_id=0)
+    expected = teacher.generate(ids, **how)
+    assert torch.equal(teacher.generate(ids, assistant_model=student, **how), expected)
+    cache = new_cache(student.config)
+    cache.activate_past_recording()
+    student(ids[:, :6], past_key_values=cache)
+    again = student(ids[:, 6:], past_key_values=cache, attention_mask=torch.ones_like(ids)).logits
+    torch.testing.assert_close(again, student(ids).logits[:, 6:], rtol=1e-3, atol=1e-3)
+
+
+def test_a_student_with_windows_is_no_draft_model():
+    ids = tokens(1, 10)
+    student = make_student(**VARIANTS["qwen3-window-hybrid"])
+    with pytest.raises(UserError, match="with windows cannot be a draft model"):
+        make_teacher("qwen3").generate(ids, assistant_model=student, max_new_tokens=4, pad_token_id=0)

@@ -19,6 +19,7 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 
+from gendistill.errors import UserError
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.padding import Padding
 from gendistill.ops.window import Past
@@ -59,6 +60,11 @@ class Ring:
         """The ring buffer of a cache's layer, made if it is not there; `like` [B, G, T, D] are keys to come."""
         if not isinstance(layer, LinearAttentionLayer):
             raise ValueError(f"a window keeps its keys in a LinearAttentionLayer, not in a {type(layer).__name__}")
+        if layer.record_past:
+            raise UserError(
+                "a student with windows cannot be a draft model (assistant_model): what a window forgot for drafts that "
+                "are rejected could not be brought back. Take a student without windows."
+            )
         self.layer, self.window, self.sinks = layer, window, sinks
         if RING_KEYS not in layer.recurrent_states:
             batch, heads, _, width = like.shape

@@ -234,6 +234,8 @@ class GendistillForCausalLM(GendistillPreTrainedModel, GenerationMixin):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         if self.config.is_pure and not given and model_kwargs.get("past_key_values") is not None:
             model_kwargs["past_key_values"] = new_cache(self.config)
+            if generation_config.is_assistant:  # what the cache that it takes the place of was told
+                model_kwargs["past_key_values"].activate_past_recording()
 
     @can_return_tuple
     def forward(

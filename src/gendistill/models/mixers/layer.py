@@ -309,7 +309,10 @@ class LinearAttention(nn.Module):
         if mask is not None:
             if extends:
                 window = _close_gap(window, mask[..., 0], kernel)  # [B, C, kernel + T]
-            layer.conv_states[0].copy_(_last_inputs(window, mask[..., 0], kernel))
+            if layer.record_past:  # of a draft model: all is kept until it is known what was accepted
+                layer.conv_states[0] = window
+            else:
+                layer.conv_states[0].copy_(_last_inputs(window, mask[..., 0], kernel))
         return window.transpose(1, 2)
 
 
