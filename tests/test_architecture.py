@@ -39,7 +39,8 @@ ROOMS = {
     "distill": f"{GROUND} ops distributed models compute recipe.fields recipe.data data recipe",
     "evaluate": f"{GROUND} distributed sandbox analysis models compute inference recipe.data data evaluate.kinds"
     " recipe",
-    "synthesize": f"{GROUND} distributed sandbox analysis inference recipe.data data evaluate.kinds recipe evaluate",
+    "synthesize": f"{GROUND} distributed sandbox analysis models inference recipe.data data evaluate.kinds recipe"
+    " evaluate",
     "placement": f"{GROUND} ops models recipe.fields recipe.data data evaluate.kinds recipe",
     "plan": f"{GROUND} ops models compute recipe.data data recipe distill",
     "bench": f"{GROUND} models compute inference recipe.data recipe placement",

@@ -11,6 +11,7 @@ from gendistill.bench.limits import shortest_prefill, shortest_step
 from gendistill.bench.machine import Rates
 from gendistill.bench.measure import Cell, measure_cell
 from gendistill.errors import UserError
+from gendistill.models.positions import most_positions
 
 FORMS = ("default", "best")
 
@@ -18,7 +19,7 @@ FORMS = ("default", "best")
 def check_contexts(models: Mapping[str, PreTrainedModel], contexts: Sequence[int]) -> None:
     """Raises UserError for a context beyond a model's positions."""
     for name, model in models.items():
-        limit = model.config.max_position_embeddings
+        limit = most_positions(model.config)
         if max(contexts) > limit:
             raise UserError(
                 f"context {max(contexts)}: the {name}'s positions end at {limit}. Give shorter contexts, or a model "

@@ -11,7 +11,7 @@ from gendistill.data.chat import render_prompts as render_conversations
 from gendistill.data.replies import reply_ids
 from gendistill.evaluate.kinds import KINDS
 from gendistill.evaluate.kinds.item import Item
-from gendistill.inference.generation import Advance, in_batches, rows_that_fit
+from gendistill.inference.generation import Advance, checked_size, in_batches, rows_that_fit
 from gendistill.inference.prefill import Prefix, extend, prefill
 
 LOGITS_AT_ONCE = 4096  # positions whose logits are held: 1.2 GB in bfloat16 with a vocabulary of 150,000
@@ -91,7 +91,7 @@ def rank(
         advance(finished)
 
     # No reply is generated, so a row is as long as its prompt.
-    size = batch_size or rows_that_fit(model, prompts, 0)
+    size = checked_size(model, batch_size) or rows_that_fit(model, prompts, 0)
     in_batches(prompts, [index for index in range(len(items)) if index not in rankings], size, score)
     return [rankings[index] for index in range(len(items))]
 

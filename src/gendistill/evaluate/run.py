@@ -27,6 +27,7 @@ from gendistill.files import file_sha256, read_jsonl, write_atomically, write_js
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, generate
 from gendistill.inference.stopping import end_ids
+from gendistill.models.positions import most_positions
 from gendistill.recipe.evaluation import Evaluation
 
 FORMAT = 4  # of the records; raise it when their content or the extraction of answers changes
@@ -279,7 +280,7 @@ def _check_length(
     name: str,
     task: TaskSettings,
 ) -> None:
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limit = most_positions(config.get_text_config())
     candidate = max((len(ids) for own in candidates for ids in own), default=0)
     # The longest candidate may be longer than any reply: an option's text, say.
     reply = max(candidate, task.max_new_tokens)

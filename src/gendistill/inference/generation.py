@@ -13,6 +13,7 @@ from gendistill.errors import UserError
 from gendistill.inference.decoding import Decoding, Sampling, can_decode
 from gendistill.inference.prefill import Prefix
 from gendistill.inference.stopping import StopStrings, end_ids
+from gendistill.models.positions import depends_on_length
 
 Advance = Callable[[dict[int, Any]], None]  # told what was finished, by the prompt's index
 # Prompts and replies of a batch on CUDA, in tokens. It need not be right: a batch that does not fit is halved.
@@ -66,7 +67,7 @@ def generate(
         advance(finished)
 
     missing = [i for i in range(len(prompts)) if i not in replies]
-    size = batch_size or rows_that_fit(model, prompts, max_new_tokens)
+    size = checked_size(model, batch_size) or rows_that_fit(model, prompts, max_new_tokens)
     if can_decode(model):
         how = dict(max_new_tokens=max_new_tokens, ends=ends, pad=pad, strings=strings)
         _decode(model, prompts, missing, size, sampling, finish, how)
@@ -180,8 +181,22 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
 
 
+def checked_size(model: PreTrainedModel, batch_size: int | None) -> int | None:
+    """The batch size that was asked for; UserError if the model takes no batches."""
+    if batch_size is not None and batch_size > 1 and depends_on_length(model.config.get_text_config()):
+        rope = model.config.get_text_config().rope_parameters["rope_type"]
+        raise UserError(
+            f"batch_size {batch_size}: with RoPE of type {rope} a position means something else beside a longer "
+            "sequence, so that replies and scores would depend on the batch. Leave batch_size out, or give 1."
+        )
+    return batch_size
+
+
 def rows_that_fit(model: PreTrainedModel, prompts: Sequence[list[int]], reply: int) -> int:
-    """Batch size to begin with: so many prompts that they and replies of this length have TOKENS_AT_ONCE tokens."""
+    """Batch size to begin with: so many prompts that they and replies of this length have TOKENS_AT_ONCE tokens; 1 if
+    sequences of a batch change each other."""
+    if depends_on_length(model.config.get_text_config()):
+        return 1
     most = ROWS_AT_ONCE.get(model.device.type, ROWS_AT_ONCE["cpu"])
     longest = max(map(len, prompts), default=0)
     return max(1, min(most, TOKENS_AT_ONCE // (longest + reply + 1)))

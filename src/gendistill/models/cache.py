@@ -62,8 +62,8 @@ class Ring:
             raise ValueError(f"a window keeps its keys in a LinearAttentionLayer, not in a {type(layer).__name__}")
         if layer.record_past:
             raise UserError(
-                "a student with windows cannot be a draft model (assistant_model): what a window forgot for drafts that "
-                "are rejected could not be brought back. Take a student without windows."
+                "a student with windows cannot be a draft model (assistant_model): what a window forgot for drafts "
+                "that are rejected could not be brought back. Take a student without windows."
             )
         self.layer, self.window, self.sinks = layer, window, sinks
         if RING_KEYS not in layer.recurrent_states:

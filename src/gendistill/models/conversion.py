@@ -40,6 +40,7 @@ def convert(
     Raises:
         UserError: a tensor has no counterpart, or one of another shape.
     """
+    config = as_tied_as(teacher, config)
     with no_init_weights():  # everything is overwritten below
         student = GendistillForCausalLM._from_config(config, dtype=teacher.dtype)
     student.tie_weights()
@@ -55,6 +56,17 @@ def convert(
             weights[name].copy_(original)
     student.generation_config = teacher.generation_config
     return student.eval(), accounting
+
+
+def as_tied_as(teacher: PreTrainedModel, config: GendistillConfig) -> GendistillConfig:
+    """The configuration with the head tied as it is in the teacher's memory.
+
+    A checkpoint whose configuration ties it may hold a head of its own; transformers then believes the checkpoint.
+    """
+    tied = teacher.get_output_embeddings().weight is teacher.get_input_embeddings().weight
+    if tied == config.tie_word_embeddings:
+        return config
+    return GendistillConfig.from_dict(config.to_dict() | {"tie_word_embeddings": tied})
 
 
 def counterparts(

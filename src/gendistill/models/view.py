@@ -12,18 +12,22 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from gendistill.errors import UserError
 from gendistill.models.configuration import GendistillConfig
-from gendistill.models.conversion import counterparts
+from gendistill.models.conversion import as_tied_as, counterparts
 from gendistill.models.families import student_config
 from gendistill.models.modeling import GendistillForCausalLM
+from gendistill.models.positions import depends_on_length
 
 _views: WeakKeyDictionary[PreTrainedModel, GendistillForCausalLM] = WeakKeyDictionary()
 
 
 def as_student(model: PreTrainedModel) -> GendistillForCausalLM | None:
-    """The model itself if it is a student, a view of a supported teacher, None of any other model.
+    """The model itself if it is a student, a view of a supported teacher, None of any other model, and of one whose
+    positions depend on the text's length.
 
     The view holds the teacher's own parameters: what happens to them, happens to both.
     """
+    if depends_on_length(model.config.get_text_config()):  # every step would need other frequencies
+        return None
     if isinstance(model, GendistillForCausalLM):
         return model
     view = _views.get(model)
@@ -46,7 +50,7 @@ def all_attention(teacher: PreTrainedModel, config: GendistillConfig) -> Gendist
     """
     count = config.num_hidden_layers
     kept = {"layer_types": ["full_attention"] * count, "mixers": [None] * count, "window": None, "sinks": 0}
-    config = GendistillConfig.from_dict(config.to_dict() | kept)
+    config = as_tied_as(teacher, GendistillConfig.from_dict(config.to_dict() | kept))
     with torch.device("meta"), no_init_weights():  # shapes without data: no second copy of the weights
         student = GendistillForCausalLM._from_config(config, dtype=teacher.dtype)
     student.tie_weights()

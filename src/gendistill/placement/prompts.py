@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from gendistill.data.chat import ends_of_turns
 from gendistill.errors import UserError
 from gendistill.evaluate.kinds.recall import AnsweredPrompt, recall_prompts
+from gendistill.models.positions import most_positions
 from gendistill.recipe.placement import Measured
 
 
@@ -56,7 +57,7 @@ class PromptMaker:
 
     def __init__(self, settings: Measured, tokenizer, teacher: PreTrainedModel, seed: int):
         self.settings, self.tokenizer, self.seed = settings, tokenizer, seed
-        self.positions, self.device = teacher.config.max_position_embeddings, teacher.device
+        self.positions, self.device = most_positions(teacher.config), teacher.device
         self.ends = ends_of_turns(tokenizer)
 
     def first(self, count: int) -> Answered:

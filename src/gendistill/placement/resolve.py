@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from gendistill.errors import UserError
+from gendistill.models.positions import most_positions
 from gendistill.placement.result import read_result
 from gendistill.placement.search import fixed
 from gendistill.recipe.loading import Recipe
@@ -52,7 +53,7 @@ def check_placement(recipe: Recipe, teacher: PreTrainedConfig) -> None:
         return
     fixed("uniform", keep.layers, teacher.num_hidden_layers)
     if isinstance(keep, Measured):
-        limit = teacher.max_position_embeddings
+        limit = most_positions(teacher)
         for name in ("length", "window"):
             if getattr(keep, name) > limit:
                 raise UserError(

@@ -12,6 +12,7 @@ from gendistill.evaluate.run import check_questions
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_config
+from gendistill.models.positions import most_positions
 from gendistill.placement.resolve import placed
 from gendistill.plan.refusal import gib
 from gendistill.recipe.loading import Recipe
@@ -51,7 +52,7 @@ def check_shapes(recipe: Recipe, placement: Path | None = None) -> GendistillCon
     _check_dropped_windows(recipe, config)
     lengths = {"conversion": recipe.conversion.sequence_length}
     lengths |= {f"stages.{name}": stage.sequence_length for name, stage in recipe.stages.items()}
-    limit = config.max_position_embeddings  # beyond it a teacher with rotary positions answers, but badly
+    limit = most_positions(config)  # beyond it a teacher with rotary positions answers, but badly
     for name, length in lengths.items():
         if length > limit:
             raise UserError(f"{name}.sequence_length is {length}; the teacher's positions end at {limit}")

@@ -26,6 +26,7 @@ from gendistill.files import write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, generate
 from gendistill.inference.stopping import end_ids
+from gendistill.models.positions import most_positions
 from gendistill.recipe.data import Synthesis
 from gendistill.synthesize.checks import Duplicates
 from gendistill.synthesize.judge import Answered, judge, letters
@@ -196,7 +197,7 @@ def _read_replies(path: Path, batches: list[list[tuple[Prompt, int]]]) -> list[A
 
 
 def _check_length(model, prompts: list[Prompt], synthesis: Synthesis) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = most_positions(model.config.get_text_config())
     longest = max(len(prompt.ids) for prompt in prompts)
     if limit is not None and longest + synthesis.max_new_tokens > limit:
         raise UserError(
