@@ -1,4 +1,4 @@
-"""The kernels of a decoding step against plain PyTorch, alone and inside a CUDA graph; prefill by graph against eager."""
+"""The kernels of a decoding step against plain PyTorch, also inside a CUDA graph; prefill by graph against eager."""
 
 import pytest
 import torch
@@ -58,10 +58,8 @@ def test_products_of_few_rows(dtype, rows, inputs, outputs, plainly):
     torch.manual_seed(0)
     x = torch.randn(rows, inputs, device="cuda", dtype=dtype)
     weight, up = (torch.randn(outputs, inputs, device="cuda", dtype=dtype) / inputs**0.5 for _ in range(2))
-    bias, residual = (
-        torch.randn(outputs, device="cuda", dtype=dtype),
-        torch.randn(rows, outputs, device="cuda", dtype=dtype),
-    )
+    bias = torch.randn(outputs, device="cuda", dtype=dtype)
+    residual = torch.randn(rows, outputs, device="cuda", dtype=dtype)
     norm = (torch.randn(inputs, device="cuda", dtype=dtype), 1e-6)
     for options in ({}, {"norm": norm}, {"norm": norm, "up": (up, None)}, {"residual": residual}):
         got = decode_linear(x, weight, bias, **options)
@@ -89,9 +87,8 @@ def test_prefill_by_graph_is_prefill_and_is_the_forward_pass(options):
 
     torch.manual_seed(0)
     shape = dict(vocab_size=500, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4)
-    config = Qwen3Config(
-        **shape, num_key_value_heads=2, head_dim=64, initializer_range=0.3, max_position_embeddings=2048
-    )
+    shape |= dict(num_key_value_heads=2, head_dim=64, initializer_range=0.3, max_position_embeddings=2048)
+    config = Qwen3Config(**shape)
     teacher = AutoModelForCausalLM.from_config(config).eval()
     student = convert(teacher, student_config(config, [1], **options), seed=0)[0].cuda()
     draw = torch.Generator().manual_seed(0)
