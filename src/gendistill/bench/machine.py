@@ -32,7 +32,7 @@ def measure_rates(device: str, dtype: torch.dtype) -> Rates:
     source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copied = seconds_of(lambda: target.copy_(source), device, 5)
-    width = 8192 if on_gpu else 1024
+    width = 8192 if on_gpu else 2048
     a = torch.randn(width, width, device=device, dtype=dtype)
     multiplied = seconds_of(lambda: a @ a, device, 5)
     name = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
