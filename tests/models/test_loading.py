@@ -109,7 +109,7 @@ def test_faults_of_files(folder, fault):
 @pytest.mark.parametrize("settings", IMPOSSIBLE, ids=str)
 def test_impossible_configurations(folder, settings):
     configured(**settings)(folder)
-    refused(folder)
+    assert refused(folder)
 
 
 def test_a_sound_one_is_loaded(folder):

@@ -11,7 +11,7 @@ import yaml
 
 from cli_tools import RECIPE, environment
 from gendistill.errors import UserError
-from gendistill.recipe.loading import parse_recipe
+from gendistill.recipe.loading import load_recipe, parse_recipe
 from gendistill.run.folder import RunFolder
 from gendistill.run.lock import holder_of, lock_folder
 
@@ -130,7 +130,9 @@ def test_a_stage_that_has_begun_keeps_its_place(begun):
 
 def test_before_anything_has_begun_all_may_change(tmp_path):
     RunFolder(tmp_path / "run", recipe()).create()
-    RunFolder(tmp_path / "run", recipe(*MAY_NOT.values())).create()
+    changed = recipe(*MAY_NOT.values())
+    RunFolder(tmp_path / "run", changed).create()
+    assert load_recipe(tmp_path / "run/recipe.yaml") == changed
 
 
 def test_writing_of_the_teacher_is_a_beginning(tmp_path):

@@ -204,7 +204,7 @@ class DecodingBatch:
     def admit(self, rows: list[int], prefilled: Prefilled, indices: Sequence[int]) -> None:
         """Puts new prompts into rows whose replies have been given out; all stays at its address."""
         index = torch.tensor(rows, dtype=torch.long, device=self.token.device)
-        self.cache.put(index, prefilled.cache, torch.arange(len(rows), device=index.device))
+        self.cache.put(index, prefilled.cache)
         for row, number in zip(rows, indices, strict=True):
             self.indices[row] = number
         self.position[index] = prefilled.lengths

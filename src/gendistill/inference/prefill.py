@@ -72,26 +72,29 @@ def prefill(
     Args:
         room: places S of the cache, for the prompts and what is to follow; None: for the prompts alone.
     """
+    prompts = list(prompts)
     width = max(map(len, prompts))
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)  # [B]
-    ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=model.device)  # [B, P + T]
     student = as_student(model)
+    room = room or width
+    # Before the ids are put together: a graph has a place of its own for them.
+    may_graph = student is not None and prefix is None and can_pack(student)
+    if may_graph and (made := graphed_prefill(student, prompts, room)):
+        logits, cache = made
+        cache.start = lengths
+        return Prefilled(logits, lengths, cache, prompts)
+    ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=model.device)  # [B, P + T]
     if student is None:
         logits = model(input_ids=ids, use_cache=False).logits  # [B, T, V]
         last = logits[torch.arange(len(prompts), device=ids.device), lengths - 1]
-        return Prefilled(last, lengths, None, list(prompts))
-    room = room or width
-    if prefix is None and can_pack(student) and (made := graphed_prefill(student, list(prompts), room)):
-        logits, cache = made
-        cache.start = lengths
-        return Prefilled(logits, lengths, cache, list(prompts))
+        return Prefilled(last, lengths, None, prompts)
     if prefix is None:
         start, cache = 0, SlotCache(student.config, room)
     else:
         # Every prompt gets a copy of the prefix cache, as decoding writes behind it.
         start, cache = prefix.length, select_rows(prefix.cache, [0] * len(prompts))
         cache.resize(room)
-    return Prefilled(_run(student, ids, lengths, start, cache), lengths, cache, list(prompts))
+    return Prefilled(_run(student, ids, lengths, start, cache), lengths, cache, prompts)
 
 
 def _run(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from gendistill.inference.packed import PackedLayer, packed
-from gendistill.models.cache import RING_KEYS, RING_VALUES, SlotCache
+from gendistill.models.cache import RING_KEYS, RING_VALUES, SlotCache, ring_length, ring_places
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.ops.decode_attention import decode_attention
 from gendistill.ops.decode_layer import recurrent_step, rope_and_write
@@ -45,14 +45,13 @@ class DecodeStep:
         return decode_linear(x, self.student.lm_head.weight, norm=self.packed.norm)
 
     def _place(self, x: torch.Tensor, position: torch.Tensor) -> Place:
-        cos = sin = ring_place = ring_length = None
+        cos = sin = place = length = None
         if self.config.has_positions:
             cos, sin = (part[:, 0].contiguous() for part in self.student.model.rotary_emb(x, position[:, None]))
         if self.config.window is not None:
             window, sinks = self.config.window, self.config.sinks
-            ring_place = torch.where(position < sinks, position, sinks + (position - sinks) % window)
-            ring_length = (position + 1).clamp(max=sinks + window)
-        return Place(cos, sin, position, position + 1, ring_place, ring_length)
+            place, length = ring_places(position, window, sinks), ring_length(position + 1, window, sinks)
+        return Place(cos, sin, position, position + 1, place, length)
 
 
 def _through(layer: PackedLayer, cache, x: torch.Tensor, where: Place) -> torch.Tensor:

@@ -8,7 +8,6 @@ caches hold the token at position p at place p.
 Shapes: B sequences, H query heads, G key heads, T tokens, D channels of a head.
 """
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,10 +22,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from gendistill.ops import Documents
 from gendistill.ops.causal import causal_attention
 from gendistill.ops.decode_attention import decode_attention
+from gendistill.ops.window import VARLEN_OPTIONS
 
 PACKED, SLOTS = "gendistill_packed", "gendistill_slots"
-# Newer versions of torch want to be told that key heads may be fewer; older ones just take them.
-VARLEN_OPTIONS = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 @contextmanager

@@ -91,7 +91,7 @@ class Ring:
     @property
     def lengths(self) -> torch.Tensor:
         """[B]: places from the first on that hold tokens, in whatever order."""
-        return self.count.clamp(max=self.sinks + self.window)
+        return ring_length(self.count, self.window, self.sinks)
 
     def past(self) -> Past | None:
         """The tokens in their order; None if there are none."""
@@ -99,7 +99,8 @@ class Ring:
             return None
         last = self.count[:, None] + torch.arange(-self.window, 0, device=self.count.device)  # [B, W] positions
         sinks = torch.arange(self.sinks, device=last.device).expand(len(last), -1)  # [B, S]
-        index = torch.cat([sinks, self._places(last.clamp(min=0))], dim=1)[:, None, :, None]  # [B, 1, S + W, 1]
+        places = ring_places(last.clamp(min=0), self.window, self.sinks)  # [B, W]
+        index = torch.cat([sinks, places], dim=1)[:, None, :, None]  # [B, 1, S + W, 1]
         keys, values = (x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3])) for x in (self.keys, self.values))
         return Past(keys, values, self.count, self.layer.equal_count)
 
@@ -112,7 +113,8 @@ class Ring:
         stays = (index < new[:, None]) & (
             (index >= new[:, None] - self.window) | (self.count[:, None] + index < self.sinks)
         )
-        places = self._places(self.count[:, None] + index).masked_fill(~stays, self.sinks + self.window)  # [B, T]
+        places = ring_places(self.count[:, None] + index, self.window, self.sinks)  # [B, T]
+        places = places.masked_fill(~stays, self.sinks + self.window)
         places = places[:, None, :, None].expand_as(k)
         self.keys.scatter_(2, places, k)
         self.values.scatter_(2, places, v)
@@ -122,9 +124,15 @@ class Ring:
         for state in (RING_KEYS, RING_VALUES, RING_COUNT):
             self.layer.has_previous_state[state] = True
 
-    def _places(self, positions: torch.Tensor) -> torch.Tensor:
-        around = self.sinks + (positions - self.sinks) % self.window
-        return torch.where(positions < self.sinks, positions, around)
+
+def ring_places(positions: torch.Tensor, window: int, sinks: int) -> torch.Tensor:
+    """Where in a `Ring` the tokens at these positions lie, int64 of the same shape."""
+    return torch.where(positions < sinks, positions, sinks + (positions - sinks) % window)
+
+
+def ring_length(count: torch.Tensor, window: int, sinks: int) -> torch.Tensor:
+    """How many places of a `Ring` hold tokens after so many, int64 of the same shape."""
+    return count.clamp(max=sinks + window)
 
 
 def new_cache(config: GendistillConfig) -> DynamicCache:
@@ -134,14 +142,21 @@ def new_cache(config: GendistillConfig) -> DynamicCache:
 
 def select_rows(cache: Cache, rows: Sequence[int]) -> Cache:
     """A cache of the given sequences, any of them any number of times; the one given stays as it is."""
-    selected = copy.copy(cache)
-    selected.layers = [copy.copy(layer) for layer in cache.layers]
+    selected = _of_same_tensors(cache)
     for layer in selected.layers:
+        layer.reorder_cache(torch.tensor(rows, device=layer.device))  # by index_select, so with new tensors
+    return selected
+
+
+def _of_same_tensors(cache: Cache) -> Cache:
+    """A cache with layers of its own, in which other tensors can be put."""
+    made = copy.copy(cache)
+    made.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in made.layers:
         # A linear layer keeps its states in dictionaries, which a copy of the layer still shares.
         containers = {name: copy.copy(value) for name, value in vars(layer).items() if isinstance(value, dict | list)}
         vars(layer).update(containers)
-        layer.reorder_cache(torch.tensor(rows, device=layer.device))  # by index_select, so with new tensors
-    return selected
+    return made
 
 
 class SlotLayer(CacheLayerMixin):
@@ -242,8 +257,7 @@ class SlotCache(Cache):
 
     def copy(self, room: int) -> "SlotCache":
         """The same in tensors of its own, with another number of places."""
-        made = copy.copy(self)
-        made.layers = [copy.copy(layer) for layer in self.layers]
+        made = _of_same_tensors(self)
         for layer in made.layers:
             if isinstance(layer, SlotLayer):
                 layer.copy_tensors(room)
@@ -251,21 +265,19 @@ class SlotCache(Cache):
             for kind in ("conv_states", "recurrent_states"):
                 states = getattr(layer, kind).items()
                 setattr(layer, kind, {i: None if state is None else state.clone() for i, state in states})
-            for flags in ("is_conv_states_initialized", "is_recurrent_states_initialized", "has_previous_state"):
-                setattr(layer, flags, dict(getattr(layer, flags)))
         return made
 
-    def put(self, rows: torch.Tensor, other: "SlotCache", chosen: torch.Tensor) -> None:
-        """Puts sequences of another cache, the `chosen` [N], in the place of some of this one's, `rows` [N]."""
+    def put(self, rows: torch.Tensor, other: "SlotCache") -> None:
+        """Puts the N sequences of another cache in the place of some of this one's, `rows` [N]."""
         for own, new in zip(self.layers, other.layers, strict=True):
             if isinstance(own, SlotLayer):
                 for mine, theirs in ((own.keys, new.keys), (own.values, new.values)):
-                    mine[rows, :, : new.room] = theirs[chosen]
+                    mine[rows, :, : new.room] = theirs
                 continue
             for kind in ("conv_states", "recurrent_states"):
                 for state, mine in getattr(own, kind).items():
                     if mine is not None:
-                        mine[rows] = getattr(new, kind)[state][chosen]
+                        mine[rows] = getattr(new, kind)[state]
             own.equal_count = None
 
 
@@ -275,8 +287,7 @@ def cache_bytes(cache: Cache) -> int:
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionLayer):
             tensors += [*layer.conv_states.values(), *layer.recurrent_states.values()]
-        if isinstance(
-            layer, DynamicLayer | StaticLayer | SlotLayer
-        ):  # transformers' own hybrids have layers that are both
+        # Not instead of the above: transformers' own hybrids have layers that are both.
+        if isinstance(layer, DynamicLayer | StaticLayer | SlotLayer):
             tensors += [layer.keys, layer.values]
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -134,4 +134,4 @@ def test_nothing_else_is_taken_out(reply):
 
 def test_long_replies_full_of_hedges_are_read_in_time():
     for part in ("maybe ", "I am not sure. ", "it could be, ", "可能", "maybe. "):
-        committed(part * 20_000)
+        assert not committed(part * 20_000).strip()
