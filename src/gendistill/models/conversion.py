@@ -157,9 +157,9 @@ class ConversionReport:
             bound, what = max_loss, "conversion.max_loss"
         if not self.student_loss < bound:
             raise UserError(
-                f"conversion: the untrained student's loss {self.student_loss:.3f} is not below {what}, {bound:.3f}. Keep "
-                "more layers, place them differently, or, if alignment is to mend it (a student without attention often "
-                "starts so), allow more with conversion.max_loss."
+                f"conversion: the untrained student's loss {self.student_loss:.3f} is not below {what}, {bound:.3f}. "
+                "Keep more layers, place them differently, or, if alignment is to mend it (a student without attention "
+                "often starts so), allow more with conversion.max_loss."
             )
 
 
