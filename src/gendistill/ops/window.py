@@ -117,8 +117,8 @@ def _visible(
         return near, far.expand(-1, -1, block, -1)
     behind = blocks * block - length
     document = documents.starts.cumsum(1)  # [B, T], from 1 on
-    # Padding behind the last token belongs to its document; keys before the first token to none. Cut into views, and not
-    # looked up: torch 2.11 cannot compile an index that is clamped and stands behind others.
+    # Padding behind the last token belongs to its document; keys before the first token to none. Cut into views, and
+    # not looked up: torch 2.11 cannot compile an index that is clamped and stands behind others.
     document = torch.cat([document, document[:, -1:].expand(-1, behind)], dim=1)
     of_query = document.unflatten(1, (blocks, block))  # [B, N, block]
     of_key = F.pad(document, (window, 0)).unfold(1, window + block, block)  # [B, N, W + block]
