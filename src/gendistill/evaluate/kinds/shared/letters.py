@@ -6,8 +6,10 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import NamedTuple
 
+from gendistill.evaluate.kinds.shared.hinted import Hinted
 from gendistill.evaluate.kinds.shared.statements import (
     DENIAL,
+    DENIAL_HINTS,
     MOST_STATEMENTS,
     cut_back,
     denied,
@@ -23,17 +25,25 @@ _B = r"\s{0,3}"  # blanks; bounded, or a run of them would be tried in every way
 _JOINT = (
     rf"(?:{_B}(?:,|/|&|、|\+){_B}(?:and\b|or\b)?{_B}|{_B}\b(?:and|or|y|o|und|oder|et|ou|nor)\b{_B}|{_B}[和或与]{_B})"
 )
+_LONE_LETTER = re.compile(r"[A-Za-z]\.?")
+# A letter by itself in bold, code or LaTeX.
+_MARKED = re.compile(r"(\*\*|__|`|\$)\s?([A-Z])\s?\1")
 MARKED_LENGTH = 8  # of a reply that is nothing but a letter and its marks
 # An option's text in quotes at the end of a sentence, marked as what is meant.
 _QUOTED = re.compile(r"(?:\b(?:is|es|est|ist)\s|是)[\"“«]([^\"”»\n]{1,80})[\"”»](?=[.。]?\s*$)")
+_DENIAL_IN_FRONT = re.compile(r"^(?: ?¬ ?)+(?=[A-Z(])")  # as `_said` writes one
 _TAKEN_BACK = re.compile(r"\b(?:is|ist|es|est)\s(?:wrong|incorrect|false|falsch|incorrect[oae]|faux|fausse)\b|错")
-_LIST_OF_WRONG = re.compile(r"\b(?:wrong|incorrect|falsche?n?|incorrectas|fausses|mauvaises|错误)\b[^\n]{0,60}:\s*\n")
+_LIST_OF_WRONG = Hinted(
+    re.compile(r"\b(?:wrong|incorrect|falsche?n?|incorrectas|fausses|mauvaises|错误)\b[^\n]{0,60}:\s*\n"),
+    hints="wrong incorrect falsch fausses mauvaises 错误",
+)
 # "A hexagon is", and not "A because".
 _ARTICLE = re.compile(
     r"A (?!(?:because|since|as|for|and|or|is|which|due|in|according|given|but|with|if|based)\b)[a-z]+\b"
 )
-_WRONG = re.compile(
-    r"\b(?:wrong|incorrect|false|not|no|falsch|nicht|incorrect[oae]|faux|fausse)\b|n['’]t\b|错|不", re.I
+_WRONG = Hinted(
+    r"\b(?:wrong|incorrect|false|not|no|falsch|nicht|incorrect[oae]|faux|fausse)\b|n['’]t\b|错|不",
+    hints="wrong incorrect false no falsch nicht faux fausse n't n’t 错 不",
 )
 _RIGHT = (
     rf"(?:\bis|:|-|–|是|es|ist|est){_B}(?:the\s|la\s|die\s|definitely\s)?"
@@ -54,6 +64,9 @@ def strict_letter(reply: str, choices: Sequence[str], truncated: bool = False) -
 @lru_cache(maxsize=16)  # the flexible reading begins with the strict one
 def _strict_letter(reply: str, choices: tuple[str, ...], truncated: bool) -> str | None:
     text = _spelled(reply)
+    # What most replies to such a question are; none of the rules below says anything else of it.
+    if _LONE_LETTER.fullmatch(text) and text[0].upper() in LETTERS[: len(choices)]:
+        return text[0].upper()
     found = set(_by_whole_text(text, choices))
     if not found:
         said = {letter for letter, ended in _said(text, choices, strictly=True) if ended or not truncated}
@@ -115,11 +128,11 @@ class _Patterns(NamedTuple):
     listed: re.Pattern
     joined: re.Pattern
     stated: re.Pattern
-    picked: re.Pattern
+    picked: Hinted
     loosely: re.Pattern
     alone: re.Pattern
     several: re.Pattern
-    denials: re.Pattern
+    denials: Hinted
 
 
 @lru_cache
@@ -145,10 +158,13 @@ def _patterns(count: int) -> _Patterns:
         listed=re.compile(rf"{_B}\(?{letter}[.):]*(?:{_JOINT}|{_B})\(?{letter}(?:[.):]|{_B}$|{_JOINT})"),
         joined=re.compile(rf"{close}{_JOINT}(?i:option\s)?{open_}{either}"),
         stated=re.compile(rf"(?i:{word}){open_}({either})"),
-        picked=re.compile(
-            rf"(?:应选|故选|选择|(?<!不)选)(?:项)?{_B}[:为是]?{_B}{open_}({capital}){after}"
-            rf"|(?:\b(?i:option|choice|opción|réponse|antwort)\s+){open_}({capital}){close}{_B}{_RIGHT}"
-            rf"|\b(?i:is|es|est|ist|are|serait|sería|wäre|would\sbe)\s(?:(?i:{word})\(({capital})\)|(?i:la\s|the\s|die\s)?(?i:option|opción)\s({capital}){after})"
+        picked=Hinted(
+            re.compile(
+                rf"(?:应选|故选|选择|(?<!不)选)(?:项)?{_B}[:为是]?{_B}{open_}({capital}){after}"
+                rf"|(?:\b(?i:option|choice|opción|réponse|antwort)\s+){open_}({capital}){close}{_B}{_RIGHT}"
+                rf"|\b(?i:is|es|est|ist|are|serait|sería|wäre|would\sbe)\s(?:(?i:{word})\(({capital})\)|(?i:la\s|the\s|die\s)?(?i:option|opción)\s({capital}){after})"
+            ),
+            hints="选 option choice opción réponse antwort (",
         ),
         loosely=re.compile(
             rf"(?<=[^\n])\(({capital})\)|\b(?:is|es|est|ist)\s({capital})(?=[.]?\s*$)"
@@ -156,19 +172,19 @@ def _patterns(count: int) -> _Patterns:
         ),
         alone=re.compile(rf"(?<![A-Za-z0-9_À-ɏ'’.]){capital}{after}(?! [a-z])"),
         several=re.compile(rf"(?<![A-Za-z0-9_À-ɏ'’.]){capital}{close}{_JOINT}(?i:option\s)?{open_}{capital}{after}"),
-        denials=re.compile(
+        denials=Hinted(
             rf"{DENIAL}{_B}(?:be\s|to be\s)?(?i:{word}){open_}{capital}{after}{close}"
             rf"(?:(?:{_JOINT}){open_}{capital}{after}{close}){{0,9}}"
             rf"(?:{_B},?{_B}(?:but|sondern|sino|mais|而是){_B}(?:rather\s)?)?",
-            re.IGNORECASE,
+            DENIAL_HINTS,
         ),
     )
 
 
 def _spelled(reply: str) -> str:
-    # A letter by itself in bold, code or LaTeX is marked as one: it is not a word of the sentence.
-    marked = re.sub(r"(\*\*|__|`|\$)\s?([A-Z])\s?\1", r"(\2)", reply)
-    reply = marked if len(reply.strip()) > MARKED_LENGTH else reply
+    # Marked as one, it is not a word of the sentence.
+    if len(reply.strip()) > MARKED_LENGTH:
+        reply = _MARKED.sub(r"(\2)", reply)
     # Dollar signs are LaTeX's here; options that are sums lose theirs too.
     return plain(reply).replace("$", "").strip()
 
@@ -179,7 +195,8 @@ def _bare(text: str) -> str:
     return " ".join(_spelled(text).casefold().split()).rstrip(".。!}").strip("\"'“”‘’").rstrip(".")
 
 
-def _options(choices: Sequence[str]) -> dict[str, str]:
+@lru_cache(maxsize=16)
+def _options(choices: tuple[str, ...]) -> dict[str, str]:
     return dict(zip(LETTERS, map(_bare, choices), strict=False))
 
 
@@ -265,7 +282,7 @@ def _said(text: str, choices: Sequence[str], strictly: bool) -> Iterator[tuple[s
     text = patterns.denials.sub(" ¬ ", text)
     found = []  # place, letter, whether the text continues behind it
     for statement in statements(text):
-        content = re.sub(r"^(?: ?¬ ?)+(?=[A-Z(])", "", statement.content)
+        content = _DENIAL_IN_FRONT.sub("", statement.content)
         by_text = [letter for letter, option in options.items() if len(option) > 1 and option == _bare(content)]
         match = patterns.stated.match(content)
         if by_text:

@@ -15,21 +15,24 @@ _TAG = re.compile(
     r"|<\|(?P<token>begin|end)_of_thought\|>)(?![\"'`])",
     re.IGNORECASE,
 )
+_TAG_BEGINS = re.compile(r"[<\[◁]")
 
 # Behind these stands the answer. At most a few words stand between "answer" and "is".
 _SUBJECT = r"(?:answer|(?:correct|right|best|final)\s(?:option|choice|result|solution))"
 _MARKER = Hinted(
     re.compile(
         rf"""
-    \b{_SUBJECT}\b(?:[ ](?:to|of|for)[ ][^.\n:：=]{{0,60}}?)?(?:[ ](?:here|therefore|thus|then))?
+    \b(?:  # asked once at each character: Python's search has no other way to find where a word begins
+    {_SUBJECT}\b(?:[ ](?:to|of|for)[ ][^.\n:：=]{{0,60}}?)?(?:[ ](?:here|therefore|thus|then))?
         \s*(?:\bis\b|\bwas\b|\b(?:would|should|must|will)[ ]be\b|:|=)
         (?:[ ](?:that|therefore|thus|then|clearly|definitely|certainly|(?:most[ ])?(?:likely|probably))\b)?
+    | (?:respuesta|soluci[oó]n|opci[oó]n[ ]correcta)(?:[ ](?:correcta|final))?\s*(?:\b(?:es|ser[ií]a)\b|:)
+    | (?:antwort|l[oö]sung|antwortm[oö]glichkeit)\s*(?:\b(?:ist|lautet|w[aä]re)\b|:)
+    | r[eé]ponse(?:[ ](?:correcte|finale))?\s*(?:\b(?:est|serait)\b|:)
+    | (?:risposta|resposta)(?:[ ](?:corretta|correta|finale|final))?\s*(?:[eèé]\b|:)
+    )
     | (?:答案|正确选项|正解|答え)\s*(?:应该是|应当是|应该选|应为|应选|就是|是|为|選|选|は|:)
     | 【答案】 | [\"'](?:answer|antwort|respuesta|r[eé]ponse|risposta|resposta|答案)[\"']\s?:
-    | \b(?:respuesta|soluci[oó]n|opci[oó]n[ ]correcta)(?:[ ](?:correcta|final))?\s*(?:\b(?:es|ser[ií]a)\b|:)
-    | \b(?:antwort|l[oö]sung|antwortm[oö]glichkeit)\s*(?:\b(?:ist|lautet|w[aä]re)\b|:)
-    | \br[eé]ponse(?:[ ](?:correcte|finale))?\s*(?:\b(?:est|serait)\b|:)
-    | \b(?:risposta|resposta)(?:[ ](?:corretta|correta|finale|final))?\s*(?:[eèé]\b|:)
     | ^[ ]*\#\#\#\#
     """,
         re.IGNORECASE | re.VERBOSE | re.MULTILINE,
@@ -51,11 +54,10 @@ MOST_STATEMENTS = 50  # of a reply count, the last ones; one with more is a loop
 
 # What turns what follows it round, up to the end of the clause.
 DENIAL = (
-    r"(?:\b(?:not|cannot|never|neither|nor|without|anything[ ]but|other[ ]than|rather[ ]than|instead[ ]of|except"
-    r"|unlike|excluding|rules?[ ]out|ruled[ ]out|nicht|kein|keine|keinen|wrong|incorrect"
-    r"|nie|niemals|ne|pas|jamais|non|não|nunca|tampoco)\b"
-    r"|n['’]t\b|\bn['’](?=est|était)"
-    r"|\bno[ ](?:es|era|fue|son|longer|creo|pienso|parece|puede)\b|不是|并非|并不|不选|错误|不|非|不能|ではな)"
+    r"(?:\b(?:(?:n(?:ot|ever|either|or|icht|iemals|ie|e|on|ão|unca)|cannot|without|wrong|anything[ ]but|other[ ]than"
+    r"|rather[ ]than|rule[sd]?[ ]out|instead[ ]of|incorrect|exc(?:ept|luding)|unlike|kein(?:en?)?|pas|jamais|tampoco"
+    r"|no[ ](?:es|era|fue|son|longer|creo|pienso|parece|puede))\b|n['’](?=est|était))"
+    r"|n['’]t\b|不是|并非|并不|不选|错误|不|非|不能|ではな)"
 )
 # What turns what stands before it round.
 DENIED_AFTER = re.compile(
@@ -84,9 +86,7 @@ _ASIDE = re.compile(
 )
 
 # LaTeX around words, and what only marks them.
-_LATEX_TEXT = re.compile(
-    r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|bf|rm|emph)[ ]?\{([^{}]{0,200})\}"
-)
+_LATEX_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|bf|rm|emph)[ ]?\{([^{}]{0,200})\}")
 _MARKUP = re.compile(
     r"\\[()\[\]]|\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\*+|`+|__+|</?(?:b|i|strong|em|answer)>"
 )
@@ -104,6 +104,8 @@ def answer_part(reply: str) -> str:
 
     A block may lack its opening tag, since templates put that into the prompt.
     """
+    if not _TAG_BEGINS.search(reply):  # most have none
+        return reply
     kept, start, thinking = [], 0, False
     for tag in _TAG.finditer(reply):
         closes = "/" in tag[0] or tag["token"] == "end"
