@@ -22,11 +22,7 @@ class Hinted:
 
     def may_be_in(self, text: str) -> bool:
         """False if the pattern matches nowhere in the text."""
-        small = _folded(text)
-        for hint in self.hints:  # a loop: `any` takes twice as long here
-            if hint in small:
-                return True
-        return False
+        return any(map(_folded(text).__contains__, self.hints))
 
     def search(self, text: str) -> re.Match | None:
         return self.pattern.search(text) if self.may_be_in(text) else None

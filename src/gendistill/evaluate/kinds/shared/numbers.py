@@ -170,6 +170,8 @@ def spelled(value: Fraction | None) -> str | None:
     """A number as an integer or a decimal, as a fraction ("2/3") if its decimals have no end."""
     if value is None:
         return None
+    if value.denominator == 1:
+        return str(value.numerator)
     rest, digits = value.denominator, 0
     # A decimal has an end if 2 and 5 are the denominator's only prime factors.
     for prime in (2, 5):
@@ -180,7 +182,7 @@ def spelled(value: Fraction | None) -> str | None:
         return str(value)
     whole, sign = abs(value * 10**digits).numerator, "-" if value < 0 else ""
     text = str(whole).rjust(digits + 1, "0")
-    return sign + (f"{text[:-digits]}.{text[-digits:]}".rstrip("0").rstrip(".") if digits else text)
+    return sign + f"{text[:-digits]}.{text[-digits:]}".rstrip("0").rstrip(".")
 
 
 def _evened(text: str) -> str:

@@ -37,8 +37,8 @@ _MARKER = Hinted(
     """,
         re.IGNORECASE | re.VERBOSE | re.MULTILINE,
     ),
-    hints="answer option choice result solution 答案 正确选项 正解 答え antwort respuesta réponse reponse risposta resposta "
-    "soluci opci lösung losung ####",
+    hints="answer option choice result solution 答案 正确选项 正解 答え antwort respuesta réponse reponse risposta "
+    "resposta soluci opci lösung losung ####",
 )
 _CALLED_WRONG = re.compile(
     r"\b(?:wrong|incorrect|false|falsche[nr]?|incorrect[ao]s?|fausses?|mauvaises?)\s$|(?:错误|不正确)的?$", re.I
@@ -74,8 +74,8 @@ _CLAUSE = re.compile(
 )
 # Parts of its words: "no" of cannot and nor, "ne" of never.
 DENIAL_HINTS = (
-    "no ne nie nicht without anything than instead except unlike excluding rule kein wrong incorrect n't n’t n'est n’est "
-    "n'é n’é pas jamais não nunca tampoco 不 并非 错误 非 ではな"
+    "no ne nie nicht without anything than instead except unlike excluding rule kein wrong incorrect n't n’t "
+    "n'est n’est n'é n’é pas jamais não nunca tampoco 不 并非 错误 非 ではな"
 )
 DENIALS = Hinted(DENIAL, DENIAL_HINTS)
 _ANYTHING_BUT = re.compile(r"\banything but\b", re.IGNORECASE)

@@ -16,6 +16,9 @@ _NAMED_A = re.compile(r"(?<![\w'’])a(?=[^\w\s\"'“‘*`(\[{$\\-]|\s*$)|(?<=[(
 _WORD = re.compile(rf"[{CJK}{_NAME}]|(?:(?<!\w)|(?<=[{CJK}]))-?\d+(?:\.\d+)*[^\W{CJK}]*|[^\W{CJK}]+")
 
 
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")  # separators
+
+
 @lru_cache(maxsize=MOST_KEPT)
 def normalise(text: str) -> str:
     """Lower case, without punctuation and articles, single spaces; signs and decimal points of numbers stay.
@@ -45,8 +48,8 @@ def holds(text: str, phrase: str) -> bool:
 
 def _even(text: str) -> str:
     # One spelling for full-width letters and for the minus sign.
-    return unicodedata.normalize("NFKC", text).replace("\u2212", "-")
+    return text if text.isascii() else unicodedata.normalize("NFKC", text).replace("\u2212", "-")
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(re.sub(r"(?<=\d),(?=\d{3})", "", text.casefold()))  # no thousands separators
+    return _WORD.findall(_THOUSANDS.sub("", text.casefold()))
