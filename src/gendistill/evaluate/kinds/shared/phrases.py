@@ -77,18 +77,33 @@ class _Asked:
     """What a reply is held against: accepted answers and other candidates, normalised, and the question.
 
     Attributes:
-        known: both, and of each the form in which it stands in a normalised text, and its words.
+        known: both, and of each a word that every text with it has, as far as that can be told.
     """
 
     def __init__(self, accepted: Sequence[str], candidates: Sequence[str], question: str):
         self.right = {normalise(answer) for answer in accepted} - {""}
         self.others = {normalise(candidate) for candidate in candidates} - self.right - {""}
-        self.known = {phrase: (f" {phrase} ", frozenset(phrase.split())) for phrase in self.right | self.others}
+        self.known = {phrase: _longest_word(phrase) for phrase in self.right | self.others}
         self._question = question
 
     @cached_property
     def question(self) -> str:
         return normalise(self._question)
+
+    def named_in(self, text: str) -> set[str]:
+        """The known phrases that a text holds."""
+        small = text.casefold()
+        # A text without them, as most sentences are, need not be normalised.
+        possible = [phrase for phrase, word in self.known.items() if word in small]
+        if not possible:
+            return set()
+        forms = f" {normalise(text)} ", f" {with_articles(text)} "
+        return {phrase for phrase in possible if any(f" {phrase} " in form for form in forms)}
+
+
+def _longest_word(phrase: str) -> str:
+    # Numbers may be spelled in more than one way.
+    return max(filter(str.isalpha, phrase.split()), key=len, default="")
 
 
 def strict_phrase(
@@ -119,13 +134,14 @@ def _strict_phrase(
         return _answer(given.pop(), asked) if len(given) == 1 and "" not in given else Answer(None, False)
     whole = _whole(text, asked, truncated)
     held = outermost({phrase for sentence in whole for phrase in _asserted(sentence, asked, strictly=True)})
+    if not held:
+        return Answer(None if truncated or _undecided(text, asked) else normalise(text), False)
     # A candidate in another place of a sentence is one more that may be meant.
-    beside = {phrase for sentence in whole for phrase in _asserted(sentence, asked)} - held - asked.right
-    if held and held <= asked.right and not beside:
+    if {phrase for sentence in whole for phrase in _asserted(sentence, asked)} - held - asked.right:
+        return Answer(None, False)
+    if held <= asked.right:
         return Answer(min(held), True)  # several accepted ones are one answer; the same whenever it is asked
-    if held:
-        return _answer(held.pop(), asked) if len(held) == 1 and not beside else Answer(None, False)
-    return Answer(None if truncated or _undecided(text, asked) else normalise(text), False)
+    return _answer(held.pop(), asked) if len(held) == 1 else Answer(None, False)
 
 
 def flexible_phrase(
@@ -151,12 +167,13 @@ def flexible_phrase(
 
 
 def _whole(text: str, asked: _Asked, truncated: bool) -> list[str]:
-    """The sentences of a reply but for one that was cut off, and for those that repeat the question."""
+    """The sentences that name a known phrase, but for one that was cut off, and for those that repeat the question."""
     found = sentences(text)
     if found and truncated and not text.endswith((".", "!", "。")):
         *found, last = found
         # Its main clause had ended if it was cut off in a relative one.
         found += _RELATIVE.split(last, maxsplit=1)[:1] if _RELATIVE.search(last) else []
+    found = filter(asked.named_in, found)
     return [sentence for sentence in found if len(sentence) < 20 or not holds(asked.question, normalise(sentence))]
 
 
@@ -221,9 +238,9 @@ def _is_phrase(text: str, asked: _Asked) -> str | None:
     """The known phrase that a text is, but for words that add nothing to it; None if it is none or denies it."""
     if text.rstrip().endswith("?"):
         return None
-    written = set(with_articles(text).split())
-    if not any(words <= written for _, words in asked.known.values()):
-        return None  # words are left out below, none is put in
+    small = text.casefold()
+    if not any(word in small for word in asked.known.values()):
+        return None
     for _ in range(5):
         text = text.strip(" .。!,;:\"'“”‘’")
         # Behind a mark stands what explains an answer: "Paris, because", "Yes. It is", "yen (JPY)".
@@ -245,11 +262,7 @@ def _asserted(sentence: str, asked: _Asked, strictly: bool = False) -> set[str]:
     """
     if sentence.endswith("?"):
         return set()
-    forms = f" {normalise(sentence)} ", f" {with_articles(sentence)} "
-    known = {phrase for phrase, (form, _) in asked.known.items() if form in forms[0] or form in forms[1]}
-    if not known:
-        return set()
-    given = {phrase for phrase in outermost(known) if _given(sentence, phrase, asked, strictly)}
+    given = {phrase for phrase in outermost(asked.named_in(sentence)) if _given(sentence, phrase, asked, strictly)}
     # A candidate that the question names may only be talked about, unless it is put where the answer stands.
     told = {phrase for phrase in given if phrase in asked.right or not holds(asked.question, phrase)}
     return told or {phrase for phrase in given if _given(sentence, phrase, asked, strictly=True)}
