@@ -70,6 +70,7 @@ _MONTH = re.compile(
     r"\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|januar|märz|mai|juin|juillet|août|enero|julio|mayo)\w{0,8}\b|[年月]",
     re.I,
 )
+_IS = re.compile(r"\b(?:is|was|are|were|ist|est|es)\b|是")
 _DIGITS = re.compile(r"(?<![\w.])-?\d[\d,.]*")
 
 
@@ -93,12 +94,10 @@ class _Asked:
     def named_in(self, text: str) -> set[str]:
         """The known phrases that a text holds."""
         small = text.casefold()
-        # A text without them, as most sentences are, need not be normalised.
-        possible = [phrase for phrase, word in self.known.items() if word in small]
-        if not possible:
-            return set()
+        if not any(map(small.__contains__, self.known.values())):
+            return set()  # most sentences, which thus need not be normalised
         forms = f" {normalise(text)} ", f" {with_articles(text)} "
-        return {phrase for phrase in possible if any(f" {phrase} " in form for form in forms)}
+        return {phrase for phrase in self.known if any(f" {phrase} " in form for form in forms)}
 
 
 def _longest_word(phrase: str) -> str:
@@ -183,8 +182,10 @@ _asked = lru_cache(maxsize=16)(_Asked)  # both readings hold a reply against the
 @lru_cache(maxsize=16)
 def _as_letters(accepted: tuple[str, ...], candidates: tuple[str, ...], question: str) -> tuple[str, ...]:
     """The options' texts, where answers are letters in brackets and the options stand in the question."""
+    if not all(_LETTERED.fullmatch(answer.strip()) for answer in accepted):
+        return ()
     letters = [match[1] for text in (*accepted, *candidates) if (match := _LETTERED.fullmatch(text.strip()))]
-    if not letters or not all(_LETTERED.fullmatch(answer.strip()) for answer in accepted):
+    if not letters:
         return ()
     texts = dict(_OPTION.findall(question))
     count = LETTERS.index(max([*letters, *texts])) + 1
@@ -238,8 +239,7 @@ def _is_phrase(text: str, asked: _Asked) -> str | None:
     """The known phrase that a text is, but for words that add nothing to it; None if it is none or denies it."""
     if text.rstrip().endswith("?"):
         return None
-    small = text.casefold()
-    if not any(word in small for word in asked.known.values()):
+    if not any(map(text.casefold().__contains__, asked.known.values())):
         return None
     for _ in range(5):
         text = text.strip(" .。!,;:\"'“”‘’")
@@ -300,7 +300,8 @@ def _mention(sentence: str, start: int, end: int, asked: _Asked, strictly: bool)
     before, behind = (
         _PERHAPS.sub("", part) for part in (sentence[max(0, start - 300) : start], sentence[end : end + 300])
     )
-    if denied(sentence, start, end) or _QUESTIONED.search(before):
+    clause = before[max(map(before.rfind, ",.;")) + 1 :]  # what is asked ends at any of them
+    if denied(sentence, start, end) or _QUESTIONED.search(clause):
         return False
     if strictly and not _says(before, behind, asked):
         return False
@@ -337,14 +338,23 @@ def _listed(before: str, behind: str, asked: _Asked) -> bool:
     """Whether other answers stand beside one, that the question does not name."""
     if _BUT_ALSO.match(behind):
         return True
-    for match in (_OR_BEHIND.match(behind), _OR_BEFORE.search(before)):
+    end = _end(before)
+    for match in (_OR_BEHIND.match(behind), _OR_BEFORE.search(end)):
         if match and _is_item(match[1], asked):
             return True
     comma = _COMMA_BEHIND.match(behind)
     if comma and _is_item(comma[1], asked) and (comma[2] or not re.search(r"\w", behind[comma.end() :])):
         return True
-    comma = _COMMA_BEFORE.search(before)
-    return bool(comma and _is_item(comma[1], asked) and not re.search(r"\b(?:is|was|are|were|ist|est|es)\b|是", before))
+    comma = _COMMA_BEFORE.search(end)
+    return bool(comma and _is_item(comma[1], asked) and not _IS.search(before))
+
+
+def _end(before: str) -> str:
+    """The last words of what stands before a mention: patterns that end there hold three blanks at most."""
+    start = len(before)
+    for _ in range(4):
+        start = before.rfind(" ", 0, max(start, 0))
+    return before[start + 1 :]
 
 
 def _is_item(word: str, asked: _Asked) -> bool:
@@ -358,7 +368,7 @@ def _is_item(word: str, asked: _Asked) -> bool:
 
 def _embedded(before: str, mention: str, behind: str, asked: _Asked) -> bool:
     """Whether a mention is a part of a longer name."""
-    if _OTHER_BEFORE.search(before):
+    if _OTHER_BEFORE.search(_end(before)):
         return True
     name = _NAME_BEHIND.match(behind)
     if not (name and mention[:1].isupper()) or name[1] in _KINDS_OF_PLACE:

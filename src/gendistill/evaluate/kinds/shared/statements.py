@@ -149,7 +149,7 @@ class Statement(NamedTuple):
 
 def statements(text: str) -> Iterator[Statement]:
     """What a text in `plain` spelling says is the answer, in the order of the text."""
-    found = [*_boxes(text)]
+    found = [*_boxes(text)] if "\\" in text else []
     markers = [*_MARKER.finditer(text)][-MOST_STATEMENTS:]
     for marker, following in zip(markers, [*markers[1:], None], strict=False):
         # What is called wrong is no answer; a statement in a statement is the one that counts.
