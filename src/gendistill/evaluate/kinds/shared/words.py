@@ -25,6 +25,8 @@ def normalise(text: str) -> str:
 
     An "a" that names something is no article: "(A)" is "a", "type A" is "type a".
     """
+    if _is_word(text):
+        return text.casefold()
     words = _words(_NAMED_A.sub(_NAME, _even(text)))
     # An article alone is all there is to compare ("The"), so it stays.
     return " ".join([word for word in words if word not in _ARTICLES] or words).replace(_NAME, "a")
@@ -33,7 +35,7 @@ def normalise(text: str) -> str:
 @lru_cache(maxsize=MOST_KEPT)
 def with_articles(text: str) -> str:
     """As `normalise`, but articles stay: what "type A" is found by in "type A blood"."""
-    return " ".join(_words(_even(text)))
+    return text.casefold() if _is_word(text) else " ".join(_words(_even(text)))
 
 
 def outermost(phrases: set[str]) -> set[str]:
@@ -44,6 +46,11 @@ def outermost(phrases: set[str]) -> set[str]:
 def holds(text: str, phrase: str) -> bool:
     """Whether a normalised text has a normalised phrase in it, as whole words."""
     return bool(phrase) and f" {phrase} " in f" {text} "
+
+
+def _is_word(text: str) -> bool:
+    """Whether a text is a single plain word, as most answers are: there is nothing to leave out or to part."""
+    return text.isascii() and text.isalnum()
 
 
 def _even(text: str) -> str:
