@@ -3,10 +3,10 @@
     python benchmarks/grading_speed.py --against DIR --tokenizer DIR --chats FILE,PROMPT,COMPLETION
 
 Graded, strictly and flexibly, are the replies of tests/evaluate/kinds/shared/real_replies.json, kind by kind, but for
-programs, whose time is the sandbox's, and what is asked about long contexts, which other checkouts make otherwise. Marked are
-1,500 records of the file as chats of one turn and 500 as chats of three. DIR is the other checkout; both sides take
-turns in processes of their own, five rounds, and CPU seconds are counted, so that other work on the machine matters
-little. It takes two minutes. Results go to results/cpu/grading.json.
+programs, whose time is the sandbox's, and what is asked about long contexts, which other checkouts make otherwise.
+Marked are 1,500 records of the file as chats of one turn and 500 as chats of three. DIR is the other checkout; both
+sides take turns in processes of their own, five rounds, and CPU seconds are counted, so that other work on the machine
+matters little. It takes two minutes. Results go to results/cpu/grading.json.
 """
 
 import argparse

@@ -136,7 +136,8 @@ def _strict_phrase(
     if not held:
         return Answer(None if truncated or _undecided(text, asked) else normalise(text), False)
     # A candidate in another place of a sentence is one more that may be meant.
-    if {phrase for sentence in whole for phrase in _asserted(sentence, asked)} - held - asked.right:
+    with_others = [sentence for sentence in whole if not asked.named_in(sentence) <= asked.right]
+    if {phrase for sentence in with_others for phrase in _asserted(sentence, asked)} - held - asked.right:
         return Answer(None, False)
     if held <= asked.right:
         return Answer(min(held), True)  # several accepted ones are one answer; the same whenever it is asked
