@@ -21,7 +21,7 @@ _POSSIBLY = Hinted(
     r"|\b(?:forse|potrebbe|talvez|poderia)\b"
     r"|(?<![不最很极大])可能(?!性)|也许|或许|说不定|我猜",
     hints="could might may perhaps possib guess vielleicht möglich eventuell könnt rate peut pourra devine quiz vez "
-    "mejor podr puede posib adivino forse potrebbe talvez poderia 可能 也许 或许 说不定 我猜",
+    "mejor podr puede posib adivino forse potrebbe poderia 可能 也许 或许 说不定 我猜",
 )
 _UNSURE = Hinted(
     r"\bI(?:\sam|['’]m)\s(?:really\s|still\s)?(?:not|un)\s?(?:\w+\s)?(?:sure|certain)\b|^\W*(?:but\s)?not\s(?:\w+\s)?sure\b"

@@ -75,7 +75,7 @@ _CLAUSE = re.compile(
 # Parts of its words: "no" of cannot and nor, "ne" of never.
 DENIAL_HINTS = (
     "no ne nie nicht without anything than instead except unlike excluding rule kein wrong incorrect n't n’t "
-    "n'est n’est n'é n’é pas jamais não nunca tampoco 不 并非 错误 非 ではな"
+    "n'est n’est n'é n’é pas jamais não nunca tampoco 不 错误 非 ではな"
 )
 DENIALS = Hinted(DENIAL, DENIAL_HINTS)
 _ANYTHING_BUT = re.compile(r"\banything but\b", re.IGNORECASE)
