@@ -85,7 +85,8 @@ def flexible_letter(reply: str, choices: Sequence[str], truncated: bool = False)
     Beyond `strict_letter`: the last letter that is stated, in brackets or behind "option" or "choice"; else the one
     option whose text the reply holds and does not deny; else the one capital letter that stands alone.
     """
-    if strict := strict_letter(reply, choices, truncated):
+    choices = tuple(choices)
+    if strict := _strict_letter(reply, choices, truncated):
         return strict
     text, patterns = _spelled(reply), _patterns(len(choices))
     said = [letter for letter, ended in _said(text, choices, strictly=False) if ended or not truncated]
@@ -195,12 +196,12 @@ def _bare(text: str) -> str:
     return " ".join(_spelled(text).casefold().split()).rstrip(".。!}").strip("\"'“”‘’").rstrip(".")
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=16)  # all rules compare with the same ones
 def _options(choices: tuple[str, ...]) -> dict[str, str]:
     return dict(zip(LETTERS, map(_bare, choices), strict=False))
 
 
-def _by_whole_text(text: str, choices: Sequence[str]) -> Iterator[str]:
+def _by_whole_text(text: str, choices: tuple[str, ...]) -> Iterator[str]:
     """Letters of the options whose text the reply, or its first line, is; with its letter before it or not."""
     options = _options(choices)
     for part in dict.fromkeys((text, text.split("\n", 1)[0])):
@@ -223,7 +224,7 @@ def _by_whole_text(text: str, choices: Sequence[str]) -> Iterator[str]:
             return
 
 
-def _opening(text: str, choices: Sequence[str], strictly: bool = True) -> Iterator[str]:
+def _opening(text: str, choices: tuple[str, ...], strictly: bool = True) -> Iterator[str]:
     """The letter that opens the reply, and those of lines that go on with it as a list.
 
     Strictly, a line that opens with a letter and denies it later opens with none.
@@ -260,7 +261,7 @@ def _opening(text: str, choices: Sequence[str], strictly: bool = True) -> Iterat
         previous = letter
 
 
-def _called_wrong(text: str, choices: Sequence[str]) -> set[str]:
+def _called_wrong(text: str, choices: tuple[str, ...]) -> set[str]:
     """Letters of a list that is headed as that of the wrong ones."""
     heading = _LIST_OF_WRONG.search(text)
     listed = text[heading.end() :].split("\n") if heading else []
@@ -276,7 +277,7 @@ def _letter_of(match: re.Match) -> str:
     return found.strip("()[] \t").upper()
 
 
-def _said(text: str, choices: Sequence[str], strictly: bool) -> Iterator[tuple[str, bool]]:
+def _said(text: str, choices: tuple[str, ...], strictly: bool) -> Iterator[tuple[str, bool]]:
     """Letters that a reply says are the answer, in its order, and of each whether the text continues behind it."""
     patterns, options = _patterns(len(choices)), _options(choices)
     text = patterns.denials.sub(" ¬ ", text)
@@ -306,7 +307,7 @@ def _said(text: str, choices: Sequence[str], strictly: bool) -> Iterator[tuple[s
     return ((letter, ended) for _, letter, ended in sorted(found))
 
 
-def _named(text: str, choices: Sequence[str]) -> set[str]:
+def _named(text: str, choices: tuple[str, ...]) -> set[str]:
     """Letters of the options whose texts a reply holds and does not deny; one inside a longer one does not count."""
     options = {letter: normalise(choice) for letter, choice in zip(LETTERS, choices, strict=False)}
     # Sentences that deny something say nothing for sure about what else they hold.
@@ -323,7 +324,7 @@ def _named(text: str, choices: Sequence[str]) -> set[str]:
     return {letter for letter, option in held.items() if option in whole}
 
 
-def _alone(text: str, choices: Sequence[str]) -> set[str]:
+def _alone(text: str, choices: tuple[str, ...]) -> set[str]:
     """Capital letters that stand alone and are nowhere denied."""
     patterns = _patterns(len(choices))
     matches = [*patterns.alone.finditer(patterns.denials.sub(" ¬ ", text))][-MOST_STATEMENTS:]
