@@ -125,7 +125,14 @@ class GendistillPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     # By layer, so that generate() can return them; linear layers have no weights to return.
     _can_record_outputs = {"hidden_states": GendistillDecoderLayer, "attentions": GendistillAttention}
-    _is_stateful = True  # assisted decoding would roll a recurrent state back, which it cannot
+    _supports_flex_attn = True
+
+    def __init__(self, config: GendistillConfig):
+        super().__init__(config)
+        # Assisted decoding would roll a state back, which cannot be done. Keys and values of all tokens can be cut.
+        self._is_stateful = bool(config.layers_of_type("linear_attention"))
+        # A pure student's cache is counted on the host (`PureCache`): a graph would be compiled for every length.
+        self._can_compile_fullgraph = not config.is_pure
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
