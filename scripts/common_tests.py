@@ -37,7 +37,7 @@ def fetch() -> None:
         wanted = Path(folder, "requirements.txt")
         wanted.write_text(f"transformers=={version} --hash=sha256:{SHA256[version]}\n")
         # pip refuses a file of another hash before anything in it runs.
-        options = "--quiet --no-deps --no-binary transformers --no-build-isolation --require-hashes".split()
+        options = "--quiet --no-deps --no-binary transformers --require-hashes".split()
         command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, "--requirement", str(wanted)]
         if subprocess.run(command).returncode:
             sys.exit(f"transformers {version}'s source distribution could not be fetched")

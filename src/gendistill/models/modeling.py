@@ -194,7 +194,8 @@ class GendistillModel(GendistillPreTrainedModel):
             past_key_values = new_cache(self.config)
         if position_ids is None and self.config.has_positions:
             cached = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = torch.arange(cached, cached + length, device=inputs_embeds.device).unsqueeze(0)  # [1, T]
+            # Added, since a static cache counts in a tensor, whose value no compiled graph could begin a range with.
+            position_ids = (torch.arange(length, device=inputs_embeds.device) + cached).unsqueeze(0)  # [1, T]
         masks = attention_mask
         if not isinstance(masks, dict):
             masks = create_masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
