@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from gendistill import __version__
+from gendistill.console import Console
 from gendistill.data.chat import ends_of_turns
 from gendistill.data.dates import date_of, prints_date
 from gendistill.data.encoding import LossOn, end_of_text
@@ -247,7 +247,7 @@ def _column(folder: Path, name: str, shape: tuple[int, int]) -> np.memmap:
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gendistill.console import Console
 from gendistill.distill.acceleration import GraphedMicroBatch
 from gendistill.distill.batches import Batch, Loader, Step
 from gendistill.distill.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -295,7 +295,7 @@ class Trainer:
 
     def _progress(self) -> Progress:
         return Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.4f}"),
@@ -317,5 +317,4 @@ class Trainer:
             f"{self.title}: step {metrics.step:,} of {self.stage.steps:,}, loss {metrics.loss:.4f}, "
             f"{metrics.tokens_per_second:,.0f} tokens/s, {timedelta(seconds=round(left))} left",
             soft_wrap=True,
-            markup=False,
         )

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.analysis.scores import Scores, TaskScore
+from gendistill.console import Console
 from gendistill.data.chat import render_prompts
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_counted
@@ -380,10 +381,11 @@ def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
 
 def _progress_bar(shown: bool) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        console=Console(),
         transient=True,
         disable=not shown,
     )

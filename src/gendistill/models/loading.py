@@ -162,7 +162,8 @@ def _described(key) -> str:
 
 def _load(kind, name: str, **kwargs):
     with _told_as_user_error(name):
-        return kind.from_pretrained(resolve(name), **kwargs)
+        # False, not left out: transformers would ask at the terminal whether to run what came with the model.
+        return kind.from_pretrained(resolve(name), trust_remote_code=False, **kwargs)
 
 
 @contextmanager

@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gendistill.console import Console
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
 from gendistill.evaluate.kinds.base import TaskSettings
@@ -139,7 +139,11 @@ def _generate_replies(
     with (
         open(folder / "replies.jsonl", "a", encoding="utf-8") as file,
         Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
         ) as progress,
     ):
         bar = progress.add_task("Prompting the teacher", total=len(waiting), completed=done)
