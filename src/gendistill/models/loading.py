@@ -76,7 +76,8 @@ def load_config(name: str):
         )
     _check_sizes(name, config.get_text_config())
     with _told_as_user_error(name), torch.device("meta"), no_init_weights():
-        AutoModelForCausalLM.from_config(config)  # what names an activation or rotary type that there is not, say
+        # This names an activation or rotary type that there is not, say.
+        AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return config
 
 
