@@ -36,7 +36,7 @@ def command(
     from gendistill.bench.tables import HEADER, cells, plot
     from gendistill.compute import present_device
     from gendistill.console import Console
-    from gendistill.files import write_atomically
+    from gendistill.files import make_folder, write_atomically
     from gendistill.models.loading import load_model
 
     device = present_device(device)
@@ -52,7 +52,7 @@ def command(
     console = Console()
     rates = measure_rates(device, dtype)
     console.print(f"{rates.device}: copies {rates.copy / 1e12:.3g} TB/s, products {rates.product / 1e12:.3g} TFLOP/s")
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     rows: list[dict] = []
     today = date.today().isoformat()
 

@@ -31,7 +31,7 @@ from gendistill.distill.termination import CODE, kept_waiting
 from gendistill.distill.tracking import Curves
 from gendistill.distributed import is_rank_zero, processes, rank
 from gendistill.errors import Stopped, UserError
-from gendistill.files import write_atomically
+from gendistill.files import make_folder, write_atomically
 from gendistill.recipe.stage import Stage
 
 SECONDS_BETWEEN_LINES = 60  # of progress that goes to a file
@@ -169,6 +169,8 @@ class Trainer:
                 if leaves:
                     kept = f"{self.title} is kept as of step {metrics.step}"
                     raise Stopped(f"stopped by SIGTERM; {kept}, and the same command goes on from there", CODE)
+            if is_rank_zero():
+                os.fsync(log.fileno())  # the student that is announced next has a history
         return history
 
     def _saves_after(self, step: int) -> bool:
@@ -259,7 +261,7 @@ class Trainer:
 
     def _resume(self) -> list[StepMetrics]:
         """Loads the newest whole checkpoint and cuts metrics.jsonl back to it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         done, notes = load_checkpoint(self.folder / "checkpoints", self.optimizer, self.fingerprint)
         for note in notes:
             self.console.print(f"[yellow]{note}[/yellow]")

@@ -24,7 +24,7 @@ from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.kinds.item import Grades, Item
 from gendistill.evaluate.partial import Partial
 from gendistill.evaluate.ranking import Ranking, candidate_ids, rank
-from gendistill.files import file_sha256, read_jsonl, write_atomically, write_jsonl
+from gendistill.files import file_sha256, make_folder, read_jsonl, write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, generate
 from gendistill.inference.stopping import end_ids
@@ -106,7 +106,7 @@ def evaluate_model(
         tasks.append(_Questions.read(name, task, seed, tokenizer))
         _check_length(model.config, tasks[-1].prompts, tasks[-1].candidates, name, task)
     folder = Path(folder) / label
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     fingerprint = model_fingerprint(model)  # once: it reads every weight
     scores = {}
     with _evaluation_mode(model), _progress_bar(progress) as bar:
