@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 
 import gendistill
-from conftest import CHATML
 from gendistill import templates
 from gendistill.errors import UserError
 
@@ -51,7 +50,8 @@ HOSTILE = {
     "sums of lists": "{{ ([[1] * 10000] * 10000) | sum(start=[]) }}",
 }
 SOUND = {
-    "ChatML": CHATML,
+    "ChatML": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     "thoughts of earlier turns dropped": "{%- set n = namespace(last=messages | length - 1) %}{%- for m in messages %}"
     "{%- if m.role == 'assistant' and '</think>' in m.content and not loop.last %}"
     "{{- m.content.split('</think>')[-1].lstrip('\n') ~ eos_token }}"
@@ -71,13 +71,12 @@ def of(source):
 
 @pytest.mark.parametrize("what", SOUND)
 @pytest.mark.parametrize("opened", [True, False])
-def test_a_template_writes_what_transformers_has_it_write(tokenizer, what, opened):
-    tokenizer.chat_template = SOUND[what]
+def test_a_template_writes_what_transformers_has_it_write(tokenizer, monkeypatch, what, opened):
+    monkeypatch.setattr(tokenizer, "chat_template", SOUND[what])
     options = dict(add_generation_prompt=opened, enable_thinking=False)
     expected = tokenizer.apply_chat_template(CHAT, tokenize=False, **options)
     assert expected
     assert templates.render(tokenizer, CHAT, **options) == expected
-    tokenizer.chat_template = CHATML
 
 
 @pytest.fixture
