@@ -107,7 +107,7 @@ def marking(tokenizer: str, chats: str) -> float:
             )
     several = [turns[n] + turns[n + 1] + turns[n + 2] for n in range(0, 1500, 3)]
     conversations = turns[:1500] + several
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     encode_conversations(loaded, conversations[:10])
     return cpu_seconds(lambda: [encode_conversations(loaded, conversations[n : n + 100]) for n in range(0, 2000, 100)])
 

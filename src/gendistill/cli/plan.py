@@ -24,8 +24,7 @@ def command(
     if json_file is not None and not json_file.parent.is_dir():
         raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
 
-    from rich.console import Console
-
+    from gendistill.console import Console
     from gendistill.recipe.loading import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
@@ -37,7 +36,7 @@ def command(
     from gendistill.plan.refusal import refusal
     from gendistill.run.checks import check_shapes
 
-    console = Console(highlight=False)
+    console = Console()
     compute = compute_to_price(settings)
     planner = Planner(load_config(settings.teacher), check_shapes(settings), compute)
     prices = {name: planner.price(stage) for name, stage in settings.stages.items()}
@@ -55,7 +54,7 @@ def command(
     if prices:
         console.print(to_table(settings, planner, prices, probes))
     for line in notes(report, settings, probes, asked=probe, present=compute.is_present):
-        console.print(line, markup=False)
+        console.print(line)
     if json_file is not None:
         from gendistill.files import write_atomically
 
@@ -66,8 +65,7 @@ def measure(settings, stages: list[str], console) -> dict:
     """Probes of the stages by name, made in a folder that is gone afterwards."""
     if not stages:
         return {}
-    from rich.console import Console
-
+    from gendistill.console import Console
     from gendistill.run.probe import probe_stage
     from gendistill.run.run import Run
 
@@ -111,6 +109,7 @@ def to_table(settings, planner, prices: dict, probes: dict):
     """A column for each stage."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     title = f"{settings.name} on {planner.compute.device}, {planner.compute.dtype_name}"
     table = Table("", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
@@ -127,7 +126,7 @@ def to_table(settings, planner, prices: dict, probes: dict):
         if not rows:  # nothing was measured
             continue
         table.add_section()
-        table.add_row(f"[bold]{heading}[/bold]")
+        table.add_row(Text(heading, "bold"))
         for label, cells in rows.items():
             table.add_row(f"  {label}", *cells)
     return table

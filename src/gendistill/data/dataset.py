@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from gendistill import __version__
+from gendistill.console import Console
 from gendistill.data.chat import ends_of_turns
 from gendistill.data.dates import date_of, prints_date
 from gendistill.data.encoding import LossOn, end_of_text
@@ -32,7 +32,7 @@ from gendistill.data.packing import Piece, lay_out_row, token_count
 from gendistill.data.readers import local_suffix
 from gendistill.data.sources import EMBEDDED, local_files
 from gendistill.errors import UserError
-from gendistill.files import damage_of, seal, write_atomically
+from gendistill.files import damage_of, make_folder, put_in_place, seal, write_atomically
 from gendistill.recipe.data import Source
 
 FORMAT = 3  # raise when the same inputs come to give other rows
@@ -158,12 +158,12 @@ def prepare(
     folder = Path(cache) / key
     if not folder.is_dir():
         partial = folder.with_name(f"{key}.partial")
-        partial.mkdir(parents=True, exist_ok=True)
+        make_folder(partial)
         with _locked(partial):
             if not folder.is_dir():  # nobody else has finished it in the meantime
                 try:
                     _fill(partial, key, request, hashed_tokenizer)
-                    partial.rename(folder)  # atomic: under its key a folder is complete or not there
+                    put_in_place(partial, folder)  # atomic: under its key a folder is complete or not there
                 except OSError as error:
                     raise UserError(
                         f"{partial}: the data set could not be written ({error}). Free some space and run the same "
@@ -247,7 +247,7 @@ def _column(folder: Path, name: str, shape: tuple[int, int]) -> np.memmap:
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 

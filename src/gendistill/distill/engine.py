@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gendistill.console import Console
 from gendistill.distill.acceleration import GraphedMicroBatch
 from gendistill.distill.batches import Batch, Loader, Step
 from gendistill.distill.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -31,7 +31,7 @@ from gendistill.distill.termination import CODE, kept_waiting
 from gendistill.distill.tracking import Curves
 from gendistill.distributed import is_rank_zero, processes, rank
 from gendistill.errors import Stopped, UserError
-from gendistill.files import write_atomically
+from gendistill.files import make_folder, write_atomically
 from gendistill.recipe.stage import Stage
 
 SECONDS_BETWEEN_LINES = 60  # of progress that goes to a file
@@ -169,6 +169,8 @@ class Trainer:
                 if leaves:
                     kept = f"{self.title} is kept as of step {metrics.step}"
                     raise Stopped(f"stopped by SIGTERM; {kept}, and the same command goes on from there", CODE)
+            if is_rank_zero():
+                os.fsync(log.fileno())  # the student that is announced next has a history
         return history
 
     def _saves_after(self, step: int) -> bool:
@@ -259,7 +261,7 @@ class Trainer:
 
     def _resume(self) -> list[StepMetrics]:
         """Loads the newest whole checkpoint and cuts metrics.jsonl back to it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         done, notes = load_checkpoint(self.folder / "checkpoints", self.optimizer, self.fingerprint)
         for note in notes:
             self.console.print(f"[yellow]{note}[/yellow]")
@@ -295,7 +297,7 @@ class Trainer:
 
     def _progress(self) -> Progress:
         return Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.4f}"),
@@ -317,5 +319,4 @@ class Trainer:
             f"{self.title}: step {metrics.step:,} of {self.stage.steps:,}, loss {metrics.loss:.4f}, "
             f"{metrics.tokens_per_second:,.0f} tokens/s, {timedelta(seconds=round(left))} left",
             soft_wrap=True,
-            markup=False,
         )

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.analysis.scores import Scores, TaskScore
+from gendistill.console import Console
 from gendistill.data.chat import render_prompts
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_counted
@@ -23,7 +24,7 @@ from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.kinds.item import Grades, Item
 from gendistill.evaluate.partial import Partial
 from gendistill.evaluate.ranking import Ranking, candidate_ids, rank
-from gendistill.files import file_sha256, read_jsonl, write_atomically, write_jsonl
+from gendistill.files import file_sha256, make_folder, read_jsonl, write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, generate
 from gendistill.inference.stopping import end_ids
@@ -105,7 +106,7 @@ def evaluate_model(
         tasks.append(_Questions.read(name, task, seed, tokenizer))
         _check_length(model.config, tasks[-1].prompts, tasks[-1].candidates, name, task)
     folder = Path(folder) / label
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     fingerprint = model_fingerprint(model)  # once: it reads every weight
     scores = {}
     with _evaluation_mode(model), _progress_bar(progress) as bar:
@@ -380,10 +381,11 @@ def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
 
 def _progress_bar(shown: bool) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        console=Console(),
         transient=True,
         disable=not shown,
     )

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
-
+from gendistill.console import Console
 from gendistill.placement.layerwise import Kept
 from gendistill.placement.prompts import PromptMaker
 from gendistill.placement.scoring import Score, Scorer
@@ -73,6 +72,5 @@ class Measurement:
         self.console.print(
             f"placement: {len(group)} sets scored, {self.store.total('seconds'):.0f} s so far; best likelihood "
             f"{values[best]['likelihood']:.3f} nats a token, with layers {list(group[best])}",
-            markup=False,
             soft_wrap=True,  # a line of a log stays one
         )

@@ -14,10 +14,10 @@ from itertools import groupby
 
 import numpy as np
 from rich.cells import cell_len
-from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
+from gendistill.console import Console
 from gendistill.distill.batches import Batch, Step
 
 NEWLINE = "↵"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from rich.table import Table
+from rich.text import Text
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -70,7 +71,7 @@ def distil_stage(run: Run, name: str) -> None:
     first, last = history[0], history[-1]
     run.console.print(f"{name}: loss {first.loss:.4f} -> {last.loss:.4f} over {last.tokens:,} tokens")
     if (wrong := complaint(stage, [metrics.loss for metrics in history])) is not None:
-        run.console.print(f"WARNING: stage {name}: {wrong}", markup=False)
+        run.console.print(f"WARNING: stage {name}: {wrong}")
 
 
 def _parent_of(run: Run, name: str) -> _Parent:
@@ -168,7 +169,7 @@ def _trained_table(title: str, stage: Stage, accounting: Mapping[str, tuple[int,
         table.add_column(column, justify="right" if column in ("parameters", "peak learning rate") else "left")
     for role, (parameters, trains) in accounting.items():
         rate = f"{stage.peak_learning_rate(role):g}" if trains else ""
-        table.add_row(role, f"{parameters:,}", "[green]trains[/green]" if trains else "[dim]frozen[/dim]", rate)
+        table.add_row(role, f"{parameters:,}", Text("trains", "green") if trains else Text("frozen", "dim"), rate)
     total = sum(parameters for parameters, trains in accounting.values() if trains)
     table.add_section()
     table.add_row("trains", f"{total:,}")

@@ -13,16 +13,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gendistill.console import Console
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
 from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.ranking import candidate_ids, rank
 from gendistill.evaluate.run import model_fingerprint
-from gendistill.files import write_atomically, write_jsonl
+from gendistill.files import make_folder, write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, generate
 from gendistill.inference.stopping import end_ids
@@ -64,7 +64,7 @@ def synthesize(
     overlap = index_of(tasks, synthesis.overlap, seed)
     chosen, dropped = _choose(prompts, overlap)
     _check_length(model, chosen, synthesis)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # By what is really prompted: other records that are left out anyway change no reply.
     _claim(folder, _digest(model, tokenizer, chosen, synthesis, seed))
     if not (folder / "stats.json").exists():
@@ -139,7 +139,11 @@ def _generate_replies(
     with (
         open(folder / "replies.jsonl", "a", encoding="utf-8") as file,
         Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
         ) as progress,
     ):
         bar = progress.add_task("Prompting the teacher", total=len(waiting), completed=done)
