@@ -168,7 +168,7 @@ class Trainer:
                     before = _Clock(self.device)  # the time it took is no step's
                 if leaves:
                     kept = f"{self.title} is kept as of step {metrics.step}"
-                    raise Stopped(f"stopped by SIGTERM; {kept}, and the same command goes on from there", CODE)
+                    raise Stopped(f"stopped by SIGTERM; {kept}, and the same command resumes from there", CODE)
         return history
 
     def _saves_after(self, step: int) -> bool:
