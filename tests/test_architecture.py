@@ -170,7 +170,7 @@ def too_long(root: Path) -> list[str]:
 
 
 def comment_share(root: Path) -> float:
-    """Lines that carry a comment, alone or behind code, of all lines; docstrings are no comments."""
+    """Console that carry a comment, alone or behind code, of all lines; docstrings are no comments."""
     lines = comments = 0
     for path in modules(root).values():
         lines += len(path.read_text(encoding="utf-8").splitlines())

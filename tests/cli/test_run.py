@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -31,12 +32,29 @@ def unbroken(tmp_path_factory):
         command("run", folder / "tiny.yaml", "--output", folder / "run"),
         capture_output=True,
         text=True,
-        env=environment(),
+        env=environment() | {"PYTHONIOENCODING": "ascii", "COLUMNS": "80"},  # as a job on a cluster may have them
         timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run", done.stdout
+
+
+def test_what_is_printed_into_a_file_is_plain_lines(unbroken):
+    """Progress of every step of a run, with what is left; no bars, no colours, no path that is broken at column 80."""
+    run, output = unbroken
+    assert output.isascii() and not set("\r\x1b") & set(output)
+    lines = output.splitlines()
+    assert "" not in lines and f"summary: {run / 'summary.md'}" in lines
+    for label in ("teacher", "0-conversion", "4-instruction_distillation"):
+        for task in ("facts", "choice", "arithmetic"):
+            assert re.search(rf"^{label}, {task}: (\d+) of \1 answers, 0:00:00 left$", output, re.M), (label, task)
+    for stage in STAGES:
+        assert re.search(rf"^{stage}: 12 of 12 steps, loss .* left$", output, re.M)
+        assert any(line.startswith(f"{stage}: student ") and line.endswith(" by ranking)") for line in lines)
+    assert "conversion: initialisation 'teacher'" in lines
+    # Of a table that is too narrow, names are whole for all that: broken where their parts meet.
+    assert {"distillation", "instruction"} <= set(re.findall(r"\w+", output))
 
 
 def test_run_writes_everything(unbroken):
@@ -64,6 +82,11 @@ def test_run_writes_everything(unbroken):
             assert stored["stage"] == stage
             assert (stored["parent"], stored["parent_weights_sha256"]) == parent
             losses = [row["loss"] for row in metrics(run, number, stage)]
+            first, last = metrics(run, number, stage)[0], metrics(run, number, stage)[-1]
+            held_out = (first["held_out_loss_before"], last["held_out_loss"])
+            assert None not in held_out and held_out == (stored["held_out_loss_first"], stored["held_out_loss_last"])
+            assert f"{stage}: loss {losses[0]:.4f} -> {losses[-1]:.4f}, held out {held_out[0]:.4f} -> " in output
+            assert f"| {held_out[0]:.4f} | {held_out[1]:.4f} |" in summary
             assert (stored["loss_first"], stored["loss_last"], stored["tokens"]) == (losses[0], losses[-1], 12 * 2 * 64)
             settings.add(stored["recipe_key"])
         parent = (label, stored["weights_sha256"])
@@ -116,12 +139,12 @@ def test_killed_in_the_middle_of_each_stage_ends_the_same(unbroken, recipe, tmp_
         (
             signal.SIGINT,
             130,
-            "gendistill: interrupted; what is whole is kept, and the same command goes on from there\n",
+            "gendistill: interrupted; what is whole is kept, and the same command resumes from there\n",
         ),
         (signal.SIGTERM, 143, "gendistill: stopped by SIGTERM; qk_alignment is kept as of step "),
     ],
 )
-def test_a_signal_says_what_happened_and_how_to_go_on(recipe, converted_run, number, code, says):
+def test_a_signal_says_what_happened_and_how_to_resume(recipe, converted_run, number, code, says):
     settings = ["stages.qk_alignment.tokens=1e5", "stages.qk_alignment.checkpoint_every=1000"]
     call = command("distill", recipe, *settings, "--output", converted_run)
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())

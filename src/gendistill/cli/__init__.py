@@ -30,6 +30,7 @@ from gendistill.cli import (
     status,
     synthesize,
 )
+from gendistill.console import prepare_streams
 from gendistill.errors import Stopped, UserError
 from gendistill.names import look_up
 from gendistill.visible import visible
@@ -41,7 +42,7 @@ CHATTY = ("torchao", "torch.utils._pytree")
 # In the order of --help. A verb is a module of this package with a function `command`, and is called by its name.
 VERBS = [plan, run, place, synthesize, show_batch, convert, distill, evaluate, bench, status, inspect, doctor]
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # wherever it is met
-RESUME = ("run", "place", "synthesize", "convert", "distill", "evaluate")  # go on from what an earlier call left
+RESUME = ("run", "place", "synthesize", "convert", "distill", "evaluate")  # resume from what an earlier call left
 
 
 class _Verbs(TyperGroup):
@@ -106,7 +107,7 @@ app = make_app(VERBS)
 
 
 def _what_next(verb: str | None) -> str:
-    return "; what is whole is kept, and the same command goes on from there" if verb in RESUME else ""
+    return "; what is whole is kept, and the same command resumes from there" if verb in RESUME else ""
 
 
 def _terminate(*_) -> None:
@@ -135,6 +136,7 @@ def main() -> None:
     before = signal.signal(signal.SIGTERM, _terminate)
     logging.setLogRecordFactory(_Record)
     sys.excepthook = _print_traceback  # bugs quote what they were given, too
+    prepare_streams()
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

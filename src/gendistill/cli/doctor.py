@@ -89,19 +89,15 @@ def print_machine(console, machine, known) -> None:
 
 
 def measure(checks) -> list:
-    """Runs checks; a terminal shows which one is running."""
-    from rich.progress import Progress
-
-    from gendistill.console import Console
+    """Runs checks, and says which ones are done."""
+    from gendistill.console import Console, Progress
 
     outcomes = []
     # On stderr: the tables on stdout can be piped.
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(checks))
+    with Progress("doctor", len(checks), "checks", Console(stderr=True)) as progress:
         for check in checks:
-            progress.update(task, description=f"{check.row}, {check.column}")
             outcomes.append(check.run())
-            progress.advance(task)
+            progress.advance(note=f"{check.row}, {check.column}")
     return outcomes
 
 

@@ -88,4 +88,4 @@ def evaluate_one(model: str, tasks: list[str], items: int | None, seed: int, dev
     scores = evaluate_any(model, evaluation, seed=seed, device=device, folder=folder)
     console = Console()
     console.print(to_rich(f"{model}, percent", SCORES_HEADER, scores_cells(scores)))
-    console.print(f"records: {folder / scores.label}", soft_wrap=True)
+    console.print(f"records: {folder / scores.label}")

@@ -41,7 +41,7 @@ def command(
         records = {name: evaluations.records(name, [TEACHER, student]) for name in tasks}
         console.print(Text(f"items that teacher and {student} get right\n"), counts_table(records, student), sep="\n")
         example = f'gendistill inspect {run} --task {tasks[0]} --where "teacher right, student wrong"'
-        console.print(f"\nTo see some: {example}", soft_wrap=True)
+        console.print(f"\nTo see some: {example}")
         return
 
     conditions = parse_where(where, evaluations, student) if where is not None else []

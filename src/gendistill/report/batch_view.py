@@ -352,7 +352,7 @@ def _pieces(document: Document, plain: bool, full: bool) -> Iterator[tuple[str, 
 
 
 def _flow(pieces: Iterator[tuple[str, str]], width: int) -> Text:
-    """Lines of at most `width` cells, broken between tokens and after newlines: rich would break within them."""
+    """Console of at most `width` cells, broken between tokens and after newlines: rich would break within them."""
     text, column = Text(), 0
     for piece, style in pieces:
         if column and column + cell_len(piece) > width:
