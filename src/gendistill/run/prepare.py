@@ -4,6 +4,7 @@ from gendistill.data.dataset import PackedDataset, prepare
 from gendistill.distributed import on_rank_zero
 from gendistill.recipe.data import Source
 from gendistill.recipe.stage import Stage
+from gendistill.run.distant import distant_records
 from gendistill.run.run import Run
 from gendistill.run.synthesize import synthesize_set
 from gendistill.synthesize.run import RECORDS
@@ -17,7 +18,7 @@ def prepare_mixture(
     Raises:
         UserError: see `prepare` and `synthesize_set`.
     """
-    sources = _sources(run, mixture)
+    sources = _sources(run, mixture, sequence_length, tokens)
 
     def make() -> PackedDataset:
         return prepare(
@@ -42,11 +43,17 @@ def prepare_stage(run: Run, stage: Stage) -> PackedDataset:
     )
 
 
-def _sources(run: Run, mixture: str) -> list[Source]:
-    """A mixture's sources; what the teacher is to write is written first, and becomes a file."""
+def _sources(run: Run, mixture: str, sequence_length: int, tokens: int) -> list[Source]:
+    """A mixture's sources; what the teacher is to write, or is made of texts, is made first, and becomes a file."""
     found = []
+    together = sum(source.weight for source in run.recipe.data[mixture])
     # In the order of the recipe, which the mixture's shares follow.
-    for source in run.recipe.data[mixture]:
+    for number, source in enumerate(run.recipe.data[mixture]):
+        if source.made is not None:
+            # So many as the mixture will ask of it; from here on it is a file of conversations like any other.
+            wanted = round(tokens * source.weight / together)
+            path = distant_records(run, source, number, sequence_length=sequence_length, tokens=wanted)
+            source = Source(path=str(path), messages="messages", weight=source.weight)
         if source.synthesis is not None:
             synthesize_set(run, source.synthesis)
             path = run.folder.synthesis(source.synthesis) / RECORDS
