@@ -120,7 +120,17 @@ def run(rows, conversion_report, tmp_path):
     """Runs a stage as the pipeline does, from a fresh student of the family."""
 
     def call(
-        stage, *, folder="run", family="qwen3", keep=(1,), dtype=torch.float32, dataset=None, change=None, options=None
+        stage,
+        *,
+        folder="run",
+        family="qwen3",
+        keep=(1,),
+        dtype=torch.float32,
+        dataset=None,
+        held_out=None,
+        change=None,
+        options=None,
+        console=None,
     ):
         teacher = make_teacher(family).requires_grad_(False)
         student = make_student(family, keep=keep, **(options or {})).train()
@@ -139,7 +149,8 @@ def run(rows, conversion_report, tmp_path):
             folder=tmp_path / folder,
             fingerprint=stage.model_dump(mode="json", include={"train", "learning_rate", "temperature"}),
             title="test",
-            console=Console(quiet=True),
+            console=console or Console(quiet=True),
+            held_out=held_out,
         )
         return Outcome(history, before, optimizer.weights(), optimizer, teacher, tmp_path / folder)
 

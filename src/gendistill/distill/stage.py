@@ -34,6 +34,7 @@ def train_stage(
     title: str,
     console: Console,
     pace: Pace | None = None,
+    held_out: PackedDataset | None = None,
 ) -> tuple[list[StepMetrics], MasterOptimizer]:
     """Trains the student in place, from the newest checkpoint in `folder` if there is one.
 
@@ -44,6 +45,7 @@ def train_stage(
         vocabulary: words that the tokenizer has.
         compute: where and how; models lie on its device.
         folder, fingerprint, title, console, pace: see `Trainer`.
+        held_out: sequences of records that no stage trains on, on which the loss is measured as well; None: it is not.
 
     Returns:
         The metrics of all steps, and the optimizer, which has the float32 weights.
@@ -72,7 +74,14 @@ def train_stage(
         if compute.compiled:
             stack.enter_context(compiled_layers(*models, in_pieces=in_pieces))
         # A captured graph replays the shapes it has seen, so the loader makes few.
-        loader = Loader(dataset, stage, rank=distributed.rank(), processes=compute.processes, fixed_shape=graphs)
+        loader = Loader(
+            dataset,
+            stage,
+            held_out=held_out,
+            rank=distributed.rank(),
+            processes=compute.processes,
+            fixed_shape=graphs,
+        )
         objective = build_objective(stage, teacher, student, conversion_report, vocabulary, fast=compute.fused)
         trainer = Trainer(
             stage,

@@ -101,8 +101,8 @@ class Listing(NamedTuple):
     numbered: str
 
 
-# Things of many sorts, so that it is the name that has to be found and no turn of phrase. All of what is made up: what a
-# model knows of real places and people would help it guess.
+# Things of many sorts, so that it is the name that has to be found and no turn of phrase; and all made up: what a model
+# knows of real places and people would help it guess.
 RELATIONS = (
     Relation(
         "The lighthouse of {name} was lit for the first time in {value}.",
