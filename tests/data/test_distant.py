@@ -46,7 +46,7 @@ def text(tmp_path_factory):
 @pytest.fixture
 def made(text, tokenizer, tmp_path):
     def run(tokens=150_000, *, path=text, cache=tmp_path / "distant", overlaps=lambda text: False, **settings):
-        fixed = {"sequence_length": ROW, "seed": 0, "number": 0, "evaluations": {}}
+        fixed = {"sequence_length": ROW, "seed": 0, "purpose": "0", "evaluations": {}}
         fixed |= {name: settings.pop(name) for name in list(settings) if name in fixed}
         source = Source(path=path, made="distant", **({"distances": (LOW, HIGH)} | settings))
         return make_distant(source, tokenizer, tokens=tokens, overlaps=lambda: overlaps, cache=cache, **fixed)
@@ -181,7 +181,7 @@ def test_depends_on_seed_and_place_in_the_mixture_alone(made, tmp_path):
     assert made(cache=tmp_path / "again").read_bytes() == whole
     assert len(few) < len(whole) / 2 and whole.startswith(few)
     assert made(tokens=20_000, seed=1).read_bytes()[:1000] != whole[:1000]
-    assert made(tokens=20_000, number=1).read_bytes()[:1000] != whole[:1000]
+    assert made(tokens=20_000, purpose="1").read_bytes()[:1000] != whole[:1000]
 
 
 def test_resumes_where_it_was_killed(made, tmp_path, monkeypatch):

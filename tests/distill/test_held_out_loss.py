@@ -49,7 +49,9 @@ def test_it_is_what_training_calls_the_loss_and_leaves_no_trace(make_stage, run,
     assert trajectory(with_it) == trajectory(without)
     assert all(torch.equal(with_it.after[name], weight) for name, weight in without.after.items())
     # As the loss of a step that trains on those very sequences.
-    on_them = run(make_stage(**STAGES[kind], steps=1, sequences_per_step=5, micro_batch=5), folder="on them", dataset=held_out)
+    on_them = run(
+        make_stage(**STAGES[kind], steps=1, sequences_per_step=5, micro_batch=5), folder="on them", dataset=held_out
+    )
     assert measured(with_it)[0] == pytest.approx(on_them.losses[0], rel=1e-6)
     assert len(set(known(measured(with_it)))) == 4
 

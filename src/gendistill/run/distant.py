@@ -14,12 +14,15 @@ SPARE = 1.02  # of the tokens wanted: a mixture's shares hold to within a docume
 
 
 @report_errors_once
-def distant_records(run: Run, source: Source, number: int, *, sequence_length: int, tokens: int) -> Path:
+def distant_records(
+    run: Run, source: Source, number: int, *, sequence_length: int, tokens: int, measured: bool
+) -> Path:
     """The file of conversations made of a source's texts; made by the first process, read by all.
 
     Args:
         number: of the source in its mixture.
         tokens: that the mixture wants of it.
+        measured: make others than those that are trained on.
 
     Raises:
         UserError: see `make_distant`.
@@ -38,7 +41,7 @@ def distant_records(run: Run, source: Source, number: int, *, sequence_length: i
             sequence_length=sequence_length,
             tokens=round(tokens * SPARE) + 2 * sequence_length,
             seed=run.recipe.seed,
-            number=number,
+            purpose=f"{number} measured" if measured else str(number),
             evaluations={name: task.model_dump(mode="json") for name, task in tasks.items()},
             overlaps=overlaps,
             cache=run.folder.distant,

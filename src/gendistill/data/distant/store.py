@@ -41,7 +41,7 @@ def make_distant(
     sequence_length: int,
     tokens: int,
     seed: int,
-    number: int,
+    purpose: str,
     evaluations: Any,
     overlaps: Callable[[], Callable[[str], bool]],
     cache: Path,
@@ -52,7 +52,7 @@ def make_distant(
         source: with `made` and `distances`.
         sequence_length: no conversation is longer.
         tokens: of all conversations together, at least.
-        number: of the source in its mixture: two of the same texts give different conversations.
+        purpose: of which two give different conversations of the same texts.
         evaluations: what `overlaps` depends on, as JSON.
         overlaps: gives what says whether a text holds an evaluation item; only called where something is to be made.
         cache: folder for all such files.
@@ -69,13 +69,13 @@ def make_distant(
         "date": str(date_of(tokenizer)) if prints_date(tokenizer) else None,
         "sequence_length": sequence_length,
         "tokens": tokens,
-        "seed": [seed, number],
+        "seed": [seed, purpose],
         "evaluations": evaluations,
     }
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:20]
     folder = cache / key
     if not (folder / STATS).exists():
-        maker = Maker(source, tokenizer, sequence_length=sequence_length, seed=f"{seed} {number}", overlaps=overlaps())
+        maker = Maker(source, tokenizer, sequence_length=sequence_length, seed=f"{seed} {purpose}", overlaps=overlaps())
         partial = folder.with_name(f"{key}.partial")  # it takes its name when it is whole
         try:
             partial.mkdir(parents=True, exist_ok=True)
