@@ -49,7 +49,7 @@ def made(text, tokenizer, tmp_path):
         fixed = {"sequence_length": ROW, "seed": 0, "purpose": "0", "evaluations": {}}
         fixed |= {name: settings.pop(name) for name in list(settings) if name in fixed}
         source = Source(path=path, made="distant", **({"distances": (LOW, HIGH)} | settings))
-        return make_distant(source, tokenizer, tokens=tokens, overlaps=lambda: overlaps, cache=cache, **fixed)
+        return make_distant(source, tokenizer, tokens=tokens, overlaps=lambda: overlaps, cache=cache, **fixed)[0]
 
     return run
 

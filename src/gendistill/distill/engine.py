@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gendistill.distill.acceleration import GraphedMicroBatch
 from gendistill.distill.batches import Batch, HeldOut, Loader, Step
 from gendistill.distill.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from gendistill.distill.held_out import HeldOutLosses, without_dropout
 from gendistill.distill.objectives import TrainingObjective, part_of_step
 from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.distill.schedule import learning_rate_share
@@ -32,7 +33,6 @@ from gendistill.distill.tracking import Curves
 from gendistill.distributed import is_rank_zero, processes, rank
 from gendistill.errors import Stopped, UserError
 from gendistill.files import write_atomically
-from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.recipe.stage import Stage
 
 SECONDS_BETWEEN_LINES = 60  # of progress that goes to a file
@@ -86,25 +86,8 @@ class _Running:
     share: float  # of the peak learning rate
     measured: torch.Tensor  # sums of the terms, gradient norm, update ratios
     done: "_Clock"
-    held_out: "_HeldOutLosses | None"  # measured behind the step
+    held_out: HeldOutLosses | None  # measured behind the step
     left: "_Clock"  # when that was done too
-
-
-@dataclass(frozen=True)
-class _HeldOutLosses:
-    """Losses on what no stage trains on, on their way to the host.
-
-    Attributes:
-        records: on records held out; None if there are none.
-        distant: on distant answers, by what the student has for them; empty if there are none.
-    """
-
-    records: torch.Tensor | None
-    distant: dict[str, torch.Tensor]
-
-    def to_numbers(self) -> tuple[float | None, dict[str, float] | None]:
-        records = None if self.records is None else self.records.item()
-        return records, {name: loss.item() for name, loss in self.distant.items()} or None
 
 
 class _Clock:
@@ -125,17 +108,6 @@ class _Clock:
         if self.event is not None:
             return earlier.event.elapsed_time(self.event) / 1000
         return self.time - earlier.time
-
-
-@contextmanager
-def _without_dropout(student: GendistillForCausalLM) -> Iterator[None]:
-    """Inside the block the student's attention drops nothing; all else is as in training."""
-    before = student.config.attention_dropout
-    student.config.attention_dropout = 0.0
-    try:
-        yield
-    finally:
-        student.config.attention_dropout = before
 
 
 class Trainer:
@@ -264,9 +236,9 @@ class Trainer:
             held_out, left = self._measure_held_out(), _Clock(self.device)
         return _Running(step, share, measured, done, held_out, left)
 
-    def _measure_held_out(self) -> _HeldOutLosses:
+    def _measure_held_out(self) -> HeldOutLosses:
         records = None if self.loader.held_out is None else self._loss_on(self.loader.held_out)
-        return _HeldOutLosses(records, {name: self._loss_on(rows) for name, rows in self.loader.distant.items()})
+        return HeldOutLosses(records, {name: self._loss_on(rows) for name, rows in self.loader.distant.items()})
 
     def _loss_on(self, held_out: HeldOut) -> torch.Tensor:
         """The stage's loss on sequences that no stage trains on, on its way to the host.
@@ -275,7 +247,7 @@ class Trainer:
         are none. Nothing of the trajectory depends on it: every step seeds its own random numbers.
         """
         sums = torch.zeros(len(self.stage.terms), dtype=torch.float64, device=self.device)  # [terms]
-        with _without_dropout(self.objective.student):
+        with without_dropout(self.objective.student):
             for batch in held_out.batches:
                 sums += self.run_micro_batch(batch, torch.zeros((), device=self.device))
         self.optimizer.zero_gradients()  # zero times a gradient that is not finite is none
@@ -290,7 +262,7 @@ class Trainer:
         self.optimizer.collect_gradients()  # at once: gradients of bfloat16 weights must not be summed in bfloat16
         return sums
 
-    def _metrics(self, running: _Running, seconds: float, at_start: _HeldOutLosses | None) -> StepMetrics:
+    def _metrics(self, running: _Running, seconds: float, at_start: HeldOutLosses | None) -> StepMetrics:
         stage, values = self.stage, running.measured.tolist()  # laid out as `_start` put them together
         terms = {name: values[i] / running.step.loss_tokens for i, name in enumerate(stage.terms)}
         norm, *ratios = values[len(terms) :]

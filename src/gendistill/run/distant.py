@@ -35,7 +35,7 @@ def distant_records(
         return lambda text: index.find(text) is not None
 
     def make() -> Path:
-        records = make_distant(
+        records, found = make_distant(
             source,
             run.tokenizer,
             sequence_length=sequence_length,
@@ -46,6 +46,8 @@ def distant_records(
             overlaps=overlaps,
             cache=run.folder.distant,
         )
+        if found:
+            return records
         made = distant_counts(records)
         left_out = f", {sum(made.unused.values()):,} not used" if made.unused else ""
         run.console.print(

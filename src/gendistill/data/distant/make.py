@@ -44,23 +44,14 @@ NOT_ONCE = "what is asked for stands on the pages more than once"
 
 @dataclass(frozen=True)
 class Distant:
-    """A conversation to train on.
+    """A conversation to train on."""
 
-    Attributes:
-        messages: one turn of the user, one of the assistant.
-        kinds: of its questions.
-        evidence: for each question, the parts of the pages that its answer depends on.
-        distances: for each question, tokens from the last one of each part to the first one of the reply.
-        tokens: of the sequence.
-        loss_tokens: of the reply and the end of its turn.
-    """
-
-    messages: list[dict[str, str]]
-    kinds: list[str]
-    evidence: list[list[str]]
-    distances: list[list[int]]
-    tokens: int
-    loss_tokens: int
+    messages: list[dict[str, str]]  # one turn of the user, one of the assistant
+    kinds: list[str]  # of its questions
+    evidence: list[list[str]]  # for each question, the parts of the pages that its answer depends on
+    distances: list[list[int]]  # for each part, tokens from its last one to the first one of the reply
+    tokens: int  # of the sequence
+    loss_tokens: int  # of the reply, with the end of its turn
 
     def to_record(self) -> dict[str, Any]:
         names = ("kind", "evidence", "distance")
@@ -70,20 +61,14 @@ class Distant:
 
 @dataclass
 class DistantCounts:
-    """What was made.
-
-    Attributes:
-        unused: conversations that were not used, by the reason.
-        kinds: questions.
-        distances: the shortest and the longest.
-    """
+    """What was made."""
 
     conversations: int = 0
     tokens: int = 0
     loss_tokens: int = 0
-    unused: dict[str, int] = field(default_factory=dict)
-    kinds: dict[str, int] = field(default_factory=dict)
-    distances: list[int] = field(default_factory=list)
+    unused: dict[str, int] = field(default_factory=dict)  # conversations, by the reason for which they are not used
+    kinds: dict[str, int] = field(default_factory=dict)  # questions
+    distances: list[int] = field(default_factory=list)  # the shortest and the longest
 
     def add(self, made: "Distant | str") -> None:
         """Counts a conversation, or the reason for which there is none."""

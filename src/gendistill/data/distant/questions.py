@@ -16,15 +16,10 @@ SEVERAL = (2, 3)  # facts that one question asks for
 
 
 class Statement(NamedTuple):
-    """A text to be planted.
+    """A text to be planted."""
 
-    Attributes:
-        text: a sentence, or a block with blank lines around it.
-        evidence: the part of it that the answer depends on; None for what only looks like it.
-    """
-
-    text: str
-    evidence: str | None
+    text: str  # a sentence, or a block of lines
+    evidence: str | None  # the part of it that the answer depends on; None for what only looks like it
 
     @property
     def is_block(self) -> bool:
@@ -32,73 +27,61 @@ class Statement(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question, its answer, and what must be planted.
+    """A question, its answer, and what must be planted."""
 
-    Attributes:
-        kind: a row of `KINDS`.
-        quoted: index of the sentence of the text that is asked for; nothing is planted then.
-    """
-
-    kind: str
+    kind: str  # a row of `KINDS`
     question: str
     answer: str
     planted: tuple[Statement, ...]
-    quoted: int | None = None
+    quoted: int | None = None  # index of the sentence of the text that is asked for; nothing is planted then
 
 
 class Pages(NamedTuple):
-    """The text that stands around what is planted: its sentences, and which of them are far enough away."""
+    """The text that stands around what is planted."""
 
-    sentences: Sequence[str]
-    far: Sequence[int]
+    sentences: Sequence[str]  # with the white space before them
+    far: Sequence[int]  # indices of those that are far enough away to be asked for
 
 
 class Relation(NamedTuple):
-    """Something to be said of a name.
+    """Something to be said of a name."""
 
-    Attributes:
-        statement: with {name} and {value}.
-        question: for the value, in the words of the statement.
-        restated: for the value, in other words.
-        value: a row of `invention.VALUES`.
-    """
-
-    statement: str
-    question: str
-    restated: str
-    value: str
+    statement: str  # with {name} and {value}
+    question: str  # for the value, in the words of the statement
+    restated: str  # for the value, in other words
+    value: str  # a row of `invention.VALUES`
 
 
 class Amount(NamedTuple):
-    """A number of something that several have; {a} and {b} are two of them."""
+    """A number of something that several have."""
 
-    statement: str
-    added: str
-    compared: str
+    statement: str  # with {name} and {value}
+    added: str  # with the names {a} and {b}
+    compared: str  # with the same
 
 
 class Column(NamedTuple):
-    """A column of a table, and the question for a cell of it, with {title} and {row}."""
+    """A column of a table."""
 
     label: str
-    value: str
-    question: str
+    value: str  # a row of `invention.VALUES`
+    question: str  # for a cell, with {title} and {row}
 
 
 class Register(NamedTuple):
-    """A table: its title, with {title}; the label of its first column; the others."""
+    """A table."""
 
-    heading: str
-    label: str
-    columns: tuple[Column, ...]
+    heading: str  # with {title}
+    label: str  # of the first column, which has the rows' names
+    columns: tuple[Column, ...]  # the others
 
 
 class Listing(NamedTuple):
-    """A numbered list: its title, with {title}; what asks for the entry behind {entry}, and for that of a number."""
+    """A numbered list."""
 
-    heading: str
-    behind: str
-    numbered: str
+    heading: str  # with {title}
+    behind: str  # asks for what comes behind {entry}
+    numbered: str  # asks for the entry of {number}
 
 
 # Things of many sorts, so that it is the name that has to be found and no turn of phrase; and all made up: what a model

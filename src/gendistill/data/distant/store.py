@@ -45,8 +45,8 @@ def make_distant(
     evaluations: Any,
     overlaps: Callable[[], Callable[[str], bool]],
     cache: Path,
-) -> Path:
-    """The file of conversations made of a source's texts; made, or found.
+) -> tuple[Path, bool]:
+    """The file of conversations made of a source's texts, and whether it was there already.
 
     Args:
         source: with `made` and `distances`.
@@ -74,7 +74,8 @@ def make_distant(
     }
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:20]
     folder = cache / key
-    if not (folder / STATS).exists():
+    found = (folder / STATS).exists()
+    if not found:
         maker = Maker(source, tokenizer, sequence_length=sequence_length, seed=f"{seed} {purpose}", overlaps=overlaps())
         partial = folder.with_name(f"{key}.partial")  # it takes its name when it is whole
         try:
@@ -88,7 +89,7 @@ def make_distant(
                 f"{partial}: could not be written ({error}). Free some space and run the same command again: it "
                 "resumes from here"
             ) from None
-    return folder / RECORDS
+    return folder / RECORDS, found
 
 
 def distant_counts(records: Path) -> DistantCounts:
