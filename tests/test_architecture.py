@@ -17,11 +17,12 @@ LEAST_COMMENTS = 0.08  # lines with a comment, of all lines
 
 # Every room, and the rooms it may import besides itself. A row names rows above it only, so no circle can be written
 # down. A module belongs to the room with the longest name that fits: recipe.data lies below data, recipe.stage above.
-GROUND = "errors names files"
+GROUND = "errors names files console"
 ROOMS = {
     "errors": "",
     "names": "errors",
     "files": "errors",
+    "console": "",
     "ops": GROUND,
     "distributed": GROUND,
     "sandbox": GROUND,

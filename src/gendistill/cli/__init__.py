@@ -29,6 +29,7 @@ from gendistill.cli import (
     status,
     synthesize,
 )
+from gendistill.console import prepare_streams
 from gendistill.errors import Stopped, UserError
 from gendistill.names import look_up
 
@@ -116,6 +117,7 @@ def main() -> None:
     """Entry point: user errors are printed alone, everything else is a bug and keeps its traceback."""
     # As an exception, so that half-written folders are cleared; while it trains, a stage makes a checkpoint first.
     before = signal.signal(signal.SIGTERM, _terminate)
+    prepare_streams()
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

@@ -28,7 +28,6 @@ def command(
         raise UserError("give a STUDENT folder (with --teacher), or --shape NAME")
 
     import torch
-    from rich.console import Console
 
     from gendistill.analysis.tables import to_markdown, to_rich
     from gendistill.bench.machine import measure_rates
@@ -36,6 +35,7 @@ def command(
     from gendistill.bench.sweep import check_contexts, sweep, wins_from
     from gendistill.bench.tables import HEADER, cells, plot
     from gendistill.compute import present_device
+    from gendistill.console import Lines
     from gendistill.files import write_atomically
     from gendistill.models.loading import load_model
 
@@ -49,7 +49,7 @@ def command(
         pair = {} if teacher is None else {"teacher": load_model(teacher, dtype, device)}
         pair["student"] = load_model(str(student), dtype, device)
     check_contexts(pair, sizes["contexts"])
-    console = Console(highlight=False)
+    console = Lines()
     rates = measure_rates(device, dtype)
     console.print(f"{rates.device}: copies {rates.copy / 1e12:.3g} TB/s, products {rates.product / 1e12:.3g} TFLOP/s")
     output.mkdir(parents=True, exist_ok=True)

@@ -27,9 +27,9 @@ def command(
         raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
 
     import torch
-    from rich.console import Console
 
     from gendistill.compute import present_device
+    from gendistill.console import Lines
     from gendistill.doctor import machine
     from gendistill.doctor.checks import all_checks
     from gendistill.doctor.measurement import failures
@@ -40,7 +40,7 @@ def command(
         torch.set_num_threads(1)  # small tensors: beside another busy program, threads turn seconds into minutes
     set_backend(backend)
 
-    console = Console(highlight=False)
+    console = Lines()
     this = machine.examine(device, backend)
     known = machine.known_problems(this)
     print_machine(console, this, known)
@@ -84,23 +84,20 @@ def print_machine(console, machine, known) -> None:
     table.add_row("launch settings", machine.launch_settings)
     console.print(table)
     for problem in known:
-        console.print(f"\n{'FAIL' if problem.fatal else 'note'}: {problem.what}", markup=False)
-        console.print(f"  what to do: {problem.advice}", markup=False)
+        console.print(f"\n{'FAIL' if problem.fatal else 'note'}: {problem.what}")
+        console.print(f"  what to do: {problem.advice}")
 
 
 def measure(checks) -> list:
-    """Runs checks; a terminal shows which one is running."""
-    from rich.console import Console
-    from rich.progress import Progress
+    """Runs checks, and says which ones are done."""
+    from gendistill.console import Lines, Progress
 
     outcomes = []
     # On stderr: the tables on stdout can be piped.
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(checks))
+    with Progress("doctor", len(checks), "checks", Lines(stderr=True)) as progress:
         for check in checks:
-            progress.update(task, description=f"{check.row}, {check.column}")
             outcomes.append(check.run())
-            progress.advance(task)
+            progress.advance(note=f"{check.row}, {check.column}")
     return outcomes
 
 
@@ -134,12 +131,12 @@ def print_failures(console, failures) -> None:
     for (what, advice), checks in failures.items():
         first_line, *more = what.splitlines()  # compilers print their whole input after it
         cut = " ..." if more or len(first_line) > WIDTH_OF_REASON else ""
-        console.print(f"\nFAIL: {first_line[:WIDTH_OF_REASON]}{cut}", markup=False)
+        console.print(f"\nFAIL: {first_line[:WIDTH_OF_REASON]}{cut}")
         for check in checks[:CHECKS_LISTED]:
-            console.print(f"  {check}", markup=False)
+            console.print(f"  {check}")
         if len(checks) > CHECKS_LISTED:
-            console.print(f"  and {len(checks) - CHECKS_LISTED} more", markup=False)
-        console.print(f"  what to do: {advice}", markup=False)
+            console.print(f"  and {len(checks) - CHECKS_LISTED} more")
+        console.print(f"  what to do: {advice}")
 
 
 def write_json(path: Path, machine, known, outcomes, passed: bool) -> None:

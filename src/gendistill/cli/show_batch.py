@@ -49,7 +49,7 @@ def command(
     try:
         check_masks(dataset, run.tokenizer)
     except UserError as error:  # training would refuse this data; here it is to be seen
-        run.console.print(f"[bold red]{escape(str(error))}[/bold red]")
+        run.console.print(f"[bold red]{escape(str(error))}[/bold red]", markup=True)
     loaded = Loader(dataset, settings).step(index)  # the very batches that training would get
     # An alignment has no loss tokens of its own: every token of a document counts.
     view = view_step(loaded, run.tokenizer, ends, alignment=settings.compares != "end_to_end")
@@ -60,7 +60,7 @@ def command(
         from gendistill.files import write_atomically
 
         write_atomically(page, to_page(view, title=f"{run.recipe.name}, {title}", rows=rows))
-        run.console.print(f"\n{page}", markup=False)
+        run.console.print(f"\n{page}")
 
 
 def next_step(folder: Path, steps: int) -> int:

@@ -34,6 +34,8 @@ def _progress(folder: Path) -> str:
     except ValueError:
         raise UserError(f"{log}: its last line is damaged") from None
     steps = f"step {last['step']:,}, loss {last['loss']:.4f}" if last is not None else ""
+    if last is not None and last.get("held_out_loss") is not None:
+        steps += f", held out {last['held_out_loss']:.4f}"
     if (folder / "student").is_dir():
         return f"done{', ' if steps else ''}{steps}"
     return steps or "not begun"

@@ -59,7 +59,6 @@ class Measurement:
                 self.console.print(
                     f"placement: layer {layer} restored and trained: KL {kl:.4f} nats a token, "
                     f"{self.store.total('seconds'):.0f} s so far",
-                    soft_wrap=True,
                 )
         return [self.store[f"trained {layer}"] for layer in range(self.of)]
 
@@ -73,6 +72,4 @@ class Measurement:
         self.console.print(
             f"placement: {len(group)} sets scored, {self.store.total('seconds'):.0f} s so far; best likelihood "
             f"{values[best]['likelihood']:.3f} nats a token, with layers {list(group[best])}",
-            markup=False,
-            soft_wrap=True,  # a line of a log stays one
         )

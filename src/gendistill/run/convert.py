@@ -35,6 +35,7 @@ def _convert(run: Run, dataset: PackedDataset) -> None:
     chosen = run.recipe.conversion.initialisation
     # Each batch has input_ids, position_ids and loss_mask, [ROWS_AT_ONCE, T].
     batches = rows_as_tensors(dataset, ROWS_AT_ONCE, run.compute.device)
+    run.console.print(f"conversion: measures a student that keeps all attention against {run.recipe.teacher}")
     prove_kept_attention(run.teacher, run.config, batches)
     losses = {}
     # Every initialisation is measured, for comparison; the chosen one last, since the last student is the one saved.
@@ -45,6 +46,7 @@ def _convert(run: Run, dataset: PackedDataset) -> None:
         student, accounting = convert(run.teacher, run.config, run.recipe.seed)
         calibrate(run.teacher, student.to(run.compute.device), batches, name)
         losses[name] = mean_loss(student, batches)
+        run.console.print(f"conversion: initialisation '{name}', loss {losses[name]:.3f} before any training")
     with folder_in_one_piece(run.folder.student("conversion")) as partial:
         student.save_pretrained(partial)
         run.tokenizer.save_pretrained(partial)

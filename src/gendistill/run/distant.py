@@ -52,9 +52,7 @@ def distant_records(
         left_out = f", {sum(made.unused.values()):,} not used" if made.unused else ""
         run.console.print(
             f"{source.label}: {made.conversations:,} conversations made, answers {made.distances[0]:,} to "
-            f"{made.distances[1]:,} tokens back, {made.loss_tokens / made.tokens:.2%} of their tokens{left_out}",
-            soft_wrap=True,
-            markup=False,
+            f"{made.distances[1]:,} tokens back, {made.loss_tokens / made.tokens:.2%} of their tokens{left_out}"
         )
         return records
 

@@ -73,8 +73,6 @@ def distil_stage(run: Run, name: str) -> None:
         run.console.print(
             f"{name}: '{stage.data}' has too few records to hold some out (held_out: {run.recipe.held_out:g}); no loss "
             "is measured on records that were never trained on",
-            soft_wrap=True,
-            markup=False,
         )
     history = _train(run, name, parent, dataset, held_out, prepare_distant(run, stage))
     first, last = history[0], history[-1]
@@ -83,11 +81,9 @@ def distil_stage(run: Run, name: str) -> None:
         of_held_out = f", held out {first.held_out_loss_before:.4f} -> {last.held_out_loss:.4f}"
     for how, loss in (last.distant_loss or {}).items():
         of_held_out += f", distant answers {how.replace('_', ' ')} {first.distant_loss_before[how]:.4f} -> {loss:.4f}"
-    run.console.print(
-        f"{name}: loss {first.loss:.4f} -> {last.loss:.4f}{of_held_out} over {last.tokens:,} tokens", soft_wrap=True
-    )
+    run.console.print(f"{name}: loss {first.loss:.4f} -> {last.loss:.4f}{of_held_out} over {last.tokens:,} tokens")
     if (wrong := complaint(stage, [asdict(metrics) for metrics in history])) is not None:
-        run.console.print(f"WARNING: stage {name}: {wrong}", markup=False)
+        run.console.print(f"WARNING: stage {name}: {wrong}")
 
 
 def _parent_of(run: Run, name: str) -> _Parent:

@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from rich.console import Console
 from transformers import PreTrainedModel
 
+from gendistill.console import Lines
 from gendistill.distill.objectives import unmeasured_conversion_report
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.stage import train_stage
@@ -44,7 +44,7 @@ def train_restored(run: Run, student: GendistillForCausalLM, settings: Restored,
             folder=Path(folder),
             fingerprint={},  # for checkpoints, of which there are none
             title=f"layer {layer} restored",
-            console=Console(quiet=True),
+            console=Lines(quiet=True),
         )
     last = history[-max(1, len(history) // 4) :]
     return fmean(step.loss for step in last), history[-1].tokens

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill import distributed
 from gendistill.compute import start_compute
+from gendistill.console import Lines
 from gendistill.data.dates import freeze_date
 from gendistill.distill.sharding import check_divisible
 from gendistill.distributed import on_rank_zero, report_errors_once
@@ -60,7 +61,7 @@ class Run:
         self.makes_results = makes_results
         # First, since it joins the processes: from here on they wait for each other.
         self.compute = start_compute(recipe)
-        self.console = console if distributed.is_rank_zero() else Console(quiet=True)
+        self.console = console if distributed.is_rank_zero() else Lines(quiet=True)
         self.folder = RunFolder(output, recipe)
         # Reads configurations and the first record of each source, no weights.
         self.config = check_recipe(recipe, self.folder.placement)

@@ -8,16 +8,15 @@ While it is made the folder is called KEY.partial and holds the state besides; w
 
 import hashlib
 import json
-import logging
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from gendistill.console import Lines, Progress
 from gendistill.data.dataset import source_fingerprint, tokenizer_hash
 from gendistill.data.dates import date_of, prints_date
 from gendistill.data.distant.make import DistantCounts, Maker
@@ -29,9 +28,7 @@ from gendistill.recipe.data import Source
 FORMAT = 1  # raise when the same inputs come to give other conversations
 RECORDS, STATS, STATE = "records.jsonl", "stats.json", "state.json"
 BETWEEN_STATES = 100  # conversations, used or not
-BETWEEN_LINES = 10  # seconds between two lines of progress
 FEW = 100  # conversations, after which most of them should have been used
-logger = logging.getLogger(__name__)
 
 
 def make_distant(
@@ -103,8 +100,10 @@ def _fill(folder: Path, maker: Maker, tokens: int, seed: int) -> None:
     )
     counts = DistantCounts(**state["made"])
     passages = Passages(maker.source, maker.tokenizer, seed, Place(*state["place"]))
-    shown = time.monotonic()
-    with open(folder / RECORDS, "ab") as file:
+    title = f"making distant answers of {maker.source.label}"
+    # On stderr, as the preparation of data.
+    progress = Progress(title, tokens, "tokens", Lines(stderr=True), done=min(tokens, counts.tokens))
+    with progress, open(folder / RECORDS, "ab") as file:
         file.truncate(state["bytes"])  # behind the state: made again, the same
         for number in count(state["number"]):
             if counts.tokens >= tokens:
@@ -121,9 +120,7 @@ def _fill(folder: Path, maker: Maker, tokens: int, seed: int) -> None:
                 os.fsync(file.fileno())  # before the state that says it is there
                 now = {"bytes": file.tell(), "number": number + 1, "place": passages.place, "made": asdict(counts)}
                 write_atomically(folder / STATE, json.dumps(now))
-            if time.monotonic() - shown > BETWEEN_LINES:
-                shown = time.monotonic()
-                logger.warning("%s: %s of %s tokens made", maker.source.label, f"{counts.tokens:,}", f"{tokens:,}")
+            progress.advance(min(tokens, counts.tokens) - progress.done)
     write_atomically(folder / STATS, json.dumps(asdict(counts), indent=1) + "\n")
     (folder / STATE).unlink(missing_ok=True)
 
