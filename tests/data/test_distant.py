@@ -258,6 +258,15 @@ def test_distances_that_leave_no_room(made, tmp_path):
         made(sequence_length=4000)
 
 
+def test_what_comes_out_otherwise_than_drawn_is_not_used(made, monkeypatch):
+    """Where a tokenizer counts sentences otherwise than the whole: here twice as many tokens as there are."""
+    monkeypatch.setattr(store, "FEW", 4)
+    behind = make._tokens_behind
+    monkeypatch.setattr(make, "_tokens_behind", lambda sentences: 2 * behind(sentences))
+    with pytest.raises(UserError, match=rf"could not be used: .*{make.OUTSIDE}"):
+        made()
+
+
 def test_a_text_without_blanks_is_told(made, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "FEW", 4)
     flat = tmp_path / "flat.txt"
