@@ -15,7 +15,9 @@ from rich.progress import Progress as Bars
 
 SECONDS_BETWEEN_LINES = 60  # of progress that goes to a file
 # What of the tables and texts here ASCII does not have; anything else becomes a question mark.
-ASCII = {"–": "-", "—": "-", "−": "-", "─": "-", "…": "...", "±": "+-", "×": "x", "→": "->", "≥": ">=", "≤": "<="}
+ASCII = {"–": "-", "—": "-", "−": "-", "─": "-", "▁": "_", "…": "...", "±": "+-", "×": "x", "→": "->", "·": "_"}
+ASCII |= {"⟨": "<", "⟩": ">", "⟪": "<<", "⟫": ">>", "⟦": "[", "⟧": "]", "►": ">", "✓": "+", "✗": "-", "✂": "--"}
+ASCII |= {"↵": "\\n", "⇥": "\\t"}
 # Libraries that draw bars of their own, and the variables that keep them from it.
 OTHERS_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 

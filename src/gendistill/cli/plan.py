@@ -115,7 +115,7 @@ def to_table(settings, planner, prices: dict, probes: dict):
     title = f"{settings.name} on {planner.compute.device}, {planner.compute.dtype_name}"
     table = Table("", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in prices:
-        table.add_column(name, justify="right")
+        table.add_column(name.replace("_", "\n"), justify="right")  # whole, in 80 columns too
     table.add_row("tokens", *(f"{price.tokens:,}" for price in prices.values()))
     table.add_row("steps", *(f"{price.steps:,}" for price in prices.values()))
     sections = {
