@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+from functools import partial
 
 import pytest
 
@@ -147,7 +148,15 @@ def test_killed_in_the_middle_of_each_stage_ends_the_same(unbroken, recipe, tmp_
 def test_a_signal_says_what_happened_and_how_to_resume(recipe, converted_run, number, code, says):
     settings = ["stages.qk_alignment.tokens=1e5", "stages.qk_alignment.checkpoint_every=1000"]
     call = command("distill", recipe, *settings, "--output", converted_run)
-    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(
+        call,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        # A shell has what it starts in the background ignore Ctrl-C, these tests with it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     wait_for_lines(converted_run / "1-qk_alignment/metrics.jsonl", 2, process)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)

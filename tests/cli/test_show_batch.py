@@ -136,3 +136,24 @@ def test_shows_what_each_form_of_data_becomes(call, recipe, tmp_path, fields, re
     shown = output.replace("\n", "")
     assert all(visible(text) in shown for text in asked)
     assert learnt(output) and all(run.startswith(visible(reply)) for run in learnt(output))
+
+
+def test_distant_answers(recipe, call, tmp_path):
+    """Made, checked, packed and shown: of their documents the replies alone are learnt."""
+    settings = yaml.safe_load(recipe.read_text())
+    settings["data"]["far"] = [
+        {"path": "embedded:text", "made": "distant", "distances": [128, 480], "weight": 3},
+        {"path": "embedded:chat", "messages": "messages"},
+    ]
+    settings["stages"][STAGE] |= dict(data="far", sequence_length=512, tokens=512 * 2 * 4)
+    recipe.write_text(yaml.safe_dump(settings, sort_keys=False))
+    output = call("--stage", STAGE, "--full", "--step", 1)
+    assert "conversations made, answers" in output and re.search(r"loss tokens \d+ \(\d\.\d%\)", output)
+    assert learnt(output) == list(replies(tmp_path, 1))
+    (records,) = (tmp_path / "run" / "distant").glob("*/records.jsonl")
+    made = [json.loads(line)["messages"][1]["content"] for line in records.read_text().splitlines()]
+    assert {visible(answer + "<|im_end|>") for answer in made} & set(learnt(output))
+    (data,) = (tmp_path / "run" / "data").glob("*/stats.json")
+    shares = [source["share"] for source in json.loads(data.read_text())["stats"]["sources"]]
+    assert shares == pytest.approx([0.75, 0.25], abs=0.06)
+    assert "conversations made" not in call("--stage", STAGE)  # they are there

@@ -201,6 +201,21 @@ def test_short_chats_waste_little(prepared, folder):
     assert data.stats["padding_tokens"] < 0.03 * 40 * 512
 
 
+def test_long_conversations_beside_short_ones_waste_little():
+    """Of 2K to 16K tokens, each doubling as often, as `made: distant` gives them."""
+    rng = np.random.default_rng(0)
+
+    def padding(short_tokens: int) -> float:
+        lengths = [int(2048 * 8 ** rng.random()) for _ in range(300)]
+        lengths += [int(length) for length in rng.integers(50, 500, short_tokens // 275)]
+        rows = ConversationPacker(16384).add([make_piece(np.zeros(length, np.int32)) for length in lengths])
+        tokens = sum(len(piece.input_ids) for row in rows for piece in row)
+        return 1 - tokens / (16384 * len(rows))
+
+    assert padding(0) < 0.04
+    assert padding(200_000) < 0.001
+
+
 def test_sources_give_tokens_by_their_weights(prepared, folder, make_tokenizer):
     """Over a million tokens the shares are the recipe's to within a percent, whatever the documents' lengths."""
     lengths = np.random.default_rng(0).integers(1, 400, 3000)

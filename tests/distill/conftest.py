@@ -128,6 +128,7 @@ def run(rows, conversion_report, tmp_path):
         dtype=torch.float32,
         dataset=None,
         held_out=None,
+        distant=None,
         change=None,
         options=None,
         console=None,
@@ -151,6 +152,7 @@ def run(rows, conversion_report, tmp_path):
             title="test",
             console=console or Console(quiet=True),
             held_out=held_out,
+            distant=distant,
         )
         return Outcome(history, before, optimizer.weights(), optimizer, teacher, tmp_path / folder)
 

@@ -13,6 +13,7 @@ from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.models.families import student_config
 from gendistill.plan.price import CUDA_CONTEXT, GIB, STEP_COPIES, Planner
 from gendistill.plan.refusal import refusal
+from gendistill.recipe.data import Source
 from gendistill.recipe.loading import load_recipe
 from gendistill.run.probe import short_stage, timing
 from small_models import FAMILIES, make_student, make_teacher
@@ -187,3 +188,16 @@ def test_a_probe_is_the_stage_in_short():
 )
 def test_peak_of_known_gpus(name, flops):
     assert peak_flops(name) == flops
+
+
+def test_conversations_made_of_texts_take_disk(planner):
+    """A third of the tokens of a stage whose mixture has distant answers."""
+    text = Source(path="embedded:text", weight=1)
+    far = Source(path="embedded:text", made="distant", distances=(512, 1024), weight=1)
+    chats = Source(path="embedded:chat", messages="messages", weight=2)
+    stages = {"logit_distillation": KD}
+    without, with_it = (
+        planner.whole_disk(RECIPE.model_copy(update={"data": {KD.data: [source, chats]}, "stages": stages}))
+        for source in (text, far)
+    )
+    assert with_it - without == round(KD.whole_tokens * 6 / 3)

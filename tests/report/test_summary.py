@@ -6,6 +6,7 @@ The whole text is tests/report/golden/summary.md. Where it is to change, the tes
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from gendistill.analysis.scores import Scores, TaskScore
 from gendistill.names import MIXERS, OBJECTIVES
 from gendistill.recipe.loading import parse_recipe
 from gendistill.recipe.stage import Stage
+from gendistill.report import summary as summary_module
 from gendistill.report.summary import Results, loss_label, plot_losses, write_summary
 from record_maker import choice_record, free_record, turned
 
@@ -187,3 +189,13 @@ def drawn(path: Path, stages: dict[str, Stage]) -> list[str]:
     assert plot_losses(path, stages, metrics)
     texts = re.findall(r"<!-- (.+?) -->", path.read_text())
     return sorted(text for text in texts if text != "tokens" and re.match("[^$]*[a-z]{2}", text))
+
+
+def test_distant_answers_have_a_table(tmp_path):
+    line = dict(tokens=128, loss=1.0, distant_loss_before={"as_is": 2.0, "without_window": 5.0}, distant_loss=None)
+    last = dict(tokens=256, loss=0.5, distant_loss={"as_is": 1.5, "without_window": 4.25})
+    results = SimpleNamespace(metrics={"far": [line, last], "near": [dict(tokens=128, loss=1.0)]})
+    _, table = summary_module._distant(results)
+    assert "| far | as they are | 2.0000 | 1.5000 |" in table and "| far | switched off | 5.0000 | 4.2500 |" in table
+    assert "near" not in table and summary_module._distant(SimpleNamespace(metrics={"near": [line | last]})) != []
+    assert summary_module._distant(SimpleNamespace(metrics={"near": [dict(tokens=128, loss=1.0)]})) == []

@@ -307,7 +307,7 @@ def _cache_key(request: _Request, hashed_tokenizer: str) -> str:
     # Names of the fields go into the hash too: another spelling here would prepare all data anew.
     everything = {
         "format": FORMAT,
-        "sources": [_fingerprint(source) for source in request.sources],
+        "sources": [source_fingerprint(source) for source in request.sources],
         "tokenizer": hashed_tokenizer,
         "sequence_length": request.sequence_length,
         "rows": request.rows,
@@ -320,7 +320,7 @@ def _cache_key(request: _Request, hashed_tokenizer: str) -> str:
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def _fingerprint(source: Source) -> dict:
+def source_fingerprint(source: Source) -> dict:
     """What a source will yield, whatever it is called: fields and content, not the path."""
     # How many may be bad changes no good record; a setting that is added later keeps the keys of those without it.
     fields = source.model_dump(exclude={"path", "skip_malformed"}, exclude_defaults=True)

@@ -8,7 +8,7 @@ from gendistill.data.dataset import PackedDataset, tokenizer_hash
 from gendistill.data.encoding import LossOn
 from gendistill.errors import UserError
 
-ROWS = 512  # packed sequences looked at, the first to be consumed
+TOKENS = 2**20  # looked at, in the first packed sequences to be consumed
 
 
 def check_masks(dataset: PackedDataset, tokenizer) -> None:
@@ -22,7 +22,9 @@ def check_masks(dataset: PackedDataset, tokenizer) -> None:
     """
     if dataset.stats["tokenizer"] != tokenizer_hash(tokenizer):
         raise UserError(f"{dataset.folder}: made with another tokenizer than this teacher's; prepare the data again")
-    rows = dataset[:ROWS]  # shuffled over the whole set, so the first stand for all
+    rows = dataset[
+        : max(1, TOKENS // dataset.sequence_length)
+    ]  # shuffled over the whole set, so the first stand for all
     problem = _find_problem(rows, dataset.stats)
     if problem:
         raise UserError(

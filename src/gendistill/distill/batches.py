@@ -25,7 +25,9 @@ STEPS_AHEAD = 2  # made before they are asked for, so that a slow read does not 
 # With fixed shapes, predictors are filled up to a multiple of an eighth of a batch's tokens: few shapes, so few CUDA
 # graphs to capture, and never more than an eighth of the logits for nothing.
 PREDICTOR_SIZES = 8
-ROWS_AT_ONCE = 1024  # of the memory-mapped data set, when all of it is looked through
+# What the loss on distant answers is measured with: the student as it is, and with its windows switched off.
+AS_IS, WITHOUT_WINDOW = "as_is", "without_window"
+ROWS_AT_ONCE = 64  # of the memory-mapped data set, when all of it is looked through; of 32K tokens they are 19 MB
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class HeldOut:
     """One process's share of the packed sequences of records that no stage trains on.
 
     Attributes:
-        batches: as many on every process; windows are dropped in none of their sequences.
+        batches: as many on every process; windows are dropped in none of their sequences, or in all.
         loss_tokens: of all processes' sequences.
     """
 
@@ -103,6 +105,8 @@ class Loader:
     Args:
         dataset: sequences in the order of consumption; step s takes those from s * sequences_per_step onwards.
         held_out: sequences of records that no stage trains on; None if there are none.
+        distant: sequences with distant answers that no stage trains on; None if there are none.
+        windows: whether a window stands beside the student's recurrence, which can do without it.
         rank, processes: each process takes an equal, contiguous share of a step's sequences.
         fixed_shape: all batches of as many sequences get tensors of one of a few shapes, for CUDA graphs.
     """
@@ -113,6 +117,8 @@ class Loader:
         stage: Stage,
         *,
         held_out: PackedDataset | None = None,
+        distant: PackedDataset | None = None,
+        windows: bool = False,
         rank: int = 0,
         processes: int = 1,
         fixed_shape: bool = False,
@@ -123,10 +129,17 @@ class Loader:
         self.packed, self.documents = None, None
         if fixed_shape:
             # Of all that there is: what one batch has too much of would change its shapes.
-            of_each = [_documents(rows, stage.micro_batch) for rows in (dataset, held_out) if rows is not None]
+            of_each = [_documents(rows, stage.micro_batch) for rows in (dataset, held_out, distant) if rows is not None]
             packed, documents = zip(*of_each, strict=True)
             self.packed, self.documents = any(packed), max(documents)
+        # Where some batch says of each sequence whether it does without windows, all do: one graph for all of them.
+        self.says_windows = bool(stage.window_dropout) or (windows and distant is not None)
         self.held_out = None if held_out is None else self._held_out(held_out, rank, processes)
+        self.distant: dict[str, HeldOut] = {}
+        if distant is not None:
+            self.distant[AS_IS] = self._held_out(distant, rank, processes)
+        if distant is not None and windows:
+            self.distant[WITHOUT_WINDOW] = self._held_out(distant, rank, processes, dropped=True)
 
     def steps(self, first: int) -> Iterator[Step]:
         """Steps from `first` to the stage's last, in pinned memory where there is a CUDA device."""
@@ -149,7 +162,7 @@ class Loader:
         numbers = range(start, start + self.stage.sequences_per_step)
         return Step(index, self._cut(rows, mine, self._without_window(numbers)), loss_tokens)
 
-    def _held_out(self, dataset: PackedDataset, rank: int, processes: int) -> HeldOut:
+    def _held_out(self, dataset: PackedDataset, rank: int, processes: int, dropped: bool = False) -> HeldOut:
         rows = dataset[:]  # each [H, T]
         loss_tokens = int(self._counts(rows["loss_mask"]).sum())
         # Each process runs as many sequences, since they wait for each other: the first one again, counting nothing.
@@ -157,8 +170,7 @@ class Loader:
         rows = {name: np.concatenate([array] + [array[:1]] * missing) for name, array in rows.items()}
         rows["loss_mask"][len(dataset) :] = 0
         share = len(rows["loss_mask"]) // processes
-        # Where the stage has windows dropped, batches say so of each sequence; here of none.
-        without_window = torch.zeros(share * processes, dtype=torch.bool) if self.stage.window_dropout else None
+        without_window = torch.full((share * processes,), dropped) if self.says_windows else None
         return HeldOut(self._cut(rows, range(rank * share, (rank + 1) * share), without_window), loss_tokens)
 
     def _cut(self, rows: dict[str, np.ndarray], mine: range, without_window: torch.Tensor | None) -> list[Batch]:
@@ -217,7 +229,7 @@ class Loader:
     def _without_window(self, rows: range) -> torch.Tensor | None:
         """[S]: whether each sequence does without windows, drawn by its number in the data set alone."""
         share = self.stage.window_dropout
-        if not share:
+        if not self.says_windows:
             return None
         return torch.tensor([random.Random(f"window dropout {row}").random() < share for row in rows])
 

@@ -20,8 +20,9 @@ import torch.distributed as dist
 
 from gendistill.console import Console, Progress
 from gendistill.distill.acceleration import GraphedMicroBatch
-from gendistill.distill.batches import Batch, Loader, Step
+from gendistill.distill.batches import Batch, HeldOut, Loader, Step
 from gendistill.distill.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from gendistill.distill.held_out import HeldOutLosses, without_dropout
 from gendistill.distill.objectives import TrainingObjective, part_of_step
 from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.distill.schedule import learning_rate_share
@@ -30,7 +31,6 @@ from gendistill.distill.tracking import Curves
 from gendistill.distributed import is_rank_zero, processes, rank
 from gendistill.errors import Stopped, UserError
 from gendistill.files import make_folder, write_atomically
-from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.recipe.stage import Stage
 
 
@@ -52,6 +52,9 @@ class StepMetrics:
     # The loss on records that no stage trains on; None where it was not measured.
     held_out_loss: float | None = None  # of the weights that the step left
     held_out_loss_before: float | None = None  # of the weights that the stage began with; in its first step
+    # The same on distant answers alone: of the student "as_is" and "without_window" beside its recurrence.
+    distant_loss: dict[str, float] | None = None
+    distant_loss_before: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class _Running:
     share: float  # of the peak learning rate
     measured: torch.Tensor  # sums of the terms, gradient norm, update ratios
     done: "_Clock"
-    held_out: torch.Tensor | None  # the loss on records held out, measured behind the step
+    held_out: HeldOutLosses | None  # measured behind the step
     left: "_Clock"  # when that was done too
 
 
@@ -101,17 +104,6 @@ class _Clock:
         if self.event is not None:
             return earlier.event.elapsed_time(self.event) / 1000
         return self.time - earlier.time
-
-
-@contextmanager
-def _without_dropout(student: GendistillForCausalLM) -> Iterator[None]:
-    """Inside the block the student's attention drops nothing; all else is as in training."""
-    before = student.config.attention_dropout
-    student.config.attention_dropout = 0.0
-    try:
-        yield
-    finally:
-        student.config.attention_dropout = before
 
 
 class Trainer:
@@ -228,21 +220,22 @@ class Trainer:
         # The clocks stand behind the copies in the stream: when they are reached, the numbers are on the host.
         done = left = _Clock(self.device)
         held_out = None
-        if self.stage.measures_held_out_after(step.index + 1) and self.loader.held_out is not None:
+        if self.stage.measures_held_out_after(step.index + 1):
             held_out, left = self._measure_held_out(), _Clock(self.device)
         return _Running(step, share, measured, done, held_out, left)
 
-    def _measure_held_out(self) -> torch.Tensor | None:
-        """The stage's loss on records that no stage trains on, on its way to the host; None if there are none.
+    def _measure_held_out(self) -> HeldOutLosses:
+        records = None if self.loader.held_out is None else self._loss_on(self.loader.held_out)
+        return HeldOutLosses(records, {name: self._loss_on(rows) for name, rows in self.loader.distant.items()})
+
+    def _loss_on(self, held_out: HeldOut) -> torch.Tensor:
+        """The stage's loss on sequences that no stage trains on, on its way to the host.
 
         They run as a step's micro-batches do, by the same graphs, in the same memory; scaled by zero, their gradients
         are none. Nothing of the trajectory depends on it: every step seeds its own random numbers.
         """
-        held_out = self.loader.held_out
-        if held_out is None:
-            return None
         sums = torch.zeros(len(self.stage.terms), dtype=torch.float64, device=self.device)  # [terms]
-        with _without_dropout(self.objective.student):
+        with without_dropout(self.objective.student):
             for batch in held_out.batches:
                 sums += self.run_micro_batch(batch, torch.zeros((), device=self.device))
         self.optimizer.zero_gradients()  # zero times a gradient that is not finite is none
@@ -257,12 +250,14 @@ class Trainer:
         self.optimizer.collect_gradients()  # at once: gradients of bfloat16 weights must not be summed in bfloat16
         return sums
 
-    def _metrics(self, running: _Running, seconds: float, held_out_at_start: torch.Tensor | None) -> StepMetrics:
+    def _metrics(self, running: _Running, seconds: float, at_start: HeldOutLosses | None) -> StepMetrics:
         stage, values = self.stage, running.measured.tolist()  # laid out as `_start` put them together
         terms = {name: values[i] / running.step.loss_tokens for i, name in enumerate(stage.terms)}
         norm, *ratios = values[len(terms) :]
         tokens = stage.sequences_per_step * stage.sequence_length
         throughput = tokens / seconds
+        held_out, distant = running.held_out.to_numbers() if running.held_out else (None, None)
+        held_out_before, distant_before = at_start.to_numbers() if at_start else (None, None)
         return StepMetrics(
             step=running.step.index + 1,
             tokens=(running.step.index + 1) * tokens,
@@ -275,8 +270,10 @@ class Trainer:
             seconds=round(seconds, 4),
             tokens_per_second=round(throughput, 1),
             mfu=self.pace.mfu(throughput),
-            held_out_loss=None if running.held_out is None else running.held_out.item(),
-            held_out_loss_before=None if held_out_at_start is None else held_out_at_start.item(),
+            held_out_loss=held_out,
+            held_out_loss_before=held_out_before,
+            distant_loss=distant,
+            distant_loss_before=distant_before,
         )
 
     def _check(self, metrics: StepMetrics) -> None:

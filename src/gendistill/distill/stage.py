@@ -35,6 +35,7 @@ def train_stage(
     console: Console,
     pace: Pace | None = None,
     held_out: PackedDataset | None = None,
+    distant: PackedDataset | None = None,
 ) -> tuple[list[StepMetrics], MasterOptimizer]:
     """Trains the student in place, from the newest checkpoint in `folder` if there is one.
 
@@ -46,6 +47,7 @@ def train_stage(
         compute: where and how; models lie on its device.
         folder, fingerprint, title, console, pace: see `Trainer`.
         held_out: sequences of records that no stage trains on, on which the loss is measured as well; None: it is not.
+        distant: the same of distant answers; there with the windows beside a recurrence on and off.
 
     Returns:
         The metrics of all steps, and the optimizer, which has the float32 weights.
@@ -78,6 +80,8 @@ def train_stage(
             dataset,
             stage,
             held_out=held_out,
+            distant=distant,
+            windows=student.config.window is not None and bool(student.config.linear_layers),
             rank=distributed.rank(),
             processes=compute.processes,
             fixed_shape=graphs,

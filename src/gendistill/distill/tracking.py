@@ -47,6 +47,12 @@ def held_out_ends(metrics: Sequence[Mapping[str, Any]]) -> tuple[float | None, f
     return metrics[0].get("held_out_loss_before"), metrics[-1].get("held_out_loss")
 
 
+def distant_ends(metrics: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """The loss on distant answers as a stage began and ended, by what the student had for them; empty without any."""
+    begin, end = metrics[0].get("distant_loss_before") or {}, metrics[-1].get("distant_loss") or {}
+    return {name: (begin[name], loss) for name, loss in end.items() if name in begin}
+
+
 class Curves:
     """Writes a step's metrics to TensorBoard files in folder/curves, else to trackio, else nowhere."""
 

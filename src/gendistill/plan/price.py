@@ -46,6 +46,7 @@ ADAM_STATE = {"adamw": 8, "adamw_8bit": 2}  # bytes a parameter: two moments
 CACHED = (32 * 1024, 128 * 1024)  # tokens of a text whose cache is told
 STEP_COPIES = 8  # bytes a parameter: `MasterOptimizer.step` keeps the masters of before, and the change
 ROW_BYTES = sum(np.dtype(column).itemsize for column in COLUMNS.values())  # of a prepared data set, a token
+MADE_BYTES = 6  # of a conversation made of texts, a token; English text has four to five
 CUDA_CONTEXT = GIB // 2  # driver, kernels and cuBLAS's workspace; torch does not count it
 # The tables of models/cost.py leave out statistics of norms, rotary tables, masks, indices and rounding by the
 # allocator. On an H100 the stages of results/gpu/training_speed.json and plan_accuracy.json, of two shapes, come out
@@ -273,10 +274,11 @@ class Planner:
         made = {}  # a data set that two stages share is there once
         for name, stage in recipe.stages.items():
             made[stage.data, stage.sequence_length, prices[name].tokens, stage.loss_on] = prices[name].disk.data_set
+        conversations = sum(_made_bytes(recipe, stage) for stage in recipe.stages.values())
         students = self._weights(self._count()) + sum(price.disk.student for price in prices.values())
         measured = recipe.conversion.tokens * ROW_BYTES
         checkpoints = max((price.disk.checkpoints for price in prices.values()), default=0)
-        return measured + sum(made.values()) + students + checkpoints
+        return measured + sum(made.values()) + conversations + students + checkpoints
 
     def caches(self) -> dict[int, Caches]:
         """What one text's cache takes in generation, by its tokens."""
@@ -300,6 +302,13 @@ class Planner:
             student += head_flops(config, backward=True, trains=self.student.lm_head.weight.requires_grad)
             teacher += head_flops(config, backward=False, trains=False) if stage.needs_teacher else 0
         return float(teacher + student)
+
+
+def _made_bytes(recipe: Recipe, stage: Stage) -> int:
+    """Of the files of conversations that a stage's sources are made into."""
+    sources = recipe.data[stage.data]
+    share = sum(source.weight for source in sources if source.made) / sum(source.weight for source in sources)
+    return round(stage.whole_tokens * share * MADE_BYTES)
 
 
 DISTANCE = ("student's output", "teacher's output", "their difference")  # in float32, what plain distances keep

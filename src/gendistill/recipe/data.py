@@ -17,6 +17,7 @@ class Source(Settings):
     Plain text is taken from the field `text`. A conversation is taken from `messages` (a list of role/content or
     from/value mappings) or from the two fields `prompt`, with `input` below it, and `completion`, each a text or a list
     of messages. A name "a.b" is the field b in the field a. In a mixture each source gives tokens by its weight.
+    With `made: distant` conversations are made of plain text: their answers lie as far back as `distances` say.
     """
 
     path: LocalPath | None = Field(
@@ -36,6 +37,12 @@ class Source(Settings):
     prompt: str | None = Field(None, description="field with the user's turn, or with the messages before the reply")
     input: str | None = Field(None, description="field with what goes below the prompt, where a record has it (alpaca)")
     completion: str | None = Field(None, description="field with the assistant's turn")
+    made: Literal["distant"] | None = Field(
+        None, description="distant: conversations made of the plain text, with questions about what stands far back"
+    )
+    distances: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="[shortest, longest] tokens from an answer back to what it depends on, for made: distant"
+    )
     # What a source gives of the mixture, and how often.
     weight: Positive = Field(1.0, description="share of the mixture's tokens, beside the other sources' weights")
     epochs: PositiveInt = Field(
@@ -48,6 +55,11 @@ class Source(Settings):
     @property
     def is_chat(self) -> bool:
         return self.messages is not None or self.prompt is not None
+
+    @property
+    def gives_chat(self) -> bool:
+        """Whether conversations come of it, be they read or made."""
+        return self.is_chat or self.made is not None
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -67,6 +79,7 @@ class Source(Settings):
     @model_validator(mode="after")
     def check(self):
         check_one_of(self, "path", "hub", "synthesis")
+        self._check_made()
         # `text` has a default and is not among them: it is what is read where neither of the two others is given.
         if (self.prompt is None) != (self.completion is None):
             raise ValueError("'prompt' and 'completion' go together")
@@ -75,6 +88,17 @@ class Source(Settings):
         if self.prompt is not None and self.messages is not None:
             raise ValueError("give either 'messages' or 'prompt' and 'completion'")
         return self
+
+    def _check_made(self) -> None:
+        if (self.made is None) != (self.distances is None):
+            raise ValueError("'made: distant' and 'distances: [shortest, longest]' go together")
+        if self.made is None:
+            return
+        # Only text can be read as pages.
+        if self.is_chat or self.synthesis is not None:
+            raise ValueError("'made: distant' is made of plain text: give a path or hub, and no messages or prompt")
+        if not self.distances[0] < self.distances[1]:
+            raise ValueError(f"distances are [shortest, longest], not {list(self.distances)}")
 
 
 class Prompts(Settings):

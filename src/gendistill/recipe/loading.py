@@ -81,6 +81,7 @@ class Recipe(Settings):
         if missing := sorted(wanted - self.synthesis.keys()):
             known = ", ".join(self.synthesis) or "nothing"
             raise ValueError(f"data asks for synthesis '{missing[0]}'; the synthesis section has: {known}")
+        self._check_distances()
         self._check_placement()
         if "conversion" in self.stages:
             raise ValueError("stages.conversion: that is the name of the conversion itself; choose another")
@@ -89,11 +90,24 @@ class Recipe(Settings):
             raise ValueError(f"evaluation.stages: {', '.join(unknown)} unknown; this recipe has {', '.join(stages)}")
         for name, stage in self.stages.items():
             # Plain text has no replies: its loss mask would be empty.
-            if stage.loss_on == "completion" and not all(source.is_chat for source in self.data[stage.data]):
+            if stage.loss_on == "completion" and not all(source.gives_chat for source in self.data[stage.data]):
                 raise ValueError(
                     f"stages.{name}: loss_on completion needs conversations (messages, or prompt and completion)"
                 )
         return self
+
+    def _check_distances(self) -> None:
+        """That every answer fits into a row together with what it depends on."""
+        # Of the conversion as well: it measures on a mixture.
+        uses = {"conversion": self.conversion} | {f"stages.{name}": stage for name, stage in self.stages.items()}
+        for user, section in uses.items():
+            longest = max((source.distances[1] for source in self.data[section.data] if source.distances), default=0)
+            if longest > section.sequence_length:
+                raise ValueError(
+                    f"{user}: data '{section.data}' has answers up to {longest:,} tokens back (distances), and "
+                    f"sequence_length is {section.sequence_length:,}. Raise it to {longest:,} or more, or lower the "
+                    "distances"
+                )
 
     def _check_placement(self) -> None:
         keep = self.student.keep_attention

@@ -25,7 +25,7 @@ from gendistill.analysis.tables import (
     stages_cells,
     to_markdown,
 )
-from gendistill.distill.tracking import complaint, held_out_ends
+from gendistill.distill.tracking import complaint, distant_ends, held_out_ends
 from gendistill.evaluate.harness import HARNESS_HEADER, harness_cells
 from gendistill.files import write_atomically
 from gendistill.names import MIXERS, OBJECTIVES, look_up
@@ -224,7 +224,23 @@ def _losses(run: Results) -> list[str]:
     for name, lines in run.metrics.items():
         losses = [lines[0]["loss"], lines[-1]["loss"], *held_out_ends(lines)]
         cells.append([name, f"{lines[-1]['tokens']:,}", *("–" if loss is None else f"{loss:.4f}" for loss in losses)])
-    return [to_markdown(LOSSES_HEADER, cells), _LOSSES_NOTE]
+    return [to_markdown(LOSSES_HEADER, cells), _LOSSES_NOTE, *_distant(run)]
+
+
+DISTANT_HEADER = ["stage", "windows", "before", "after"]
+_WINDOWS = {"as_is": "as they are", "without_window": "switched off"}  # by the names in metrics.jsonl
+
+
+def _distant(run: Results) -> list[str]:
+    """What each stage's loss on distant answers was, with windows beside a recurrence and without."""
+    cells = [
+        [name, look_up(_WINDOWS, how, "measurement"), *(f"{loss:.4f}" for loss in ends)]
+        for name, lines in run.metrics.items()
+        for how, ends in distant_ends(lines).items()
+    ]
+    if not cells:
+        return []
+    return ["On distant answers that no stage trains on, by the same objective:", to_markdown(DISTANT_HEADER, cells)]
 
 
 def _harness(run: Results, student: str) -> list[str]:

@@ -26,7 +26,7 @@ from gendistill.models.conversion import weights_sha256
 from gendistill.models.loading import load_model
 from gendistill.recipe.fields import result_settings, settings_key
 from gendistill.recipe.stage import Stage
-from gendistill.run.prepare import prepare_held_out, prepare_stage
+from gendistill.run.prepare import prepare_distant, prepare_held_out, prepare_stage
 from gendistill.run.run import Run
 
 
@@ -75,11 +75,13 @@ def distil_stage(run: Run, name: str) -> None:
             f"{name}: '{stage.data}' has too few records to hold some out (held_out: {run.recipe.held_out:g}); no loss "
             "is measured on records that were never trained on",
         )
-    history = _train(run, name, parent, dataset, held_out)
+    history = _train(run, name, parent, dataset, held_out, prepare_distant(run, stage))
     first, last = history[0], history[-1]
     of_held_out = ""
     if last.held_out_loss is not None:
         of_held_out = f", held out {first.held_out_loss_before:.4f} -> {last.held_out_loss:.4f}"
+    for how, loss in (last.distant_loss or {}).items():
+        of_held_out += f", distant answers {how.replace('_', ' ')} {first.distant_loss_before[how]:.4f} -> {loss:.4f}"
     run.console.print(f"{name}: loss {first.loss:.4f} -> {last.loss:.4f}{of_held_out} over {last.tokens:,} tokens")
     if (wrong := complaint(stage, [asdict(metrics) for metrics in history])) is not None:
         run.console.print(f"WARNING: stage {name}: {wrong}")
@@ -96,7 +98,12 @@ def _parent_of(run: Run, name: str) -> _Parent:
 
 
 def _train(
-    run: Run, name: str, parent: _Parent, dataset: PackedDataset, held_out: PackedDataset | None
+    run: Run,
+    name: str,
+    parent: _Parent,
+    dataset: PackedDataset,
+    held_out: PackedDataset | None,
+    distant: PackedDataset | None,
 ) -> list[StepMetrics]:
     """Trains the parent's student and saves it as the student of the stage."""
     stage = run.recipe.stages[name]
@@ -118,6 +125,7 @@ def _train(
         console=run.console,
         pace=Pace(run.planner.price(stage).flops_per_token, run.compute.peak_flops),
         held_out=held_out,
+        distant=distant,
     )
     weights = optimizer.weights()  # gathers the shards, so every process takes part
     trained = {weight: weights[weight] for weight in optimizer.masters}

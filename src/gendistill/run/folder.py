@@ -11,6 +11,7 @@ data/                            packed sequences
 1-qk_alignment/metrics.jsonl     a line per step; checkpoints/ beside it while the stage trains
 ...
 synthesis/NAME/                  what the teacher wrote: records.jsonl, rejected.jsonl, stats.json
+distant/KEY/                     conversations made of a source's texts: records.jsonl, stats.json
 evaluation/teacher/, evaluation/1-qk_alignment/, ...   records per item
 summary.md, scores.json, loss.svg
 """
@@ -192,6 +193,10 @@ class RunFolder:
 
     def synthesis(self, name: str) -> Path:
         return self.root / "synthesis" / name
+
+    @property
+    def distant(self) -> Path:
+        return self.root / "distant"  # by hash, as data
 
     @property
     def evaluation(self) -> Path:

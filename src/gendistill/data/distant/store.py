@@ -1,0 +1,148 @@
+"""Distant conversations as a file of records, made once and found again by a key of all that makes them.
+
+    KEY/records.jsonl   {"messages", "asked": [{"kind", "evidence", "distance"}]}
+    KEY/stats.json      `DistantCounts`
+
+While it is made the folder is called KEY.partial and holds the state besides; what was killed resumes there.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from gendistill.console import Lines, Progress
+from gendistill.data.dataset import source_fingerprint, tokenizer_hash
+from gendistill.data.dates import date_of, prints_date
+from gendistill.data.distant.make import DistantCounts, Maker
+from gendistill.data.distant.passages import Passages, Place
+from gendistill.errors import UserError
+from gendistill.files import read_json, seal, write_atomically
+from gendistill.recipe.data import Source
+
+FORMAT = 1  # raise when the same inputs come to give other conversations
+RECORDS, STATS, STATE = "records.jsonl", "stats.json", "state.json"
+BETWEEN_STATES = 100  # conversations, used or not
+FEW = 100  # conversations, after which most of them should have been used
+
+
+def make_distant(
+    source: Source,
+    tokenizer: Any,
+    *,
+    sequence_length: int,
+    tokens: int,
+    seed: int,
+    purpose: str,
+    evaluations: Any,
+    overlaps: Callable[[], Callable[[str], bool]],
+    cache: Path,
+) -> tuple[Path, bool]:
+    """The file of conversations made of a source's texts, and whether it was there already.
+
+    Args:
+        source: with `made` and `distances`.
+        sequence_length: no conversation is longer.
+        tokens: of all conversations together, at least.
+        purpose: of which two give different conversations of the same texts.
+        evaluations: what `overlaps` depends on, as JSON.
+        overlaps: gives what says whether a text holds an evaluation item; only called where something is to be made.
+        cache: folder for all such files.
+
+    Raises:
+        UserError: the text is too small; the distances leave no room; most of what is made cannot be used; the source
+            cannot be read; the disk is full.
+    """
+    # All that decides what is made, so that nothing else is found under the key.
+    made_of = {
+        "format": FORMAT,
+        "source": source_fingerprint(source) | {"weight": None},  # decides how many, which is said by `tokens`
+        "tokenizer": tokenizer_hash(tokenizer),
+        "date": str(date_of(tokenizer)) if prints_date(tokenizer) else None,
+        "sequence_length": sequence_length,
+        "tokens": tokens,
+        "seed": [seed, purpose],
+        "evaluations": evaluations,
+    }
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:20]
+    folder = cache / key
+    found = (folder / STATS).exists()
+    if not found:
+        maker = Maker(source, tokenizer, sequence_length=sequence_length, seed=f"{seed} {purpose}", overlaps=overlaps())
+        partial = folder.with_name(f"{key}.partial")  # it takes its name when it is whole
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            _fill(partial, maker, tokens, seed)
+            seal(partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+        except OSError as error:
+            raise UserError(
+                f"{partial}: could not be written ({error}). Free some space and run the same command again: it "
+                "resumes from here"
+            ) from None
+    return folder / RECORDS, found
+
+
+def distant_counts(records: Path) -> DistantCounts:
+    """What was counted when a file of conversations was made."""
+    return DistantCounts(**read_json(records.with_name(STATS)))
+
+
+def _fill(folder: Path, maker: Maker, tokens: int, seed: int) -> None:
+    state = (
+        read_json(folder / STATE) if (folder / STATE).exists() else {"bytes": 0, "number": 0, "place": [], "made": {}}
+    )
+    counts = DistantCounts(**state["made"])
+    passages = Passages(maker.source, maker.tokenizer, seed, Place(*state["place"]))
+    title = f"making distant answers of {maker.source.label}"
+    # On stderr, as the preparation of data.
+    progress = Progress(title, tokens, "tokens", Lines(stderr=True), done=min(tokens, counts.tokens))
+    with progress, open(folder / RECORDS, "ab") as file:
+        file.truncate(state["bytes"])  # behind the state: made again, the same
+        for number in count(state["number"]):
+            if counts.tokens >= tokens:
+                break
+            made = maker.make(number, passages)
+            if made is None:  # the text is at its end
+                raise _too_small(maker.source, passages, counts, tokens)
+            counts.add(made)
+            if not isinstance(made, str):
+                file.write(json.dumps(made.to_record(), ensure_ascii=False).encode() + b"\n")
+            _check_unused(maker.source, counts)
+            if (number + 1) % BETWEEN_STATES == 0:
+                file.flush()
+                os.fsync(file.fileno())  # before the state that says it is there
+                now = {"bytes": file.tell(), "number": number + 1, "place": passages.place, "made": asdict(counts)}
+                write_atomically(folder / STATE, json.dumps(now))
+            progress.advance(min(tokens, counts.tokens) - progress.done)
+    write_atomically(folder / STATS, json.dumps(asdict(counts), indent=1) + "\n")
+    (folder / STATE).unlink(missing_ok=True)
+
+
+def _check_unused(source: Source, counts: DistantCounts) -> None:
+    unused = sum(counts.unused.values())
+    # Not before there are some: a text may begin with a table of contents.
+    if unused >= FEW and unused > counts.conversations:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.unused.items())
+        raise UserError(
+            f"{source.label}: of {unused + counts.conversations:,} conversations {unused:,} could not be used: "
+            f"{reasons}. Give another text, or distances further apart"
+        )
+
+
+def _too_small(source: Source, passages: Passages, counts: DistantCounts, tokens: int) -> UserError:
+    shortest, longest = source.distances
+    # In the units of the settings that can mend it.
+    passes = f"{source.epochs} pass{'es' if source.epochs > 1 else ''}"
+    gave = f"{counts.conversations:,} conversations of {counts.tokens:,} tokens"
+    return UserError(
+        f"{source.label}: the text is too small: {passes} over it gave {gave}, {tokens:,} tokens are wanted, with "
+        f"answers {shortest:,} to {longest:,} tokens back. Give more text, more epochs, a smaller weight or shorter "
+        "distances"
+    )
