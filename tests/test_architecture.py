@@ -36,7 +36,7 @@ ROOMS = {
     # The recipe's tasks are the union of the settings of all kinds, so the kinds lie below the recipe.
     "evaluate.kinds": f"{GROUND} sandbox recipe.fields recipe.data data",
     "recipe": f"{GROUND} recipe.fields recipe.data evaluate.kinds",
-    "distill": f"{GROUND} ops distributed models compute recipe.fields recipe.data data recipe",
+    "distill": f"{GROUND} ops distributed analysis models compute inference recipe.fields recipe.data data recipe",
     "evaluate": f"{GROUND} distributed sandbox analysis models compute inference recipe.data data evaluate.kinds"
     " recipe",
     "synthesize": f"{GROUND} distributed sandbox analysis models inference recipe.data data evaluate.kinds recipe"

@@ -8,9 +8,9 @@ lists them instead of weighting all positions: on prompts and padding no logits 
 
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import get_args
 
 import numpy as np
@@ -76,6 +76,7 @@ class Step:
     index: int
     batches: list[Batch]
     loss_tokens: int  # of the whole step, over all processes
+    replies: Mapping[str, int] = field(default_factory=dict)  # counts of what the student wrote for it, likewise
 
 
 def rows_as_tensors(dataset: PackedDataset, size: int, device: str) -> list[dict[str, torch.Tensor]]:
@@ -115,10 +116,18 @@ class Loader:
 
     def step(self, index: int) -> Step:
         """The micro-batches that this process runs of a step."""
+        return self._cut(index, self._rows(index))
+
+    def _rows(self, index: int) -> dict[str, np.ndarray]:
+        """A step's sequences of all processes, [S, T] each."""
         start = index * self.stage.sequences_per_step
-        rows = self.dataset[start : start + self.stage.sequences_per_step]  # of all processes, each [S, T]
+        return self.dataset[start : start + self.stage.sequences_per_step]
+
+    def _cut(self, index: int, rows: Mapping[str, np.ndarray], replies: Mapping[str, int] | None = None) -> Step:
+        """This process's part of a step's sequences [S, T] as micro-batches."""
         # Every process counts the whole step by itself, so the loss's divisor needs no communication.
         loss_tokens = int(self._counts(rows["loss_mask"]).sum())
+        start = index * self.stage.sequences_per_step
         mine = range(self.offset, self.offset + self.share)
         batches = []
         for first in range(mine.start, mine.stop, self.stage.micro_batch):
@@ -126,7 +135,7 @@ class Loader:
             batch = self._batch({name: array[first:last] for name, array in rows.items()}, start + first)
             # Pinned memory lets the copy to the device run beside the arithmetic.
             batches.append(batch.map(torch.Tensor.pin_memory) if torch.cuda.is_available() else batch)
-        return Step(index, batches, loss_tokens)
+        return Step(index, batches, loss_tokens, replies or {})
 
     def _counts(self, loss_mask: np.ndarray) -> np.ndarray:
         """Which tokens the loss is divided by: [S, T - 1] or [S, T]."""
@@ -139,35 +148,9 @@ class Loader:
 
     def _batch(self, rows: dict[str, np.ndarray], first: int) -> Batch:
         """The sequences of some rows, of which `first` is the first one's number in the data set."""
-        ids = rows["input_ids"].astype(np.int64)  # [B, T]
-        positions = rows["position_ids"].astype(np.int64)  # [B, T]
-        mask = rows["loss_mask"].astype(np.int64)  # [B, T]
-        # The mask is of the tokens that are predicted. Their predictors stand one before, in the same sequence: the
-        # last position of each predicts nothing.
-        predicts = np.pad(mask[:, 1:], ((0, 0), (0, 1)))  # [B, T]
-        predictors = np.flatnonzero(predicts)  # [P]
-        weights = np.ones(len(predictors), np.float32)  # [P]
-        boundaries = np.append(np.flatnonzero(positions == 0), positions.size)  # [N + 1]
-        packed = len(boundaries) > len(ids) + 1  # more documents than sequences
-        if self.fixed_shape:
-            packed = self.packed
-            predictors, weights = _fill_up(predictors, weights, positions.size)
-            # Documents without tokens behind the last one, up to the most that any batch has.
-            missing = max(0, self.documents + 1 - len(boundaries))
-            boundaries = np.pad(boundaries, (0, missing), constant_values=positions.size)
-        # Those that only fill up predict whatever comes; beyond the batch nothing does.
-        following = np.minimum(predictors + 1, ids.size - 1)  # [P]
-        targets = ids.flatten()[following]  # [P]
-        return Batch(
-            input_ids=torch.from_numpy(ids),
-            position_ids=torch.from_numpy(positions) if packed else None,
-            cu_seqlens=torch.from_numpy(boundaries) if packed else None,
-            valid_mask=torch.from_numpy(_valid_mask(mask)),
-            predictors=torch.from_numpy(predictors),
-            targets=torch.from_numpy(targets),
-            weights=torch.from_numpy(weights),
-            without_window=self._without_window(range(first, first + len(ids))),
-            fixed_shape=self.fixed_shape,
+        dropped = self._without_window(range(first, first + len(rows["input_ids"])))
+        return replace(
+            make_batch(rows, self.documents if self.fixed_shape else None, self.packed), without_window=dropped
         )
 
     def _without_window(self, rows: range) -> torch.Tensor | None:
@@ -176,6 +159,44 @@ class Loader:
         if not share:
             return None
         return torch.tensor([random.Random(f"window dropout {row}").random() < share for row in rows])
+
+
+def make_batch(rows: Mapping[str, np.ndarray], documents: int | None = None, packed: bool | None = None) -> Batch:
+    """The batch of some sequences, [B, T] each: input_ids, position_ids and loss_mask.
+
+    Args:
+        documents: fill it up to a fixed shape, with boundaries of so many documents; None: leave it as it is.
+        packed: give positions and boundaries with it; None: if there are more documents than sequences.
+    """
+    ids = rows["input_ids"].astype(np.int64)  # [B, T]
+    positions = rows["position_ids"].astype(np.int64)  # [B, T]
+    mask = rows["loss_mask"].astype(np.int64)  # [B, T]
+    # The mask is of the tokens that are predicted. Their predictors stand one before, in the same sequence: the
+    # last position of each predicts nothing.
+    predicts = np.pad(mask[:, 1:], ((0, 0), (0, 1)))  # [B, T]
+    predictors = np.flatnonzero(predicts)  # [P]
+    weights = np.ones(len(predictors), np.float32)  # [P]
+    boundaries = np.append(np.flatnonzero(positions == 0), positions.size)  # [N + 1]
+    if packed is None:
+        packed = len(boundaries) > len(ids) + 1
+    if documents is not None:
+        predictors, weights = _fill_up(predictors, weights, positions.size)
+        # Documents without tokens behind the last one, up to the most that any batch has.
+        missing = max(0, documents + 1 - len(boundaries))
+        boundaries = np.pad(boundaries, (0, missing), constant_values=positions.size)
+    # Those that only fill up predict whatever comes; beyond the batch nothing does.
+    following = np.minimum(predictors + 1, ids.size - 1)  # [P]
+    targets = ids.flatten()[following]  # [P]
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        position_ids=torch.from_numpy(positions) if packed else None,
+        cu_seqlens=torch.from_numpy(boundaries) if packed else None,
+        valid_mask=torch.from_numpy(_valid_mask(mask)),
+        predictors=torch.from_numpy(predictors),
+        targets=torch.from_numpy(targets),
+        weights=torch.from_numpy(weights),
+        fixed_shape=documents is not None,
+    )
 
 
 def _fill_up(predictors: np.ndarray, weights: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from gendistill.distill.batches import Batch, Loader, Step
 from gendistill.distill.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from gendistill.distill.objectives import TrainingObjective, part_of_step
 from gendistill.distill.optimizer import MasterOptimizer
+from gendistill.distill.replies import describe_counts
 from gendistill.distill.schedule import learning_rate_share
 from gendistill.distill.termination import CODE, kept_waiting
 from gendistill.distill.tracking import Curves
@@ -49,6 +50,7 @@ class StepMetrics:
     gradient_norm: float  # before clipping
     update_ratio: dict[str, float]  # ||change|| / ||weights|| of each role that trains
     learning_rate: float  # the highest of all roles
+    replies: dict[str, int] = field(default_factory=dict, kw_only=True)  # counts of the student's own; see `replies`
     seconds: float  # since the step before was done
     tokens_per_second: float
     mfu: float | None  # of the GPU's arithmetic at bfloat16; None where it is not known
@@ -108,6 +110,8 @@ class Trainer:
         folder: holds metrics.jsonl (a line a step) and checkpoints/.
         fingerprint: everything that decides the trajectory, by name; a checkpoint with another one is refused.
         graphs: replay micro-batches as CUDA graphs.
+        check_at_checkpoint: called with the steps done before each checkpoint that is due; raises to stop
+            the stage. None: nothing is.
     """
 
     def __init__(
@@ -124,10 +128,12 @@ class Trainer:
         console: Console,
         pace: Pace | None = None,
         graphs: bool = False,
+        check_at_checkpoint: Callable[[int], None] | None = None,
     ):
         self.stage, self.objective, self.optimizer, self.loader = stage, objective, optimizer, loader
         self.folder, self.fingerprint, self.device = folder, fingerprint, device
         self.title, self.console, self.pace = title, console, pace or Pace()
+        self.check_at_checkpoint = check_at_checkpoint
         self.printed = -math.inf  # when the last line was, in seconds of the monotonic clock
         self.run_micro_batch = GraphedMicroBatch(self._micro_batch, device) if graphs else self._micro_batch
 
@@ -160,6 +166,8 @@ class Trainer:
                 curves.add(metrics)
                 self._print_now_and_then(metrics)
                 progress.update(bar, completed=metrics.step, loss=metrics.loss, throughput=metrics.tokens_per_second)
+                if self.check_at_checkpoint is not None and self._saves_after(metrics.step):
+                    self.check_at_checkpoint(metrics.step)  # weights that fail it are not kept
                 leaves = is_settled and is_asked_to_stop()
                 if leaves or self._saves_after(metrics.step):
                     if is_rank_zero():
@@ -235,6 +243,7 @@ class Trainer:
             gradient_norm=norm,
             update_ratio=dict(zip(self.optimizer.roles, ratios, strict=True)),
             learning_rate=max(self.optimizer.peaks) * running.share,
+            replies=dict(running.step.replies),
             seconds=round(seconds, 4),
             tokens_per_second=round(throughput, 1),
             mfu=self.pace.mfu(throughput),
@@ -315,7 +324,8 @@ class Trainer:
         left = (self.stage.steps - metrics.step) * metrics.seconds
         self.console.print(
             f"{self.title}: step {metrics.step:,} of {self.stage.steps:,}, loss {metrics.loss:.4f}, "
-            f"{metrics.tokens_per_second:,.0f} tokens/s, {timedelta(seconds=round(left))} left",
+            f"{metrics.tokens_per_second:,.0f} tokens/s, {timedelta(seconds=round(left))} left"
+            f"{describe_counts(metrics.replies)}",
             soft_wrap=True,
             markup=False,
         )

@@ -1,6 +1,7 @@
 """One stage, set up and run: sharding, precision, acceleration, objective, loop."""
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +14,10 @@ from gendistill.distill.acceleration import can_capture, compiled_layers
 from gendistill.distill.batches import Loader
 from gendistill.distill.engine import Pace, StepMetrics, Trainer
 from gendistill.distill.objectives import build_objective
+from gendistill.distill.on_policy import OnPolicyLoader, Writing
 from gendistill.distill.optimizer import MasterOptimizer
+from gendistill.distill.replies import ReplyLog, ReplyWriter
+from gendistill.distill.reply_kl import measure_reply_kl
 from gendistill.distill.sharding import shard
 from gendistill.models.attention import PACKED, attention_switched_to
 from gendistill.models.modeling import GendistillForCausalLM
@@ -34,6 +38,7 @@ def train_stage(
     title: str,
     console: Console,
     pace: Pace | None = None,
+    writing: Writing | None = None,
 ) -> tuple[list[StepMetrics], MasterOptimizer]:
     """Trains the student in place, from the newest checkpoint in `folder` if there is one.
 
@@ -44,6 +49,7 @@ def train_stage(
         vocabulary: words that the tokenizer has.
         compute: where and how; models lie on its device.
         folder, fingerprint, title, console, pace: see `Trainer`.
+        writing: of an on-policy stage.
 
     Returns:
         The metrics of all steps, and the optimizer, which has the float32 weights.
@@ -72,7 +78,15 @@ def train_stage(
         if compute.compiled:
             stack.enter_context(compiled_layers(*models, in_pieces=in_pieces))
         # A captured graph replays the shapes it has seen, so the loader makes few.
-        loader = Loader(dataset, stage, rank=distributed.rank(), processes=compute.processes, fixed_shape=graphs)
+        cut = dict(rank=distributed.rank(), processes=compute.processes, fixed_shape=graphs)
+        if stage.on_policy is None:
+            loader, check = Loader(dataset, stage, **cut), None
+        else:
+            writer = ReplyWriter(student, writing.tokens, compute.dtype)
+            log = ReplyLog(folder / "replies.jsonl", fingerprint)
+            loader = OnPolicyLoader(dataset, stage, writer, log, **cut)
+            measure = partial(measure_reply_kl, teacher, student, writer, writing.held_out, vocabulary=vocabulary)
+            check = writing.check(stage, title, measure, console)
         objective = build_objective(stage, teacher, student, conversion_report, vocabulary, fast=compute.fused)
         trainer = Trainer(
             stage,
@@ -86,5 +100,6 @@ def train_stage(
             console=console,
             pace=pace,
             graphs=graphs,
+            check_at_checkpoint=check,
         )
         return trainer.train(), optimizer

@@ -34,25 +34,43 @@ def can_pack(student: GendistillForCausalLM) -> bool:
 
 
 def packed(student: GendistillForCausalLM) -> "Packed":
-    """The student's weights, put together anew only if they have changed."""
+    """The student's weights put together: anew if they lie elsewhere, in place if their numbers have changed."""
     found = kept(student).get("packed")
-    if found is None or found.seen != _seen(student) or found.window_is_on != student.config.window_is_on:
+    if found is None or found.addresses != _addresses(student) or found.window_is_on != student.config.window_is_on:
         found = kept(student)["packed"] = Packed(student)
+    elif found.versions != _versions(student):
+        found.refresh(student)
     return found
 
 
-def _seen(student: GendistillForCausalLM) -> list[tuple[int, int]]:
-    """What changes with any weight; tensors of inference mode cannot change."""
-    return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in student.parameters()]
+def _addresses(student: GendistillForCausalLM) -> list[int]:
+    return [p.data_ptr() for p in student.parameters()]
+
+
+def _versions(student: GendistillForCausalLM) -> list[int]:
+    """What changes with any number; tensors of inference mode cannot change."""
+    return [0 if p.is_inference() else p._version for p in student.parameters()]
 
 
 class Packed:
     """The layers of a student, its final norm, and what they were made of."""
 
     def __init__(self, student: GendistillForCausalLM):
-        self.seen, self.window_is_on = _seen(student), student.config.window_is_on
+        self.addresses, self.versions = _addresses(student), _versions(student)
+        self.window_is_on = student.config.window_is_on
         self.layers = [PackedLayer(layer) for layer in student.model.layers]
         self.norm = norm_of(student.model.norm)
+
+    @torch.inference_mode()  # what was made in it can only be changed in it
+    def refresh(self, student: GendistillForCausalLM) -> None:
+        """Copies the student's numbers over those of before: graphs that read these tensors stay valid.
+
+        A student in training changes at every step. All but the joint projections is read where it lies.
+        """
+        for layer, module in zip(self.layers, student.model.layers, strict=True):  # one layer's copy at a time
+            for old, new in zip(layer.copies(), PackedLayer(module).copies(), strict=True):
+                old.copy_(new)
+        self.versions = _versions(student)
 
 
 class PackedLayer:
@@ -82,6 +100,13 @@ class PackedLayer:
         self.input_norm, self.mlp_norm = norm_of(layer.input_layernorm), norm_of(layer.post_attention_layernorm)
         self.output, mlp = mixer.o_proj, layer.mlp
         self.gate, self.up, self.down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+    def copies(self) -> list[torch.Tensor]:
+        """What was computed from the layer's parameters; all else are the parameters themselves."""
+        made = [self.weight, self.bias]
+        if self.recurrence is not None:
+            made += [self.recurrence.conv_weight, self.recurrence.conv_bias, self.recurrence.share]
+        return [tensor for tensor in made if tensor is not None]
 
 
 def norm_of(norm: LlamaRMSNorm) -> tuple[torch.Tensor, float]:

@@ -32,7 +32,7 @@ def graphed_prefill(
     if student.device.type != "cuda" or batch * length > MOST_TOKENS or not _can_capture(student):
         return None
     graphs: OrderedDict = kept(student).setdefault("prefill graphs", OrderedDict())
-    key = (batch, length, padded, id(packed(student)))  # another object once a weight has changed
+    key = (batch, length, padded, id(packed(student)))  # another object once a weight lies elsewhere
     if key not in graphs:
         graphs[key] = None
         while len(graphs) > GRAPHS:

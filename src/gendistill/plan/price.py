@@ -272,7 +272,7 @@ class Planner:
         prices = {name: self.price(stage) for name, stage in recipe.stages.items()}
         made = {}  # a data set that two stages share is there once
         for name, stage in recipe.stages.items():
-            made[stage.data, stage.sequence_length, prices[name].tokens, stage.loss_on] = prices[name].disk.data_set
+            made[stage.mixture, stage.sequence_length, prices[name].tokens, stage.loss_on] = prices[name].disk.data_set
         students = self._weights(self._count()) + sum(price.disk.student for price in prices.values())
         measured = recipe.conversion.tokens * ROW_BYTES
         checkpoints = max((price.disk.checkpoints for price in prices.values()), default=0)

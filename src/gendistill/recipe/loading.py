@@ -67,7 +67,7 @@ class Recipe(Settings):
     def check(self):
         # Names must be found here, while the line in the recipe is known: later they would be a KeyError hours in.
         uses = {"conversion": self.conversion.data} | {
-            f"stages.{name}": stage.data for name, stage in self.stages.items()
+            f"stages.{name}": stage.mixture for name, stage in self.stages.items()
         }
         for user, mixture in uses.items():
             if mixture not in self.data:
@@ -84,7 +84,7 @@ class Recipe(Settings):
             raise ValueError(f"evaluation.stages: {', '.join(unknown)} unknown; this recipe has {', '.join(stages)}")
         for name, stage in self.stages.items():
             # Plain text has no replies: its loss mask would be empty.
-            if stage.loss_on == "completion" and not all(source.is_chat for source in self.data[stage.data]):
+            if stage.loss_on == "completion" and not all(source.is_chat for source in self.data[stage.mixture]):
                 raise ValueError(
                     f"stages.{name}: loss_on completion needs conversations (messages, or prompt and completion)"
                 )
@@ -97,6 +97,11 @@ class Recipe(Settings):
         if keep.stage not in self.stages:
             raise ValueError(
                 f"keep_attention.stage is '{keep.stage}'; this recipe has {', '.join(self.stages) or 'no stages'}"
+            )
+        if self.stages[keep.stage].on_policy is not None:
+            raise ValueError(
+                f"keep_attention.stage: layers are ranked on the same text, and in '{keep.stage}' each student would "
+                "write its own; name a stage that is not on_policy"
             )
         if list(self.stages[keep.stage].terms) != ["forward_kl"]:
             raise ValueError(

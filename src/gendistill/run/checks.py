@@ -29,7 +29,7 @@ def check_recipe(recipe: Recipe, placement: Path | None = None) -> GendistillCon
     """
     config = check_shapes(recipe, placement)
     # A mixture that nothing uses may name files that are not here.
-    used = {recipe.conversion.data} | {stage.data for stage in recipe.stages.values()}
+    used = {recipe.conversion.data} | {stage.mixture for stage in recipe.stages.values()}
     for mixture in used:
         for source in recipe.data[mixture]:
             if source.synthesis is None:  # else the teacher is yet to write it

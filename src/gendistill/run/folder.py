@@ -201,7 +201,7 @@ class RunFolder:
 def _settled(values: Mapping[str, Any], stages: Collection[str], written: Collection[str]) -> dict[str, Any]:
     """The settings that these stages and these sets of the teacher's writing depend on."""
     trained = {name: values["stages"].get(name) for name in stages if name != "conversion"}
-    mixtures = {stage["data"] for stage in trained.values() if stage is not None}
+    mixtures = {_mixture(stage["data"]) for stage in trained.values() if stage is not None}
     if "conversion" in stages:
         mixtures.add(values["conversion"]["data"])
     used = {name: values["data"].get(name) for name in mixtures}
@@ -210,6 +210,11 @@ def _settled(values: Mapping[str, Any], stages: Collection[str], written: Collec
         "data": used,
         "synthesis": {name: values.get("synthesis", {}).get(name) for name in written},
     }
+
+
+def _mixture(data: str | Mapping[str, Any]) -> str:
+    """`Stage.mixture` of a stage's data as written."""
+    return data["on_policy"] if isinstance(data, Mapping) else data
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:

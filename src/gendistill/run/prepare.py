@@ -38,7 +38,7 @@ def prepare_mixture(
 def prepare_stage(run: Run, stage: Stage) -> PackedDataset:
     """The packed sequences that a stage consumes."""
     return prepare_mixture(
-        run, stage.data, sequence_length=stage.sequence_length, tokens=stage.whole_tokens, loss_on=stage.loss_on
+        run, stage.mixture, sequence_length=stage.sequence_length, tokens=stage.whole_tokens, loss_on=stage.loss_on
     )
 
 
