@@ -7,7 +7,7 @@
 
 The first makes the questions, on a CPU: they are the same for all configurations. The second asks every configuration
 of `ORDER` whose placement is given, the most telling first, and writes `RECORDS/CONFIGURATION.jsonl.gz` anew after each
-task; called again it goes on where it was. `--part I/N` takes every N-th configuration, so that N processes with a GPU
+task; called again it resumes where it was. `--part I/N` takes every N-th configuration, so that N processes with a GPU
 each share the work. The third writes results/window and the figures, see window_report.py.
 
 DATA holds gsm8k, humaneval, arc_easy and openbookqa, a folder each. Records hold no question.

@@ -200,7 +200,7 @@ def test_missing_learning_rate(recipe, gendistill, tmp_path):
         ),
     ],
 )
-def test_stages_that_cannot_go_on(recipe, gendistill, tmp_path, override, needles):
+def test_stages_that_cannot_resume(recipe, gendistill, tmp_path, override, needles):
     run = tmp_path / "run"
     settings = ["stages.qk_alignment.objective=forward_kl", override, "--output", run]
     assert gendistill("convert", recipe, *settings)[0] == 0

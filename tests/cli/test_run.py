@@ -116,12 +116,12 @@ def test_killed_in_the_middle_of_each_stage_ends_the_same(unbroken, recipe, tmp_
         (
             signal.SIGINT,
             130,
-            "gendistill: interrupted; what is whole is kept, and the same command goes on from there\n",
+            "gendistill: interrupted; what is whole is kept, and the same command resumes from there\n",
         ),
         (signal.SIGTERM, 143, "gendistill: stopped by SIGTERM; qk_alignment is kept as of step "),
     ],
 )
-def test_a_signal_says_what_happened_and_how_to_go_on(recipe, converted_run, number, code, says):
+def test_a_signal_says_what_happened_and_how_to_resume(recipe, converted_run, number, code, says):
     settings = ["stages.qk_alignment.tokens=1e5", "stages.qk_alignment.checkpoint_every=1000"]
     call = command("distill", recipe, *settings, "--output", converted_run)
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())

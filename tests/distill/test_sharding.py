@@ -119,11 +119,11 @@ def test_a_worker_killed_in_an_accumulation_leaves_no_trace(ended, two):
     assert_equal(two / "killed", two / "short")
 
 
-def test_two_processes_go_on_where_one_stopped(one, two):
+def test_two_processes_resume_where_one_stopped(one, two):
     assert_same_trajectory(two / "one, then two", one / "short")
 
 
-def test_one_process_goes_on_where_two_stopped(one, two):
+def test_one_process_resumes_where_two_stopped(one, two):
     assert len(metrics(two / "two, then one")) < 12
     cases.run_case("short", two, "two, then one")
     assert_same_trajectory(two / "two, then one", one / "short")

@@ -1,4 +1,4 @@
-"""SIGTERM while a stage trains: the step is finished, kept, and gone on from with the numbers of an unbroken run."""
+"""SIGTERM while a stage trains: the step is finished, kept, and resumed from with the numbers of an unbroken run."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def signal_in_step(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 6])
-def test_the_step_is_kept_and_gone_on_from(make_stage, run, shrink, monkeypatch, signal_in_step, number):
+def test_the_step_is_kept_and_resumed_from(make_stage, run, shrink, monkeypatch, signal_in_step, number):
     """In any step: before a checkpoint that is due, in its step, and in the last one."""
     shrink(num_hidden_layers=2)
     stage = make_stage(steps=6, checkpoint_every=3, micro_batch=2, sequences_per_step=2)

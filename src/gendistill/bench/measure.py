@@ -50,7 +50,7 @@ class Cell:
 
 
 def measure_cell(model: PreTrainedModel, cell: Cell, repeats: int) -> Cell:
-    """Fills a cell in; running out of memory is written down, and the sweep goes on."""
+    """Fills a cell in; running out of memory is written down, and the sweep continues."""
     ids = torch.randint(
         5, model.config.vocab_size - 5, (cell.batch, cell.context), generator=torch.Generator().manual_seed(0)
     )

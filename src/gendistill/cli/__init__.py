@@ -39,7 +39,7 @@ CHATTY = ("torchao", "torch.utils._pytree")
 # In the order of --help. A verb is a module of this package with a function `command`, and is called by its name.
 VERBS = [plan, run, place, synthesize, show_batch, convert, distill, evaluate, bench, status, inspect, doctor]
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # wherever it is met
-RESUME = ("run", "place", "synthesize", "convert", "distill", "evaluate")  # go on from what an earlier call left
+RESUME = ("run", "place", "synthesize", "convert", "distill", "evaluate")  # resume from what an earlier call left
 
 
 class _Verbs(TyperGroup):
@@ -104,7 +104,7 @@ app = make_app(VERBS)
 
 
 def _what_next(verb: str | None) -> str:
-    return "; what is whole is kept, and the same command goes on from there" if verb in RESUME else ""
+    return "; what is whole is kept, and the same command resumes from there" if verb in RESUME else ""
 
 
 def _terminate(*_) -> None:

@@ -40,7 +40,7 @@ def command(
     from gendistill.run.prepare import prepare_stage
 
     settings = stages[stage]
-    # Where a resumed run would go on, so that what is shown is what comes next.
+    # Where the run would resume, so that what is shown is what comes next.
     index = next_step(run.folder.stage(stage), settings.steps) if step is None else step
     if not 0 <= index < settings.steps:
         raise UserError(f"--step {index}: stage {stage} has {settings.steps} steps, 0 to {settings.steps - 1}")

@@ -27,6 +27,7 @@ from gendistill import __version__
 from gendistill.data.chat import ends_of_turns
 from gendistill.data.dates import date_of, prints_date
 from gendistill.data.encoding import LossOn, end_of_text
+from gendistill.data.held_out import EVERYTHING, Part
 from gendistill.data.mixture import Mixture
 from gendistill.data.packing import Piece, lay_out_row, token_count
 from gendistill.data.readers import local_suffix
@@ -75,6 +76,7 @@ class _Request(NamedTuple):
     rows: int
     loss_on: LossOn
     seed: int
+    part: Part
 
 
 class PackedDataset:
@@ -131,6 +133,7 @@ def prepare(
     loss_on: LossOn,
     seed: int,
     cache: str | Path,
+    part: Part = EVERYTHING,
 ) -> PackedDataset:
     """Tokenises and packs a mixture, or finds it in the cache.
 
@@ -146,13 +149,15 @@ def prepare(
         loss_on: "all" takes every token that can be predicted as a loss target, "completion" those of replies.
         seed: of the shuffle and of generated data. Same inputs, same seed: same rows.
         cache: folder for prepared data sets. Changed local files are noticed by content; a changed hub data set is not.
+        part: which records of the sources are read. Of those that are held out there may be few: then the data set has
+            fewer sequences, down to none.
 
     Raises:
         UserError: a source cannot be read, is exhausted, or has too many records that are malformed or empty; no loss
             token is left; the disk is full.
     """
     rows = -(-tokens // sequence_length)  # rounded up
-    request = _Request(sources, tokenizer, sequence_length, rows, loss_on, seed)
+    request = _Request(sources, tokenizer, sequence_length, rows, loss_on, seed, part)
     hashed_tokenizer = tokenizer_hash(tokenizer)  # once: of a large vocabulary it takes a tenth of a second
     key = _cache_key(request, hashed_tokenizer)
     folder = Path(cache) / key
@@ -183,12 +188,28 @@ def _locked(partial: Path) -> Iterator[None]:
 
 def _fill(folder: Path, key: str, request: _Request, hashed_tokenizer: str) -> None:
     """Makes all of a data set's files; the state is gone only when everything else is there, but for the seal."""
-    counts, mixture = _write(folder, request)
-    _check_loss_tokens(counts, request)
+    if request.part.held_out:
+        counts, mixture = _write_at_once(folder, request)
+    else:
+        counts, mixture = _write(folder, request)
+        _check_loss_tokens(counts, request)
     described = {"key": key, "stats": _stats(counts, mixture, request, hashed_tokenizer)}
     write_atomically(folder / "stats.json", json.dumps(described, indent=2) + "\n")
-    (folder / STATE).unlink()
+    (folder / STATE).unlink(missing_ok=True)
     seal(folder)
+
+
+def _write_at_once(folder: Path, request: _Request) -> tuple[Counts, Mixture]:
+    """Fills the columns with as many sequences as there are, which is known only when all are made."""
+    counts, mixture = Counts(), Mixture(**request._asdict())
+    made = mixture.all_rows()
+    for pieces in made:
+        counts.add_row(pieces, request.sequence_length)
+    laid_out = [lay_out_row(pieces, request.sequence_length, _pad_id(request.tokenizer)) for pieces in made]
+    for name, dtype in COLUMNS.items():
+        column = np.array([row[name] for row in laid_out], dtype).reshape(len(made), request.sequence_length)
+        np.save(folder / f"{name}.npy", column)
+    return counts, mixture
 
 
 def _write(folder: Path, request: _Request) -> tuple[Counts, Mixture]:
@@ -197,8 +218,7 @@ def _write(folder: Path, request: _Request) -> tuple[Counts, Mixture]:
     state = json.loads((folder / STATE).read_text()) if (folder / STATE).exists() else {}
     counts = Counts(**state.get("counts", {}))
     mixture = Mixture(**request._asdict(), state=state.get("mixture"))
-    # Any id will do: padding is a document of its own without loss tokens.
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    pad_id = _pad_id(tokenizer)
     # Neighbouring rows come from one window of the sources, often from one document: scatter them over the whole set.
     order = np.random.default_rng(request.seed).permutation(rows)  # [rows], from the number made to the index written
     # The disk takes a tenth of the time, in which the next round is made. One thread, so that rounds are stored in
@@ -225,6 +245,11 @@ def _write(folder: Path, request: _Request) -> tuple[Counts, Mixture]:
         if pending is not None:
             pending.result()
     return counts, mixture
+
+
+def _pad_id(tokenizer) -> int:
+    """Any id will do: padding is a document of its own without loss tokens."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
 
 
 def _store_round(folder: Path, columns: list[np.memmap], state: str) -> None:
@@ -256,7 +281,7 @@ def _stats(counts: Counts, mixture: Mixture, request: _Request, hashed_tokenizer
     sources = []
     for stream in mixture.streams:
         given = stream.counts
-        about = {"source": stream.source.label, "share": round(given.tokens / total, 6)}
+        about = {"source": stream.source.label, "share": round(given.tokens / max(total, 1), 6)}
         sources.append(about | {"passes": stream.position.epoch} | asdict(given))
     # Ids that `masks` and show-batch look for: without one, a document was cut.
     ends = {end_of_text(request.tokenizer)} - {None}
@@ -296,6 +321,8 @@ def _cache_key(request: _Request, hashed_tokenizer: str) -> str:
         "seed": request.seed,
         "date": str(date_of(request.tokenizer)) if is_chat and prints_date(request.tokenizer) else None,
     }
+    if request.part != EVERYTHING:  # where nothing is held out, keys are those of before records could be
+        everything["part"] = asdict(request.part)
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:20]
 
 

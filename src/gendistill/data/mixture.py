@@ -4,16 +4,18 @@ The stream is cut into rounds. Between two rounds all of its state is a small JS
 killed resumes after its last round and gives the same packed sequences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from gendistill.data.encoding import Encoder, LossOn
+from gendistill.data.held_out import EVERYTHING, Part
 from gendistill.data.packing import ConversationPacker, Piece, TextPacker, token_count
-from gendistill.data.stream import Position, Stream
+from gendistill.data.stream import Exhausted, Position, Stream
 from gendistill.recipe.data import Source
 
 ROUND_TOKENS = 2**20  # drawn, packed and written before the state is kept again
@@ -27,6 +29,7 @@ class Mixture:
         tokenizer: a fast transformers tokenizer; for conversations, one with a chat template.
         rows: how many packed sequences are wanted in all.
         loss_on: "all" or "completion", see `dataset.prepare`.
+        part: which records of the sources are read.
         state: `state()` of an earlier Mixture of the same arguments, to resume from there.
     """
 
@@ -38,6 +41,7 @@ class Mixture:
         rows: int,
         loss_on: LossOn,
         seed: int,
+        part: Part = EVERYTHING,
         state: dict[str, Any] | None = None,
     ):
         self.sequence_length, self.rows, self.seed = sequence_length, rows, seed
@@ -56,7 +60,7 @@ class Mixture:
         self.streams = []
         for number, (source, position) in enumerate(zip(sources, positions, strict=True)):
             budget = round(rows * sequence_length * (source.weight / weights)) + 1  # tokens, never 0
-            self.streams.append(Stream(source, number, seed, encoder, budget, position, pool))
+            self.streams.append(Stream(source, number, seed, encoder, budget, position, pool, part))
 
     def state(self) -> dict[str, Any]:
         """All that the packed sequences to come depend on besides the arguments, as JSON."""
@@ -72,19 +76,14 @@ class Mixture:
         """The next packed sequences, each a list of pieces, in random order; at most as many as are still wanted.
 
         Raises:
-            UserError: a source cannot be read or is exhausted, or too much of it is malformed or empty.
+            Exhausted: a source has no more.
+            UserError: a source cannot be read, or too much of it is malformed or empty.
         """
         # Only as many tokens as are still wanted: what is drawn beyond them would be read and counted for nothing.
         waiting = sum(map(token_count, [*self.texts.waiting, *self.conversations.waiting]))
         wanted = (self.rows - self.made) * self.sequence_length - waiting
         wanted = max(1, min(ROUND_TOKENS, wanted))  # conversations can wait for one that fits
-        texts, conversations = [], []
-        while wanted > 0:
-            # Whoever is furthest behind its weight gives next: shares hold at every moment, not only at the end.
-            document = min(self.streams, key=lambda stream: stream.share).take()
-            (conversations if isinstance(document, Piece) else texts).append(document)
-            wanted -= token_count(document)
-        rows = self.texts.add(texts) + self.conversations.add(conversations)
+        rows = self._pack(self._draw(wanted))
         # Best-fit packing leaves rows sorted by length of document; the last round is cut somewhere.
         np.random.default_rng([self.seed, self.round]).shuffle(rows)
         rows = rows[: self.rows - self.made]
@@ -94,3 +93,30 @@ class Mixture:
                 stream.check_skipped()
                 stream.show_skipped()
         return rows
+
+    def all_rows(self) -> list[list[Piece]]:
+        """All packed sequences at once; fewer than are wanted, and the last one padded, where a source has no more.
+
+        For a few of them, and with no state to resume from.
+        """
+        drawn = []
+        with suppress(Exhausted):
+            for document in self._draw(self.rows * self.sequence_length):
+                drawn.append(document)
+        rows = self._pack(drawn) + [packer.waiting for packer in (self.texts, self.conversations) if packer.waiting]
+        return rows[: self.rows]
+
+    def _draw(self, wanted: int) -> Iterator[np.ndarray | Piece]:
+        """Documents of so many tokens, the last one whole."""
+        while wanted > 0:
+            # Whoever is furthest behind its weight gives next: shares hold at every moment, not only at the end.
+            document = min(self.streams, key=lambda stream: stream.share).take()
+            yield document
+            wanted -= token_count(document)
+
+    def _pack(self, documents: Iterable[np.ndarray | Piece]) -> list[list[Piece]]:
+        """The packed sequences that are now full."""
+        texts, conversations = [], []
+        for document in documents:
+            (conversations if isinstance(document, Piece) else texts).append(document)
+        return self.texts.add(texts) + self.conversations.add(conversations)

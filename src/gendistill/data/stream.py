@@ -12,6 +12,7 @@ import numpy as np
 
 from gendistill.data.conversations import EMPTY_TEXT, Skipped
 from gendistill.data.encoding import Encoder
+from gendistill.data.held_out import EVERYTHING, Part
 from gendistill.data.packing import Piece, token_count
 from gendistill.data.sources import read_documents
 from gendistill.errors import UserError
@@ -100,6 +101,10 @@ class _Window:
     examples: dict[str, str]
 
 
+class Exhausted(UserError):
+    """All passes over a source are used up."""
+
+
 class Stream:
     """Encoded documents of one source: windows in stored order, each shuffled, and the next one prepared ahead."""
 
@@ -112,6 +117,7 @@ class Stream:
         budget: int,
         position: Position,
         pool: ThreadPoolExecutor,
+        part: Part = EVERYTHING,
     ):
         """
         Args:
@@ -119,9 +125,10 @@ class Stream:
             budget: tokens that the mixture wants of it, for the size of windows and for error messages.
             position: where to resume.
             pool: of one thread, in which windows are read and encoded while this one packs.
+            part: which of its records are read; the others are passed over, and count for nothing.
         """
         self.source, self.number, self.seed, self.encoder = source, number, seed, encoder
-        self.budget, self.position, self.pool = budget, position, pool
+        self.budget, self.position, self.pool, self.part = budget, position, pool, part
         self.characters = min(WINDOW_CHARACTERS, CHARACTERS_PER_TOKEN * budget)
         self.records: Iterator | None = None  # of this pass, open where the last window ended; the pool's thread reads
         self.ahead: Future[_Window] | None = None  # the window behind this one
@@ -143,7 +150,8 @@ class Stream:
         """The next document: token ids of a text, or the piece of a conversation.
 
         Raises:
-            UserError: all passes over the source are used up, or too many of its records are malformed or empty.
+            Exhausted: all passes over the source are used up.
+            UserError: too many of its records are malformed or empty.
         """
         if self.window is None:
             self._load()
@@ -186,6 +194,8 @@ class Stream:
         self._start(self.position.epoch, self.window.end)
         if self.window.end > self.position.record:  # a window that ends where it begins lies behind the last record
             return
+        if self.part.held_out:
+            raise Exhausted(f"{self.source.label}: has no more records that are held out")
         self.check_skipped()
         counts, passes = self.counts, self.position.epoch
         if not counts.documents:
@@ -193,15 +203,19 @@ class Stream:
             raise UserError(f"{self.source.label}: none of its {counts.read} records can be trained on{reasons}")
         if passes == self.source.epochs:
             needed = -(-self.budget * passes // counts.tokens)  # rounded up
-            raise UserError(
+            raise Exhausted(
                 f"{self.source.label}: is exhausted after {counts.tokens:,} tokens in {passes} pass(es); the mixture "
                 f"wants about {self.budget:,} of it. Give it more data or less weight, lower the stage's tokens, or "
-                f"allow repetition by epochs: {max(needed, passes + 1)}"
+                f"allow repetition by epochs: {max(needed, passes + 1)}{self._of_held_out()}"
             )
         if passes == 1:  # told once, not in every pass
             logger.warning("%s: shorter than its share of the tokens, read again", self.source.label)
         self.records = None  # opened anew by the next read
         self._start(passes + 1, 0)
+
+    def _of_held_out(self) -> str:
+        share = self.part.share
+        return f" ({share:.3g} of its records are held out; held_out: 0 trains on all)" if share else ""
 
     def _start(self, epoch: int, record: int) -> None:
         self.position = Position(epoch, record, 0, self.counts)
@@ -231,10 +245,14 @@ class Stream:
         documents, malformed = [], []
         reasons, ignored = Counter(), Counter()
         examples: dict[str, str] = {}
-        end, size = record, 0
+        end, size, taken = record, 0, 0
         for document in self.records:
             end += 1
-            if isinstance(document, UserError):
+            belongs = self.part.takes(end - 1)
+            taken += belongs
+            if not belongs:
+                pass
+            elif isinstance(document, UserError):
                 malformed.append(document)
             elif isinstance(document, Skipped):
                 reasons[document.reason] += 1
@@ -256,7 +274,7 @@ class Stream:
         if encoded.skipped:
             reasons[NO_LOSS_TOKEN] += encoded.skipped
         read = SourceCounts(
-            read=end - record,
+            read=taken,
             malformed=len(malformed),
             skipped=reasons.total(),
             cut=encoded.cut,

@@ -79,6 +79,19 @@ class Step:
     replies: Mapping[str, int] = field(default_factory=dict)  # counts of what the student wrote for it, likewise
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """One process's share of the packed sequences of records that no stage trains on.
+
+    Attributes:
+        batches: as many on every process; windows are dropped in none of their sequences.
+        loss_tokens: of all processes' sequences.
+    """
+
+    batches: list[Batch]
+    loss_tokens: int
+
+
 def rows_as_tensors(dataset: PackedDataset, size: int, device: str) -> list[dict[str, torch.Tensor]]:
     """The whole data set, at most `size` sequences at a time: input_ids, position_ids and loss_mask, int64 [B, T]."""
     pieces = (dataset[row : row + size] for row in range(0, len(dataset), size))
@@ -90,18 +103,31 @@ class Loader:
 
     Args:
         dataset: sequences in the order of consumption; step s takes those from s * sequences_per_step onwards.
+        held_out: sequences of records that no stage trains on; None if there are none.
         rank, processes: each process takes an equal, contiguous share of a step's sequences.
         fixed_shape: all batches of as many sequences get tensors of one of a few shapes, for CUDA graphs.
     """
 
     def __init__(
-        self, dataset: PackedDataset, stage: Stage, *, rank: int = 0, processes: int = 1, fixed_shape: bool = False
+        self,
+        dataset: PackedDataset,
+        stage: Stage,
+        *,
+        held_out: PackedDataset | None = None,
+        rank: int = 0,
+        processes: int = 1,
+        fixed_shape: bool = False,
     ):
         self.dataset, self.stage, self.fixed_shape = dataset, stage, fixed_shape
         self.share = stage.sequences_per_step // processes
         self.offset = rank * self.share
-        # Of the whole data set: what one batch has too much of would change its shapes.
-        self.packed, self.documents = _documents(dataset, stage.micro_batch) if fixed_shape else (None, None)
+        self.packed, self.documents = None, None
+        if fixed_shape:
+            # Of all that there is: what one batch has too much of would change its shapes.
+            of_each = [_documents(rows, stage.micro_batch) for rows in (dataset, held_out) if rows is not None]
+            packed, documents = zip(*of_each, strict=True)
+            self.packed, self.documents = any(packed), max(documents)
+        self.held_out = None if held_out is None else self._held_out(held_out, rank, processes)
 
     def steps(self, first: int) -> Iterator[Step]:
         """Steps from `first` to the stage's last, in pinned memory where there is a CUDA device."""
@@ -116,26 +142,44 @@ class Loader:
 
     def step(self, index: int) -> Step:
         """The micro-batches that this process runs of a step."""
-        return self._cut(index, self._rows(index))
+        return self._step(index, self._rows(index))
 
     def _rows(self, index: int) -> dict[str, np.ndarray]:
         """A step's sequences of all processes, [S, T] each."""
         start = index * self.stage.sequences_per_step
         return self.dataset[start : start + self.stage.sequences_per_step]
 
-    def _cut(self, index: int, rows: Mapping[str, np.ndarray], replies: Mapping[str, int] | None = None) -> Step:
-        """This process's part of a step's sequences [S, T] as micro-batches."""
+    def _step(self, index: int, rows: Mapping[str, np.ndarray], replies: Mapping[str, int] | None = None) -> Step:
+        """This process's share of the step of sequences [S, T]."""
         # Every process counts the whole step by itself, so the loss's divisor needs no communication.
         loss_tokens = int(self._counts(rows["loss_mask"]).sum())
         start = index * self.stage.sequences_per_step
         mine = range(self.offset, self.offset + self.share)
+        numbers = range(start, start + self.stage.sequences_per_step)
+        return Step(index, self._cut(rows, mine, self._without_window(numbers)), loss_tokens, replies or {})
+
+    def _held_out(self, dataset: PackedDataset, rank: int, processes: int) -> HeldOut:
+        rows = dataset[:]  # each [H, T]
+        loss_tokens = int(self._counts(rows["loss_mask"]).sum())
+        # Each process runs as many sequences, since they wait for each other: the first one again, counting nothing.
+        missing = -len(dataset) % processes
+        rows = {name: np.concatenate([array] + [array[:1]] * missing) for name, array in rows.items()}
+        rows["loss_mask"][len(dataset) :] = 0
+        share = len(rows["loss_mask"]) // processes
+        # Where the stage has windows dropped, batches say so of each sequence; here of none.
+        without_window = torch.zeros(share * processes, dtype=torch.bool) if self.stage.window_dropout else None
+        return HeldOut(self._cut(rows, range(rank * share, (rank + 1) * share), without_window), loss_tokens)
+
+    def _cut(self, rows: Mapping[str, np.ndarray], mine: range, without_window: torch.Tensor | None) -> list[Batch]:
+        """Micro-batches of some of the rows [S, T]; `without_window` [S] is of all of them."""
         batches = []
         for first in range(mine.start, mine.stop, self.stage.micro_batch):
-            last = min(first + self.stage.micro_batch, mine.stop)
-            batch = self._batch({name: array[first:last] for name, array in rows.items()}, start + first)
+            part = slice(first, min(first + self.stage.micro_batch, mine.stop))
+            dropped = None if without_window is None else without_window[part]
+            batch = self._batch({name: array[part] for name, array in rows.items()}, dropped)
             # Pinned memory lets the copy to the device run beside the arithmetic.
             batches.append(batch.map(torch.Tensor.pin_memory) if torch.cuda.is_available() else batch)
-        return Step(index, batches, loss_tokens, replies or {})
+        return batches
 
     def _counts(self, loss_mask: np.ndarray) -> np.ndarray:
         """Which tokens the loss is divided by: [S, T - 1] or [S, T]."""
@@ -146,15 +190,13 @@ class Loader:
                 return _valid_mask(loss_mask)
         raise ValueError(f"unknown pass '{self.stage.compares}'; known: {', '.join(get_args(Pass))}")
 
-    def _batch(self, rows: dict[str, np.ndarray], first: int) -> Batch:
-        """The sequences of some rows, of which `first` is the first one's number in the data set."""
-        dropped = self._without_window(range(first, first + len(rows["input_ids"])))
-        return replace(
-            make_batch(rows, self.documents if self.fixed_shape else None, self.packed), without_window=dropped
-        )
+    def _batch(self, rows: dict[str, np.ndarray], without_window: torch.Tensor | None) -> Batch:
+        """The sequences of some rows [B, T], and in which of them [B] windows are dropped."""
+        batch = make_batch(rows, self.documents if self.fixed_shape else None, self.packed)
+        return replace(batch, without_window=without_window)
 
     def _without_window(self, rows: range) -> torch.Tensor | None:
-        """[B]: whether each sequence does without windows, drawn by its number in the data set alone."""
+        """[S]: whether each sequence does without windows, drawn by its number in the data set alone."""
         share = self.stage.window_dropout
         if not share:
             return None

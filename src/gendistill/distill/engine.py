@@ -33,6 +33,7 @@ from gendistill.distill.tracking import Curves
 from gendistill.distributed import is_rank_zero, processes, rank
 from gendistill.errors import Stopped, UserError
 from gendistill.files import write_atomically
+from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.recipe.stage import Stage
 
 SECONDS_BETWEEN_LINES = 60  # of progress that goes to a file
@@ -40,7 +41,7 @@ SECONDS_BETWEEN_LINES = 60  # of progress that goes to a file
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One line of metrics.jsonl; all but the last three are the same in a resumed and in an unbroken run."""
+    """One line of metrics.jsonl; all but seconds, throughput and MFU are the same in a resumed and an unbroken run."""
 
     step: int  # optimizer steps done
     tokens: int  # trained on by then, padding included
@@ -54,6 +55,9 @@ class StepMetrics:
     seconds: float  # since the step before was done
     tokens_per_second: float
     mfu: float | None  # of the GPU's arithmetic at bfloat16; None where it is not known
+    # The loss on records that no stage trains on; None where it was not measured.
+    held_out_loss: float | None = None  # of the weights that the step left
+    held_out_loss_before: float | None = None  # of the weights that the stage began with; in its first step
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class _Running:
     share: float  # of the peak learning rate
     measured: torch.Tensor  # sums of the terms, gradient norm, update ratios
     done: "_Clock"
+    held_out: torch.Tensor | None  # the loss on records held out, measured behind the step
+    left: "_Clock"  # when that was done too
 
 
 class _Clock:
@@ -101,6 +107,17 @@ class _Clock:
         if self.event is not None:
             return earlier.event.elapsed_time(self.event) / 1000
         return self.time - earlier.time
+
+
+@contextmanager
+def _without_dropout(student: GendistillForCausalLM) -> Iterator[None]:
+    """Inside the block the student's attention drops nothing; all else is as in training."""
+    before = student.config.attention_dropout
+    student.config.attention_dropout = 0.0
+    try:
+        yield
+    finally:
+        student.config.attention_dropout = before
 
 
 class Trainer:
@@ -152,20 +169,28 @@ class Trainer:
         log_path = self.folder / "metrics.jsonl" if is_rank_zero() else os.devnull
         with open(log_path, "a") as log, self._progress() as progress, Curves(self.folder, len(history)) as curves:
             bar = progress.add_task(
-                self.title, total=self.stage.steps, completed=len(history), loss=math.nan, throughput=0.0
+                self.title, total=self.stage.steps, completed=len(history), loss=math.nan, held_out="", throughput=0.0
             )
+            at_start = None if history else self._measure_held_out()
             before = _Clock(self.device)
             for running, is_settled in self._one_behind(self.loader.steps(len(history)), is_asked_to_stop):
-                running.done.wait()
-                metrics = self._metrics(running, running.done.seconds_since(before))
-                before = running.done
+                running.left.wait()
+                metrics = self._metrics(running, running.done.seconds_since(before), at_start)
+                at_start, before = None, running.left
                 self._check(metrics)  # before anything of this step is written
                 history.append(metrics)
                 log.write(json.dumps(asdict(metrics)) + "\n")
                 log.flush()  # a killed run loses no line
                 curves.add(metrics)
-                self._print_now_and_then(metrics)
-                progress.update(bar, completed=metrics.step, loss=metrics.loss, throughput=metrics.tokens_per_second)
+                held_out = _newest_held_out(history)
+                self._print_now_and_then(metrics, held_out)
+                progress.update(
+                    bar,
+                    completed=metrics.step,
+                    loss=metrics.loss,
+                    held_out=held_out,
+                    throughput=metrics.tokens_per_second,
+                )
                 if self.check_at_checkpoint is not None and self._saves_after(metrics.step):
                     self.check_at_checkpoint(metrics.step)  # weights that fail it are not kept
                 leaves = is_settled and is_asked_to_stop()
@@ -176,7 +201,7 @@ class Trainer:
                     before = _Clock(self.device)  # the time it took is no step's
                 if leaves:
                     kept = f"{self.title} is kept as of step {metrics.step}"
-                    raise Stopped(f"stopped by SIGTERM; {kept}, and the same command goes on from there", CODE)
+                    raise Stopped(f"stopped by SIGTERM; {kept}, and the same command resumes from there", CODE)
         return history
 
     def _saves_after(self, step: int) -> bool:
@@ -219,8 +244,32 @@ class Trainer:
         share = learning_rate_share(self.stage.schedule, step.index, self.stage.steps)
         with part_of_step("the optimizer's step"):
             measured = torch.cat([sums, self.optimizer.step(share)])  # [terms + 1 + roles]
-        # The clock stands behind the copy in the stream: when it is reached, the numbers are on the host.
-        return _Running(step, share, measured.to("cpu", non_blocking=True), _Clock(self.device))
+        measured = measured.to("cpu", non_blocking=True)
+        # The clocks stand behind the copies in the stream: when they are reached, the numbers are on the host.
+        done = left = _Clock(self.device)
+        held_out = None
+        if self.stage.measures_held_out_after(step.index + 1) and self.loader.held_out is not None:
+            held_out, left = self._measure_held_out(), _Clock(self.device)
+        return _Running(step, share, measured, done, held_out, left)
+
+    def _measure_held_out(self) -> torch.Tensor | None:
+        """The stage's loss on records that no stage trains on, on its way to the host; None if there are none.
+
+        They run as a step's micro-batches do, by the same graphs, in the same memory; scaled by zero, their gradients
+        are none. Nothing of the trajectory depends on it: every step seeds its own random numbers.
+        """
+        held_out = self.loader.held_out
+        if held_out is None:
+            return None
+        sums = torch.zeros(len(self.stage.terms), dtype=torch.float64, device=self.device)  # [terms]
+        with _without_dropout(self.objective.student):
+            for batch in held_out.batches:
+                sums += self.run_micro_batch(batch, torch.zeros((), device=self.device))
+        self.optimizer.zero_gradients()  # zero times a gradient that is not finite is none
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        weights = torch.tensor(list(self.stage.terms.values()), dtype=torch.float64, device=self.device)  # [terms]
+        return ((weights * sums).sum() / held_out.loss_tokens).to("cpu", non_blocking=True)
 
     def _micro_batch(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
         batch = batch.map(lambda tensor: tensor.to(self.device, non_blocking=True))
@@ -228,7 +277,7 @@ class Trainer:
         self.optimizer.collect_gradients()  # at once: gradients of bfloat16 weights must not be summed in bfloat16
         return sums
 
-    def _metrics(self, running: _Running, seconds: float) -> StepMetrics:
+    def _metrics(self, running: _Running, seconds: float, held_out_at_start: torch.Tensor | None) -> StepMetrics:
         stage, values = self.stage, running.measured.tolist()  # laid out as `_start` put them together
         terms = {name: values[i] / running.step.loss_tokens for i, name in enumerate(stage.terms)}
         norm, *ratios = values[len(terms) :]
@@ -247,6 +296,8 @@ class Trainer:
             seconds=round(seconds, 4),
             tokens_per_second=round(throughput, 1),
             mfu=self.pace.mfu(throughput),
+            held_out_loss=None if running.held_out is None else running.held_out.item(),
+            held_out_loss_before=None if held_out_at_start is None else held_out_at_start.item(),
         )
 
     def _check(self, metrics: StepMetrics) -> None:
@@ -307,7 +358,7 @@ class Trainer:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}"),
+            TextColumn("loss {task.fields[loss]:.4f}{task.fields[held_out]}"),
             TextColumn("{task.fields[throughput]:,.0f} tok/s"),
             TimeRemainingColumn(),
             console=self.console,
@@ -315,7 +366,7 @@ class Trainer:
             disable=not (is_rank_zero() and self.console.is_terminal),  # every process would draw one; files get lines
         )
 
-    def _print_now_and_then(self, metrics: StepMetrics) -> None:
+    def _print_now_and_then(self, metrics: StepMetrics, held_out: str) -> None:
         """Off a terminal, a plain line a minute, and one at the end."""
         now, is_last = time.monotonic(), metrics.step == self.stage.steps
         if self.console.is_terminal or not (is_last or now - self.printed >= SECONDS_BETWEEN_LINES):
@@ -323,9 +374,18 @@ class Trainer:
         self.printed = now
         left = (self.stage.steps - metrics.step) * metrics.seconds
         self.console.print(
-            f"{self.title}: step {metrics.step:,} of {self.stage.steps:,}, loss {metrics.loss:.4f}, "
+            f"{self.title}: step {metrics.step:,} of {self.stage.steps:,}, loss {metrics.loss:.4f}{held_out}, "
             f"{metrics.tokens_per_second:,.0f} tokens/s, {timedelta(seconds=round(left))} left"
             f"{describe_counts(metrics.replies)}",
             soft_wrap=True,
             markup=False,
         )
+
+
+def _newest_held_out(history: list[StepMetrics]) -> str:
+    """ ", held out 0.1234": the loss on records held out, as it was last measured; empty if it never was."""
+    for metrics in reversed(history):
+        for loss in (metrics.held_out_loss, metrics.held_out_loss_before):
+            if loss is not None:
+                return f", held out {loss:.4f}"
+    return ""

@@ -83,7 +83,7 @@ class OnPolicyLoader(Loader):
                 rows[name][number - start] = values
         asked = [prompt for found in prompts.values() for prompt in found]
         said = [replies[prompt.row, prompt.place] for prompt in asked]
-        return self._cut(index, rows, count_replies(asked, said, limit, self.writer.tokens))
+        return self._step(index, rows, count_replies(asked, said, limit, self.writer.tokens))
 
     def _replies(self, index: int, prompts: dict[int, list[Prompt]], limit: int) -> Replies:
         """Replies to all processes' prompts: as the log has them, or written now, each process to its own."""

@@ -38,6 +38,7 @@ def train_stage(
     title: str,
     console: Console,
     pace: Pace | None = None,
+    held_out: PackedDataset | None = None,
     writing: Writing | None = None,
 ) -> tuple[list[StepMetrics], MasterOptimizer]:
     """Trains the student in place, from the newest checkpoint in `folder` if there is one.
@@ -49,6 +50,7 @@ def train_stage(
         vocabulary: words that the tokenizer has.
         compute: where and how; models lie on its device.
         folder, fingerprint, title, console, pace: see `Trainer`.
+        held_out: sequences of records that no stage trains on, on which the loss is measured as well; None: it is not.
         writing: of an on-policy stage.
 
     Returns:
@@ -78,7 +80,7 @@ def train_stage(
         if compute.compiled:
             stack.enter_context(compiled_layers(*models, in_pieces=in_pieces))
         # A captured graph replays the shapes it has seen, so the loader makes few.
-        cut = dict(rank=distributed.rank(), processes=compute.processes, fixed_shape=graphs)
+        cut = dict(held_out=held_out, rank=distributed.rank(), processes=compute.processes, fixed_shape=graphs)
         if stage.on_policy is None:
             loader, check = Loader(dataset, stage, **cut), None
         else:

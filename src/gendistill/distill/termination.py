@@ -24,7 +24,7 @@ def kept_waiting() -> Iterator[Callable[[], bool]]:
 
     def wait(*_) -> None:
         if asked:
-            raise Stopped("stopped by a second SIGTERM; the same command goes on from the last checkpoint", CODE)
+            raise Stopped("stopped by a second SIGTERM; the same command resumes from the last checkpoint", CODE)
         asked.append(True)
 
     before = signal.signal(signal.SIGTERM, wait)

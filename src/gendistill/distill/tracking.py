@@ -1,27 +1,50 @@
 """Live curves in TensorBoard or trackio, where one of them is installed; metrics.jsonl has the same numbers always."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from gendistill.distributed import is_rank_zero
-from gendistill.names import OBJECTIVES, RELATIVE_ERROR
+from gendistill.names import COSINE_DISTANCE, OBJECTIVES, RELATIVE_ERROR
 from gendistill.recipe.stage import Stage
 
 AVERAGED = 10  # steps at either end of a stage, at most: a single one says little
 
 
-def complaint(stage: Stage, losses: Sequence[float]) -> str | None:
-    """What is wrong with how a stage's loss has gone, in words; None if nothing is."""
+def complaint(stage: Stage, metrics: Sequence[Mapping[str, Any]]) -> str | None:
+    """What is wrong with how a stage's losses have gone, in words; None if nothing is.
+
+    Args:
+        metrics: a mapping for each step, as in metrics.jsonl.
+    """
+    losses = [step["loss"] for step in metrics]
     steps = min(AVERAGED, max(1, len(losses) // 2))
-    begin, end = fmean(losses[:steps]), fmean(losses[-steps:])
-    if not end <= begin:  # NaN too
-        return f"its loss ended above where it began ({begin:.4g} -> {end:.4g}): lower the learning rate"
-    # A squared error is relative to the teacher's own output: an output of zeros has 1.
-    silence = sum(weight for name, weight in stage.terms.items() if OBJECTIVES[name].label == RELATIVE_ERROR)
-    if silence == sum(stage.terms.values()) and end > silence:
-        return f"its loss ended at {end:.4g}, above that of an output of zeros ({silence:g}): train it longer"
+    # What was never trained on says it best, and is measured of the same tokens at both ends.
+    ends = {"loss on records held out": held_out_ends(metrics), "loss": (fmean(losses[:steps]), fmean(losses[-steps:]))}
+    silence = loss_of_silence(stage)
+    for name, (begin, end) in ends.items():
+        if begin is None or end is None:  # nothing is held out
+            continue
+        if not end <= begin:  # NaN too
+            advice = "lower the learning rate" + (", or give it more data" if name != "loss" else "")
+            return f"its {name} ended above where it began ({begin:.4g} -> {end:.4g}): {advice}"
+        if silence is not None and end > silence:
+            return f"its {name} ended at {end:.4g}, above that of an output of zeros ({silence:g}): train it longer"
     return None
+
+
+def loss_of_silence(stage: Stage) -> float | None:
+    """The loss of an output of zeros; None if the objective has terms of which that is not known."""
+    # A squared error is relative to the teacher's own output, and zeros point nowhere: both distances are 1 then.
+    known = all(OBJECTIVES[name].label in (RELATIVE_ERROR, COSINE_DISTANCE) for name in stage.terms)
+    return sum(stage.terms.values()) if known else None
+
+
+def held_out_ends(metrics: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
+    """The loss on records held out as a stage began and ended; None where there are none."""
+    # `get`: runs of before these were measured have lines without.
+    return metrics[0].get("held_out_loss_before"), metrics[-1].get("held_out_loss")
 
 
 class Curves:

@@ -2,7 +2,7 @@
 
 At these sizes the host cannot give out a step's launches as fast as the device runs them, so all that a step reads or
 writes stays at one address and is changed in place. Rows have lengths of their own (see `prefill`), so that a new
-prompt can take the row of a reply that has ended, and the graph goes on.
+prompt can take the row of a reply that has ended, and the graph continues.
 
 Shapes: B rows of the batch, S places of the cache, V vocabulary.
 """

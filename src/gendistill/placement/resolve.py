@@ -32,7 +32,7 @@ def placed(recipe: Recipe, teacher: PreTrainedConfig, result: Path | None = None
     file = Path(keep.path) if isinstance(keep, FromFile) else None
     if result is not None and result.is_file():
         layers = _layers(result, of)
-        # The run goes on with what it was begun with; that the file says something else now must not pass unseen.
+        # A run resumes with what it was begun with; that the file says something else now must not pass unseen.
         if file is not None and file.is_file() and _layers(file, of) != layers:
             raise UserError(
                 f"keep_attention: {file} says {_layers(file, of)} now, and this run was begun with {layers}. Give "

@@ -60,6 +60,11 @@ class Recipe(Settings):
     conversion: Conversion = Conversion()
     data: dict[str, Annotated[list[Source], Field(min_length=1)]]
     synthesis: dict[FileName, Synthesis] = {}
+    held_out: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.01,
+        description="share of every source's records that no stage trains on; the loss of each stage is measured on "
+        "them as well. 0: none",
+    )
     stages: dict[FileName, Stage] = Field(description="in their order; none: the student is converted and evaluated")
     evaluation: Evaluation
 

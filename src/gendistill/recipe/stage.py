@@ -21,6 +21,9 @@ Objectives = Annotated[
 LearningRates = Annotated[Annotated[Positive, Tag(ONE)] | Annotated[dict[Role, Positive], Tag(MAPPING)], one_or_mapping]
 
 
+HELD_OUT_SEQUENCES = 16  # of records that no stage trains on, in a measurement of the loss
+
+
 class Schedule(Settings):
     """Learning rate over a stage, as a share of the peak: linear warm-up, a plateau, then a fall to `final`.
 
@@ -111,6 +114,9 @@ class Stage(Settings):
     )
     gradient_checkpointing: Annotated[bool, KEEPS_RESULTS] = False
     checkpoint_every: Annotated[PositiveInt, KEEPS_RESULTS] = Field(100, description="steps between checkpoints")
+    held_out_every: Annotated[PositiveInt, KEEPS_RESULTS] = Field(
+        100, description="steps between two measurements of the loss on records held out; first and last are always"
+    )
     expected_loss: Annotated[tuple[float, float] | None, KEEPS_RESULTS] = Field(
         None, description="a step whose loss lies outside this range stops the run"
     )
@@ -151,6 +157,20 @@ class Stage(Settings):
     def whole_tokens(self) -> int:
         """The budget rounded up to whole steps."""
         return self.steps * self.sequences_per_step * self.sequence_length
+
+    @property
+    def held_out_sequences(self) -> int:
+        """Packed sequences of records held out that the loss is measured on, if there are as many."""
+        # Of a short stage fewer, or measuring would take longer than training.
+        return min(HELD_OUT_SEQUENCES, max(1, self.steps * self.sequences_per_step // 10))
+
+    @property
+    def held_out_measurements(self) -> int:
+        """How often the loss is measured on them: at the beginning, every so many steps, and at the end."""
+        return 1 + -(-self.steps // self.held_out_every)
+
+    def measures_held_out_after(self, step: int) -> bool:
+        return step % self.held_out_every == 0 or step == self.steps
 
     def peak_learning_rate(self, role: Role) -> float:
         """The peak learning rate of a role that trains; `mixer` stands for all four mixer roles."""

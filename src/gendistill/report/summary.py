@@ -25,7 +25,7 @@ from gendistill.analysis.tables import (
     stages_cells,
     to_markdown,
 )
-from gendistill.distill.tracking import complaint
+from gendistill.distill.tracking import complaint, held_out_ends
 from gendistill.evaluate.harness import HARNESS_HEADER, harness_cells
 from gendistill.files import write_atomically
 from gendistill.names import MIXERS, OBJECTIVES, look_up
@@ -114,7 +114,7 @@ def _complaints(run: Results) -> list[str]:
     """A paragraph for each stage whose loss went wrong."""
     found = []
     for name, lines in run.metrics.items():
-        wrong = complaint(run.recipe.stages[name], [line["loss"] for line in lines])
+        wrong = complaint(run.recipe.stages[name], lines)
         if wrong is not None:
             found.append(f"**Warning: stage {name}: {wrong}.**")
     return found
@@ -140,7 +140,7 @@ def _sections(run: Results, found: _Statistics, last: str, plotted: bool) -> lis
         "Each task: accuracy by ranking/by generation, percent. Below: means over the tasks that have both.",
         *_harness(run, last),
         *_placement(run),
-        *(["## Losses", "![Loss of each stage](loss.svg)"] if plotted else []),
+        *(["## Losses", *_losses(run), "![Loss of each stage](loss.svg)"] if plotted else []),
         "## Replies, word for word",
         _replies(run.records, list(run.students)),
     ]
@@ -212,6 +212,19 @@ def _placement(run: Results) -> list[str]:
         "Scores on recall prompts: mean -log p of the right answers' tokens, and answers that are right word for word.",
         "![What was measured of each layer](placement.svg)",
     ]
+
+
+LOSSES_HEADER = ["stage", "tokens", "first step", "last step", "held out, before", "held out, after"]
+_LOSSES_NOTE = "Each stage's own objective, as in loss.svg; held out = on records that no stage trains on."
+
+
+def _losses(run: Results) -> list[str]:
+    """Where each stage's loss began and ended, and that on records held out."""
+    cells = []
+    for name, lines in run.metrics.items():
+        losses = [lines[0]["loss"], lines[-1]["loss"], *held_out_ends(lines)]
+        cells.append([name, f"{lines[-1]['tokens']:,}", *("–" if loss is None else f"{loss:.4f}" for loss in losses)])
+    return [to_markdown(LOSSES_HEADER, cells), _LOSSES_NOTE]
 
 
 def _harness(run: Results, student: str) -> list[str]:
@@ -334,7 +347,11 @@ def _panel(axis: Any, title: str, rows: Sequence[Mapping[str, Any]], label: str)
     """One stage's curve over tokens, on a logarithmic axis."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    axis.plot([row["tokens"] for row in rows], [row["loss"] for row in rows], linewidth=1)
+    axis.plot([row["tokens"] for row in rows], [row["loss"] for row in rows], linewidth=1, label="training")
+    if held_out := _held_out_points(rows):
+        tokens, losses = zip(*held_out, strict=True)
+        axis.plot(tokens, losses, linewidth=1, marker="o", markersize=3, label="held out")
+        axis.legend(fontsize=7)
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("tokens", fontsize=9)
     axis.set_ylabel(label, fontsize=7 if "\n" in label else 8)  # a term with its weight is as long as the panel is high
@@ -342,3 +359,10 @@ def _panel(axis: Any, title: str, rows: Sequence[Mapping[str, Any]], label: str)
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.grid(True, which="both", alpha=0.25)
+
+
+def _held_out_points(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """Tokens trained on, and the loss on records held out by then, wherever it was measured."""
+    points = [(0, rows[0].get("held_out_loss_before"))]
+    points += [(row["tokens"], row.get("held_out_loss")) for row in rows]
+    return [(tokens, loss) for tokens, loss in points if loss is not None]

@@ -25,7 +25,7 @@ from gendistill.models.conversion import weights_sha256
 from gendistill.models.loading import load_model
 from gendistill.recipe.fields import result_settings, settings_key
 from gendistill.recipe.stage import Stage
-from gendistill.run.prepare import prepare_stage
+from gendistill.run.prepare import prepare_held_out, prepare_stage
 from gendistill.run.run import Run
 
 
@@ -41,6 +41,8 @@ class StageReport:
     tokens: int  # trained on, padding included
     loss_first: float  # of the first step, as in metrics.jsonl
     loss_last: float
+    held_out_loss_first: float | None  # on records that no stage trains on, before the first step; None: there are none
+    held_out_loss_last: float | None  # after the last
     weights_sha256: str  # of this student's own weights
 
 
@@ -66,10 +68,23 @@ def distil_stage(run: Run, name: str) -> None:
     stage = run.recipe.stages[name]
     dataset = prepare_stage(run, stage)
     check_masks(dataset, run.tokenizer)  # a wrong loss mask trains the wrong thing without a sign of it
-    history = _train(run, name, parent, dataset)
+    held_out = prepare_held_out(run, stage)
+    if held_out is None and run.recipe.held_out:  # it trains as well without
+        run.console.print(
+            f"{name}: '{stage.mixture}' has too few records to hold some out (held_out: {run.recipe.held_out:g}); no loss "
+            "is measured on records that were never trained on",
+            soft_wrap=True,
+            markup=False,
+        )
+    history = _train(run, name, parent, dataset, held_out)
     first, last = history[0], history[-1]
-    run.console.print(f"{name}: loss {first.loss:.4f} -> {last.loss:.4f} over {last.tokens:,} tokens")
-    if (wrong := complaint(stage, [metrics.loss for metrics in history])) is not None:
+    of_held_out = ""
+    if last.held_out_loss is not None:
+        of_held_out = f", held out {first.held_out_loss_before:.4f} -> {last.held_out_loss:.4f}"
+    run.console.print(
+        f"{name}: loss {first.loss:.4f} -> {last.loss:.4f}{of_held_out} over {last.tokens:,} tokens", soft_wrap=True
+    )
+    if (wrong := complaint(stage, [asdict(metrics) for metrics in history])) is not None:
         run.console.print(f"WARNING: stage {name}: {wrong}", markup=False)
 
 
@@ -83,7 +98,9 @@ def _parent_of(run: Run, name: str) -> _Parent:
     return _Parent(run.folder.label(before), folder, run.folder.read_report(before)["weights_sha256"])
 
 
-def _train(run: Run, name: str, parent: _Parent, dataset: PackedDataset) -> list[StepMetrics]:
+def _train(
+    run: Run, name: str, parent: _Parent, dataset: PackedDataset, held_out: PackedDataset | None
+) -> list[StepMetrics]:
     """Trains the parent's student and saves it as the student of the stage."""
     stage = run.recipe.stages[name]
     # Loaded in float32 for the masters; `train_stage` rounds the model to the precision of the arithmetic.
@@ -103,6 +120,7 @@ def _train(run: Run, name: str, parent: _Parent, dataset: PackedDataset) -> list
         title=name,
         console=run.console,
         pace=Pace(run.planner.price(stage).flops_per_token, run.compute.peak_flops),
+        held_out=held_out,
     )
     weights = optimizer.weights()  # gathers the shards, so every process takes part
     trained = {weight: weights[weight] for weight in optimizer.masters}
@@ -147,6 +165,8 @@ def _save(
             tokens=history[-1].tokens,
             loss_first=history[0].loss,
             loss_last=history[-1].loss,
+            held_out_loss_first=history[0].held_out_loss_before,
+            held_out_loss_last=history[-1].held_out_loss,
             weights_sha256=weights_sha256(partial),
         )
         write_atomically(partial / run.folder.report(name).name, json.dumps(asdict(report), indent=1) + "\n")

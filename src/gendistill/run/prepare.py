@@ -1,6 +1,7 @@
 """Packed data sets for the steps of a run, kept in its folder."""
 
 from gendistill.data.dataset import PackedDataset, prepare
+from gendistill.data.held_out import Part
 from gendistill.distributed import on_rank_zero
 from gendistill.recipe.data import Source
 from gendistill.recipe.stage import Stage
@@ -10,9 +11,12 @@ from gendistill.synthesize.run import RECORDS
 
 
 def prepare_mixture(
-    run: Run, mixture: str, *, sequence_length: int, tokens: int, loss_on: str = "all"
+    run: Run, mixture: str, *, sequence_length: int, tokens: int, loss_on: str = "all", held_out: bool = False
 ) -> PackedDataset:
     """A mixture of the recipe's data section as packed sequences; made by the first process, read by all.
+
+    Args:
+        held_out: of the records that no stage trains on; else of all others.
 
     Raises:
         UserError: see `prepare` and `synthesize_set`.
@@ -27,6 +31,7 @@ def prepare_mixture(
             tokens=tokens,
             loss_on=loss_on,
             seed=run.recipe.seed,
+            part=Part(run.recipe.held_out, held_out),
             cache=run.folder.data,  # found there again by another stage, or by the same one after a kill
         )
 
@@ -40,6 +45,27 @@ def prepare_stage(run: Run, stage: Stage) -> PackedDataset:
     return prepare_mixture(
         run, stage.mixture, sequence_length=stage.sequence_length, tokens=stage.whole_tokens, loss_on=stage.loss_on
     )
+
+
+def prepare_held_out(run: Run, stage: Stage) -> PackedDataset | None:
+    """Packed sequences, of the stage's mixture and length, of records that no stage trains on.
+
+    Returns:
+        Fewer than `stage.held_out_sequences` where the sources have no more; None where they have none, or the recipe
+        holds none out.
+    """
+    if not run.recipe.held_out:
+        return None
+    tokens = stage.held_out_sequences * stage.sequence_length
+    dataset = prepare_mixture(
+        run,
+        stage.mixture,
+        sequence_length=stage.sequence_length,
+        tokens=tokens,
+        loss_on=stage.loss_on,
+        held_out=True,
+    )
+    return dataset if dataset.stats["loss_tokens"] else None
 
 
 def _sources(run: Run, mixture: str) -> list[Source]:
