@@ -51,13 +51,13 @@ class StepMetrics:
     gradient_norm: float  # before clipping
     update_ratio: dict[str, float]  # ||change|| / ||weights|| of each role that trains
     learning_rate: float  # the highest of all roles
-    replies: dict[str, int] = field(default_factory=dict, kw_only=True)  # counts of the student's own; see `replies`
     seconds: float  # since the step before was done
     tokens_per_second: float
     mfu: float | None  # of the GPU's arithmetic at bfloat16; None where it is not known
     # The loss on records that no stage trains on; None where it was not measured.
     held_out_loss: float | None = None  # of the weights that the step left
     held_out_loss_before: float | None = None  # of the weights that the stage began with; in its first step
+    replies: dict[str, int] = field(default_factory=dict)  # `replies.COUNTS` of what the student wrote for the step
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -18,12 +19,16 @@ from torch.distributed.tensor import DTensor
 from transformers.initialization import no_init_weights
 
 from gendistill.analysis.repetition import repeats
+from gendistill.data.dataset import PackedDataset
 from gendistill.data.packing import Piece, lay_out_row, make_piece
 from gendistill.distributed import as_rank_zero_says, is_rank_zero
+from gendistill.errors import UserError
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import sample_ids
 from gendistill.models.modeling import GendistillForCausalLM, describe
+from gendistill.recipe.stage import OnPolicy
 
+ROWS_LOOKED_AT = 64  # packed sequences, to see how long prompts are
 Rows = Mapping[str, np.ndarray]  # input_ids, position_ids and loss_mask, [S, T] each
 
 
@@ -75,6 +80,19 @@ def prompts_of(rows: Rows, first: int) -> Iterator[list[Prompt]]:
             begin = int(np.flatnonzero(~targets[:last])[-1]) + 1
             prompts.append(Prompt(first + row, place, ids[document][:begin].tolist(), last + 1 - begin))
         yield prompts
+
+
+def check_prompts(name: str, dataset: PackedDataset, settings: OnPolicy) -> None:
+    """Raises UserError if most prompts are so long that a packed sequence has no room for replies to them."""
+    most, length = settings.new_tokens[1], dataset.sequence_length
+    found = [len(prompt.ids) for prompts in prompts_of(dataset[:ROWS_LOOKED_AT], 0) for prompt in prompts]
+    too_long = sum(length - tokens < most for tokens in found)
+    if 2 * too_long > len(found):
+        raise UserError(
+            f"stages.{name}: {too_long} of {len(found)} prompts leave no room for new_tokens {most} in sequence_length "
+            f"{length}; they have {median(found):g} tokens at the median. Take a longer sequence_length, shorter "
+            "replies, or a mixture of shorter prompts"
+        )
 
 
 class ReplyWriter:

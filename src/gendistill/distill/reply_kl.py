@@ -95,7 +95,7 @@ def measure_reply_kl(
 ) -> ReplyKL:
     """Has the student reply to prompts and compares it with its teacher along the replies.
 
-    All processes compute the same; the models may be sharded.
+    Where the models are sharded, all processes call it and compute the same.
 
     Args:
         writer: of this student.
@@ -105,7 +105,9 @@ def measure_reply_kl(
     new_tokens = budget_for(prompts)
     keys = [f"reply-KL {i}" for i in range(len(prompts))]
     replies = writer.write([prompt.ids for prompt in prompts], new_tokens, 1.0, keys)
-    replies = as_rank_zero_says(lambda: replies)  # GPUs may round differently
+    if writer.copy is not None:  # sharded models, which all processes run: GPUs may round differently
+        written = replies
+        replies = as_rank_zero_says(lambda: written)
     values = _values(teacher, student, prompts, replies, vocabulary, writer.tokens.pad)
     longest = max(map(len, values))
     at = [[own[position] for own in values if len(own) > position] for position in range(longest)]

@@ -4,7 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from gendistill.recipe.loading import Recipe
 from gendistill.recipe.stage import Stage
 from gendistill.recipe.student import Student
 from gendistill.report.placement import PLACEMENT_HEADER, placement_cells, plot_placements
+from gendistill.report.reply_kl import REPLY_KL_HEADER, REPLY_KL_NOTE, Measured, plot_reply_kl, reply_kl_cells
 
 EXAMPLES_PER_TASK = 2
 SHOWN = 160  # characters of a question or reply
@@ -52,6 +53,7 @@ class Results:
         metrics: lines of metrics.jsonl, by the name of the stage; of the stages that have run.
         evaluation: folder with the results of lm-evaluation-harness, if the recipe has tasks of it.
         placement: the result of choosing the layers that keep attention, if the recipe does not list them.
+        reply_kl: how far the students' own replies lead them, by label; of those that were measured.
     """
 
     root: Path
@@ -63,6 +65,7 @@ class Results:
     metrics: Metrics
     evaluation: Path
     placement: Mapping[str, Any] | None = None
+    reply_kl: Measured = field(default_factory=dict)
 
 
 class _Statistics(NamedTuple):
@@ -141,6 +144,7 @@ def _sections(run: Results, found: _Statistics, last: str, plotted: bool) -> lis
         *_harness(run, last),
         *_placement(run),
         *(["## Losses", *_losses(run), "![Loss of each stage](loss.svg)"] if plotted else []),
+        *_reply_kl(run),
         "## Replies, word for word",
         _replies(run.records, list(run.students)),
     ]
@@ -225,6 +229,19 @@ def _losses(run: Results) -> list[str]:
         losses = [lines[0]["loss"], lines[-1]["loss"], *held_out_ends(lines)]
         cells.append([name, f"{lines[-1]['tokens']:,}", *("–" if loss is None else f"{loss:.4f}" for loss in losses)])
     return [to_markdown(LOSSES_HEADER, cells), _LOSSES_NOTE]
+
+
+def _reply_kl(run: Results) -> list[str]:
+    """How far the students' own replies lead them from the teacher, if the recipe has stages on replies."""
+    if not run.reply_kl:
+        return []
+    plot_reply_kl(run.root / "reply_kl.svg", run.reply_kl)
+    return [
+        "## Reply-KL",
+        to_markdown(REPLY_KL_HEADER, reply_kl_cells(run.reply_kl)),
+        REPLY_KL_NOTE,
+        "![Reply-KL by position](reply_kl.svg)",
+    ]
 
 
 def _harness(run: Results, student: str) -> list[str]:

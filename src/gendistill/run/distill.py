@@ -14,6 +14,9 @@ from transformers import PreTrainedModel
 from gendistill.data.dataset import PackedDataset
 from gendistill.data.masks import check_masks
 from gendistill.distill.engine import Pace, StepMetrics
+from gendistill.distill.on_policy import Writing
+from gendistill.distill.replies import check_prompts
+from gendistill.distill.reply_kl import check_start
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.sharding import shard
 from gendistill.distill.stage import train_stage
@@ -26,6 +29,7 @@ from gendistill.models.loading import load_model
 from gendistill.recipe.fields import result_settings, settings_key
 from gendistill.recipe.stage import Stage
 from gendistill.run.prepare import prepare_held_out, prepare_stage
+from gendistill.run.reply_kl import held_out_prompts, measure_replies, reply_tokens
 from gendistill.run.run import Run
 
 
@@ -68,15 +72,16 @@ def distil_stage(run: Run, name: str) -> None:
     stage = run.recipe.stages[name]
     dataset = prepare_stage(run, stage)
     check_masks(dataset, run.tokenizer)  # a wrong loss mask trains the wrong thing without a sign of it
+    writing = None if stage.on_policy is None else _prepare_writing(run, name, dataset)
     held_out = prepare_held_out(run, stage)
     if held_out is None and run.recipe.held_out:  # it trains as well without
         run.console.print(
-            f"{name}: '{stage.mixture}' has too few records to hold some out (held_out: {run.recipe.held_out:g}); no loss "
-            "is measured on records that were never trained on",
+            f"{name}: '{stage.mixture}' has too few records to hold some out (held_out: {run.recipe.held_out:g}); no "
+            "loss is measured on records that were never trained on",
             soft_wrap=True,
             markup=False,
         )
-    history = _train(run, name, parent, dataset, held_out)
+    history = _train(run, name, parent, dataset, held_out, writing)
     first, last = history[0], history[-1]
     of_held_out = ""
     if last.held_out_loss is not None:
@@ -86,6 +91,25 @@ def distil_stage(run: Run, name: str) -> None:
     )
     if (wrong := complaint(stage, [asdict(metrics) for metrics in history])) is not None:
         run.console.print(f"WARNING: stage {name}: {wrong}", markup=False)
+
+
+def _prepare_writing(run: Run, name: str, dataset: PackedDataset) -> Writing:
+    """What an on-policy stage needs besides, once it is known that it may start.
+
+    Raises:
+        UserError: see `check_prompts`, `check_start`; or there are no held-out prompts to watch it by.
+    """
+    settings = run.recipe.stages[name].on_policy
+    check_prompts(name, dataset, settings)
+    held_out = held_out_prompts(run)
+    if not held_out:
+        raise UserError(
+            f"stages.{name}: there are no held-out prompts, by whose replies an on-policy stage is watched; give the "
+            f"mixture more records, or set held_out above {run.recipe.held_out:g}"
+        )
+    before = measure_replies(run, run.folder.before(name))
+    check_start(name, before, settings.reply_kl_bound)
+    return Writing(reply_tokens(run), held_out, before)
 
 
 def _parent_of(run: Run, name: str) -> _Parent:
@@ -99,7 +123,12 @@ def _parent_of(run: Run, name: str) -> _Parent:
 
 
 def _train(
-    run: Run, name: str, parent: _Parent, dataset: PackedDataset, held_out: PackedDataset | None
+    run: Run,
+    name: str,
+    parent: _Parent,
+    dataset: PackedDataset,
+    held_out: PackedDataset | None,
+    writing: Writing | None,
 ) -> list[StepMetrics]:
     """Trains the parent's student and saves it as the student of the stage."""
     stage = run.recipe.stages[name]
@@ -121,6 +150,7 @@ def _train(
         console=run.console,
         pace=Pace(run.planner.price(stage).flops_per_token, run.compute.peak_flops),
         held_out=held_out,
+        writing=writing,
     )
     weights = optimizer.weights()  # gathers the shards, so every process takes part
     trained = {weight: weights[weight] for weight in optimizer.masters}

@@ -9,6 +9,8 @@ data/                            packed sequences
 0-conversion/student/            the untrained student, with conversion_report.json
 1-qk_alignment/student/          after the first stage, with stage_report.json: what it was trained from, and on what
 1-qk_alignment/metrics.jsonl     a line per step; checkpoints/ beside it while the stage trains
+1-qk_alignment/reply_kl.json     how far the student's own replies lead it from its teacher; in 0-conversion/ too
+2-on_policy/replies.jsonl        of an on-policy stage: what the student wrote, a line per step
 ...
 synthesis/NAME/                  what the teacher wrote: records.jsonl, rejected.jsonl, stats.json
 evaluation/teacher/, evaluation/1-qk_alignment/, ...   records per item
@@ -181,6 +183,9 @@ class RunFolder:
 
     def metrics(self, stage: str) -> Path:
         return self.stage(stage) / "metrics.jsonl"  # stays when the checkpoints go
+
+    def reply_kl(self, stage: str) -> Path:
+        return self.stage(stage) / "reply_kl.json"
 
     @property
     def placement(self) -> Path:
