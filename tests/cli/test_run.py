@@ -64,6 +64,11 @@ def test_run_writes_everything(unbroken):
             assert stored["stage"] == stage
             assert (stored["parent"], stored["parent_weights_sha256"]) == parent
             losses = [row["loss"] for row in metrics(run, number, stage)]
+            first, last = metrics(run, number, stage)[0], metrics(run, number, stage)[-1]
+            held_out = (first["held_out_loss_before"], last["held_out_loss"])
+            assert None not in held_out and held_out == (stored["held_out_loss_first"], stored["held_out_loss_last"])
+            assert f"{stage}: loss {losses[0]:.4f} -> {losses[-1]:.4f}, held out {held_out[0]:.4f} -> " in output
+            assert f"| {held_out[0]:.4f} | {held_out[1]:.4f} |" in summary
             assert (stored["loss_first"], stored["loss_last"], stored["tokens"]) == (losses[0], losses[-1], 12 * 2 * 64)
             settings.add(stored["recipe_key"])
         parent = (label, stored["weights_sha256"])

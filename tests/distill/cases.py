@@ -80,9 +80,11 @@ SHORT_RECIPE = RECIPE | dict(
 )
 
 
-def write_rows(folder: Path) -> None:
+HELD_OUT = "held out"  # folder of five rows: two processes cannot share them evenly
+
+
+def write_rows(folder: Path, rows: int = 4 * STEPS) -> None:
     """A data set for every case. Each row holds two documents; every fourth row counts for no loss at all."""
-    rows = 4 * STEPS
     positions = np.tile(np.concatenate([np.arange(7), np.arange(LENGTH - 7)]), (rows, 1))
     mask = (positions > 0) & (np.random.default_rng(0).random((rows, LENGTH)) < 0.5)
     mask[::4] = False
@@ -91,6 +93,9 @@ def write_rows(folder: Path) -> None:
         np.save(folder / f"{name}.npy", column)
     (folder / "stats.json").write_text(json.dumps({"key": "rows", "stats": {}}))
     seal(folder)
+    if rows > 5:
+        (folder / HELD_OUT).mkdir()
+        write_rows(folder / HELD_OUT, 5)
 
 
 def run_case(name: str, root: Path, folder: str | None = None, **changes) -> None:
@@ -119,6 +124,7 @@ def run_case(name: str, root: Path, folder: str | None = None, **changes) -> Non
         fingerprint={"case": name},
         title=name,
         console=Console(quiet=True),
+        held_out=PackedDataset(root / HELD_OUT),
     )
     weights = optimizer.weights()
     if distributed.is_rank_zero():

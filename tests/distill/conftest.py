@@ -157,8 +157,10 @@ def run(rows, conversion_report, tmp_path):
         keep=(1,),
         dtype=torch.float32,
         dataset=None,
+        held_out=None,
         change=None,
         options=None,
+        console=None,
         writing=None,
     ):
         teacher = make_teacher(family).requires_grad_(False)
@@ -178,7 +180,8 @@ def run(rows, conversion_report, tmp_path):
             folder=tmp_path / folder,
             fingerprint=stage.model_dump(mode="json", include={"train", "learning_rate", "temperature"}),
             title="test",
-            console=Console(quiet=True),
+            console=console or Console(quiet=True),
+            held_out=held_out,
             writing=writing,
         )
         return Outcome(history, before, optimizer.weights(), optimizer, teacher, tmp_path / folder)

@@ -4,6 +4,7 @@ One process here, and two that torchrun starts, run the stages of cases.py.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -45,6 +46,8 @@ def assert_same_trajectory(found: Path, expected: Path) -> None:
             assert b[key] == a[key]
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5), a["step"]
         assert b["terms"] == pytest.approx(a["terms"], rel=1e-5), a["step"]
+        for key in ("held_out_loss", "held_out_loss_before"):  # None where it was not measured
+            assert b[key] == (a[key] and pytest.approx(a[key], rel=1e-5)), a["step"]
         assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-5 if a["step"] == 1 else 1e-3), a["step"]
         assert b["update_ratio"] == pytest.approx(a["update_ratio"], rel=1e-3), a["step"]
     torch.testing.assert_close(weights(found), weights(expected), rtol=0, atol=5e-6)
@@ -75,7 +78,7 @@ def ended(one, tmp_path_factory):
         + [cases.__file__, str(root)],
         capture_output=True,
         text=True,
-        env=environment() | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=environment() | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
         timeout=300,
         check=False,
     )
@@ -91,6 +94,7 @@ def two(ended):
 @pytest.mark.parametrize("case", EXACT)
 def test_two_processes_train_as_one(one, two, case):
     assert len(metrics(two / case)) == cases.CASES[case].steps
+    assert metrics(two / case)[0]["held_out_loss_before"] and metrics(two / case)[-1]["held_out_loss"]
     assert_same_trajectory(two / case, one / case)
 
 

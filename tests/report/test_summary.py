@@ -48,6 +48,10 @@ MODELS = {
 }
 
 
+METRICS = [dict(tokens=128 * step, loss=1 / step, held_out_loss=None) for step in range(1, 5)]
+METRICS[0]["held_out_loss_before"], METRICS[-1]["held_out_loss"] = 1.25, 0.375
+
+
 @pytest.fixture
 def summary(tmp_path):
     def write(mixer="kda", keep_attention=(2, 5), mixer_in_layer=None) -> str:
@@ -70,7 +74,7 @@ def summary(tmp_path):
             teacher=teacher,
             students={scores.label: scores for scores in students},
             records=MODELS,
-            metrics={"logit_distillation": [dict(tokens=128 * step, loss=1 / step) for step in range(1, 5)]},
+            metrics={"logit_distillation": METRICS},
             evaluation=tmp_path / "evaluation",
         )
         return write_summary(results).read_text()
@@ -162,6 +166,14 @@ def test_every_objective_is_called_by_its_name_and_unit(tmp_path):
 def test_a_mixture_says_its_weights(tmp_path, settings, label):
     assert loss_label(stage(**settings)) == label
     assert drawn(tmp_path / "loss.svg", {"mixture": stage(**settings)}) == sorted(["mixture", *label.split("\n")])
+
+
+def test_what_was_measured_on_records_held_out_stands_beside_it(tmp_path):
+    stages = {"first": stage(objective="forward_kl"), "second": stage(objective="forward_kl")}
+    without = [dict(tokens=128, loss=1.0), dict(tokens=256, loss=0.5)]
+    assert plot_losses(tmp_path / "loss.svg", stages, {"first": METRICS, "second": without})
+    drawn = (tmp_path / "loss.svg").read_text()
+    assert drawn.count("<!-- held out -->") == drawn.count("<!-- training -->") == 1  # no legend for one curve
 
 
 def test_no_stage_no_plot(tmp_path):

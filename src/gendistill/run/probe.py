@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -15,7 +15,7 @@ from gendistill.distill.stage import train_stage
 from gendistill.models.conversion import convert
 from gendistill.recipe.stage import Stage
 from gendistill.run.distill import teacher_for
-from gendistill.run.prepare import prepare_stage
+from gendistill.run.prepare import prepare_held_out, prepare_stage
 from gendistill.run.reply_kl import reply_tokens
 from gendistill.run.run import Run
 
@@ -32,14 +32,17 @@ class Probe:
     step_seconds: float  # median of the steady steps
     start_up_seconds: float  # all the rest: compiling (what comes of it is kept on disk), the first steps
     peak_bytes: int | None  # torch.cuda.max_memory_allocated; None on a CPU
+    held_out: int = 0  # sequences of records that no stage trains on, in a measurement of the stage's loss
 
     def hours(self, stage: Stage) -> float:
         """Of the whole stage's steps. One with more sequences than the probe's is taken to be longer in proportion.
 
         Start-up is left out: most of the probe's is compiling, which it has then done for the stage as well.
         """
-        step = self.step_seconds * stage.sequences_per_step / self.sequences_per_step
-        return stage.steps * step / 3600
+        sequences = stage.steps * stage.sequences_per_step
+        # Those held out run forward and backward as the others do.
+        sequences += self.held_out * stage.held_out_measurements
+        return sequences * self.step_seconds / self.sequences_per_step / 3600
 
     def tokens_per_second(self, stage: Stage) -> float:
         return self.sequences_per_step * stage.sequence_length / self.step_seconds
@@ -81,7 +84,9 @@ def probe_stage(run: Run, name: str) -> Probe:
         torch.cuda.synchronize()  # the clock must not stop before the GPU does
     seconds = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated() if on_gpu else None
-    return timing([step.seconds for step in history], seconds, stage.sequences_per_step, peak)
+    held_out = prepare_held_out(run, run.recipe.stages[name])
+    found = timing([step.seconds for step in history], seconds, stage.sequences_per_step, peak)
+    return replace(found, held_out=0 if held_out is None else len(held_out))
 
 
 def short_stage(stage: Stage) -> Stage:
