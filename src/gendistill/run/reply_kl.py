@@ -14,8 +14,7 @@ from gendistill.files import read_json, write_atomically
 from gendistill.inference.generation import pad_id
 from gendistill.inference.stopping import end_ids
 from gendistill.models.loading import load_model
-from gendistill.recipe.stage import HELD_OUT_SEQUENCES
-from gendistill.run.prepare import prepare_mixture
+from gendistill.run.prepare import prepare_held_out
 from gendistill.run.run import Run
 
 
@@ -67,17 +66,9 @@ def _read(path: Path) -> dict | None:
 def held_out_prompts(run: Run) -> list[Prompt]:
     """Prompts that no stage trains on, the same for all stages: of the last one's mixture that learns replies."""
     stages = [stage for stage in run.recipe.stages.values() if stage.loss_on == "completion"]
-    if not stages or not run.recipe.held_out:
+    dataset = prepare_held_out(run, stages[-1]) if stages else None
+    if dataset is None:
         return []
-    last = stages[-1]
-    dataset = prepare_mixture(
-        run,
-        last.mixture,
-        sequence_length=last.sequence_length,
-        tokens=HELD_OUT_SEQUENCES * last.sequence_length,  # of long stages the same that their loss is measured on
-        loss_on=last.loss_on,
-        held_out=True,
-    )
     return list(chain.from_iterable(prompts_of(dataset[:], 0)))[:PROMPTS]
 
 
