@@ -42,7 +42,7 @@ ROOMS = {
     "synthesize": f"{GROUND} distributed sandbox analysis models inference recipe.data data evaluate.kinds recipe"
     " evaluate",
     "placement": f"{GROUND} ops models recipe.fields recipe.data data evaluate.kinds recipe",
-    "plan": f"{GROUND} ops models compute recipe.data data recipe distill",
+    "plan": f"{GROUND} ops models compute inference recipe.data data recipe distill",
     "bench": f"{GROUND} models compute inference recipe.data recipe placement",
     "report": f"{GROUND} analysis recipe.data data evaluate.kinds recipe distill evaluate",
     "doctor": f"{GROUND} ops models compute",
