@@ -25,6 +25,7 @@ from gendistill.distributed import as_rank_zero_says, is_rank_zero
 from gendistill.errors import UserError
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import sample_ids
+from gendistill.inference.kept import release_caches
 from gendistill.models.modeling import GendistillForCausalLM, describe
 from gendistill.recipe.stage import OnPolicy
 
@@ -121,8 +122,12 @@ class ReplyWriter:
             return []
         model = self.student if self.copy is None else self.copy
         how = dict(ends=self.tokens.ends, pad=self.tokens.pad, sampling=Sampling(temperature, 1.0, keys))
-        with evaluating(model):
-            return sample_ids(model, prompts, new_tokens, **how)
+        try:
+            with evaluating(model):
+                return sample_ids(model, prompts, new_tokens, **how)
+        finally:
+            # The next step asks for other shapes, and training wants the memory.
+            release_caches(model)
 
     @torch.no_grad()
     def _gather(self) -> None:

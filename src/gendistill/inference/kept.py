@@ -17,6 +17,12 @@ class _Kept(dict):
         return _Kept, ()
 
 
+def release_caches(student: GendistillForCausalLM) -> None:
+    """Gives back the caches that are kept, and the graphs that were made for them; weights put together stay."""
+    for name in ("batch", "prefill graphs"):
+        kept(student).pop(name, None)
+
+
 def kept(student: GendistillForCausalLM) -> dict[str, Any]:
     """The model's own dictionary."""
     # An attribute and no weak dictionary: what is kept refers to the model, which would then never go.
