@@ -14,7 +14,7 @@ data/                            packed sequences
 ...
 synthesis/NAME/                  what the teacher wrote: records.jsonl, rejected.jsonl, stats.json
 evaluation/teacher/, evaluation/1-qk_alignment/, ...   records per item
-summary.md, scores.json, loss.svg
+summary.md, scores.json, loss.svg, reply_kl.svg
 """
 
 from collections.abc import Collection, Iterator, Mapping
