@@ -91,6 +91,15 @@ def test_what_was_measured_is_not_measured_again(run):
     assert "reply-KL" not in output
 
 
+def test_a_batch_is_shown_as_the_data_have_it(run):
+    folder, _ = run
+    code, output = in_process(
+        "show-batch", folder.parent / "recipe.yaml", "--stage", "on_policy", "--step", "1", "--output", folder
+    )
+    assert code == 0, output
+    assert "The student writes the replies of sequences 2, of at most 8 tokens; shown are the data's." in output
+
+
 WRONG = {
     "objective=cross_entropy": "the objective is one of forward_kl, reverse_kl, jensen_shannon, not cross_entropy",
     "loss_on=all": "on_policy needs loss_on: completion",

@@ -24,6 +24,7 @@ from gendistill.distill.replies import (
 )
 from gendistill.distill.reply_kl import ReplyKLCheck, budget_for, check_start, measure_reply_kl
 from gendistill.distill.roles import set_trainable
+from gendistill.distill.tracking import complaint
 from gendistill.errors import UserError
 from gendistill.inference.decoding import DecodingBatch
 from small_models import make_student, make_teacher
@@ -222,6 +223,12 @@ def test_a_line_for_each_step_says_how_replies_ended(on_policy):
 
 def outcome_limit(step):
     return [3, 5, 7, 9][step]
+
+
+def test_a_loss_that_rises_with_longer_replies_is_no_complaint(make_stage):
+    losses = [{"loss": loss} for loss in (1.0, 1.1, 1.3, 1.4)]
+    assert "above where it began" in complaint(make_stage(), losses)
+    assert complaint(make_stage(**SETTINGS), losses) is None
 
 
 def test_what_becomes_of_replies_is_counted():

@@ -66,8 +66,9 @@ class OnPolicyLoader(Loader):
             yield self.step(index)
 
     def step(self, index: int) -> Step:
-        rows = self._rows(index)
+        rows = self._rows(index)  # of all processes, each [S, T]
         start = index * self.stage.sequences_per_step
+        # Of those sequences that the student writes in, by their numbers in the data set.
         prompts = {
             number: found
             for number, found in enumerate(prompts_of(rows, start), start)
@@ -75,6 +76,7 @@ class OnPolicyLoader(Loader):
         }
         limit = self.settings.most_new_tokens(index, self.stage.steps)
         replies = self._replies(index, prompts, limit)
+        # Of a memory-mapped data set the rows are copies already; of any other they may be its own.
         rows = {name: np.array(column) for name, column in rows.items()}
         for number, asked in prompts.items():
             row = {name: column[number - start] for name, column in rows.items()}
@@ -88,7 +90,8 @@ class OnPolicyLoader(Loader):
     def _replies(self, index: int, prompts: dict[int, list[Prompt]], limit: int) -> Replies:
         """Replies to all processes' prompts: as the log has them, or written now, each process to its own."""
         if (known := self.log.found.pop(index, None)) is not None:
-            return known
+            return known  # written before the stage was stopped
+        # This process's own, one contiguous part as in every stage.
         first = index * self.stage.sequences_per_step + self.offset
         mine = [prompt for row in range(first, first + self.share) for prompt in prompts.get(row, ())]
         written = self.writer.write(
@@ -98,6 +101,7 @@ class OnPolicyLoader(Loader):
             [f"on-policy {prompt.row} {prompt.place}" for prompt in mine],
         )
         own = {(prompt.row, prompt.place): ids for prompt, ids in zip(mine, written, strict=True)}
+        # Every process needs all of them: the loss is divided by the tokens of the whole step.
         replies = _of_all_processes(own)
         self.log.add(index, replies)
         return replies
@@ -106,6 +110,6 @@ class OnPolicyLoader(Loader):
 def _of_all_processes(own: Replies) -> Replies:
     if not dist.is_initialized():
         return own
-    parts: list[Replies] = [{}] * dist.get_world_size()
+    parts: list[Replies] = [{}] * dist.get_world_size()  # written over, each with what its process gives
     dist.all_gather_object(parts, own)
     return {key: ids for part in parts for key, ids in part.items()}

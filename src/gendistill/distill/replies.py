@@ -70,10 +70,11 @@ def prompts_of(rows: Rows, first: int) -> Iterator[list[Prompt]]:
         zip(rows["input_ids"], rows["position_ids"], rows["loss_mask"], strict=True)
     ):
         starts = np.flatnonzero(positions == 0)
+        # Each ends where the next begins, the last one with the sequence.
         documents = [slice(*ends) for ends in zip(starts, [*starts[1:], len(ids)], strict=True)]
         prompts = []
         for place, document in enumerate(documents):
-            targets = mask[document] > 0
+            targets = mask[document] > 0  # [tokens of the document]
             if not targets.any():  # padding
                 continue
             last = int(np.flatnonzero(targets)[-1])
@@ -133,6 +134,7 @@ class ReplyWriter:
     def _gather(self) -> None:
         if self.copy is None:
             return
+        # All processes gather, in one order; also one that has nothing to write.
         for own, sharded in zip(self.copy.parameters(), self.student.parameters(), strict=True):
             own.copy_(sharded.full_tensor() if isinstance(sharded, DTensor) else sharded)
 
@@ -150,6 +152,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _empty_copy(student: GendistillForCausalLM, dtype: torch.dtype) -> GendistillForCausalLM:
     device = next(student.parameters()).device
+    # Random numbers for weights that are written over before they are read would take as long as a step.
     with torch.device(device), no_init_weights():
         copy = GendistillForCausalLM._from_config(student.config)
     copy.tie_weights()
@@ -169,7 +172,7 @@ def lay_out(row: Rows, prompts: Sequence[Prompt], replies: Sequence[list[int]], 
     room = length
     for prompt, reply in zip(prompts, replies, strict=True):
         if room <= len(prompt.ids):
-            continue
+            continue  # a shorter one behind it may still fit
         ids = [*prompt.ids, *reply][:room]
         mask = [0] * len(prompt.ids) + [1] * (len(ids) - len(prompt.ids))
         pieces.append(make_piece(ids, mask))
@@ -193,7 +196,7 @@ def count_replies(
     """`COUNTS` of replies of at most `new_tokens`."""
     counts = dict.fromkeys(COUNTS, 0)
     for prompt, reply in zip(prompts, replies, strict=True):
-        has_ended = reply[-1] in tokens.ends
+        has_ended = reply[-1] in tokens.ends  # a reply has one token at least
         counts["written"] += 1
         counts["tokens"] += len(reply)
         counts["ended_early"] += has_ended and 2 * len(reply) <= prompt.reference
@@ -238,10 +241,11 @@ class ReplyLog:
             for line in file:
                 record = _parsed(line)
                 if record is None or record["key"] != self.key:
-                    break
+                    break  # what stands behind it was written later, and is no better
                 end += len(line)
                 if record["step"] >= first:
                     found[record["step"]] = {(row, place): ids for row, place, ids in record["replies"]}
+        # Cut back, so that the next line begins at the start of one.
         with self.path.open("r+b") as file:
             file.truncate(end)
         return found
@@ -250,6 +254,7 @@ class ReplyLog:
         """Writes a step's replies, by row and place."""
         if not is_rank_zero():
             return
+        # A list of lists: JSON's keys are texts.
         written = [[row, place, ids] for (row, place), ids in replies.items()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:

@@ -71,7 +71,9 @@ class ReplyKL:
 
         The error is that of a ratio of means, paired by prompt: both measurements drew the same random numbers.
         """
+        # Of all tokens, not of replies: a mean of ratios would count a short reply's tokens more.
         means = [sum(x.sums) / sum(x.lengths) for x in (self, before)]
+        # What each prompt contributes to the difference beyond its share (the delta method for a ratio).
         residuals = [
             (own - means[0] * length) / fmean(self.lengths) - (old - means[1] * old_length) / fmean(before.lengths)
             for own, length, old, old_length in zip(self.sums, self.lengths, before.sums, before.lengths, strict=True)
@@ -103,6 +105,7 @@ def measure_reply_kl(
         vocabulary: words that the tokenizer has; what the models say of ids beyond them does not count.
     """
     new_tokens = budget_for(prompts)
+    # The same for every student, so that two measurements differ by the students alone.
     keys = [f"reply-KL {i}" for i in range(len(prompts))]
     replies = writer.write([prompt.ids for prompt in prompts], new_tokens, 1.0, keys)
     if writer.copy is not None:  # sharded models, which all processes run: GPUs may round differently
@@ -110,7 +113,9 @@ def measure_reply_kl(
         replies = as_rank_zero_says(lambda: written)
     values = _values(teacher, student, prompts, replies, vocabulary, writer.tokens.pad)
     longest = max(map(len, values))
+    # By position: the values of all replies that are so long.
     at = [[own[position] for own in values if len(own) > position] for position in range(longest)]
+    # The data's reply shows that one can end in time.
     could_end = [i for i, prompt in enumerate(prompts) if prompt.reference <= new_tokens]
     return ReplyKL(
         mean=sum(map(sum, values)) / sum(map(len, values)),
@@ -153,12 +158,14 @@ def _values(
                 model.model(**inputs_of(model, batch)).last_hidden_state.flatten(0, 1)[batch.predictors]  # [P, D]
                 for model in (student, teacher)
             ]
+        # Row by row, and in each token by token: the order of `predictors`.
         found = []
         for first in range(0, len(batch.predictors), CHUNK):
             piece = slice(first, first + CHUNK)
             logits = [
                 states[piece] @ model.lm_head.weight.T for states, model in zip(hidden, (student, teacher), strict=True)
             ]
+            # The teacher's padding beyond the vocabulary and the student's are cut off there.
             sides = predictions(*logits, batch.targets[piece], ["reverse_kl"], vocabulary, 1.0)
             found += OBJECTIVES["reverse_kl"].compute(sides)[0].tolist()
         for i in part:
@@ -180,6 +187,7 @@ def check_start(name: str, before: ReplyKL, bound: float) -> None:
             "longer on conversations (loss_on: completion) before this stage, and see with show-batch that the token "
             "that ends a turn is a loss target."
         )
+    # Behind the check of ends, whose advice is the better one: endless replies lead far away as well.
     if not before.mean <= bound:  # NaN too
         raise UserError(
             f"stages.{name}: the reply-KL on held-out prompts is {before.mean:.3g} nats a token, and reply_kl_bound is "
@@ -201,6 +209,7 @@ class ReplyKLCheck:
 
     def __call__(self, steps: int) -> None:
         """Raises UserError if the reply-KL has risen after so many steps."""
+        # On the same prompts, with the same random numbers: what differs is the student.
         now = self.measure()
         rise, error = now.rise_since(self.before)
         self.say(
@@ -211,6 +220,7 @@ class ReplyKLCheck:
             "The checkpoint before is kept. Lower the learning rate or data.share, take shorter replies "
             "(data.new_tokens), and delete the stage's checkpoints to start it anew."
         )
+        # The bound first: a student that was above it from the start may not have risen.
         if not now.mean <= self.bound:
             raise UserError(
                 f"{self.title}, step {steps}: the reply-KL on held-out prompts is {now.mean:.3g} nats a token, above "

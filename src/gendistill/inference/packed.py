@@ -103,6 +103,7 @@ class PackedLayer:
 
     def copies(self) -> list[torch.Tensor]:
         """What was computed from the layer's parameters; all else are the parameters themselves."""
+        # Joined, sliced or passed through a function, and so no longer where an optimizer writes.
         made = [self.weight, self.bias]
         if self.recurrence is not None:
             made += [self.recurrence.conv_weight, self.recurrence.conv_bias, self.recurrence.share]

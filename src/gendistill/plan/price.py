@@ -285,8 +285,10 @@ class Planner:
     def _writing(self, stage: Stage) -> Writing:
         """At the end of the stage, where replies are longest; prompts are taken to be as long as replies."""
         settings = stage.on_policy
+        # Of a conversation; how long prompts really are, only the data say.
         tokens = 2 * settings.new_tokens[1]
         sequences = max(1, round(settings.share * stage.sequences_per_step))
+        # All that a step asks for, unless the decoding loop takes fewer at a time.
         asked = sequences * max(1, stage.sequence_length // tokens)
         replies = min(asked, ROWS_AT_ONCE[self.compute.device], max(1, TOKENS_AT_ONCE // tokens))
         return Writing(replies, expected_cache_bytes(self.config, tokens, replies, self.size))

@@ -74,10 +74,12 @@ class OnPolicy(Settings):
     def most_new_tokens(self, step: int, steps: int) -> int:
         """Budget of a reply at 0-based `step` of `steps`."""
         first, last = self.new_tokens
+        # A single step has no way to grow: it takes what the stage is to come to.
         return last if steps == 1 else round(first + (last - first) * step / (steps - 1))
 
     def is_written(self, row: int) -> bool:
         """Whether the student writes the replies of the mixture's packed sequence of this number: evenly spread."""
+        # Wherever the sum of shares passes a whole number: in any part of the data as many, give or take one.
         return int((row + 1) * self.share) > int(row * self.share)
 
 

@@ -61,6 +61,7 @@ def plot_reply_kl(path: Path, measured: Measured) -> None:
     for label, found in measured.items():
         positions, means = _smoothed(found)
         axis.plot(positions, means, linewidth=1, marker="o", markersize=3, label=label)
+    # Errors grow over a reply, and by orders of magnitude from stage to stage.
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xlabel("position in the reply, tokens", fontsize=9)
@@ -77,7 +78,7 @@ def plot_reply_kl(path: Path, measured: Measured) -> None:
 def _smoothed(found: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
     """Means over positions 1, 2, 3-4, 5-8, 9-16, ..., drawn at each one's end."""
     positions, means = [], []
-    first, last = 1, 1
+    first, last = 1, 1  # then 2 to 2, 3 to 4, 5 to 8
     longest = len(found["by_position"])
     while first <= longest:
         # Identical to the teacher is 0, which a logarithmic axis has no place for.

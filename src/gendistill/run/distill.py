@@ -107,6 +107,7 @@ def _prepare_writing(run: Run, name: str, dataset: PackedDataset) -> Writing:
             f"stages.{name}: there are no held-out prompts, by whose replies an on-policy stage is watched; give the "
             f"mixture more records, or set held_out above {run.recipe.held_out:g}"
         )
+    # As a run has measured it after that stage; measured now if it has not.
     before = measure_replies(run, run.folder.before(name))
     check_start(name, before, settings.reply_kl_bound)
     return Writing(reply_tokens(run), held_out, before)

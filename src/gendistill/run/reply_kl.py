@@ -36,12 +36,14 @@ def measure_replies(run: Run, stage: str) -> ReplyKL | None:
 
 def _measure(run: Run, stage: str, prompts: list[Prompt]) -> dict:
     path = run.folder.reply_kl(stage)
+    # Deleted checkpoints or other held-out records make another student, or ask it other things.
     made_of = {
         "weights": run.folder.read_report(stage)["weights_sha256"],
         "prompts": hashlib.sha256(repr(prompts).encode()).hexdigest(),
     }
     if path.exists() and (found := _read(path)) is not None and found["made_of"] == made_of:
         return found["reply_kl"]
+    # Loaded anew: what training left in memory may be sharded.
     student = load_model(str(run.folder.student(stage)), run.compute.dtype, run.compute.device)
     writer = ReplyWriter(student, reply_tokens(run), run.compute.dtype)
     found = measure_reply_kl(run.teacher, student, writer, prompts, vocabulary=len(run.tokenizer))
@@ -73,5 +75,6 @@ def held_out_prompts(run: Run) -> list[Prompt]:
 
 
 def reply_tokens(run: Run) -> ReplyTokens:
+    # What text is judged for loops is what a reader would see.
     decode = partial(run.tokenizer.decode, skip_special_tokens=True)
     return ReplyTokens(end_ids(run.teacher, run.tokenizer), pad_id(run.tokenizer), decode)
