@@ -219,6 +219,7 @@ def make_batch(rows: Mapping[str, np.ndarray], documents: int | None = None, pac
     predictors = np.flatnonzero(predicts)  # [P]
     weights = np.ones(len(predictors), np.float32)  # [P]
     boundaries = np.append(np.flatnonzero(positions == 0), positions.size)  # [N + 1]
+    # Positions and boundaries of sequences of one document each say nothing, and cost a slower way through attention.
     if packed is None:
         packed = len(boundaries) > len(ids) + 1
     if documents is not None:

@@ -109,6 +109,7 @@ class ReplyWriter:
 
     def __init__(self, student: GendistillForCausalLM, tokens: ReplyTokens, dtype: torch.dtype):
         self.student, self.tokens = student, tokens
+        # Shares of FSDP's are DTensors; on one process there are none.
         is_sharded = any(isinstance(parameter, DTensor) for parameter in student.parameters())
         self.copy = _empty_copy(student, dtype) if is_sharded else None
 
@@ -173,7 +174,7 @@ def lay_out(row: Rows, prompts: Sequence[Prompt], replies: Sequence[list[int]], 
     for prompt, reply in zip(prompts, replies, strict=True):
         if room <= len(prompt.ids):
             continue  # a shorter one behind it may still fit
-        ids = [*prompt.ids, *reply][:room]
+        ids = [*prompt.ids, *reply][:room]  # of the reply at least one token
         mask = [0] * len(prompt.ids) + [1] * (len(ids) - len(prompt.ids))
         pieces.append(make_piece(ids, mask))
         room -= len(ids)
@@ -263,6 +264,7 @@ class ReplyLog:
 
 def _parsed(line: bytes) -> dict | None:
     """A line's record; None of one that was not written to its end."""
+    # JSON may be whole without its line break, but then another line would be put behind it.
     try:
         return json.loads(line) if line.endswith(b"\n") else None
     except ValueError:

@@ -31,10 +31,11 @@ REPLY_KL_NOTE = (
 def reply_kl_cells(measured: Measured) -> list[list[str]]:
     cells = []
     for label, found in measured.items():
-        counts = found["counts"]
+        counts = found["counts"]  # as `distill.replies.COUNTS` has them
         shares = [f"{100 * counts[name] / counts['written']:.0f}" for name in ("ended_early", "at_limit", "looping")]
         spans = [_mean(found, first, last) for first, last in SPANS]
         means = ["–" if mean is None else f"{mean:.4f}" for mean in (found["mean"], *spans)]
+        # Ends included, which a reply at its limit has none of.
         tokens = f"{counts['tokens'] / counts['written']:.0f}"
         cells.append([label, *means, str(counts["written"]), tokens, *shares])
     return cells
