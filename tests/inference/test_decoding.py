@@ -1,7 +1,5 @@
 """Decoding by our own loop: what transformers' generate() says, whatever batch and prefix the prompts share."""
 
-from copy import deepcopy
-
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -13,7 +11,6 @@ from gendistill.inference import decoding
 from gendistill.inference import prefill as prefill_module
 from gendistill.inference.decoding import Decoding, DecodingBatch, Sampling, can_decode
 from gendistill.inference.generation import generate
-from gendistill.inference.packed import packed
 from gendistill.inference.prefill import Prefix, extend, prefill
 from gendistill.inference.stopping import end_ids
 from gendistill.models.loading import load_model, load_tokenizer
@@ -208,24 +205,6 @@ def test_200_replies_of_the_embedded_teacher_are_those_of_generate():
         for place, said in zip(places, ids, strict=True):
             until = next((at for at, token in enumerate(said) if token in ends), len(said))
             assert list(replies[place].ids) == said[:until]
-
-
-@pytest.mark.parametrize("name", ["qwen2-kda-hybrid", "qwen3-kda-beside-window"])
-def test_weights_that_change_in_place_are_seen_where_they_were_put_together(name):
-    """As in training: the optimizer writes over them, and what a graph would read stays at its address."""
-    with torch.inference_mode(False):  # tensors made in it count no changes
-        model = make_student(**VARIANTS[name])
-    before = replies(model, prompts_of(9, 4))
-    put_together = packed(model)
-    addresses = [tensor.data_ptr() for layer in put_together.layers for tensor in layer.copies()]
-    draw = torch.Generator().manual_seed(3)
-    with torch.inference_mode(False), torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=draw))
-    after = replies(model, prompts_of(9, 4))
-    assert packed(model) is put_together
-    assert addresses == [tensor.data_ptr() for layer in put_together.layers for tensor in layer.copies()]
-    assert after == replies(deepcopy(model), prompts_of(9, 4)) != before
 
 
 def test_sampling_without_a_cut_follows_all_probabilities():

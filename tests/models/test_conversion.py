@@ -189,8 +189,12 @@ def test_conversion_report_refuses_a_bad_student():
         ConversionReport(student_loss=2.0, layers=[good, bad], **fine).check()
     with pytest.raises(UserError, match="cosine nan"):
         ConversionReport(student_loss=2.0, layers=[LayerReport(5, math.nan, 1.0, 1.0, 1.0)], **fine).check()
-    with pytest.raises(UserError, match="not below a uniform guess"):
-        ConversionReport(student_loss=3.1, layers=[good], **fine).check()
+    worse = ConversionReport(student_loss=3.1, layers=[good], **fine)
+    with pytest.raises(UserError, match=r"3\.100 is not below that of a uniform guess, 3\.000.*conversion\.max_loss"):
+        worse.check()
+    worse.check(max_loss=4.0)
+    with pytest.raises(UserError, match=r"not below conversion\.max_loss, 3\.050"):
+        worse.check(max_loss=3.05)
 
 
 def test_weights_hash_sees_a_changed_weight(tmp_path):

@@ -8,7 +8,7 @@ import torch
 
 from gendistill import __version__
 
-PACKAGES = ("torch", "transformers", "triton", "fla-core")
+PACKAGES = ("torch", "transformers", "triton", "fla-core", "flash-attn-3", "tokenspeed-fa3")
 
 
 @dataclass(frozen=True)

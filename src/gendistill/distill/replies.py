@@ -25,7 +25,7 @@ from gendistill.distributed import as_rank_zero_says, is_rank_zero
 from gendistill.errors import UserError
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import sample_ids
-from gendistill.inference.kept import release_caches
+from gendistill.inference.kept import release
 from gendistill.models.modeling import GendistillForCausalLM, describe
 from gendistill.recipe.stage import OnPolicy
 
@@ -128,8 +128,8 @@ class ReplyWriter:
             with evaluating(model):
                 return sample_ids(model, prompts, new_tokens, **how)
         finally:
-            # The next step asks for other shapes, and training wants the memory.
-            release_caches(model)
+            # Training wants the memory, and the next step has other weights and shapes.
+            release(model)
 
     @torch.no_grad()
     def _gather(self) -> None:

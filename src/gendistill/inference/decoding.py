@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gendistill.inference.kept import kept
-from gendistill.inference.packed import Packed, can_pack, packed
+from gendistill.inference.packed import packed
 from gendistill.inference.prefill import Prefilled, Prefix, prefill
 from gendistill.inference.step import DecodeStep
 from gendistill.inference.stopping import StopStrings
@@ -108,7 +108,7 @@ class Decoding:
         student = as_student(self.model)
         # Taken out: two calls at once must not share one.
         key, batch = kept(student).pop("batch", (None, None))
-        if key != self._key(len(prompts), room) or batch.packed is not packed_if(student):
+        if key != self._key(len(prompts), room) or batch.packed is not packed(student):
             del batch  # before another cache is made
             return DecodingBatch(student, prefill(self.model, prompts, prefix, room), self, indices)
         batch.how = self
@@ -144,8 +144,8 @@ class DecodingBatch:
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)  # [B]
         # Drawn ahead, [B, steps]: a reply's numbers are its own, in whatever row it is.
         self.draws = None if how.sampling is None else self._draws_of(indices)
-        self.packed = packed_if(student)
-        self.step = None if self.packed is None else DecodeStep(student, self.cache)
+        self.packed = packed(student)
+        self.step = None if self.packed is None else DecodeStep(student, self.cache, self.packed)
         self.graph = None
         self.eager = EAGER_STEPS  # steps to take before the next capture
         self.left = steps - 1  # steps that the newest reply may take
@@ -199,7 +199,7 @@ class DecodingBatch:
             self.cache = select_rows(self.cache, rows)
             self.cache.start = self.position
             if self.step is not None:
-                self.step = DecodeStep(self.student, self.cache)
+                self.step = DecodeStep(self.student, self.cache, self.packed)
 
     def admit(self, rows: list[int], prefilled: Prefilled, indices: Sequence[int]) -> None:
         """Puts new prompts into rows whose replies have been given out; all stays at its address."""
@@ -274,11 +274,6 @@ def room_for(tokens: int) -> int:
     """Places for so many tokens and up to an eighth more, so that calls of similar length have caches of one size."""
     step = max(ALIGNED, 2 ** max(0, (tokens - 1).bit_length() - 4))
     return -(-tokens // step) * step
-
-
-def packed_if(student: GendistillForCausalLM) -> Packed | None:
-    """The student's weights put together, if its modules are such that they can be."""
-    return packed(student) if can_pack(student) else None
 
 
 def _draws(keys: Sequence[str], steps: int) -> torch.Tensor:

@@ -17,10 +17,9 @@ class _Kept(dict):
         return _Kept, ()
 
 
-def release_caches(student: GendistillForCausalLM) -> None:
-    """Gives back the caches that are kept, and the graphs that were made for them; weights put together stay."""
-    for name in ("batch", "prefill graphs"):
-        kept(student).pop(name, None)
+def release(student: GendistillForCausalLM) -> None:
+    """Gives back the memory of all that is kept."""
+    kept(student).clear()
 
 
 def kept(student: GendistillForCausalLM) -> dict[str, Any]:

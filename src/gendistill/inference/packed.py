@@ -15,15 +15,47 @@ from gendistill.models.plain import is_plain
 from gendistill.ops.decode_layer import Recurrence
 
 
-def can_pack(student: GendistillForCausalLM) -> bool:
+def packed(student: GendistillForCausalLM) -> "Packed | None":
+    """The student's weights, put together anew only if something has changed; None if its modules have to be called."""
+    seen, found = kept(student).get("packed", (None, None))
+    if seen != (now := _seen(student)):
+        found = Packed(student) if _can_pack(student) else None
+        kept(student)["packed"] = now, found
+    return found
+
+
+def _seen(student: GendistillForCausalLM) -> list:
+    """What changes with any module, any hook and any weight. Every prefill asks, and `modules()` takes milliseconds."""
+    seen: list = [student.config.window_is_on]
+    waiting: list[nn.Module | None] = [student]
+    while waiting:
+        module = waiting.pop()
+        if module is None:
+            continue
+        seen += (module, _is_watched(module))
+        waiting += module._modules.values()
+        seen += map(_state, module._parameters.values())
+    return seen
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody wants to be told when the module is called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "_hf_hook" in module.__dict__)
+
+
+def _state(parameter: nn.Parameter | None) -> tuple | int:
+    if type(parameter) is not nn.Parameter:  # quantised ones have no address
+        return id(parameter)
+    # Tensors of inference mode cannot change.
+    return parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version
+
+
+def _can_pack(student: GendistillForCausalLM) -> bool:
     """Whether the modules are what they seem: linear projections with weights of their own, and nobody watching."""
     if student.config.hidden_act != "silu":
         return False
     for module in student.modules():
-        # A hook would not be called.
-        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
-            return False
-        if isinstance(module, nn.Linear) and not is_plain(module):
+        if _is_watched(module) or (isinstance(module, nn.Linear) and not is_plain(module)):
             return False
     layers = student.model.layers
     mixers = [layer.self_attn if layer.keeps_attention else layer.linear_attn for layer in layers]
@@ -33,44 +65,12 @@ def can_pack(student: GendistillForCausalLM) -> bool:
     return all(map(is_plain, [*read, student.lm_head]))
 
 
-def packed(student: GendistillForCausalLM) -> "Packed":
-    """The student's weights put together: anew if they lie elsewhere, in place if their numbers have changed."""
-    found = kept(student).get("packed")
-    if found is None or found.addresses != _addresses(student) or found.window_is_on != student.config.window_is_on:
-        found = kept(student)["packed"] = Packed(student)
-    elif found.versions != _versions(student):
-        found.refresh(student)
-    return found
-
-
-def _addresses(student: GendistillForCausalLM) -> list[int]:
-    return [p.data_ptr() for p in student.parameters()]
-
-
-def _versions(student: GendistillForCausalLM) -> list[int]:
-    """What changes with any number; tensors of inference mode cannot change."""
-    return [0 if p.is_inference() else p._version for p in student.parameters()]
-
-
 class Packed:
-    """The layers of a student, its final norm, and what they were made of."""
+    """The layers of a student and its final norm."""
 
     def __init__(self, student: GendistillForCausalLM):
-        self.addresses, self.versions = _addresses(student), _versions(student)
-        self.window_is_on = student.config.window_is_on
         self.layers = [PackedLayer(layer) for layer in student.model.layers]
         self.norm = norm_of(student.model.norm)
-
-    @torch.inference_mode()  # what was made in it can only be changed in it
-    def refresh(self, student: GendistillForCausalLM) -> None:
-        """Copies the student's numbers over those of before: graphs that read these tensors stay valid.
-
-        A student in training changes at every step. All but the joint projections is read where it lies.
-        """
-        for layer, module in zip(self.layers, student.model.layers, strict=True):  # one layer's copy at a time
-            for old, new in zip(layer.copies(), PackedLayer(module).copies(), strict=True):
-                old.copy_(new)
-        self.versions = _versions(student)
 
 
 class PackedLayer:
@@ -100,14 +100,6 @@ class PackedLayer:
         self.input_norm, self.mlp_norm = norm_of(layer.input_layernorm), norm_of(layer.post_attention_layernorm)
         self.output, mlp = mixer.o_proj, layer.mlp
         self.gate, self.up, self.down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
-
-    def copies(self) -> list[torch.Tensor]:
-        """What was computed from the layer's parameters; all else are the parameters themselves."""
-        # Joined, sliced or passed through a function, and so no longer where an optimizer writes.
-        made = [self.weight, self.bias]
-        if self.recurrence is not None:
-            made += [self.recurrence.conv_weight, self.recurrence.conv_bias, self.recurrence.share]
-        return [tensor for tensor in made if tensor is not None]
 
 
 def norm_of(norm: LlamaRMSNorm) -> tuple[torch.Tensor, float]:

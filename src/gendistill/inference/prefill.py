@@ -15,9 +15,10 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from gendistill.inference.packed import can_pack
+from gendistill.inference.packed import Packed, packed
 from gendistill.inference.prefill_graph import graphed_prefill
 from gendistill.inference.prefill_pass import PrefillPass
+from gendistill.inference.rows import padded_rows
 from gendistill.models.attention import SLOTS, attention_switched_to
 from gendistill.models.cache import SlotCache, select_rows
 from gendistill.models.modeling import GendistillForCausalLM
@@ -78,12 +79,12 @@ def prefill(
     student = as_student(model)
     room = room or width
     # Before the ids are put together: a graph has a place of its own for them.
-    may_graph = student is not None and prefix is None and can_pack(student)
-    if may_graph and (made := graphed_prefill(student, prompts, room)):
+    weights = None if student is None else packed(student)
+    if weights is not None and prefix is None and (made := graphed_prefill(student, weights, prompts, room)):
         logits, cache = made
         cache.start = lengths
         return Prefilled(logits, lengths, cache, prompts)
-    ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=model.device)  # [B, P + T]
+    ids = padded_rows(prompts, width).to(model.device)  # [B, P + T]
     if student is None:
         logits = model(input_ids=ids, use_cache=False).logits  # [B, T, V]
         last = logits[torch.arange(len(prompts), device=ids.device), lengths - 1]
@@ -94,11 +95,16 @@ def prefill(
         # Every prompt gets a copy of the prefix cache, as decoding writes behind it.
         start, cache = prefix.length, select_rows(prefix.cache, [0] * len(prompts))
         cache.resize(room)
-    return Prefilled(_run(student, ids, lengths, start, cache), lengths, cache, prompts)
+    return Prefilled(_run(student, weights, ids, lengths, start, cache), lengths, cache, prompts)
 
 
 def _run(
-    student: GendistillForCausalLM, ids: torch.Tensor, lengths: torch.Tensor, start: int, cache: SlotCache
+    student: GendistillForCausalLM,
+    weights: Packed | None,
+    ids: torch.Tensor,
+    lengths: torch.Tensor,
+    start: int,
+    cache: SlotCache,
 ) -> torch.Tensor:
     """[B, V] logits behind each row's last token; the tokens ids [B, P + T] go into the cache from `start` on."""
     batch, width = ids.shape
@@ -106,7 +112,7 @@ def _run(
     size = max(SHORTEST_PIECE, TOKENS_OF_A_PIECE[ids.device.type] // batch)
     equal = bool((lengths == width).all())
     states = None  # [B, hidden], of each row's last token
-    run = PrefillPass(student, cache) if can_pack(student) else partial(_forward, student, cache)
+    run = partial(_forward, student, cache) if weights is None else PrefillPass(student, cache, weights)
     for first in range(start, width, size):
         index = torch.arange(first, min(first + size, width), device=ids.device)
         padding = None if equal else Padding(index < lengths[:, None])
@@ -151,7 +157,7 @@ def extend(model: PreTrainedModel, prefilled: Prefilled, rows: Sequence[int], id
     width = max(map(len, ids))
     device = model.device
     # Padding stands behind: whatever it is, no token before it sees it.
-    tokens = torch.tensor([own + [0] * (width - len(own)) for own in ids], device=device)  # [rows, longest]
+    tokens = padded_rows(ids, width).to(device)  # [rows, longest]
     if prefilled.cache is None:
         return _extended_anew(model, prefilled, rows, tokens)
     student = as_student(model)
@@ -179,7 +185,7 @@ def _extended_anew(model, prefilled: Prefilled, rows: Sequence[int], tokens: tor
     width = tokens.shape[1]
     whole = [prefilled.prompts[row] + own for row, own in zip(rows, tokens.tolist(), strict=True)]
     longest = max(map(len, whole))
-    ids = torch.tensor([own + [0] * (longest - len(own)) for own in whole], device=tokens.device)
+    ids = padded_rows(whole, longest).to(tokens.device)
     logits = model(input_ids=ids, use_cache=False).logits  # [rows, longest prompt + longest, V]
     start = torch.tensor([len(own) - width for own in whole], device=tokens.device)
     index = start[:, None] + torch.arange(width, device=tokens.device)  # [rows, longest]

@@ -12,8 +12,9 @@ from collections import OrderedDict
 import torch
 
 from gendistill.inference.kept import kept
-from gendistill.inference.packed import packed
+from gendistill.inference.packed import Packed
 from gendistill.inference.prefill_pass import PrefillPass
+from gendistill.inference.rows import padded_rows
 from gendistill.models.cache import SlotCache
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.models.padding import Padding
@@ -24,7 +25,7 @@ GRAPHS = 8  # of a model, each with its cache
 
 
 def graphed_prefill(
-    student: GendistillForCausalLM, prompts: list[list[int]], room: int
+    student: GendistillForCausalLM, weights: Packed, prompts: list[list[int]], room: int
 ) -> tuple[torch.Tensor, SlotCache] | None:
     """Logits [B, V] behind the prompts and their cache; None where no graph serves them, or none does yet."""
     batch, length = len(prompts), _padded_length(max(map(len, prompts)))
@@ -32,14 +33,14 @@ def graphed_prefill(
     if student.device.type != "cuda" or batch * length > MOST_TOKENS or not _can_capture(student):
         return None
     graphs: OrderedDict = kept(student).setdefault("prefill graphs", OrderedDict())
-    key = (batch, length, padded, id(packed(student)))  # another object once a weight lies elsewhere
+    key = (batch, length, padded, id(weights))  # another object once a weight has changed
     if key not in graphs:
         graphs[key] = None
         while len(graphs) > GRAPHS:
             graphs.popitem(last=False)
         return None
     graphs.move_to_end(key)
-    graphs[key] = graphs[key] or _Graph(student, batch, length, padded)
+    graphs[key] = graphs[key] or _Graph(student, weights, batch, length, padded)
     return graphs[key](prompts, room)
 
 
@@ -56,13 +57,13 @@ def _can_capture(student: GendistillForCausalLM) -> bool:
 class _Graph:
     """The graph of a shape, and what it reads and writes."""
 
-    def __init__(self, student: GendistillForCausalLM, batch: int, length: int, padded: bool):
+    def __init__(self, student: GendistillForCausalLM, weights: Packed, batch: int, length: int, padded: bool):
         self.student, device = student, student.device
         self.ids = torch.zeros(batch, length, dtype=torch.long, device=device)
         self.padded = padded
         self.lengths = torch.ones(batch, dtype=torch.long, device=device)
         self.cache = SlotCache(student.config, length)
-        self.run = PrefillPass(student, self.cache)
+        self.run = PrefillPass(student, self.cache, weights)
         side = torch.cuda.Stream()  # a warm-up, on another stream than the capture, as torch asks
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -82,8 +83,7 @@ class _Graph:
         return self.student.lm_head(self.student.model.norm(hidden.gather(1, last)[:, 0]))
 
     def __call__(self, prompts: list[list[int]], room: int) -> tuple[torch.Tensor, SlotCache]:
-        length = self.ids.shape[1]
-        self.ids.copy_(torch.tensor([prompt + [0] * (length - len(prompt)) for prompt in prompts]))
+        self.ids.copy_(padded_rows(prompts, self.ids.shape[1]))
         self.lengths.copy_(torch.tensor([len(prompt) for prompt in prompts]))
         self.graph.replay()
         return self.logits.clone(), self.cache.copy(room)

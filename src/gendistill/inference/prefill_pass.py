@@ -1,7 +1,7 @@
 """A prefill pass over a piece of prompts, with as few passes through memory as there are kernels for.
 
-The same computation as the model's own forward pass on a `SlotCache`, for plain modules (`packed.can_pack`) and
-recurrences that a cache follows.
+The same computation as the model's own forward pass on a `SlotCache`, for plain modules, whose weights `packed` puts
+together.
 
 Shapes: B rows, T tokens of the piece, N hidden size, H query heads, G key heads, D channels of a head, C channels of
 q, k and v.
@@ -10,7 +10,7 @@ q, k and v.
 import torch
 import torch.nn.functional as F
 
-from gendistill.inference.packed import PackedLayer, packed
+from gendistill.inference.packed import Packed, PackedLayer
 from gendistill.models.cache import Ring, SlotCache
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.models.padding import Padding
@@ -24,8 +24,8 @@ from gendistill.ops.window import window_attention
 class PrefillPass:
     """The pass of a student on a cache."""
 
-    def __init__(self, student: GendistillForCausalLM, cache: SlotCache):
-        self.student, self.cache, self.packed = student, cache, packed(student)
+    def __init__(self, student: GendistillForCausalLM, cache: SlotCache, weights: Packed):
+        self.student, self.cache, self.packed = student, cache, weights
 
     def __call__(self, ids: torch.Tensor, start: int, padding: Padding | None) -> torch.Tensor:
         """Hidden states [B, T, N] behind the last layer, before the final norm, of tokens [B, T] from `start` on."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from gendistill.inference.packed import PackedLayer, packed
+from gendistill.inference.packed import Packed, PackedLayer
 from gendistill.models.cache import RING_KEYS, RING_VALUES, SlotCache, ring_length, ring_places
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.ops.decode_attention import decode_attention
@@ -32,8 +32,8 @@ class Place(NamedTuple):
 class DecodeStep:
     """The step of a student on a cache; tensors of both are read and written where they are."""
 
-    def __init__(self, student: GendistillForCausalLM, cache: SlotCache):
-        self.student, self.config, self.cache, self.packed = student, student.config, cache, packed(student)
+    def __init__(self, student: GendistillForCausalLM, cache: SlotCache, weights: Packed):
+        self.student, self.config, self.cache, self.packed = student, student.config, cache, weights
 
     def __call__(self, token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] behind the tokens [B, 1] at positions [B]."""

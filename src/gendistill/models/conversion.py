@@ -140,18 +140,26 @@ class ConversionReport:
     def to_dict(self) -> dict:
         return asdict(self)
 
-    def check(self) -> None:
-        """Raises UserError if a mixer points away from its teacher or the student is worse than a uniform guess."""
+    def check(self, max_loss: float | None = None) -> None:
+        """Raises UserError if a mixer points away from its teacher, or the student's loss is not below the largest.
+
+        Args:
+            max_loss: nats a token; None: that of a uniform guess.
+        """
         # `not >`, so that NaN is refused too.
         if bad := [f"{report.layer} (cosine {report.cosine:.3f})" for report in self.layers if not report.cosine > 0]:
             raise UserError(
                 f"conversion: the mixer output of layer(s) {', '.join(bad)} does not point the teacher's way. "
                 "Keep softmax attention there, or convert with another seed."
             )
-        if not self.student_loss < self.uniform_loss:
+        bound, what = self.uniform_loss, "that of a uniform guess"
+        if max_loss is not None:
+            bound, what = max_loss, "conversion.max_loss"
+        if not self.student_loss < bound:
             raise UserError(
-                f"conversion: the untrained student's loss {self.student_loss:.3f} is not below a uniform guess "
-                f"({self.uniform_loss:.3f}). Keep more layers, or place them differently."
+                f"conversion: the untrained student's loss {self.student_loss:.3f} is not below {what}, {bound:.3f}. "
+                "Keep more layers, place them differently, or, if alignment is to mend it (a student without attention "
+                "often starts so), allow more with conversion.max_loss."
             )
 
 

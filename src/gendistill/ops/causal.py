@@ -3,16 +3,26 @@
 Shapes: B sequences, H query heads, G key heads, D channels of a head.
 """
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 import torch.nn.functional as F
+
+HOPPER = (9, 0)  # the compute capability it is written for
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
     """q [B, H, T, D], k and v [B, G, S, D], S >= T -> [B, H, T, D]: each query sees what is not later than itself.
 
-    On CUDA without gradients in two parts, the earlier tokens whole and the new ones causally, each by the fastest
-    kernel there is: together they would need a mask, which takes a slower one.
+    Without gradients: on Hopper by FlashAttention-3 where it is installed. Elsewhere on CUDA in two parts, the earlier
+    tokens whole and the new ones causally, each by the fastest kernel there is: together they would need a mask, which
+    takes a slower one.
     """
+    if flash := _flash_attention_3(q):
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        o = flash(q, k, v, softmax_scale=scale, causal=True)
+        return (o[0] if isinstance(o, tuple) else o).transpose(1, 2)  # some releases return the logsumexp, too
     length, past = q.shape[2], k.shape[2] - q.shape[2]
     if past == 0:
         return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, scale=scale, enable_gqa=True)
@@ -24,6 +34,26 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: f
         return _joined(*earlier, *own)
     mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=q.device).tril(past)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+
+
+def _flash_attention_3(q: torch.Tensor) -> Callable | None:
+    """FlashAttention-3's function, if it is for such queries."""
+    fits = (
+        q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and not (torch.is_grad_enabled() and q.requires_grad)
+    )
+    if not fits or torch.cuda.get_device_capability(q.device) != HOPPER:
+        return None
+    return load_flash_attention_3()
+
+
+@cache
+def load_flash_attention_3() -> Callable | None:
+    """`flash_attn_func` of FlashAttention-3's Python package, `flash_attn_interface`; None if that is not there."""
+    try:
+        from flash_attn_interface import flash_attn_func
+    except (ImportError, OSError):  # OSError: it was built for other libraries
+        return None
+    return flash_attn_func
 
 
 def _with_logsumexp(q, k, v, scale: float, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 from packaging.specifiers import SpecifierSet
 
 from gendistill.errors import UserError
-from gendistill.ops.bounded_kda import bounded_kda, takes_bounded_kda
+from gendistill.ops.bounded_kda import bounded_kda, bounded_kda_prefill, takes_bounded_kda
 from gendistill.ops.decay import DecayGate, log_decay
 from gendistill.ops.documents import Documents
 
@@ -63,8 +63,10 @@ def kernel_linear_attention(
     elif bounded_rule and not needs_gradients and q.shape[1] > 1:
         # The kernel makes the log decay itself. At padding it is to be 0, as of a gate that is shut the other way.
         raw = g.raw if g.mask is None else g.raw.masked_fill(~g.mask.bool()[..., None, None], SHUT)
-        kernels, inputs["g"] = library.kernels[True, True], raw
         chunk_options |= {"A_log": g.A_log, "dt_bias": g.dt_bias, "lower_bound": g.bound}
+        if documents is None and takes_bounded_kda(q.element_size(), q.shape[-1]):
+            return bounded_kda_prefill(**inputs, g=raw, initial_state=initial_state, **chunk_options)
+        kernels, inputs["g"] = library.kernels[True, True], raw
         chunk_options |= {"use_gate_in_kernel": True, "safe_gate": True}
     else:
         g = log_decay(g).float()  # [B, T, H, K] or [B, T, H]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from gendistill.names import INITIALISATIONS, MIXERS
-from gendistill.recipe.fields import Settings, one_of
+from gendistill.recipe.fields import Positive, Settings, one_of
 from gendistill.recipe.placement import KeepAttention
 
 MixerName = one_of(MIXERS, "mixer")
@@ -50,3 +50,6 @@ class Conversion(Settings):
     data: str = Field("text", description="mixture to measure on")
     tokens: PositiveInt = 8192  # few: every initialisation is measured on them, on a CPU too
     sequence_length: PositiveInt = 512
+    max_loss: Positive | None = Field(
+        None, description="nats a token; a worse untrained student is refused. None: a uniform guess's, ln(vocabulary)"
+    )

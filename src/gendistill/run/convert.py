@@ -59,4 +59,4 @@ def _convert(run: Run, dataset: PackedDataset) -> None:
         )
         report = measured.to_dict() | {"weights_sha256": weights_sha256(partial)}
         write_atomically(partial / run.folder.report("conversion").name, json.dumps(report, indent=1))
-        measured.check()
+        measured.check(run.recipe.conversion.max_loss)

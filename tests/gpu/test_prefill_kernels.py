@@ -1,0 +1,60 @@
+"""What prefill runs on a GPU: the recurrence without gradients, and causal attention of a piece."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_kernels import call, make_inputs, tokens
+
+from gendistill.ops import bounded_kda, linear_attention
+from gendistill.ops.causal import causal_attention, load_flash_attention_3
+from gendistill.ops.reference import recurrent_linear_attention
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+CLOSE = 2e-2  # bfloat16, relative
+
+
+def error(got, expected):
+    return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 20], ids=["cut finely", "as fla cuts"])
+@pytest.mark.parametrize("length", [2, 64, 300])
+@pytest.mark.parametrize("head_size", [64, 128])
+def test_recurrence_in_two_pieces_is_the_reference(rows, length, head_size):
+    fine = rows * 16 * head_size // bounded_kda.FINE_VALUES <= 132
+    assert fine == (rows == 1)
+    inputs = make_inputs("kda_bounded", length, head_size, torch.bfloat16, batch=rows)
+    double = {name: x.double() for name, x in inputs.items()}
+    expected, expected_state = call(recurrent_linear_attention, **double)
+    whole, state = call(linear_attention, **inputs)
+    cut = length // 2
+    first, between = call(linear_attention, **tokens(inputs, slice(cut)))
+    second, last = call(linear_attention, initial_state=between, **tokens(inputs, slice(cut, None)))
+    assert error(whole, expected) < CLOSE
+    assert error(state, expected_state) < CLOSE
+    assert error(torch.cat([first, second], 1), expected) < CLOSE
+    assert error(last, expected_state) < CLOSE
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("flash", [False, True], ids=["cuDNN", "FlashAttention-3"])
+@pytest.mark.parametrize(("length", "total"), [(300, 300), (1, 300), (100, 300), (129, 1025)])
+def test_attention_of_the_last_tokens_is_masked_attention(monkeypatch, flash, length, total):
+    if not flash:
+        monkeypatch.setattr("gendistill.ops.causal._flash_attention_3", lambda q: None)
+    elif load_flash_attention_3() is None:
+        pytest.skip("FlashAttention-3 is not installed")
+    source = torch.Generator("cuda").manual_seed(0)
+    q, k, v = (
+        torch.randn(2, heads, count, 128, generator=source, device="cuda", dtype=torch.bfloat16)
+        for heads, count in ((16, length), (8, total + 7), (8, total + 7))
+    )
+    k, v = k[:, :, :total], v[:, :, :total]  # as of a cache that has more places
+    mask = torch.ones(length, total, dtype=torch.bool, device="cuda").tril(total - length)
+    wide = [x.double().repeat_interleave(16 // x.shape[1], 1) for x in (q, k, v)]
+    expected = F.scaled_dot_product_attention(*wide, attn_mask=mask, scale=0.1)
+    assert error(causal_attention(q, k, v, 0.1), expected) < CLOSE
