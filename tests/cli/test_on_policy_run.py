@@ -7,6 +7,10 @@ import pytest
 import yaml
 
 from cli_tools import RECIPE, STAGE, in_process
+from gendistill.errors import UserError
+from gendistill.models.loading import load_config
+from gendistill.recipe.loading import load_recipe
+from gendistill.run import checks
 
 LAST = STAGE | dict(
     objective="reverse_kl",
@@ -117,3 +121,15 @@ def test_what_cannot_be_is_said(tmp_path, override):
     """Before anything is computed."""
     code, output = in_process("plan", written(tmp_path), f"stages.on_policy.{override}")
     assert (code, WRONG[override] in " ".join(output.split())) == (2, True), output
+
+
+def test_a_student_that_cannot_be_decoded_is_refused(tmp_path, monkeypatch):
+    """Under dynamic RoPE a token's position depends on the whole text's length."""
+    config = load_config("embedded")
+    config.rope_parameters = dict(config.rope_parameters, rope_type="dynamic", factor=2.0)
+    monkeypatch.setattr(checks, "load_config", lambda name: config)
+    recipe = load_recipe(written(tmp_path))
+    with pytest.raises(UserError, match="stages.on_policy: with RoPE of type dynamic"):
+        checks.check_shapes(recipe)
+    recipe.stages.pop("on_policy")
+    checks.check_shapes(recipe)

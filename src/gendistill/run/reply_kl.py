@@ -7,13 +7,14 @@ from itertools import chain
 from pathlib import Path
 
 from gendistill.distill.replies import Prompt, ReplyTokens, ReplyWriter, prompts_of
-from gendistill.distill.reply_kl import PROMPTS, ReplyKL, measure_reply_kl
+from gendistill.distill.reply_kl import MOST_NEW_TOKENS, PROMPTS, ReplyKL, measure_reply_kl
 from gendistill.distributed import as_rank_zero_says
 from gendistill.errors import UserError
 from gendistill.files import read_json, write_atomically
 from gendistill.inference.generation import pad_id
 from gendistill.inference.stopping import end_ids
 from gendistill.models.loading import load_model
+from gendistill.models.positions import depends_on_length, most_positions
 from gendistill.run.prepare import prepare_held_out
 from gendistill.run.run import Run
 
@@ -68,10 +69,16 @@ def _read(path: Path) -> dict | None:
 def held_out_prompts(run: Run) -> list[Prompt]:
     """Prompts that no stage trains on, the same for all stages: of the last one's mixture that learns replies."""
     stages = [stage for stage in run.recipe.stages.values() if stage.loss_on == "completion"]
-    dataset = prepare_held_out(run, stages[-1]) if stages else None
+    # A student whose positions depend on the length is none that the decoding loop can run.
+    if not stages or depends_on_length(run.config):
+        return []
+    dataset = prepare_held_out(run, stages[-1])
     if dataset is None:
         return []
-    return list(chain.from_iterable(prompts_of(dataset[:], 0)))[:PROMPTS]
+    # Beyond the model's positions it would be asked what it was never taught.
+    longest = most_positions(run.config) - MOST_NEW_TOKENS
+    found = chain.from_iterable(prompts_of(dataset[:], 0))
+    return [prompt for prompt in found if len(prompt.ids) <= longest][:PROMPTS]
 
 
 def reply_tokens(run: Run) -> ReplyTokens:
