@@ -61,7 +61,7 @@ class OnPolicyLoader(Loader):
 
     def steps(self, first: int) -> Iterator[Step]:
         """Steps from `first` to the stage's last, none made before it is asked for."""
-        self.log.open(first)
+        self.log.open(first)  # here, since only now it is known where a stage resumes
         for index in range(first, self.stage.steps):
             yield self.step(index)
 
@@ -83,6 +83,7 @@ class OnPolicyLoader(Loader):
             said = [replies[number, prompt.place] for prompt in asked]
             for name, values in lay_out(row, asked, said, self.writer.tokens.pad).items():
                 rows[name][number - start] = values
+        # Counted as written, also what did not fit its sequence.
         asked = [prompt for found in prompts.values() for prompt in found]
         said = [replies[prompt.row, prompt.place] for prompt in asked]
         return self._step(index, rows, count_replies(asked, said, limit, self.writer.tokens))

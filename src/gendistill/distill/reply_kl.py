@@ -148,12 +148,13 @@ def _values(
     for start in range(0, len(whole), ROWS_AT_ONCE):
         part = range(start, min(start + ROWS_AT_ONCE, len(whole)))
         rows = []
+        # A row each, so that a long reply cuts no other off.
         for i in part:
             mask = [0] * len(prompts[i].ids) + [1] * len(replies[i])
             rows.append(lay_out_row([make_piece(whole[i], mask)], width, pad))
         batch = make_batch({name: np.stack([row[name] for row in rows]) for name in rows[0]}, packed=True)
         batch = batch.map(lambda tensor: tensor.to(student.device))
-        with evaluating(student):
+        with evaluating(student):  # the teacher never trains
             hidden = [
                 model.model(**inputs_of(model, batch)).last_hidden_state.flatten(0, 1)[batch.predictors]  # [P, D]
                 for model in (student, teacher)
@@ -168,6 +169,7 @@ def _values(
             # The teacher's padding beyond the vocabulary and the student's are cut off there.
             sides = predictions(*logits, batch.targets[piece], ["reverse_kl"], vocabulary, 1.0)
             found += OBJECTIVES["reverse_kl"].compute(sides)[0].tolist()
+        # Cut apart again, reply by reply.
         for i in part:
             values.append(found[: len(replies[i])])
             found = found[len(replies[i]) :]

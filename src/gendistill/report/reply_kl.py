@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gendistill.files import write_atomically
+from gendistill.report.plots import pyplot_to_files
 
 Measured = Mapping[str, Mapping[str, Any]]  # fields of `distill.reply_kl.ReplyKL`, by label ("0-conversion", ...)
 
@@ -53,11 +54,7 @@ def plot_reply_kl(path: Path, measured: Measured) -> None:
     """A curve a student, over the position in the reply; both axes logarithmic."""
     import io
 
-    import matplotlib  # takes a second to import, which only this needs
-
-    matplotlib.use("svg")  # before pyplot, which would look for a display
-    from matplotlib import pyplot
-
+    pyplot = pyplot_to_files()
     figure, axis = pyplot.subplots(figsize=(6, 4))
     for label, found in measured.items():
         positions, means = _smoothed(found)

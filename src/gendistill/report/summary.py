@@ -33,6 +33,7 @@ from gendistill.recipe.loading import Recipe
 from gendistill.recipe.stage import Stage
 from gendistill.recipe.student import Student
 from gendistill.report.placement import PLACEMENT_HEADER, placement_cells, plot_placements
+from gendistill.report.plots import pyplot_to_files
 from gendistill.report.reply_kl import REPLY_KL_HEADER, REPLY_KL_NOTE, Measured, plot_reply_kl, reply_kl_cells
 
 EXAMPLES_PER_TASK = 2
@@ -342,11 +343,7 @@ def plot_losses(path: Path, stages: Mapping[str, Stage], metrics: Metrics) -> bo
     curves = {name: metrics[name] for name in stages if metrics.get(name)}
     if not curves:
         return False
-    import matplotlib  # takes a second to import, which only this needs
-
-    matplotlib.use("svg")  # before pyplot, which would look for a display
-    from matplotlib import pyplot
-
+    pyplot = pyplot_to_files()
     columns = min(2, len(curves))
     lines = math.ceil(len(curves) / columns)
     figure, axes = pyplot.subplots(lines, columns, figsize=(5 * columns, 3 * lines), squeeze=False)

@@ -61,7 +61,7 @@ def _measure(run: Run, stage: str, prompts: list[Prompt]) -> dict:
 def _read(path: Path) -> dict | None:
     """A measurement as it was written; None of a damaged file, which is measured again."""
     try:
-        return read_json(path)
+        return read_json(path)  # written in one piece, so only a disk or a hand can have damaged it
     except UserError:
         return None
 
