@@ -1,6 +1,6 @@
 """The same tokens spent off-policy and on-policy after instruction distillation, on the embedded pair.
 
-    python benchmarks/on_policy_embedded.py            # a quarter of an hour on a CPU
+    python benchmarks/on_policy_embedded.py            # minutes to tens of minutes on a CPU
     python benchmarks/on_policy_embedded.py --table    # the table of docs/on-policy.md from what was measured
 
 One student is distilled as recipes/demo.yaml says, up to its instruction stage. From there each arm trains a stage
@@ -103,7 +103,7 @@ def table(raw: dict) -> str:
     lines = [f"| | {' | '.join(tasks)} | mean | reply-KL |", f"|---|{'---:|' * (len(tasks) + 2)}"]
     items = {}
     for name, runs in rows.items():
-        # [tasks, items]: of each item the share of seeds that answer it.
+        # [tasks, items]: means over the seeds, each of which draws items of its own, the same for both arms.
         items[name] = np.array([np.mean([run["right"][task] for run in runs], axis=0) for task in tasks])
         kl = [run["reply_kl"] for run in runs]
         spread = f"{np.mean(kl):.3f}" if len(kl) == 1 else f"{np.mean(kl):.3f} ({min(kl):.3f} to {max(kl):.3f})"
