@@ -147,6 +147,25 @@ def training_speed_figures(results: Path) -> dict[str, dict]:
     }
 
 
+def on_policy_cost_figures(results: Path, name: str = "on_policy_cost.json") -> dict[str, dict]:
+    """From benchmarks/on_policy_cost.py: ratios of medians over the steady steps; spread: over the turns."""
+    raw = json.loads((results / name).read_text())
+    source = f"results/gpu/{name}"
+    turns = range(sum(key.startswith("off-policy ") for key in raw))
+
+    def ratio(of: str, to: str, what: str) -> dict:
+        by_turn = [median(raw[f"{of} {turn}"][what]) / median(raw[f"{to} {turn}"][what]) for turn in turns]
+        both = [median([x for turn in turns for x in raw[f"{side} {turn}"][what]]) for side in (of, to)]
+        return {"value": round(both[0] / both[1], 3), "spread": _spread(by_turn, 3), "unit": "x", "source": source}
+
+    shortest, *longer = (f"length {length}" for length in raw["setting"]["lengths"])
+    shares = {
+        f"kd_{name}_speed_share": ratio(length, shortest, "tokens_per_second")
+        for name, length in zip(("8k", "16k"), longer, strict=True)
+    }
+    return {"onpolicy_step_cost_ratio": ratio("on-policy", "off-policy", "seconds")} | shares
+
+
 def plan_accuracy_figures(results: Path) -> dict[str, dict]:
     """The worst relative error of `gendistill plan` over the shapes of benchmarks/plan_accuracy.py."""
     raw = json.loads((results / "plan_accuracy.json").read_text())

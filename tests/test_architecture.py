@@ -39,13 +39,13 @@ ROOMS = {
     # The recipe's tasks are the union of the settings of all kinds, so the kinds lie below the recipe.
     "evaluate.kinds": f"{GROUND} sandbox recipe.fields recipe.data data",
     "recipe": f"{GROUND} recipe.fields recipe.data evaluate.kinds",
-    "distill": f"{GROUND} ops distributed models compute recipe.fields recipe.data data recipe",
+    "distill": f"{GROUND} ops distributed analysis models compute inference recipe.fields recipe.data data recipe",
     "evaluate": f"{GROUND} distributed sandbox analysis models compute inference recipe.data data evaluate.kinds"
     " recipe",
     "synthesize": f"{GROUND} distributed sandbox analysis models inference recipe.data data evaluate.kinds recipe"
     " evaluate",
     "placement": f"{GROUND} ops models recipe.fields recipe.data data evaluate.kinds recipe",
-    "plan": f"{GROUND} ops models compute recipe.data data recipe distill",
+    "plan": f"{GROUND} ops models compute inference recipe.data data recipe distill",
     "bench": f"{GROUND} models compute inference recipe.data recipe placement",
     "report": f"{GROUND} analysis recipe.data data evaluate.kinds recipe distill evaluate",
     "doctor": f"{GROUND} ops models compute",

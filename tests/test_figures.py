@@ -13,6 +13,7 @@ from figures import (
     graded_replies_figures,
     hostile_figures,
     kda_cpu_figures,
+    on_policy_cost_figures,
     plan_accuracy_figures,
     prepare_figures,
     prepare_memory_figures,
@@ -25,6 +26,7 @@ from figures import (
 from test_suite import seconds_by_file, share_of_cli
 
 SUITE = ROOT / "results/cpu/test_suite.json"
+ON_POLICY = ROOT / "results/gpu/on_policy_cost.json"
 WINDOW = ROOT / "results/window/table.json"
 
 
@@ -39,6 +41,8 @@ def test_ledger_follows_from_its_sources():
         expected |= suite_figures(SUITE.parent)
     if WINDOW.exists():  # not before the table is measured
         expected |= window_figures(WINDOW.parent)
+    if ON_POLICY.exists():
+        expected |= on_policy_cost_figures(ON_POLICY.parent)
     for on_gpu in (
         cold_start_figures,
         training_speed_figures,

@@ -26,6 +26,8 @@ from gendistill import cli, distributed
 from gendistill.compute import Compute
 from gendistill.data.dataset import PackedDataset
 from gendistill.distill import engine
+from gendistill.distill.on_policy import Writing
+from gendistill.distill.replies import ReplyTokens
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.sharding import shard
 from gendistill.distill.stage import train_stage
@@ -68,6 +70,16 @@ CASES = {
     ),
     "bfloat16": Case(LOGITS | dict(learning_rate=2e-5), dtype=torch.bfloat16, steps=20),
     "window dropped": Case(LOGITS | dict(window_dropout=0.5) | IN_FOUR, student=dict(window=5, sinks=2), steps=12),
+    "on policy": Case(
+        dict(
+            objective="jensen_shannon",
+            loss_on="completion",
+            data=dict(on_policy="text", share=0.75, new_tokens=(2, 6)),
+            train=["mixer", "mlp", "norm"],
+        )
+        | IN_FOUR,
+        steps=8,
+    ),
     "short": Case(dict(objective="forward_kl", train=["mixer", "embedding"], checkpoint_every=3) | IN_FOUR, steps=12),
 }
 STAGES = ("qk_alignment", "instruction_distillation")
@@ -103,7 +115,8 @@ def run_case(name: str, root: Path, folder: str | None = None, **changes) -> Non
     case, folder = CASES[name], root / (folder or name)
     settings = dict(sequence_length=LENGTH, sequences_per_step=2, micro_batch=2, learning_rate=1e-4)
     settings |= case.stage | changes
-    stage = Stage(data="text", tokens=case.steps * settings["sequences_per_step"] * LENGTH, **settings)
+    settings = dict(data="text", tokens=case.steps * settings["sequences_per_step"] * LENGTH) | settings
+    stage = Stage(**settings)
     student = _shorten(make_student(case.family, **case.student)).train()
     set_trainable(student, stage.train)
     teacher = None
@@ -124,6 +137,7 @@ def run_case(name: str, root: Path, folder: str | None = None, **changes) -> Non
         fingerprint={"case": name},
         title=name,
         console=Console(quiet=True),
+        writing=Writing(ReplyTokens(ends=range(2, 12), pad=0, decode=str)),
         held_out=PackedDataset(root / HELD_OUT),
     )
     weights = optimizer.weights()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel, Qwen3Config
 
 import small_models
 from gendistill.compute import Compute
+from gendistill.data.packing import lay_out_row, make_piece
 from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.stage import train_stage
@@ -72,6 +74,34 @@ def rows():
     return Rows
 
 
+class Chats:
+    """A data set in memory: packed conversations, each a prompt and a reply that counts; some rows end in padding."""
+
+    PROMPTS, REPLIES = (3, 7, 5), (6, 2, 4)
+
+    def __init__(self, rows, length=36, seed=0, words=97):
+        rng = np.random.default_rng(seed)
+        made = []
+        for row in range(rows):
+            pieces = []
+            for prompt, reply in list(zip(self.PROMPTS, self.REPLIES, strict=True))[: 2 + row % 2]:
+                ids = rng.integers(2, words, prompt + reply)
+                pieces.append(make_piece(ids, [0] * prompt + [1] * reply))
+            made.append(lay_out_row(pieces, length, pad_id=0))
+        self.columns = {name: np.stack([row[name] for row in made]) for name in made[0]}
+
+    def __len__(self):
+        return len(self.columns["input_ids"])
+
+    def __getitem__(self, rows):
+        return {name: column[rows].copy() for name, column in self.columns.items()}
+
+
+@pytest.fixture
+def chats():
+    return Chats
+
+
 @pytest.fixture
 def shrink(monkeypatch):
     """Makes the Qwen3 of `small_models` still smaller, or whatever shape is asked for."""
@@ -132,6 +162,7 @@ def run(rows, conversion_report, tmp_path):
         change=None,
         options=None,
         console=None,
+        writing=None,
     ):
         teacher = make_teacher(family).requires_grad_(False)
         student = make_student(family, keep=keep, **(options or {})).train()
@@ -153,6 +184,7 @@ def run(rows, conversion_report, tmp_path):
             console=console or Console(quiet=True),
             held_out=held_out,
             distant=distant,
+            writing=writing,
         )
         return Outcome(history, before, optimizer.weights(), optimizer, teacher, tmp_path / folder)
 

@@ -98,6 +98,18 @@ def test_two_processes_train_as_one(one, two, case):
     assert_same_trajectory(two / case, one / case)
 
 
+def test_two_processes_write_the_replies_of_one(one, two):
+    """Each with a whole copy of its sharded student; what they wrote is kept once."""
+    found, expected = ((root / "on policy" / "replies.jsonl").read_text().splitlines() for root in (two, one))
+    assert len(expected) == 8
+    assert [sorted(json.loads(line)["replies"]) for line in found] == [
+        sorted(json.loads(line)["replies"]) for line in expected
+    ]
+    assert [row["replies"] for row in metrics(two / "on policy")] == [
+        row["replies"] for row in metrics(one / "on policy")
+    ]
+
+
 def test_two_processes_round_as_one(one, two):
     for a, b in zip(metrics(one / "bfloat16"), metrics(two / "bfloat16"), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-2)

@@ -205,3 +205,25 @@ def test_200_replies_of_the_embedded_teacher_are_those_of_generate():
         for place, said in zip(places, ids, strict=True):
             until = next((at for at, token in enumerate(said) if token in ends), len(said))
             assert list(replies[place].ids) == said[:until]
+
+
+def test_sampling_without_a_cut_follows_all_probabilities():
+    """Of 97 words, some of them never; drawn numbers fall where the cumulative probability says."""
+    logits = torch.randn(97, generator=torch.Generator().manual_seed(0))
+    logits[::3] = -torch.inf
+    draws = torch.linspace(0, 1, 20001, dtype=torch.float64)[1:-1]
+    drawn = decoding._draw(logits.expand(len(draws), -1), draws[:, None], Sampling(0.7, 1.0, []))
+    shares = torch.bincount(drawn, minlength=97) / len(draws)
+    torch.testing.assert_close(shares, (logits / 0.7).softmax(-1), rtol=0, atol=1e-4)
+    assert not shares[::3].any()
+
+
+def test_no_token_of_no_probability_is_drawn_between_two_likely_ones():
+    """Sums in float32 over so many words are rounded, and may fall between two of them."""
+    logits = torch.full((1, 150_000), -30.0)
+    logits[0, [0, 70_000, 149_999]] = 0.0
+    for edge in (1 / 3, 2 / 3):
+        draws = edge + torch.linspace(-1e-6, 1e-6, 50, dtype=torch.float64)[:, None]
+        drawn = decoding._draw(logits.expand(50, -1), draws, Sampling(1.0, 1.0, []))
+        # A draw that falls on the others is one of some hundred million.
+        assert set(drawn.tolist()) <= {0, 70_000, 149_999}

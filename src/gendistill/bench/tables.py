@@ -43,6 +43,7 @@ def plot(rows: Sequence[dict], path: Path) -> bool:
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "gendistill"  # equal rows draw equal files
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")

@@ -21,8 +21,10 @@ def command(
         raise UserError("the recipe has no stages, so there is nothing to distil; 'gendistill run' does the rest")
 
     from gendistill.run.distill import distil_stage
+    from gendistill.run.reply_kl import measure_replies
 
     # A stage that is done returns at once, so this is also how a killed run resumes.
     for name in [stage] if stage else run.recipe.stages:
         distil_stage(run, name)
+        measure_replies(run, name)
         run.console.print(f"{name}: {run.folder.student(name)}")

@@ -159,7 +159,9 @@ def disk_rows(prices: dict) -> dict[str, list[str]]:
     """Cells of each row, one per stage."""
     from gendistill.plan.refusal import gib
 
-    labels = ("data_set", "checkpoints", "student")  # fields of `Disk`
+    labels = ["data_set", "checkpoints", "student"]  # fields of `Disk`
+    if any(price.disk.replies for price in prices.values()):
+        labels.append("replies")
     return {label.replace("_", " "): [gib(getattr(price.disk, label)) for price in prices.values()] for label in labels}
 
 
@@ -188,6 +190,12 @@ def notes(report: dict, settings, probes: dict, *, asked: bool, present: bool) -
         sizes = f"teacher {gib(cache['teacher'])} GiB, student {gib(cache['student'])} GiB"
         lines.append(f"cache of one text of {tokens:,} tokens: {sizes}, {cache['saving']:.1%} less")
     lines.append(f"disk in all, with the converted student: {gib(report['disk_bytes'])} GiB")
+    for name, stage in report["stages"].items():
+        if (writing := stage["writing"]) is not None:
+            lines.append(
+                f"{name} writes up to {writing['replies']:,} replies at a time, with caches of "
+                f"{gib(writing['cache_bytes'])} GiB; fewer where they do not fit"
+            )
     if not report["stages"]:
         return [*lines, "no stages: nothing is trained"]
     device, refusals = report["device"], [stage["refusal"] for stage in report["stages"].values() if stage["refusal"]]

@@ -10,6 +10,7 @@ def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = No
     from gendistill.run.convert import convert_teacher
     from gendistill.run.distill import distil_stage
     from gendistill.run.evaluate import evaluate_student, evaluate_teacher
+    from gendistill.run.reply_kl import measure_replies
 
     run.console.print(f"{run.recipe.name}: {run.recipe.teacher} on {run.compute.device}, {run.compute.dtype_name}")
     convert_teacher(run)
@@ -20,6 +21,7 @@ def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = No
     for stage in run.folder.stages:
         if stage != "conversion":  # done above
             distil_stage(run, stage)
+        measure_replies(run, stage)
         if stage not in evaluated:
             continue
         scores = evaluate_student(run, stage)

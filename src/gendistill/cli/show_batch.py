@@ -56,6 +56,14 @@ def command(
 
     title = f"{stage}: the batch after {index:,} of {settings.steps:,} steps"
     print_view(view, run.console, title=title, rows=rows, full=full)
+    if settings.on_policy is not None:  # no model is loaded that could write them
+        first = index * settings.sequences_per_step
+        written = [row for row in range(settings.sequences_per_step) if settings.on_policy.is_written(first + row)]
+        numbers = ", ".join(str(row + 1) for row in written) or "none"
+        run.console.print(
+            f"The student writes the replies of sequences {numbers}, of at most "
+            f"{settings.on_policy.most_new_tokens(index, settings.steps)} tokens; shown are the data's.",
+        )
     if page is not None:
         from gendistill.files import write_atomically
 

@@ -8,9 +8,9 @@ lists them instead of weighting all positions: on prompts and padding no logits 
 
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import get_args
 
 import numpy as np
@@ -78,6 +78,7 @@ class Step:
     index: int
     batches: list[Batch]
     loss_tokens: int  # of the whole step, over all processes
+    replies: Mapping[str, int] = field(default_factory=dict)  # counts of what the student wrote for it, likewise
 
 
 @dataclass(frozen=True)
@@ -154,13 +155,21 @@ class Loader:
 
     def step(self, index: int) -> Step:
         """The micro-batches that this process runs of a step."""
+        return self._step(index, self._rows(index))
+
+    def _rows(self, index: int) -> dict[str, np.ndarray]:
+        """A step's sequences of all processes, [S, T] each."""
         start = index * self.stage.sequences_per_step
-        rows = self.dataset[start : start + self.stage.sequences_per_step]  # of all processes, each [S, T]
+        return self.dataset[start : start + self.stage.sequences_per_step]
+
+    def _step(self, index: int, rows: Mapping[str, np.ndarray], replies: Mapping[str, int] | None = None) -> Step:
+        """This process's share of the step of sequences [S, T]."""
         # Every process counts the whole step by itself, so the loss's divisor needs no communication.
         loss_tokens = int(self._counts(rows["loss_mask"]).sum())
+        start = index * self.stage.sequences_per_step
         mine = range(self.offset, self.offset + self.share)
         numbers = range(start, start + self.stage.sequences_per_step)
-        return Step(index, self._cut(rows, mine, self._without_window(numbers)), loss_tokens)
+        return Step(index, self._cut(rows, mine, self._without_window(numbers)), loss_tokens, replies or {})
 
     def _held_out(self, dataset: PackedDataset, rank: int, processes: int, dropped: bool = False) -> HeldOut:
         rows = dataset[:]  # each [H, T]
@@ -173,7 +182,7 @@ class Loader:
         without_window = torch.full((share * processes,), dropped) if self.says_windows else None
         return HeldOut(self._cut(rows, range(rank * share, (rank + 1) * share), without_window), loss_tokens)
 
-    def _cut(self, rows: dict[str, np.ndarray], mine: range, without_window: torch.Tensor | None) -> list[Batch]:
+    def _cut(self, rows: Mapping[str, np.ndarray], mine: range, without_window: torch.Tensor | None) -> list[Batch]:
         """Micro-batches of some of the rows [S, T]; `without_window` [S] is of all of them."""
         batches = []
         for first in range(mine.start, mine.stop, self.stage.micro_batch):
@@ -195,36 +204,8 @@ class Loader:
 
     def _batch(self, rows: dict[str, np.ndarray], without_window: torch.Tensor | None) -> Batch:
         """The sequences of some rows [B, T], and in which of them [B] windows are dropped."""
-        ids = rows["input_ids"].astype(np.int64)  # [B, T]
-        positions = rows["position_ids"].astype(np.int64)  # [B, T]
-        mask = rows["loss_mask"].astype(np.int64)  # [B, T]
-        # The mask is of the tokens that are predicted. Their predictors stand one before, in the same sequence: the
-        # last position of each predicts nothing.
-        predicts = np.pad(mask[:, 1:], ((0, 0), (0, 1)))  # [B, T]
-        predictors = np.flatnonzero(predicts)  # [P]
-        weights = np.ones(len(predictors), np.float32)  # [P]
-        boundaries = np.append(np.flatnonzero(positions == 0), positions.size)  # [N + 1]
-        packed = len(boundaries) > len(ids) + 1  # more documents than sequences
-        if self.fixed_shape:
-            packed = self.packed
-            predictors, weights = _fill_up(predictors, weights, positions.size)
-            # Documents without tokens behind the last one, up to the most that any batch has.
-            missing = max(0, self.documents + 1 - len(boundaries))
-            boundaries = np.pad(boundaries, (0, missing), constant_values=positions.size)
-        # Those that only fill up predict whatever comes; beyond the batch nothing does.
-        following = np.minimum(predictors + 1, ids.size - 1)  # [P]
-        targets = ids.flatten()[following]  # [P]
-        return Batch(
-            input_ids=torch.from_numpy(ids),
-            position_ids=torch.from_numpy(positions) if packed else None,
-            cu_seqlens=torch.from_numpy(boundaries) if packed else None,
-            valid_mask=torch.from_numpy(_valid_mask(mask)),
-            predictors=torch.from_numpy(predictors),
-            targets=torch.from_numpy(targets),
-            weights=torch.from_numpy(weights),
-            without_window=without_window,
-            fixed_shape=self.fixed_shape,
-        )
+        batch = make_batch(rows, self.documents if self.fixed_shape else None, self.packed)
+        return replace(batch, without_window=without_window)
 
     def _without_window(self, rows: range) -> torch.Tensor | None:
         """[S]: whether each sequence does without windows, drawn by its number in the data set alone."""
@@ -232,6 +213,45 @@ class Loader:
         if not self.says_windows:
             return None
         return torch.tensor([random.Random(f"window dropout {row}").random() < share for row in rows])
+
+
+def make_batch(rows: Mapping[str, np.ndarray], documents: int | None = None, packed: bool | None = None) -> Batch:
+    """The batch of some sequences, [B, T] each: input_ids, position_ids and loss_mask.
+
+    Args:
+        documents: fill it up to a fixed shape, with boundaries of so many documents; None: leave it as it is.
+        packed: give positions and boundaries with it; None: if there are more documents than sequences.
+    """
+    ids = rows["input_ids"].astype(np.int64)  # [B, T]
+    positions = rows["position_ids"].astype(np.int64)  # [B, T]
+    mask = rows["loss_mask"].astype(np.int64)  # [B, T]
+    # The mask is of the tokens that are predicted. Their predictors stand one before, in the same sequence: the
+    # last position of each predicts nothing.
+    predicts = np.pad(mask[:, 1:], ((0, 0), (0, 1)))  # [B, T]
+    predictors = np.flatnonzero(predicts)  # [P]
+    weights = np.ones(len(predictors), np.float32)  # [P]
+    boundaries = np.append(np.flatnonzero(positions == 0), positions.size)  # [N + 1]
+    # Positions and boundaries of sequences of one document each say nothing, and cost a slower way through attention.
+    if packed is None:
+        packed = len(boundaries) > len(ids) + 1
+    if documents is not None:
+        predictors, weights = _fill_up(predictors, weights, positions.size)
+        # Documents without tokens behind the last one, up to the most that any batch has.
+        missing = max(0, documents + 1 - len(boundaries))
+        boundaries = np.pad(boundaries, (0, missing), constant_values=positions.size)
+    # Those that only fill up predict whatever comes; beyond the batch nothing does.
+    following = np.minimum(predictors + 1, ids.size - 1)  # [P]
+    targets = ids.flatten()[following]  # [P]
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        position_ids=torch.from_numpy(positions) if packed else None,
+        cu_seqlens=torch.from_numpy(boundaries) if packed else None,
+        valid_mask=torch.from_numpy(_valid_mask(mask)),
+        predictors=torch.from_numpy(predictors),
+        targets=torch.from_numpy(targets),
+        weights=torch.from_numpy(weights),
+        fixed_shape=documents is not None,
+    )
 
 
 def _fill_up(predictors: np.ndarray, weights: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray]:

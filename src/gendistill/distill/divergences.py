@@ -44,13 +44,13 @@ def vocabulary_losses(
         terms: names and weights.
         vocabulary: entries beyond it are padding of the embedding, and take no part.
     """
-    predictions = _predictions(student, teacher, targets, terms, vocabulary, temperature)
+    found = predictions(student, teacher, targets, terms, vocabulary, temperature)
     dtype = torch.promote_types(student.dtype, torch.float32)
     gradient = torch.zeros((), dtype=dtype, device=student.device)
     sums = []
     for name, weight in terms.items():
         objective = OBJECTIVES[name]
-        values, slopes = objective.compute(predictions)  # [n], [n, V]
+        values, slopes = objective.compute(found)  # [n], [n, V]
         if objective.divergence:
             values = values * temperature**2
             slopes = slopes * temperature  # T^2, and 1 / T from the logits' division
@@ -62,7 +62,7 @@ def vocabulary_losses(
     return torch.stack(sums)
 
 
-def _predictions(
+def predictions(
     student: torch.Tensor,
     teacher: torch.Tensor | None,
     targets: torch.Tensor,

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from gendistill.distill.checkpoint import checkpoints, load_checkpoint, save_che
 from gendistill.distill.held_out import HeldOutLosses, without_dropout
 from gendistill.distill.objectives import TrainingObjective, part_of_step
 from gendistill.distill.optimizer import MasterOptimizer
+from gendistill.distill.replies import describe_counts
 from gendistill.distill.schedule import learning_rate_share
 from gendistill.distill.termination import CODE, kept_waiting
 from gendistill.distill.tracking import Curves
@@ -55,6 +56,7 @@ class StepMetrics:
     # The same on distant answers alone: of the student "as_is" and "without_window" beside its recurrence.
     distant_loss: dict[str, float] | None = None
     distant_loss_before: dict[str, float] | None = None
+    replies: dict[str, int] = field(default_factory=dict)  # `replies.COUNTS` of what the student wrote for the step
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class Trainer:
         folder: holds metrics.jsonl (a line a step) and checkpoints/.
         fingerprint: everything that decides the trajectory, by name; a checkpoint with another one is refused.
         graphs: replay micro-batches as CUDA graphs.
+        check_at_checkpoint: called with the steps done before each checkpoint that is due; raises to stop
+            the stage. None: nothing is.
     """
 
     def __init__(
@@ -129,10 +133,12 @@ class Trainer:
         console: Console,
         pace: Pace | None = None,
         graphs: bool = False,
+        check_at_checkpoint: Callable[[int], None] | None = None,
     ):
         self.stage, self.objective, self.optimizer, self.loader = stage, objective, optimizer, loader
         self.folder, self.fingerprint, self.device = folder, fingerprint, device
         self.title, self.console, self.pace = title, console, pace or Pace()
+        self.check_at_checkpoint = check_at_checkpoint
         self.run_micro_batch = GraphedMicroBatch(self._micro_batch, device) if graphs else self._micro_batch
 
     def train(self) -> list[StepMetrics]:
@@ -163,6 +169,8 @@ class Trainer:
                 log.flush()  # a killed run loses no line
                 curves.add(metrics)
                 progress.advance(note=_note(history))
+                if self.check_at_checkpoint is not None and self._saves_after(metrics.step):
+                    self.check_at_checkpoint(metrics.step)  # weights that fail it are not kept
                 leaves = is_settled and is_asked_to_stop()
                 if leaves or self._saves_after(metrics.step):
                     if is_rank_zero():
@@ -267,6 +275,7 @@ class Trainer:
             gradient_norm=norm,
             update_ratio=dict(zip(self.optimizer.roles, ratios, strict=True)),
             learning_rate=max(self.optimizer.peaks) * running.share,
+            replies=dict(running.step.replies),
             seconds=round(seconds, 4),
             tokens_per_second=round(throughput, 1),
             mfu=self.pace.mfu(throughput),
@@ -335,4 +344,4 @@ def _note(history: list[StepMetrics]) -> str:
     last = history[-1]
     measured = (loss for step in reversed(history) for loss in (step.held_out_loss, step.held_out_loss_before))
     held_out = next((f", held out {loss:.4f}" for loss in measured if loss is not None), "")
-    return f"loss {last.loss:.4f}{held_out}, {last.tokens_per_second:,.0f} tokens/s"
+    return f"loss {last.loss:.4f}{held_out}, {last.tokens_per_second:,.0f} tokens/s{describe_counts(last.replies)}"

@@ -126,7 +126,7 @@ class EndToEnd:
             states[i] = output  # and nothing more: with gradient checkpointing this runs inside a checkpoint
 
         with _as_layers_end(model, "block", self.mean_square, keep):
-            last = model.model(**_inputs(model, batch)).last_hidden_state  # [B, T, D]
+            last = model.model(**inputs_of(model, batch)).last_hidden_state  # [B, T, D]
         # Only positions whose next token is a target: the rest would cost a projection to the vocabulary for nothing.
         last = last.flatten(0, 1)[batch.predictors]  # [P, D]
         states = {i: state.flatten(0, 1)[batch.predictors] for i, state in states.items()}  # [P, D] each
@@ -199,7 +199,7 @@ class Alignment:
 
         hooked = _as_layers_end(self.teacher, self.compares, self.mean_square, align)
         with torch.no_grad(), hooked, part_of_step("the teacher's forward pass"):
-            self.teacher.model(**_inputs(self.teacher, batch))
+            self.teacher.model(**inputs_of(self.teacher, batch))
         return sums
 
     def _position_embeddings(self, inputs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -241,7 +241,8 @@ def distance_sums(
     return torch.stack([(distance(name, output, target, mean_square) * weights).sum() for name in names])
 
 
-def _inputs(model: PreTrainedModel, batch: Batch) -> dict:
+def inputs_of(model: PreTrainedModel, batch: Batch) -> dict:
+    """What a teacher's or student's body is called with."""
     inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
     # Other attention functions find the documents in the positions, by transformers' masks.
     if isinstance(model, GendistillForCausalLM) or model.config._attn_implementation == PACKED:

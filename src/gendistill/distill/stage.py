@@ -1,6 +1,7 @@
 """One stage, set up and run: sharding, precision, acceleration, objective, loop."""
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -13,7 +14,10 @@ from gendistill.distill.acceleration import can_capture, compiled_layers
 from gendistill.distill.batches import Loader
 from gendistill.distill.engine import Pace, StepMetrics, Trainer
 from gendistill.distill.objectives import build_objective
+from gendistill.distill.on_policy import OnPolicyLoader, Writing
 from gendistill.distill.optimizer import MasterOptimizer
+from gendistill.distill.replies import ReplyLog, ReplyWriter
+from gendistill.distill.reply_kl import measure_reply_kl
 from gendistill.distill.sharding import shard
 from gendistill.models.attention import PACKED, attention_switched_to
 from gendistill.models.modeling import GendistillForCausalLM
@@ -36,6 +40,7 @@ def train_stage(
     pace: Pace | None = None,
     held_out: PackedDataset | None = None,
     distant: PackedDataset | None = None,
+    writing: Writing | None = None,
 ) -> tuple[list[StepMetrics], MasterOptimizer]:
     """Trains the student in place, from the newest checkpoint in `folder` if there is one.
 
@@ -48,6 +53,7 @@ def train_stage(
         folder, fingerprint, title, console, pace: see `Trainer`.
         held_out: sequences of records that no stage trains on, on which the loss is measured as well; None: it is not.
         distant: the same of distant answers; there with the windows beside a recurrence on and off.
+        writing: of an on-policy stage.
 
     Returns:
         The metrics of all steps, and the optimizer, which has the float32 weights.
@@ -76,9 +82,7 @@ def train_stage(
         if compute.compiled:
             stack.enter_context(compiled_layers(*models, in_pieces=in_pieces))
         # A captured graph replays the shapes it has seen, so the loader makes few.
-        loader = Loader(
-            dataset,
-            stage,
+        cut = dict(
             held_out=held_out,
             distant=distant,
             windows=student.config.window is not None and bool(student.config.linear_layers),
@@ -86,6 +90,14 @@ def train_stage(
             processes=compute.processes,
             fixed_shape=graphs,
         )
+        if stage.on_policy is None:
+            loader, check = Loader(dataset, stage, **cut), None
+        else:
+            writer = ReplyWriter(student, writing.tokens, compute.dtype)
+            log = ReplyLog(folder / "replies.jsonl", fingerprint)
+            loader = OnPolicyLoader(dataset, stage, writer, log, **cut)
+            measure = partial(measure_reply_kl, teacher, student, writer, writing.held_out, vocabulary=vocabulary)
+            check = writing.check(stage, title, measure, console)
         objective = build_objective(stage, teacher, student, conversion_report, vocabulary, fast=compute.fused)
         trainer = Trainer(
             stage,
@@ -99,5 +111,6 @@ def train_stage(
             console=console,
             pace=pace,
             graphs=graphs,
+            check_at_checkpoint=check,
         )
         return trainer.train(), optimizer

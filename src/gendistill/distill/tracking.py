@@ -21,7 +21,10 @@ def complaint(stage: Stage, metrics: Sequence[Mapping[str, Any]]) -> str | None:
     losses = [step["loss"] for step in metrics]
     steps = min(AVERAGED, max(1, len(losses) // 2))
     # What was never trained on says it best, and is measured of the same tokens at both ends.
-    ends = {"loss on records held out": held_out_ends(metrics), "loss": (fmean(losses[:steps]), fmean(losses[-steps:]))}
+    ends = {"loss on records held out": held_out_ends(metrics)}
+    # Longer replies lead further away: where the student writes them, and ever longer, the loss may rise with that.
+    if stage.on_policy is None:
+        ends["loss"] = (fmean(losses[:steps]), fmean(losses[-steps:]))
     silence = loss_of_silence(stage)
     for name, (begin, end) in ends.items():
         if begin is None or end is None:  # nothing is held out

@@ -285,6 +285,12 @@ def _draws(keys: Sequence[str], steps: int) -> torch.Tensor:
 def _draw(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Top-p sampling, [B, V] -> [B]: the token at which the cumulative probability passes `draws` [B, 1]."""
     probabilities = (logits.float() / sampling.temperature).softmax(-1)  # [B, V]
+    if sampling.top_p == 1:
+        # Nothing is cut off, so no order is needed: sorting takes as long as the rest of a step. In float64, as sums
+        # over so many small numbers may otherwise fall by rounding, and a token of no probability be drawn there.
+        reached = probabilities.double().cumsum(-1)  # [B, V]
+        index = (reached < draws * reached[:, -1:]).sum(-1)  # [B]
+        return index.clamp(max=logits.shape[-1] - 1)
     # Stable, so that equal probabilities come in one order on every device.
     likely, tokens = probabilities.sort(dim=-1, descending=True, stable=True)  # [B, V] each
     before = likely.cumsum(-1) - likely  # [B, V], of all likelier tokens; 0 for the first, which therefore stays

@@ -57,7 +57,7 @@ def generate(
     Raises:
         UserError: neither the tokenizer nor the model names an end of sequence, or out of memory with a single prompt.
     """
-    ends, pad = end_ids(model, tokenizer, stop), _pad_id(tokenizer)
+    ends, pad = end_ids(model, tokenizer, stop), pad_id(tokenizer)
     strings = StopStrings(tokenizer, stop)
     replies = dict(known or {})
 
@@ -79,6 +79,31 @@ def generate(
             finish(dict(zip(indices, new_ids, strict=True)))
 
         in_batches(prompts, missing, size, reply)
+    return [replies[i] for i in range(len(prompts))]
+
+
+@torch.inference_mode()
+def sample_ids(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    *,
+    ends: Sequence[int],
+    pad: int,
+    sampling: Sampling,
+) -> list[list[int]]:
+    """The new ids of a reply to each prompt, with its end if that came in time; by our decoding loop.
+
+    Args:
+        ends, pad: see `Decoding`.
+
+    Raises:
+        UserError: out of memory with a single prompt.
+    """
+    replies: dict[int, list[int]] = {}
+    how = dict(max_new_tokens=max_new_tokens, ends=ends, pad=pad, strings=None)
+    rows = rows_that_fit(model, prompts, max_new_tokens)
+    _decode(model, prompts, list(range(len(prompts))), rows, sampling, replies.update, how)
     return [replies[i] for i in range(len(prompts))]
 
 
@@ -176,7 +201,7 @@ def _generation_settings(model: PreTrainedModel, settings: GenerationConfig) -> 
         model.generation_config = own
 
 
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Any id does: padding is masked. Without a pad token, that of the end of sequence or 0."""
     return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
 

@@ -17,6 +17,11 @@ class _Kept(dict):
         return _Kept, ()
 
 
+def release(student: GendistillForCausalLM) -> None:
+    """Gives back the memory of all that is kept."""
+    kept(student).clear()
+
+
 def kept(student: GendistillForCausalLM) -> dict[str, Any]:
     """The model's own dictionary."""
     # An attribute and no weak dictionary: what is kept refers to the model, which would then never go.

@@ -28,14 +28,17 @@ from gendistill.distill.acceleration import can_capture
 from gendistill.distill.checkpoint import KEEP
 from gendistill.distill.divergences import CHUNK
 from gendistill.distill.roles import set_trainable
+from gendistill.inference.generation import ROWS_AT_ONCE, TOKENS_AT_ONCE
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.cost import (
     FLOAT32,
     expected_cache_bytes,
     head_flops,
     layer_keeps,
+    mixing_flops,
     teacher_flops,
     training_flops,
+    weights_of_products,
 )
 from gendistill.models.modeling import GendistillForCausalLM, describe
 from gendistill.recipe.loading import Recipe
@@ -47,6 +50,8 @@ CACHED = (32 * 1024, 128 * 1024)  # tokens of a text whose cache is told
 STEP_COPIES = 8  # bytes a parameter: `MasterOptimizer.step` keeps the masters of before, and the change
 ROW_BYTES = sum(np.dtype(column).itemsize for column in COLUMNS.values())  # of a prepared data set, a token
 MADE_BYTES = 6  # of a conversation made of texts, a token; English text has four to five
+# Of replies.jsonl, a token: the digits of an id, a comma and a space.
+REPLY_BYTES = 8
 CUDA_CONTEXT = GIB // 2  # driver, kernels and cuBLAS's workspace; torch does not count it
 # The tables of models/cost.py leave out statistics of norms, rotary tables, masks, indices and rounding by the
 # allocator. On an H100 the stages of results/gpu/training_speed.json and plan_accuracy.json, of two shapes, come out
@@ -75,6 +80,19 @@ class Disk(NamedTuple):
     data_set: int
     checkpoints: int  # KEEP and the one being written; gone when the stage is done
     student: int  # what trained is saved in float32
+    replies: int = 0  # that an on-policy stage keeps
+
+
+class Writing(NamedTuple):
+    """What an on-policy stage takes to write its replies, besides its training.
+
+    Attributes:
+        replies: at a time; fewer where their caches do not fit, so that memory is never the reason to refuse a stage.
+        cache_bytes: of so many replies, and as many tokens of prompts.
+    """
+
+    replies: int
+    cache_bytes: int
 
 
 class Caches(NamedTuple):
@@ -107,6 +125,7 @@ class Price:
     needed: int
     disk: Disk
     flops_per_token: float
+    writing: Writing | None = None
 
     @property
     def total(self) -> int:
@@ -128,12 +147,14 @@ class Price:
 
     def to_dict(self) -> dict:
         memory = {"parts": dict(self.parts), "moments": dict(self.moments), "total": self.total, "device": self.needed}
+        writing = None if self.writing is None else self.writing._asdict()
         return {
             "tokens": self.tokens,
             "steps": self.steps,
             "memory_bytes": memory,
             "disk_bytes": self.disk._asdict(),
             "flops_per_token": self.flops_per_token,
+            "writing": writing,
         }
 
 
@@ -176,6 +197,9 @@ class Planner:
         needed = max(moments.values())
         if self.graphs:  # their memory stays reserved during the optimizer's step
             needed = max(needed, held + max(kept + loss, backward) + step)
+        writing = None if stage.on_policy is None else self._writing(stage)
+        if writing is not None:  # beside the graphs; one reply at a time must fit
+            needed += writing.cache_bytes // writing.replies
         if self.compute.device == "cuda":
             needed += CUDA_CONTEXT
         return Price(
@@ -186,6 +210,7 @@ class Planner:
             needed=needed,
             disk=self._disk(stage, parameters),
             flops_per_token=self._flops(stage),
+            writing=writing,
         )
 
     def parameters(self, stage: Stage) -> Parameters:
@@ -258,14 +283,26 @@ class Planner:
                 loss += config.vocab_size * config.hidden_size * (FLOAT32 + size)
         return loss
 
+    def _writing(self, stage: Stage) -> Writing:
+        """At the end of the stage, where replies are longest; prompts are taken to be as long as replies."""
+        settings = stage.on_policy
+        # Of a conversation; how long prompts really are, only the data say.
+        tokens = 2 * settings.new_tokens[1]
+        sequences = max(1, round(settings.share * stage.sequences_per_step))
+        # All that a step asks for, unless the decoding loop takes fewer at a time.
+        asked = sequences * max(1, stage.sequence_length // tokens)
+        replies = min(asked, ROWS_AT_ONCE[self.compute.device], max(1, TOKENS_AT_ONCE // tokens))
+        return Writing(replies, expected_cache_bytes(self.config, tokens, replies, self.size))
+
     def _disk(self, stage: Stage, parameters: Parameters) -> Disk:
-        rows = stage.steps * stage.sequences_per_step
+        rows, written = stage.steps * stage.sequences_per_step, stage.on_policy
         frozen = parameters.student - parameters.trained
         gates = parameters.student_gates - parameters.trained_gates
         return Disk(
             data_set=rows * stage.sequence_length * ROW_BYTES,
             checkpoints=(KEEP + 1) * parameters.trained * (FLOAT32 + ADAM_STATE[stage.optimizer]),
             student=parameters.trained * FLOAT32 + (frozen - gates) * self.size + gates * FLOAT32,
+            replies=0 if written is None else round(written.share * rows * stage.sequence_length * REPLY_BYTES),
         )
 
     def whole_disk(self, recipe: Recipe) -> int:
@@ -273,12 +310,13 @@ class Planner:
         prices = {name: self.price(stage) for name, stage in recipe.stages.items()}
         made = {}  # a data set that two stages share is there once
         for name, stage in recipe.stages.items():
-            made[stage.data, stage.sequence_length, prices[name].tokens, stage.loss_on] = prices[name].disk.data_set
+            made[stage.mixture, stage.sequence_length, prices[name].tokens, stage.loss_on] = prices[name].disk.data_set
         conversations = sum(_made_bytes(recipe, stage) for stage in recipe.stages.values())
         students = self._weights(self._count()) + sum(price.disk.student for price in prices.values())
         measured = recipe.conversion.tokens * ROW_BYTES
         checkpoints = max((price.disk.checkpoints for price in prices.values()), default=0)
-        return measured + sum(made.values()) + conversations + students + checkpoints
+        replies = sum(price.disk.replies for price in prices.values())
+        return measured + sum(made.values()) + conversations + students + checkpoints + replies
 
     def caches(self) -> dict[int, Caches]:
         """What one text's cache takes in generation, by its tokens."""
@@ -301,12 +339,17 @@ class Planner:
         if stage.compares == "end_to_end" and stage.terms_that_match("vocabulary"):
             student += head_flops(config, backward=True, trains=self.student.lm_head.weight.requires_grad)
             teacher += head_flops(config, backward=False, trains=False) if stage.needs_teacher else 0
+        if stage.on_policy is not None:  # the student's forward pass once more, token by token
+            mixing = sum(mixing_flops(config, mixer, length) for mixer in config.mixers)
+            written = 2 * sum(weights_of_products(self.student.model.layers)) + mixing
+            written += head_flops(config, backward=False, trains=False)
+            student += stage.on_policy.share * written
         return float(teacher + student)
 
 
 def _made_bytes(recipe: Recipe, stage: Stage) -> int:
     """Of the files of conversations that a stage's sources are made into."""
-    sources = recipe.data[stage.data]
+    sources = recipe.data[stage.mixture]
     share = sum(source.weight for source in sources if source.made) / sum(source.weight for source in sources)
     return round(stage.whole_tokens * share * MADE_BYTES)
 

@@ -24,7 +24,7 @@ Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 # Told apart by hand, so that an error is about the alternative that is meant and no other.
 ONE, MAPPING = "(one)", "(mapping)"
-one_or_mapping = Discriminator(lambda value: MAPPING if isinstance(value, dict) else ONE)
+one_or_mapping = Discriminator(lambda value: MAPPING if isinstance(value, dict | BaseModel) else ONE)
 
 
 def _as_tuple(value: Any) -> Any:

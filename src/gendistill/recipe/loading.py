@@ -72,7 +72,7 @@ class Recipe(Settings):
     def check(self):
         # Names must be found here, while the line in the recipe is known: later they would be a KeyError hours in.
         uses = {"conversion": self.conversion.data} | {
-            f"stages.{name}": stage.data for name, stage in self.stages.items()
+            f"stages.{name}": stage.mixture for name, stage in self.stages.items()
         }
         for user, mixture in uses.items():
             if mixture not in self.data:
@@ -90,7 +90,7 @@ class Recipe(Settings):
             raise ValueError(f"evaluation.stages: {', '.join(unknown)} unknown; this recipe has {', '.join(stages)}")
         for name, stage in self.stages.items():
             # Plain text has no replies: its loss mask would be empty.
-            if stage.loss_on == "completion" and not all(source.gives_chat for source in self.data[stage.data]):
+            if stage.loss_on == "completion" and not all(source.gives_chat for source in self.data[stage.mixture]):
                 raise ValueError(
                     f"stages.{name}: loss_on completion needs conversations (messages, or prompt and completion)"
                 )
@@ -99,13 +99,14 @@ class Recipe(Settings):
     def _check_distances(self) -> None:
         """That every answer fits into a row together with what it depends on."""
         # Of the conversion as well: it measures on a mixture.
-        uses = {"conversion": self.conversion} | {f"stages.{name}": stage for name, stage in self.stages.items()}
-        for user, section in uses.items():
-            longest = max((source.distances[1] for source in self.data[section.data] if source.distances), default=0)
-            if longest > section.sequence_length:
+        uses = [("conversion", self.conversion.data, self.conversion.sequence_length)]
+        uses += [(f"stages.{name}", stage.mixture, stage.sequence_length) for name, stage in self.stages.items()]
+        for user, mixture, length in uses:
+            longest = max((source.distances[1] for source in self.data[mixture] if source.distances), default=0)
+            if longest > length:
                 raise ValueError(
-                    f"{user}: data '{section.data}' has answers up to {longest:,} tokens back (distances), and "
-                    f"sequence_length is {section.sequence_length:,}. Raise it to {longest:,} or more, or lower the "
+                    f"{user}: data '{mixture}' has answers up to {longest:,} tokens back (distances), and "
+                    f"sequence_length is {length:,}. Raise it to {longest:,} or more, or lower the "
                     "distances"
                 )
 
@@ -116,6 +117,11 @@ class Recipe(Settings):
         if keep.stage not in self.stages:
             raise ValueError(
                 f"keep_attention.stage is '{keep.stage}'; this recipe has {', '.join(self.stages) or 'no stages'}"
+            )
+        if self.stages[keep.stage].on_policy is not None:
+            raise ValueError(
+                f"keep_attention.stage: layers are ranked on the same text, and in '{keep.stage}' each student would "
+                "write its own; name a stage that is not on_policy"
             )
         if list(self.stages[keep.stage].terms) != ["forward_kl"]:
             raise ValueError(

@@ -43,6 +43,49 @@ class Schedule(Settings):
         return self
 
 
+class OnPolicy(Settings):
+    """A stage's data in which the student writes replies itself, with the weights that it has at that step.
+
+    Of a mixture's packed sequences a share keeps its prompts and gets the student's replies to them; the others stay
+    as they are. Compared is what teacher and student say next along those replies (on-policy distillation, Agarwal et
+    al., arXiv 2306.13649); beginnings of replies suffice, so that their length may grow (arXiv 2602.15260).
+    """
+
+    on_policy: str = Field(description="name of a mixture of conversations in the recipe's data section")
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="of the sequences, those whose replies the student writes"
+    )
+    new_tokens: tuple[PositiveInt, PositiveInt] = Field(
+        (64, 256), description="most tokens of a reply, at the first step and at the last; evenly more in between"
+    )
+    temperature: Positive = Field(1.0, description="divides the logits that replies are sampled from")
+    reply_kl_bound: Annotated[Positive, KEEPS_RESULTS] = Field(
+        0.1, description="reply-KL on held-out prompts, in nats a token, above which the stage does not run"
+    )
+
+    @model_validator(mode="after")
+    def check(self):
+        if self.new_tokens[0] > self.new_tokens[1]:
+            raise ValueError(
+                f"new_tokens is [at the first step, at the last] and may not fall, not {list(self.new_tokens)}"
+            )
+        return self
+
+    def most_new_tokens(self, step: int, steps: int) -> int:
+        """Budget of a reply at 0-based `step` of `steps`."""
+        first, last = self.new_tokens
+        # A single step has no way to grow: it takes what the stage is to come to.
+        return last if steps == 1 else round(first + (last - first) * step / (steps - 1))
+
+    def is_written(self, row: int) -> bool:
+        """Whether the student writes the replies of the mixture's packed sequence of this number: evenly spread."""
+        # Wherever the sum of shares passes a whole number: in any part of the data as many, give or take one.
+        return int((row + 1) * self.share) > int(row * self.share)
+
+
+Data = Annotated[Annotated[str, Tag(ONE)] | Annotated[OnPolicy, Tag(MAPPING)], one_or_mapping]
+
+
 class Stage(Settings):
     """One stage of the distillation: an objective, what trains, on which data, for how long."""
 
@@ -52,7 +95,9 @@ class Stage(Settings):
     temperature: Positive = Field(1.0, description="divides the logits of the divergences, which grow by its square")
     loss_on: Literal["all", "completion"] = "all"
     train: list[Role]
-    data: str = Field(description="name of a mixture in the recipe's data section")
+    data: Data = Field(
+        description="name of a mixture in the recipe's data section; or {on_policy: NAME} for replies of the student"
+    )
     tokens: PositiveInt = Field(description="token budget of the stage, rounded up to whole steps")
     sequence_length: Annotated[int, Field(ge=2)]
     sequences_per_step: PositiveInt
@@ -97,6 +142,16 @@ class Stage(Settings):
         return any(OBJECTIVES[name].needs_teacher for name in self.terms)
 
     @property
+    def mixture(self) -> str:
+        """Name of the mixture that the stage's sequences come from."""
+        return self.data if self.on_policy is None else self.on_policy.on_policy
+
+    @property
+    def on_policy(self) -> OnPolicy | None:
+        """How the student writes replies; None where it writes none."""
+        return self.data if isinstance(self.data, OnPolicy) else None
+
+    @property
     def steps(self) -> int:
         return -(-self.tokens // (self.sequence_length * self.sequences_per_step))
 
@@ -130,6 +185,8 @@ class Stage(Settings):
         if not self.train:
             raise ValueError(f"train names no role, so nothing would train; name some of {', '.join(ROLES)}")
         self._check_objective()
+        if self.on_policy is not None:
+            self._check_on_policy(self.on_policy)
         if self.micro_batch > self.sequences_per_step:
             raise ValueError(f"micro_batch {self.micro_batch} exceeds sequences_per_step {self.sequences_per_step}")
         if isinstance(self.learning_rate, dict):
@@ -156,6 +213,23 @@ class Stage(Settings):
                 raise ValueError(f"objective {self.objective} trains mixers only, not {', '.join(outside)}")
         if "head" in self.train and all(row.matches == "hidden_states" for row in rows):
             raise ValueError("objective compares hidden states, which the head has no part in; take head out of train")
+
+    def _check_on_policy(self, settings: OnPolicy) -> None:
+        """That teacher and student can be compared on replies that the student writes."""
+        divergences = [name for name, row in OBJECTIVES.items() if row.divergence]
+        if others := [name for name in self.terms if name not in divergences]:
+            # Its own words as targets would teach a student to be surer of whatever it says.
+            raise ValueError(
+                f"on_policy compares teacher and student on the student's own replies, so the objective is one of "
+                f"{', '.join(divergences)}, not {', '.join(others)}"
+            )
+        if self.loss_on != "completion":
+            raise ValueError(f"on_policy needs loss_on: completion, which says where replies are, not {self.loss_on}")
+        if settings.new_tokens[1] >= self.sequence_length:
+            raise ValueError(
+                f"new_tokens {settings.new_tokens[1]} leaves no room for a prompt in sequence_length "
+                f"{self.sequence_length}; a sequence holds both"
+            )
 
     def _check_learning_rates(self, rates: dict[Role, float]) -> None:
         def covers(role: Role, roles) -> bool:

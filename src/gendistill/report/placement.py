@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gendistill.errors import UserError
+from gendistill.report.plots import pyplot_to_files
 
 PLACEMENT_HEADER = ["method", "layers", "nats/token", "right", "shared", "seconds", "tokens"]
 NOTHING = "–"
@@ -49,11 +50,7 @@ def plot_placements(path: Path, results: Results) -> None:
         raise UserError(
             f"placements of models with {' and '.join(map(str, sorted(counts)))} layers have none in common"
         )
-    import matplotlib  # takes a second to import, which only this needs
-
-    matplotlib.use("svg")  # before pyplot, which would look for a display
-    from matplotlib import pyplot
-
+    pyplot = pyplot_to_files()
     panels = [
         (_draw_layers, number, result) for number, result in enumerate(results.values(), 1) if "by_layer" in result
     ]

@@ -4,7 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,8 @@ from gendistill.recipe.loading import Recipe
 from gendistill.recipe.stage import Stage
 from gendistill.recipe.student import Student
 from gendistill.report.placement import PLACEMENT_HEADER, placement_cells, plot_placements
+from gendistill.report.plots import pyplot_to_files
+from gendistill.report.reply_kl import REPLY_KL_HEADER, REPLY_KL_NOTE, Measured, plot_reply_kl, reply_kl_cells
 
 EXAMPLES_PER_TASK = 2
 SHOWN = 160  # characters of a question or reply
@@ -52,6 +54,7 @@ class Results:
         metrics: lines of metrics.jsonl, by the name of the stage; of the stages that have run.
         evaluation: folder with the results of lm-evaluation-harness, if the recipe has tasks of it.
         placement: the result of choosing the layers that keep attention, if the recipe does not list them.
+        reply_kl: how far the students' own replies lead them, by label; of those that were measured.
     """
 
     root: Path
@@ -63,6 +66,7 @@ class Results:
     metrics: Metrics
     evaluation: Path
     placement: Mapping[str, Any] | None = None
+    reply_kl: Measured = field(default_factory=dict)
 
 
 class _Statistics(NamedTuple):
@@ -141,6 +145,7 @@ def _sections(run: Results, found: _Statistics, last: str, plotted: bool) -> lis
         *_harness(run, last),
         *_placement(run),
         *(["## Losses", *_losses(run), "![Loss of each stage](loss.svg)"] if plotted else []),
+        *_reply_kl(run),
         "## Replies, word for word",
         _replies(run.records, list(run.students)),
     ]
@@ -243,6 +248,19 @@ def _distant(run: Results) -> list[str]:
     return ["On distant answers that no stage trains on, by the same objective:", to_markdown(DISTANT_HEADER, cells)]
 
 
+def _reply_kl(run: Results) -> list[str]:
+    """How far the students' own replies lead them from the teacher, if the recipe has stages on replies."""
+    if not run.reply_kl:
+        return []
+    plot_reply_kl(run.root / "reply_kl.svg", run.reply_kl)
+    return [
+        "## Reply-KL",
+        to_markdown(REPLY_KL_HEADER, reply_kl_cells(run.reply_kl)),
+        REPLY_KL_NOTE,
+        "![Reply-KL by position](reply_kl.svg)",
+    ]
+
+
 def _harness(run: Results, student: str) -> list[str]:
     """The scores of lm-evaluation-harness, if the recipe has tasks of it."""
     if run.recipe.evaluation.harness is None:
@@ -341,11 +359,7 @@ def plot_losses(path: Path, stages: Mapping[str, Stage], metrics: Metrics) -> bo
     curves = {name: metrics[name] for name in stages if metrics.get(name)}
     if not curves:
         return False
-    import matplotlib  # takes a second to import, which only this needs
-
-    matplotlib.use("svg")  # before pyplot, which would look for a display
-    from matplotlib import pyplot
-
+    pyplot = pyplot_to_files()
     columns = min(2, len(curves))
     lines = math.ceil(len(curves) / columns)
     figure, axes = pyplot.subplots(lines, columns, figsize=(5 * columns, 3 * lines), squeeze=False)

@@ -12,7 +12,7 @@ from gendistill.evaluate.run import check_questions
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_config
-from gendistill.models.positions import most_positions
+from gendistill.models.positions import depends_on_length, most_positions
 from gendistill.placement.resolve import placed
 from gendistill.plan.refusal import gib
 from gendistill.recipe.loading import Recipe
@@ -29,7 +29,7 @@ def check_recipe(recipe: Recipe, placement: Path | None = None) -> GendistillCon
     """
     config = check_shapes(recipe, placement)
     # A mixture that nothing uses may name files that are not here.
-    used = {recipe.conversion.data} | {stage.data for stage in recipe.stages.values()}
+    used = {recipe.conversion.data} | {stage.mixture for stage in recipe.stages.values()}
     for mixture in used:
         for source in recipe.data[mixture]:
             if source.synthesis is None:  # else the teacher is yet to write it
@@ -45,11 +45,12 @@ def check_shapes(recipe: Recipe, placement: Path | None = None) -> GendistillCon
 
     Raises:
         UserError: unsupported family, layer out of range, sequence longer than the model allows, windows dropped that
-            are not there; or see `placement.resolve.placed`.
+            are not there, replies that cannot be written; or see `placement.resolve.placed`.
     """
     teacher = load_config(recipe.teacher)
     config = student_config(teacher, **placed(recipe, teacher, placement).student.model_dump())
     _check_dropped_windows(recipe, config)
+    _check_writing(recipe, config)
     lengths = {"conversion": recipe.conversion.sequence_length}
     lengths |= {f"stages.{name}": stage.sequence_length for name, stage in recipe.stages.items()}
     limit = most_positions(config)  # beyond it a teacher with rotary positions answers, but badly
@@ -68,6 +69,19 @@ def _check_dropped_windows(recipe: Recipe, config: GendistillConfig) -> None:
             raise UserError(
                 f"stages.{name}: window_dropout is {stage.window_dropout}, but this student has no window beside a "
                 "recurrence; give student.window with a linear mixer, or leave window_dropout out"
+            )
+
+
+def _check_writing(recipe: Recipe, config: GendistillConfig) -> None:
+    """Raises UserError for an on-policy stage of a student that the decoding loop cannot run."""
+    if not depends_on_length(config):
+        return
+    for name, stage in recipe.stages.items():
+        if stage.on_policy is not None:
+            raise UserError(
+                f"stages.{name}: with RoPE of type {config.rope_parameters['rope_type']} a position means something "
+                "else in a longer text, and replies cannot be written token by token in batches; give the stage data "
+                "that are not on_policy, or take a teacher with another RoPE"
             )
 
 

@@ -15,6 +15,9 @@ from transformers import PreTrainedModel
 from gendistill.data.dataset import PackedDataset
 from gendistill.data.masks import check_masks
 from gendistill.distill.engine import Pace, StepMetrics
+from gendistill.distill.on_policy import Writing
+from gendistill.distill.replies import check_prompts
+from gendistill.distill.reply_kl import check_start
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.sharding import shard
 from gendistill.distill.stage import train_stage
@@ -27,6 +30,7 @@ from gendistill.models.loading import load_model
 from gendistill.recipe.fields import result_settings, settings_key
 from gendistill.recipe.stage import Stage
 from gendistill.run.prepare import prepare_distant, prepare_held_out, prepare_stage
+from gendistill.run.reply_kl import held_out_prompts, measure_replies, reply_tokens
 from gendistill.run.run import Run
 
 
@@ -69,13 +73,14 @@ def distil_stage(run: Run, name: str) -> None:
     stage = run.recipe.stages[name]
     dataset = prepare_stage(run, stage)
     check_masks(dataset, run.tokenizer)  # a wrong loss mask trains the wrong thing without a sign of it
+    writing = None if stage.on_policy is None else _prepare_writing(run, name, dataset)
     held_out = prepare_held_out(run, stage)
     if held_out is None and run.recipe.held_out:  # it trains as well without
         run.console.print(
-            f"{name}: '{stage.data}' has too few records to hold some out (held_out: {run.recipe.held_out:g}); no loss "
-            "is measured on records that were never trained on",
+            f"{name}: '{stage.mixture}' has too few records to hold some out (held_out: {run.recipe.held_out:g}); no "
+            "loss is measured on records that were never trained on",
         )
-    history = _train(run, name, parent, dataset, held_out, prepare_distant(run, stage))
+    history = _train(run, name, parent, dataset, held_out, prepare_distant(run, stage), writing)
     first, last = history[0], history[-1]
     of_held_out = ""
     if last.held_out_loss is not None:
@@ -85,6 +90,26 @@ def distil_stage(run: Run, name: str) -> None:
     run.console.print(f"{name}: loss {first.loss:.4f} -> {last.loss:.4f}{of_held_out} over {last.tokens:,} tokens")
     if (wrong := complaint(stage, [asdict(metrics) for metrics in history])) is not None:
         run.console.print(f"WARNING: stage {name}: {wrong}")
+
+
+def _prepare_writing(run: Run, name: str, dataset: PackedDataset) -> Writing:
+    """What an on-policy stage needs besides, once it is known that it may start.
+
+    Raises:
+        UserError: see `check_prompts`, `check_start`; or there are no held-out prompts to watch it by.
+    """
+    settings = run.recipe.stages[name].on_policy
+    check_prompts(name, dataset, settings)
+    held_out = held_out_prompts(run)
+    if not held_out:
+        raise UserError(
+            f"stages.{name}: there are no held-out prompts, by whose replies an on-policy stage is watched; give the "
+            f"mixture more records, or set held_out above {run.recipe.held_out:g}"
+        )
+    # As a run has measured it after that stage; measured now if it has not.
+    before = measure_replies(run, run.folder.before(name))
+    check_start(name, before, settings.reply_kl_bound)
+    return Writing(reply_tokens(run), held_out, before)
 
 
 def _parent_of(run: Run, name: str) -> _Parent:
@@ -104,6 +129,7 @@ def _train(
     dataset: PackedDataset,
     held_out: PackedDataset | None,
     distant: PackedDataset | None,
+    writing: Writing | None,
 ) -> list[StepMetrics]:
     """Trains the parent's student and saves it as the student of the stage."""
     stage = run.recipe.stages[name]
@@ -126,6 +152,7 @@ def _train(
         pace=Pace(run.planner.price(stage).flops_per_token, run.compute.peak_flops),
         held_out=held_out,
         distant=distant,
+        writing=writing,
     )
     weights = optimizer.weights()  # gathers the shards, so every process takes part
     trained = {weight: weights[weight] for weight in optimizer.masters}

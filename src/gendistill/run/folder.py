@@ -9,11 +9,13 @@ data/                            packed sequences
 0-conversion/student/            the untrained student, with conversion_report.json
 1-qk_alignment/student/          after the first stage, with stage_report.json: what it was trained from, and on what
 1-qk_alignment/metrics.jsonl     a line per step; checkpoints/ beside it while the stage trains
+1-qk_alignment/reply_kl.json     how far the student's own replies lead it from its teacher; in 0-conversion/ too
+2-on_policy/replies.jsonl        of an on-policy stage: what the student wrote, a line per step
 ...
 synthesis/NAME/                  what the teacher wrote: records.jsonl, rejected.jsonl, stats.json
 distant/KEY/                     conversations made of a source's texts: records.jsonl, stats.json
 evaluation/teacher/, evaluation/1-qk_alignment/, ...   records per item
-summary.md, scores.json, loss.svg
+summary.md, scores.json, loss.svg, reply_kl.svg
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -183,6 +185,9 @@ class RunFolder:
     def metrics(self, stage: str) -> Path:
         return self.stage(stage) / "metrics.jsonl"  # stays when the checkpoints go
 
+    def reply_kl(self, stage: str) -> Path:
+        return self.stage(stage) / "reply_kl.json"
+
     @property
     def placement(self) -> Path:
         return self.root / FILE
@@ -206,7 +211,7 @@ class RunFolder:
 def _settled(values: Mapping[str, Any], stages: Collection[str], written: Collection[str]) -> dict[str, Any]:
     """The settings that these stages and these sets of the teacher's writing depend on."""
     trained = {name: values["stages"].get(name) for name in stages if name != "conversion"}
-    mixtures = {stage["data"] for stage in trained.values() if stage is not None}
+    mixtures = {_mixture(stage["data"]) for stage in trained.values() if stage is not None}
     if "conversion" in stages:
         mixtures.add(values["conversion"]["data"])
     used = {name: values["data"].get(name) for name in mixtures}
@@ -215,6 +220,11 @@ def _settled(values: Mapping[str, Any], stages: Collection[str], written: Collec
         "data": used,
         "synthesis": {name: values.get("synthesis", {}).get(name) for name in written},
     }
+
+
+def _mixture(data: str | Mapping[str, Any]) -> str:
+    """`Stage.mixture` of a stage's data as written."""
+    return data["on_policy"] if isinstance(data, Mapping) else data
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:

@@ -48,7 +48,7 @@ def _prepare(run: Run, sources: list[Source], **request: Any) -> PackedDataset:
 def prepare_stage(run: Run, stage: Stage) -> PackedDataset:
     """The packed sequences that a stage consumes."""
     return prepare_mixture(
-        run, stage.data, sequence_length=stage.sequence_length, tokens=stage.whole_tokens, loss_on=stage.loss_on
+        run, stage.mixture, sequence_length=stage.sequence_length, tokens=stage.whole_tokens, loss_on=stage.loss_on
     )
 
 
@@ -63,7 +63,7 @@ def prepare_held_out(run: Run, stage: Stage) -> PackedDataset | None:
         return None
     dataset = prepare_mixture(
         run,
-        stage.data,
+        stage.mixture,
         sequence_length=stage.sequence_length,
         tokens=stage.whole_tokens,
         loss_on=stage.loss_on,
@@ -80,7 +80,9 @@ def prepare_distant(run: Run, stage: Stage) -> PackedDataset | None:
     Returns:
         None where the stage has no such source, compares single layers, or the recipe holds nothing out.
     """
-    sources = [(number, source) for number, source in enumerate(run.recipe.data[stage.data]) if source.made is not None]
+    sources = [
+        (number, source) for number, source in enumerate(run.recipe.data[stage.mixture]) if source.made is not None
+    ]
     if not sources or stage.compares != "end_to_end" or not run.recipe.held_out:
         return None
     length, tokens = stage.sequence_length, stage.held_out_sequences * stage.sequence_length

@@ -9,12 +9,14 @@ from statistics import median
 import torch
 
 from gendistill.distill.objectives import unmeasured_conversion_report
+from gendistill.distill.on_policy import Writing
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.stage import train_stage
 from gendistill.models.conversion import convert
 from gendistill.recipe.stage import Stage
 from gendistill.run.distill import teacher_for
 from gendistill.run.prepare import prepare_held_out, prepare_stage
+from gendistill.run.reply_kl import reply_tokens
 from gendistill.run.run import Run
 
 STEPS = 20
@@ -75,6 +77,8 @@ def probe_stage(run: Run, name: str) -> Probe:
         fingerprint={},  # for checkpoints, of which a probe writes none
         title=f"probe of {name}",
         console=run.console,
+        # Replies of an untrained student seldom end, so that writing is timed at its longest.
+        writing=None if stage.on_policy is None else Writing(reply_tokens(run)),
     )
     if on_gpu:
         torch.cuda.synchronize()  # the clock must not stop before the GPU does

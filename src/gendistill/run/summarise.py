@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gendistill.analysis.scores import Scores
-from gendistill.files import read_jsonl
+from gendistill.files import read_json, read_jsonl
 from gendistill.models.loading import load_config
 from gendistill.placement.resolve import placed
 from gendistill.placement.result import read_result
@@ -30,8 +30,14 @@ def summarise(folder: RunFolder, teacher: Scores, students: Mapping[str, Scores]
         metrics=_metrics(folder),
         evaluation=folder.evaluation,
         placement=read_result(folder.placement) if folder.placement.is_file() else None,
+        reply_kl={folder.label(stage): read_json(path)["reply_kl"] for stage, path in _reply_kls(folder)},
     )
     return write_summary(results)
+
+
+def _reply_kls(folder: RunFolder) -> list[tuple[str, Path]]:
+    paths = [(stage, folder.reply_kl(stage)) for stage in folder.stages]
+    return [(stage, path) for stage, path in paths if path.exists()]
 
 
 def _records(folder: RunFolder, label: str) -> dict[str, list[dict[str, Any]]]:
