@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch.distributed as dist
-from gendistill.console import Console
 
+from gendistill.console import Console
 from gendistill.data.dataset import PackedDataset
 from gendistill.distill.batches import Loader, Step
 from gendistill.distill.replies import (

@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from gendistill.console import Lines, Progress
+from gendistill.console import Console, Progress
 from gendistill.data.dataset import source_fingerprint, tokenizer_hash
 from gendistill.data.dates import date_of, prints_date
 from gendistill.data.distant.make import DistantCounts, Maker
@@ -102,7 +102,7 @@ def _fill(folder: Path, maker: Maker, tokens: int, seed: int) -> None:
     passages = Passages(maker.source, maker.tokenizer, seed, Place(*state["place"]))
     title = f"making distant answers of {maker.source.label}"
     # On stderr, as the preparation of data.
-    progress = Progress(title, tokens, "tokens", Lines(stderr=True), done=min(tokens, counts.tokens))
+    progress = Progress(title, tokens, "tokens", Console(stderr=True), done=min(tokens, counts.tokens))
     with progress, open(folder / RECORDS, "ab") as file:
         file.truncate(state["bytes"])  # behind the state: made again, the same
         for number in count(state["number"]):
