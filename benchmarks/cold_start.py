@@ -56,7 +56,11 @@ def first_step(shape: str, started: float) -> None:
     config = AutoConfig.for_model(**SHAPES[shape])
     torch.manual_seed(0)
     with torch.device("cuda"):
-        teacher = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
+        teacher = (
+            AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+            .eval()
+            .requires_grad_(False)
+        )
     student, _ = convert(teacher, student_config(config, KEEP[shape]), seed=0)
     student = student.to("cuda", torch.float32).train()
     set_trainable(student, stage.train)

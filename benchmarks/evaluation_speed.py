@@ -52,7 +52,8 @@ def main() -> None:
     tokenizer = load_tokenizer(arguments.model, model.config.vocab_size)
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     if arguments.device == "cuda":
-        results["machine"] = gpu_machine("lm_eval")
+        beside_lm_eval = any(not name.startswith("ask_") for name in arguments.only)
+        results["machine"] = gpu_machine(*(["lm_eval"] if beside_lm_eval else []))
     results["model"] = getattr(model.config, "_model_name_or_path", None) or Path(arguments.model).name
     for name in arguments.only:
         began = time.perf_counter()

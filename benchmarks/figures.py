@@ -304,17 +304,23 @@ def bench_figures(results: Path) -> dict[str, dict]:
     A ratio's spread comes from the extremes of both sides. The peak of a prefill is without the teacher's weights,
     which lay beside the student's.
     """
-    rows = json.loads((results / "qwen3-0.6b.json").read_text())["rows"]
-    source = "results/gpu/bench/qwen3-0.6b.json"
+    shown = "results/gpu/bench"
+    files = [f"qwen3-0.6b-{part}.json" for part in ("short", "long", "batch-8")]
+    rows = [
+        row | {"source": f"{shown}/{file}"}
+        for file in files
+        for row in json.loads((results / file).read_text())["rows"]
+    ]
 
-    def row(model: str, form: str, context: int) -> dict:
-        wanted = (model, form, context, 1)
+    def row(model: str, form: str, context: int, batch: int = 1) -> dict:
+        wanted = (model, form, context, batch)
         return next(r for r in rows if (r["model"], r["form"], r["context"], r["batch"]) == wanted)
 
     def ratio(key: str, form: str, context: int) -> dict:
-        teacher, student = row("teacher", form, context)[key], row("student", "best", context)[key]
-        spread = [round(min(teacher) / max(student), 3), round(max(teacher) / min(student), 3)]
-        return {"value": round(median(teacher) / median(student), 3), "spread": spread, "unit": "ratio"}
+        teacher, student = row("teacher", form, context), row("student", "best", context)
+        low, high = min(teacher[key]) / max(student[key]), max(teacher[key]) / min(student[key])
+        value = round(median(teacher[key]) / median(student[key]), 3)
+        return {"value": value, "spread": [round(low, 3), round(high, 3)], "unit": "ratio", "source": student["source"]}
 
     figures = {}
     for context, name in ((2048, "2k"), (8192, "8k"), (32768, "32k"), (131072, "128k")):
@@ -322,20 +328,27 @@ def bench_figures(results: Path) -> dict[str, dict]:
             figures[f"ttft_ratio_{name}_vs_{form}"] = ratio("first", form, context)
     longest, teacher = row("student", "best", 131072), row("teacher", "best", 131072)
     weights = 2 * 596_049_920  # bytes of the teacher
-    figures |= {
-        "ttft_128k_ms": {"value": round(1000 * longest["first_median"], 1), "unit": "ms"},
-        "prefill_128k_peak_gib": {"value": round((longest["peak"] - weights) / 2**30, 2), "unit": "GiB"},
-        "cache_saving_128k": {"value": round(1 - longest["cache"] / teacher["cache"], 4), "unit": "ratio"},
-        "tpot_ratio_128k_b1": ratio("token", "best", 131072),
-    }
-    for name, model, context in (
-        ("decode_memory_share_128k_b1", "student", 131072),
-        ("decode_memory_share_8k_b1", "student", 8192),
-        ("decode_memory_share_128k_b1_teacher", "teacher", 131072),
+    for name, value, unit in (
+        ("ttft_128k_ms", round(1000 * longest["first_median"], 1), "ms"),
+        ("prefill_128k_peak_gib", round((longest["peak"] - weights) / 2**30, 2), "GiB"),
+        ("cache_saving_128k", round(1 - longest["cache"] / teacher["cache"], 4), "ratio"),
     ):
-        share = row(model, "best", context)["share_of_limit_token"]
-        figures[name] = {"value": round(share, 3), "unit": "ratio"}
-    return {name: value | {"source": source} for name, value in figures.items()}
+        figures[name] = {"value": value, "unit": unit, "source": longest["source"]}
+    figures["tpot_ratio_128k_b1"] = ratio("token", "best", 131072)
+    for name, model, context, batch in (
+        ("decode_memory_share_128k_b1", "student", 131072, 1),
+        ("decode_memory_share_32k_b8", "student", 32768, 8),
+        ("decode_memory_share_8k_b1", "student", 8192, 1),
+        ("decode_memory_share_128k_b1_teacher", "teacher", 131072, 1),
+    ):
+        own = row(model, "best", context, batch)
+        value = round(own["share_of_limit_token"], 3)
+        figures[name] = {"value": value, "unit": "ratio", "source": own["source"]}
+    generate = json.loads((results / "qwen3-0.6b-generate.json").read_text())
+    shares = [seconds["bare"] / seconds["generate"] for seconds in generate.values()]
+    share = {"value": round(min(shares), 3), "unit": "ratio", "spread": _spread(shares, 3)}
+    figures["generate_share_of_bare_loop"] = share | {"source": f"{shown}/qwen3-0.6b-generate.json"}
+    return figures
 
 
 def _spread(values: list[float], digits: int) -> list[float]:

@@ -1,10 +1,11 @@
 """Speed of prefill and decoding, and the figures of it in results/figures.json; for a CUDA device.
 
     python benchmarks/inference_speed.py --out DIR        # what `gendistill bench` measures, and generate's share
-    python benchmarks/inference_speed.py --record         # results/gpu/bench/qwen3-0.6b.json into figures.json
+    python benchmarks/inference_speed.py --record         # results/gpu/bench/qwen3-0.6b-*.json into figures.json
 
 The pair has Qwen3-0.6B's shape and random weights; the student keeps 7 of 28 layers, the others hold Kimi Delta
-Attention with bounded gates. With --record nothing is measured: put bench.json where the second line says first.
+Attention with bounded gates. With --record nothing is measured: put the files of the first line there first. Let
+nothing else run on the machine: short prompts in transformers' default form take as long as the host does.
 """
 
 import argparse
@@ -15,8 +16,8 @@ from pathlib import Path
 
 from figures import ROOT, bench_figures, commit, record
 
-RAW = ROOT / "results/gpu/bench/qwen3-0.6b.json"
-CONTEXTS = "2048,8192,32768,131072"
+RAW = ROOT / "results/gpu/bench"
+SWEEPS = {"short": ("2048,8192", 1), "long": ("32768,131072", 1), "batch-8": ("32768", 8)}  # contexts and batch
 GENERATED = 256  # tokens, by which generate() is held against the bare loop
 
 
@@ -26,16 +27,17 @@ def main() -> None:
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
     if arguments.record:
-        raw = json.loads(RAW.read_text())
+        raw = json.loads((RAW / "qwen3-0.6b-long.json").read_text())
         versions = {"gendistill": commit()} | raw["machine"]["versions"]
         where = {"hardware": f"1x {raw['machine']['device']}", "versions": versions, "measured": raw["measured"]}
-        record(bench_figures(RAW.parent), "python benchmarks/inference_speed.py", **where)
+        record(bench_figures(RAW), "python benchmarks/inference_speed.py", **where)
         return
     call = [sys.executable, "-c", "from gendistill.cli import main; main()", "bench", "--shape", "qwen3-0.6b"]
-    for contexts, batch in ((CONTEXTS, 1), ("32768", 8)):
-        folder = arguments.out / f"batch-{batch}"
+    for name, (contexts, batch) in SWEEPS.items():
+        folder = arguments.out / name
         subprocess.run([*call, "--contexts", contexts, "--batches", str(batch), "--output", folder], check=True)
-    (arguments.out / "generate.json").write_text(json.dumps(generate_shares(), indent=1) + "\n")
+        (folder / "bench.json").rename(arguments.out / f"qwen3-0.6b-{name}.json")
+    (arguments.out / "qwen3-0.6b-generate.json").write_text(json.dumps(generate_shares(), indent=1) + "\n")
 
 
 def generate_shares() -> dict:

@@ -35,7 +35,9 @@ def make_recipe(folder: Path, shape: str, steps: int):
     torch.manual_seed(0)
     config = AutoConfig.for_model(**SHAPES[shape])
     with torch.device("cuda"):
-        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder / "teacher")
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False).save_pretrained(
+            folder / "teacher"
+        )
     load_tokenizer("embedded", config.vocab_size).save_pretrained(folder / "teacher")
     write_documents(folder / "text.jsonl")
     task = {"kind": "short_answer", "path": "embedded:facts"}

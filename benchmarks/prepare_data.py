@@ -78,7 +78,7 @@ def tokenizer_alone(tokenizer: str, text: Path) -> dict:
 
     from gendistill.data.plain import batches
 
-    backend = AutoTokenizer.from_pretrained(tokenizer).backend_tokenizer
+    backend = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False).backend_tokenizer
     with open(text) as lines:
         texts = [json.loads(line)["text"] for line in lines]
     tokens, began = 0, time.perf_counter()
@@ -108,7 +108,7 @@ def prepare(tokenizer: str, source, tokens: int, loss_on: str) -> dict:
 
     from gendistill.data import dataset
 
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     settings = dict(sequence_length=LENGTH, tokens=tokens, loss_on=loss_on, seed=0)
     with tempfile.TemporaryDirectory() as cache:
         began = time.perf_counter()

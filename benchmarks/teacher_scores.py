@@ -59,7 +59,7 @@ def main() -> None:
             seconds = time.perf_counter() - began
             lines = (Path(folder) / "model" / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
             scores = summary([json.loads(line) for line in lines if line])
-            shots = evaluation.tasks[name].shots
+            shots = getattr(evaluation.tasks[name], "shots", 0)  # instructions have none
             results["tasks"][name] = {"shots": shots, "seconds": round(seconds, 2)} | scores
             arguments.out.write_text(json.dumps(results, indent=1) + "\n")
             print(name, {key: value for key, value in scores.items() if key != "outcomes"}, flush=True)

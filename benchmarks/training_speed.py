@@ -54,7 +54,11 @@ def make_teacher():
     torch.manual_seed(0)
     with torch.device("cuda"):
         config = AutoConfig.for_model("qwen3", **QWEN3_0_6B)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
+        return (
+            AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+            .eval()
+            .requires_grad_(False)
+        )
 
 
 def make_student(teacher, stage, bound: float | None = BOUND):

@@ -179,7 +179,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> torch.nn.Modul
         pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def learning_rate(progress: float, peak: float) -> float:
@@ -277,8 +277,8 @@ def is_right(name: str, item: dict, reply: str) -> bool:
 
 def examine(folder: Path, device: str, count: int) -> dict:
     """Accuracy per held-out set and per relation, of the weights as saved, in float32."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).to(device).eval()
     report = {}
     for name in corpus.EVALUATIONS:
         items = list(corpus.evaluation_items(name, EXAMINATION_SEED, count))

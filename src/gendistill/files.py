@@ -1,5 +1,6 @@
-"""Files and folders that are whole or not there."""
+"""Files and folders that are whole or not there, after a loss of power too."""
 
+import errno
 import hashlib
 import json
 import os
@@ -48,10 +49,10 @@ def folder_in_one_piece(final: Path) -> Iterator[Path]:
     partial = final.with_name(final.name + ".partial")  # beside it: a rename is atomic within one file system only
     try:
         shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
-        partial.mkdir(parents=True)
+        make_folder(partial)
         yield partial
         seal(partial)
-        os.replace(partial, final)
+        put_in_place(partial, final)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError | SafetensorError):  # the latter has the system's error in words
@@ -91,21 +92,39 @@ def damage_of(folder: Path, only: str | None = None) -> str | None:
     return f"{', '.join(changed)} changed since written" if changed else None
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it that are not there; once it returns, no loss of power takes them back."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)  # another process may be as fast
+        flush_to_disk(path.parent)
+
+
+def put_in_place(partial: Path, final: Path) -> None:
+    """Gives a file or folder, whose content is on the disk itself, its final name; then that is on the disk too."""
+    os.replace(partial, final)
+    flush_to_disk(final.parent)
+
+
 def flush_to_disk(path: Path) -> None:
     """Returns when a file's content, or a folder's list of files, is on the disk itself."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot do it for folders
+            raise
     finally:
         os.close(descriptor)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes UTF-8 text under another name first, so that a killed write leaves the old file."""
+    """Writes UTF-8 text under another name first, so that a killed write, or a loss of power, leaves the old file."""
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(text, encoding="utf-8")  # said, since the system's own encoding may be another
-        os.replace(partial, path)
+        flush_to_disk(partial)  # a name may reach the disk before what it names
+        put_in_place(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)  # on a full disk, what was written of it is in the way
         error.filename = error.filename or str(path)

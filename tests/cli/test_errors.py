@@ -8,9 +8,10 @@ import subprocess
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from cli_tools import command, environment
-from gendistill.errors import UserError
+from gendistill.embedded import teacher_folder
 from gendistill.models.conversion import ConversionReport
 
 
@@ -99,12 +100,20 @@ def test_a_full_disk_in_an_evaluation_is_one_clear_error(recipe, gendistill, con
 
 
 def test_a_conversion_that_is_refused_leaves_nothing_half(recipe, gendistill, tmp_path, monkeypatch):
-    def refuse(report):
-        raise UserError("worse than a guess")
+    monkeypatch.setattr(ConversionReport, "problem", lambda report: "it is worse than a guess")
+    said = ["(teacher, standard). The best is conversion.initialisation: ", "it is worse than a guess"]
+    check(gendistill("convert", recipe, "--output", tmp_path / "run"), *said)
+    assert not (tmp_path / "run/0-conversion").exists()
 
-    monkeypatch.setattr(ConversionReport, "check", refuse)
-    check(gendistill("convert", recipe, "--output", tmp_path / "run"), "worse than a guess")
-    assert not list((tmp_path / "run/0-conversion").iterdir())
+
+def test_a_teacher_that_computes_no_numbers_is_called_that(recipe, gendistill, tmp_path):
+    folder = shutil.copytree(teacher_folder(), tmp_path / "teacher")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.4.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    call = ("convert", recipe, f"teacher={folder}", "--output", tmp_path / "run")
+    check(gendistill(*call), f"teacher {folder}: layer 4 holds NaN or infinity", "Its weights may be damaged")
+    assert not (tmp_path / "run/0-conversion").exists()
 
 
 def test_missing_recipe_in_a_process_of_its_own():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -31,12 +32,29 @@ def unbroken(tmp_path_factory):
         command("run", folder / "tiny.yaml", "--output", folder / "run"),
         capture_output=True,
         text=True,
-        env=environment(),
+        env=environment() | {"PYTHONIOENCODING": "ascii", "COLUMNS": "80"},  # as a job on a cluster may have them
         timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run", done.stdout
+
+
+def test_what_is_printed_into_a_file_is_plain_lines(unbroken):
+    """Progress of every step of a run, with what is left; no bars, no colours, no path that is broken at column 80."""
+    run, output = unbroken
+    assert output.isascii() and not set("\r\x1b") & set(output)
+    lines = output.splitlines()
+    assert "" not in lines and f"summary: {run / 'summary.md'}" in lines
+    for label in ("teacher", "0-conversion", "4-instruction_distillation"):
+        for task in ("facts", "choice", "arithmetic"):
+            assert re.search(rf"^{label}, {task}: (\d+) of \1 answers, 0:00:00 left$", output, re.M), (label, task)
+    for stage in STAGES:
+        assert re.search(rf"^{stage}: 12 of 12 steps, loss .* left$", output, re.M)
+        assert any(line.startswith(f"{stage}: student ") and line.endswith(" by ranking)") for line in lines)
+    assert "conversion: initialisation 'teacher'" in lines
+    # Of a table that is too narrow, names are whole for all that: broken where their parts meet.
+    assert {"distillation", "instruction"} <= set(re.findall(r"\w+", output))
 
 
 def test_run_writes_everything(unbroken):

@@ -57,12 +57,14 @@ def test_the_teacher_writes_and_the_student_learns_it(recipe, tmp_path, capsys):
     convert.command(path, None, run)
     distill.command(path, None, run)
     assert (run / "1-instruction_distillation/student/model.safetensors").is_file()
-    (stats,) = [
+    made = [
         json.loads(file.read_text())["stats"]
         for file in (run / "data").glob("*/stats.json")
         if '"completion"' in file.read_text()
     ]
-    assert stats["sources"][0]["source"] == str(records) and stats["loss_tokens"] > 0
+    assert len(made) == 2  # to train on, and held out
+    assert all(stats["sources"][0]["source"] == str(records) for stats in made)
+    assert max(stats["loss_tokens"] for stats in made) > 0
 
 
 def test_mistakes(recipe, tmp_path):

@@ -55,7 +55,9 @@ def test_status_says_how_far_a_run_is(gendistill, recipe, converted_run):
     code, output = gendistill("distill", recipe, *overrides, "--stage", "qk_alignment", "--output", converted_run)
     assert code == 0, output
     # Off a terminal: plain lines, with what is left, and no bars.
-    assert re.search(r"^qk_alignment: step 2 of 2, loss \d\.\d+, [\d,]+ tokens/s, 0:00:00 left$", output, re.M), output
+    assert re.search(
+        r"^qk_alignment: 2 of 2 steps, loss \d\.\d+, held out \d\.\d+, [\d,]+ tokens/s, 0:00:00 left$", output, re.M
+    ), output
     code, output = gendistill("status", converted_run)
     lines = output.splitlines()
     assert code == 0 and lines[:2] == [f"{converted_run}: no process works there", "0-conversion: done"]

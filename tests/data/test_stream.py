@@ -1,11 +1,13 @@
 """What is left out of a source on the way to packed sequences: counted by its reason, shown, and kept."""
 
 import json
+import threading
 
 import pytest
 
 from gendistill.data import readers, stream
 from gendistill.data.dataset import PackedDataset, prepare
+from gendistill.data.encoding import Encoder
 from gendistill.errors import UserError
 from gendistill.recipe.data import Source
 
@@ -112,6 +114,25 @@ def test_documents_by_line(prepared):
     assert data.stats["documents"] > 20
     with pytest.raises(ValueError, match="documents"):
         Source(path="a.txt", documents="page")
+
+
+def test_the_next_records_are_read_while_the_tokenizer_works(prepared, monkeypatch):
+    monkeypatch.setattr(stream, "WINDOW_DOCUMENTS", 10)
+    read, encode, begun = stream.read_documents, Encoder.texts, threading.Event()
+
+    def watched(*arguments):
+        for number, document in enumerate(read(*arguments)):
+            if number == 10:  # the first of the second window
+                begun.set()
+            yield document
+
+    def waiting(encoder, documents):
+        assert begun.wait(timeout=10)
+        return encode(encoder, documents)
+
+    monkeypatch.setattr(stream, "read_documents", watched)
+    monkeypatch.setattr(Encoder, "texts", waiting)
+    assert len(prepared([{"text": f"some words {number}"} for number in range(100)])) == 4
 
 
 def test_settings_that_are_not_given_are_not_in_the_key(prepared):

@@ -5,7 +5,7 @@ import torch
 from test_fast_training import train
 from transformers.cache_utils import LinearAttentionLayer
 
-from gendistill.distill.acceleration import can_capture
+from gendistill.distill.acceleration import GraphedMicroBatch, can_capture
 from gendistill.distill.engine import Trainer
 from gendistill.models.cache import Ring
 from gendistill.models.mixers.window import attend_to_window
@@ -116,8 +116,8 @@ def test_compiled_and_graphed_equals_plain(tmp_path, monkeypatch, student, stage
 
 @pytest.mark.parametrize("student", ["window", "beside"])
 def test_the_loop_never_waits_for_the_device(tmp_path, monkeypatch, student):
-    """After the first step, which compiles and captures; documents are packed."""
-    start = Trainer._start
+    """After the first step, but to capture where batches have a new shape; documents are packed."""
+    start, capture = Trainer._start, GraphedMicroBatch._capture
 
     def watched(trainer, step):
         torch.cuda.set_sync_debug_mode("error" if step.index > 1 else "default")
@@ -126,6 +126,15 @@ def test_the_loop_never_waits_for_the_device(tmp_path, monkeypatch, student):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
+    def capturing(graphed, batch, scale):
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return capture(graphed, batch, scale)
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+
     monkeypatch.setattr(Trainer, "_start", watched)
+    monkeypatch.setattr(GraphedMicroBatch, "_capture", capturing)
     history, _ = train("words", tmp_path, fast=True, **STUDENTS[student])
     assert len(history) == 6

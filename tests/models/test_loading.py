@@ -1,8 +1,11 @@
 """A folder that holds no sound model is one clear error, whatever is wrong with it and whatever transformers raises."""
 
+import ast
 import json
 import re
 import shutil
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,3 +117,57 @@ def test_impossible_configurations(folder, settings):
 
 def test_a_sound_one_is_loaded(folder):
     assert load(folder).config.vocab_size == 2048
+
+
+CODE = """
+from pathlib import Path
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+Path({ran!r}).touch()
+class Own(PreTrainedConfig): model_type = "own"
+class Model(Qwen3ForCausalLM): pass
+class Tokenizer(PreTrainedTokenizerFast): pass
+"""
+OWN = {
+    "AutoConfig": "own.Own",
+    "AutoModelForCausalLM": "own.Model",
+    "AutoTokenizer": ["own.Tokenizer", "own.Tokenizer"],
+}
+
+
+@pytest.mark.parametrize(
+    "settings", [dict(auto_map=OWN, model_type="own"), dict(auto_map=OWN)], ids=["own type", "known"]
+)
+@pytest.mark.parametrize(
+    "loads", [load_config, lambda name: load_tokenizer(name, 2048), load], ids="config tokenizer all".split()
+)
+def test_code_that_comes_with_a_model_is_never_run(folder, tmp_path, monkeypatch, settings, loads):
+    """A configuration that transformers knows goes on without it; one that it does not know is refused."""
+    asked, ran = [], tmp_path / "ran"
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+    (folder / "own.py").write_text(CODE.format(ran=str(ran)))
+    configured(**settings)(folder)
+    path = folder / "tokenizer_config.json"
+    own = dict(auto_map={"AutoTokenizer": OWN["AutoTokenizer"]}, tokenizer_class="Tokenizer")
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    with suppress(UserError):
+        loads(str(folder))
+    assert not ran.exists()
+    assert asked == []
+
+
+def test_no_call_leaves_it_to_transformers_whether_to_run_code():
+    """Its own default is to ask at the terminal."""
+    root = Path(__file__).parents[2]
+    silent, calls = [], 0
+    for path in sorted(path for folder in ("src", "scripts", "benchmarks") for path in (root / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(getattr(node, "func", None), "attr", None)
+            if name not in ("from_pretrained", "from_config", "load_dataset", "pipeline"):
+                continue
+            calls += 1
+            said = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if said.get("trust_remote_code") != "False":
+                silent.append(f"{path.relative_to(root)}:{node.lineno}")
+    assert calls > 10
+    assert silent == []

@@ -58,7 +58,7 @@ def teacher_of_shape(name: str, longest: int, device: str, dtype: torch.dtype) -
         config.rope_parameters = YARN | {"rope_theta": theta, "original_max_position_embeddings": original}
         config.max_position_embeddings = 4 * original
     with torch.device(device):  # billions of random numbers are drawn where they are wanted
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
 
 
 def student_of_shape(teacher: PreTrainedModel, keep: Sequence[int] | int, **options) -> GendistillForCausalLM:

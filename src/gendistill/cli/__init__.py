@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -29,8 +30,10 @@ from gendistill.cli import (
     status,
     synthesize,
 )
+from gendistill.console import prepare_streams
 from gendistill.errors import Stopped, UserError
 from gendistill.names import look_up
+from gendistill.visible import visible
 
 # Libraries that warn, while they are imported, of things that no user of a command can change: torchao of its own
 # extensions for other GPUs, torch of torchao's way to register them.
@@ -112,26 +115,44 @@ def _terminate(*_) -> None:
     raise Stopped(f"stopped by SIGTERM{_what_next(verb)}", 128 + signal.SIGTERM)
 
 
+class _Record(logging.LogRecord):
+    """What any library logs, of which the terminal obeys nothing."""
+
+    def getMessage(self) -> str:
+        return visible(super().getMessage())
+
+
+def _print_error(message: str) -> None:
+    print(f"gendistill: {visible(message)}", file=sys.stderr)
+
+
+def _print_traceback(*raised) -> None:
+    print(visible("".join(traceback.format_exception(*raised))), end="", file=sys.stderr)
+
+
 def main() -> None:
     """Entry point: user errors are printed alone, everything else is a bug and keeps its traceback."""
     # As an exception, so that half-written folders are cleared; while it trains, a stage makes a checkpoint first.
     before = signal.signal(signal.SIGTERM, _terminate)
+    logging.setLogRecordFactory(_Record)
+    sys.excepthook = _print_traceback  # bugs quote what they were given, too
+    prepare_streams()
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         app()
     except UserError as error:
-        print(f"gendistill: {error}", file=sys.stderr)
+        _print_error(str(error))
         sys.exit(2)  # as for an unknown option
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise  # a bug: what a user can do about files has errors of its own
         where = f"{error.filename}: " if error.filename else ""
         advice = "Free some space and run the same command again: what is whole is kept"
-        print(f"gendistill: {where}cannot be written ({error.strerror}). {advice}", file=sys.stderr)
+        _print_error(f"{where}cannot be written ({error.strerror}). {advice}")
         sys.exit(2)
     except Stopped as stop:
-        print(f"gendistill: {stop}", file=sys.stderr)
+        _print_error(str(stop))
         sys.exit(stop.code)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -28,7 +28,6 @@ def command(
         raise UserError("give a STUDENT folder (with --teacher), or --shape NAME")
 
     import torch
-    from rich.console import Console
 
     from gendistill.analysis.tables import to_markdown, to_rich
     from gendistill.bench.machine import measure_rates
@@ -36,7 +35,8 @@ def command(
     from gendistill.bench.sweep import check_contexts, sweep, wins_from
     from gendistill.bench.tables import HEADER, cells, plot
     from gendistill.compute import present_device
-    from gendistill.files import write_atomically
+    from gendistill.console import Console
+    from gendistill.files import make_folder, write_atomically
     from gendistill.models.loading import load_model
 
     device = present_device(device)
@@ -49,10 +49,10 @@ def command(
         pair = {} if teacher is None else {"teacher": load_model(teacher, dtype, device)}
         pair["student"] = load_model(str(student), dtype, device)
     check_contexts(pair, sizes["contexts"])
-    console = Console(highlight=False)
+    console = Console()
     rates = measure_rates(device, dtype)
     console.print(f"{rates.device}: copies {rates.copy / 1e12:.3g} TB/s, products {rates.product / 1e12:.3g} TFLOP/s")
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     rows: list[dict] = []
     today = date.today().isoformat()
 

@@ -27,9 +27,9 @@ def command(
         raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
 
     import torch
-    from rich.console import Console
 
     from gendistill.compute import present_device
+    from gendistill.console import Console
     from gendistill.doctor import machine
     from gendistill.doctor.checks import all_checks
     from gendistill.doctor.measurement import failures
@@ -40,7 +40,7 @@ def command(
         torch.set_num_threads(1)  # small tensors: beside another busy program, threads turn seconds into minutes
     set_backend(backend)
 
-    console = Console(highlight=False)
+    console = Console()
     this = machine.examine(device, backend)
     known = machine.known_problems(this)
     print_machine(console, this, known)
@@ -84,23 +84,20 @@ def print_machine(console, machine, known) -> None:
     table.add_row("launch settings", machine.launch_settings)
     console.print(table)
     for problem in known:
-        console.print(f"\n{'FAIL' if problem.fatal else 'note'}: {problem.what}", markup=False)
-        console.print(f"  what to do: {problem.advice}", markup=False)
+        console.print(f"\n{'FAIL' if problem.fatal else 'note'}: {problem.what}")
+        console.print(f"  what to do: {problem.advice}")
 
 
 def measure(checks) -> list:
-    """Runs checks; a terminal shows which one is running."""
-    from rich.console import Console
-    from rich.progress import Progress
+    """Runs checks, and says which ones are done."""
+    from gendistill.console import Console, Progress
 
     outcomes = []
     # On stderr: the tables on stdout can be piped.
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(checks))
+    with Progress("doctor", len(checks), "checks", Console(stderr=True)) as progress:
         for check in checks:
-            progress.update(task, description=f"{check.row}, {check.column}")
             outcomes.append(check.run())
-            progress.advance(task)
+            progress.advance(note=f"{check.row}, {check.column}")
     return outcomes
 
 
@@ -108,6 +105,7 @@ def print_table(console, title: str, outcomes) -> None:
     """The worst relative error of each check, with the name of the tensor it was found in."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     console.print(f"\n{title}: worst relative error of each check, bound {outcomes[0].check.bound:.0e}\n")
     columns = list(dict.fromkeys(outcome.check.column for outcome in outcomes))  # each once, in the order of the checks
@@ -115,18 +113,21 @@ def print_table(console, title: str, outcomes) -> None:
     for row, group in groupby(outcomes, lambda outcome: outcome.check.row):
         cells = {outcome.check.column: outcome for outcome in group}
         passed = all(outcome.passed for outcome in cells.values())
-        table.add_row(row, *(_cell(cells.get(column)) for column in columns), "pass" if passed else "[red]FAIL")
+        table.add_row(row, *(_cell(cells.get(column)) for column in columns), "pass" if passed else Text("FAIL", "red"))
     console.print(table)
 
 
-def _cell(outcome) -> str:
+def _cell(outcome):
+    """Text of one check's outcome."""
+    from rich.text import Text
+
     if outcome is None:  # this row has no such check
         return "–"
     if outcome.reason is not None:  # it raised; `print_failures` says what
-        return "[red]error"
+        return Text("error", "red")
     name, error = outcome.worst
     text = f"{error:.0e}" if name == outcome.check.column else f"{error:.0e} {name}"
-    return text if outcome.passed else f"[red]{text}"
+    return text if outcome.passed else Text(text, "red")
 
 
 def print_failures(console, failures) -> None:
@@ -134,12 +135,12 @@ def print_failures(console, failures) -> None:
     for (what, advice), checks in failures.items():
         first_line, *more = what.splitlines()  # compilers print their whole input after it
         cut = " ..." if more or len(first_line) > WIDTH_OF_REASON else ""
-        console.print(f"\nFAIL: {first_line[:WIDTH_OF_REASON]}{cut}", markup=False)
+        console.print(f"\nFAIL: {first_line[:WIDTH_OF_REASON]}{cut}")
         for check in checks[:CHECKS_LISTED]:
-            console.print(f"  {check}", markup=False)
+            console.print(f"  {check}")
         if len(checks) > CHECKS_LISTED:
-            console.print(f"  and {len(checks) - CHECKS_LISTED} more", markup=False)
-        console.print(f"  what to do: {advice}", markup=False)
+            console.print(f"  and {len(checks) - CHECKS_LISTED} more")
+        console.print(f"  what to do: {advice}")
 
 
 def write_json(path: Path, machine, known, outcomes, passed: bool) -> None:

@@ -80,13 +80,12 @@ def evaluate_one(model: str, tasks: list[str], items: int | None, seed: int, dev
     }
     evaluation = parse_evaluation({"tasks": asked}, "--tasks", Path.cwd())
 
-    from rich.console import Console
-
     from gendistill.analysis.tables import SCORES_HEADER, scores_cells, to_rich
+    from gendistill.console import Console
     from gendistill.run.evaluate import evaluate_any
 
     folder = output or Path("evaluations") / Path(model).name
     scores = evaluate_any(model, evaluation, seed=seed, device=device, folder=folder)
-    console = Console(highlight=False)
+    console = Console()
     console.print(to_rich(f"{model}, percent", SCORES_HEADER, scores_cells(scores)))
-    console.print(f"records: {folder / scores.label}", soft_wrap=True, markup=False)
+    console.print(f"records: {folder / scores.label}")

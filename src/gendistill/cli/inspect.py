@@ -20,9 +20,9 @@ def command(
 ) -> None:
     """Count who is right where, and show the items that match."""
     # Imported here, so that `gendistill --help` need not wait for it.
-    from rich.console import Console
     from rich.text import Text
 
+    from gendistill.console import Console
     from gendistill.report.evaluations import TEACHER, Evaluations
     from gendistill.report.inspection import counts_table, matching, parse_where, print_item, to_json
 
@@ -33,7 +33,7 @@ def command(
     elif where is not None or as_json:
         raise UserError(f"items are of one task; choose one with --task: {', '.join(evaluations.tasks)}")
     student = evaluations.label(stage or "student")  # "student": of the last stage that was evaluated
-    console = Console(highlight=False)
+    console = Console()
 
     # Counts first, items only if asked for: a task may have thousands.
     if where is None and not as_json:
@@ -41,7 +41,7 @@ def command(
         records = {name: evaluations.records(name, [TEACHER, student]) for name in tasks}
         console.print(Text(f"items that teacher and {student} get right\n"), counts_table(records, student), sep="\n")
         example = f'gendistill inspect {run} --task {tasks[0]} --where "teacher right, student wrong"'
-        console.print(f"\nTo see some: {example}", soft_wrap=True, markup=False)
+        console.print(f"\nTo see some: {example}")
         return
 
     conditions = parse_where(where, evaluations, student) if where is not None else []
@@ -55,7 +55,7 @@ def command(
             print(to_json(task, records, index))
         return
     shown = f"; {limit} of them shown (--limit)" if len(found) > limit else ""
-    console.print(f"{task}: {len(found):,} of {len(records[student]):,} items match{shown}", markup=False)
+    console.print(f"{task}: {len(found):,} of {len(records[student]):,} items match{shown}")
     for index in found[:limit]:
         console.print()
         print_item(console, task, records, index)

@@ -19,13 +19,11 @@ def open_run(recipe: Path, overrides: list[str] | None, output: Path | None, **h
     Args:
         how: see `Run`: which stages are to be trained, whether the run is to be evaluated, whether it makes results.
     """
-    from rich.console import Console
-
     # The recipe first: a mistake in it shows at once, while torch takes seconds to import.
     from gendistill.recipe.loading import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
+    from gendistill.console import Console
     from gendistill.run.run import Run
 
-    # No highlighting: rich would colour every number in the tables.
-    return Run(settings, output or Path("runs") / settings.name, Console(highlight=False), **how)
+    return Run(settings, output or Path("runs") / settings.name, Console(), **how)

@@ -45,5 +45,5 @@ def show(results: dict, picture: Path, console) -> None:
     console.print(to_rich("layers that keep attention", PLACEMENT_HEADER, placement_cells(results)))
     plot_placements(picture, results)
     for number, file in enumerate(results, 1):
-        console.print(f"{number}: {file}", markup=False)
-    console.print(f"picture: {picture}", markup=False)
+        console.print(f"{number}: {file}")
+    console.print(f"picture: {picture}")

@@ -24,8 +24,7 @@ def command(
     if json_file is not None and not json_file.parent.is_dir():
         raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
 
-    from rich.console import Console
-
+    from gendistill.console import Console
     from gendistill.recipe.loading import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
@@ -37,7 +36,7 @@ def command(
     from gendistill.plan.refusal import refusal
     from gendistill.run.checks import check_shapes
 
-    console = Console(highlight=False)
+    console = Console()
     compute = compute_to_price(settings)
     planner = Planner(load_config(settings.teacher), check_shapes(settings), compute)
     prices = {name: planner.price(stage) for name, stage in settings.stages.items()}
@@ -48,34 +47,35 @@ def command(
         refusals = {stage: reason for stage, reason in reasons.items() if reason is not None}
     # What cannot fit would end the probe, and with it the whole plan.
     probed = [stage for stage in prices if stage not in refusals] if probe and compute.is_present else []
-    probes = measure(settings, probed, console)
+    probes = measure(settings, probed)
 
     # One report, for the notes and for --json, so that the two cannot differ.
     report = describe(settings, planner, prices, probes, refusals, (name, memory))
     if prices:
         console.print(to_table(settings, planner, prices, probes))
     for line in notes(report, settings, probes, asked=probe, present=compute.is_present):
-        console.print(line, markup=False)
+        console.print(line)
     if json_file is not None:
         from gendistill.files import write_atomically
 
         write_atomically(json_file, json.dumps(report, indent=1) + "\n")
 
 
-def measure(settings, stages: list[str], console) -> dict:
+def measure(settings, stages: list[str]) -> dict:
     """Probes of the stages by name, made in a folder that is gone afterwards."""
     if not stages:
         return {}
-    from rich.console import Console
-
-    from gendistill.run.probe import probe_stage
+    from gendistill.console import Console
+    from gendistill.run.probe import STEPS, probe_stage
     from gendistill.run.run import Run
 
-    # On a terminal progress is shown; in a file it would only be in the way of the table.
-    bars = console if console.is_terminal else Console(quiet=True)
+    # On stderr: the plan on stdout can be piped.
+    console = Console(stderr=True)
+    what = f"up to {STEPS} steps of {', '.join(stages)}"
+    console.print(f"measuring {what}, with the recipe's teacher and data (--no-probe measures nothing)")
     # Data sets and the probe's steps need a run folder, which must not stand in the way of the real one.
     with tempfile.TemporaryDirectory(prefix="gendistill-plan-") as folder:
-        run = Run(settings, Path(folder) / "run", bars, makes_results=False)
+        run = Run(settings, Path(folder) / "run", console, makes_results=False)
         return {name: probe_stage(run, name) for name in stages}
 
 
@@ -111,11 +111,12 @@ def to_table(settings, planner, prices: dict, probes: dict):
     """A column for each stage."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     title = f"{settings.name} on {planner.compute.device}, {planner.compute.dtype_name}"
     table = Table("", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in prices:
-        table.add_column(name, justify="right")
+        table.add_column(name.replace("_", "\n"), justify="right")  # whole, in 80 columns too
     table.add_row("tokens", *(f"{price.tokens:,}" for price in prices.values()))
     table.add_row("steps", *(f"{price.steps:,}" for price in prices.values()))
     sections = {
@@ -127,7 +128,7 @@ def to_table(settings, planner, prices: dict, probes: dict):
         if not rows:  # nothing was measured
             continue
         table.add_section()
-        table.add_row(f"[bold]{heading}[/bold]")
+        table.add_row(Text(heading, "bold"))
         for label, cells in rows.items():
             table.add_row(f"  {label}", *cells)
     return table

@@ -31,7 +31,7 @@ def command(
         known = ", ".join(stages) or "none, so no batch is learnt"
         raise UserError(f"--stage {stage}: the recipe's stages are {known}")
 
-    from rich.markup import escape
+    from rich.text import Text
 
     from gendistill.data.masks import check_masks
     from gendistill.distill.batches import Loader
@@ -49,7 +49,7 @@ def command(
     try:
         check_masks(dataset, run.tokenizer)
     except UserError as error:  # training would refuse this data; here it is to be seen
-        run.console.print(f"[bold red]{escape(str(error))}[/bold red]")
+        run.console.print(Text(str(error), "bold red"))
     loaded = Loader(dataset, settings).step(index)  # the very batches that training would get
     # An alignment has no loss tokens of its own: every token of a document counts.
     view = view_step(loaded, run.tokenizer, ends, alignment=settings.compares != "end_to_end")
@@ -63,13 +63,12 @@ def command(
         run.console.print(
             f"The student writes the replies of sequences {numbers}, of at most "
             f"{settings.on_policy.most_new_tokens(index, settings.steps)} tokens; shown are the data's.",
-            soft_wrap=True,
         )
     if page is not None:
         from gendistill.files import write_atomically
 
         write_atomically(page, to_page(view, title=f"{run.recipe.name}, {title}", rows=rows))
-        run.console.print(f"\n{page}", markup=False)
+        run.console.print(f"\n{page}")
 
 
 def next_step(folder: Path, steps: int) -> int:

@@ -19,11 +19,9 @@ from collections.abc import Callable, Iterable, Sequence
 from os.path import commonprefix
 from typing import NamedTuple
 
-from jinja2 import TemplateError
-from transformers.utils.chat_template_utils import render_jinja_template
-
+from gendistill import templates
 from gendistill.data.controls import Controls, GuardedTokens, without_guards
-from gendistill.data.dates import tell_date
+from gendistill.data.dates import clock_of
 from gendistill.data.sources import Message
 from gendistill.errors import UserError
 
@@ -295,14 +293,7 @@ class Template:
 
     def _marked(self, messages: list[Message], text: str) -> list[tuple[int, int]]:
         """Where in `text` the template's own markers stand, as (start, end) in characters."""
-        tell_date(self.tokenizer, self.source)
-        (full,), (marked,) = render_jinja_template(
-            [messages],
-            chat_template=self.source,
-            return_assistant_tokens_mask=True,
-            enable_thinking=False,
-            **self.tokenizer.special_tokens_map,
-        )
+        full, marked = templates.render_marked(self.tokenizer, messages, clock_of(self.tokenizer))
         # `marked` counts characters of `full`, so `text` must be its beginning.
         if not full.startswith(text):
             raise UserError(
@@ -316,13 +307,8 @@ class Template:
         return self.render(self.quote(messages), add_generation_prompt=True)
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        tell_date(self.tokenizer, self.source)  # each time: another tokenizer may have the same template
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
-            )
-        except TemplateError as error:
-            raise UserError(f"the chat template refuses this conversation: {error}") from None
+        clock = clock_of(self.tokenizer)
+        return templates.render(self.tokenizer, messages, clock, add_generation_prompt=add_generation_prompt)
 
 
 def _encode(conversation: _Conversation, encodings: dict) -> Encoded:

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,10 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from gendistill import __version__
+from gendistill.console import Console, Progress
 from gendistill.data.chat import ends_of_turns
 from gendistill.data.dates import date_of, prints_date
 from gendistill.data.encoding import LossOn, end_of_text
@@ -33,7 +31,7 @@ from gendistill.data.packing import Piece, lay_out_row, token_count
 from gendistill.data.readers import local_suffix
 from gendistill.data.sources import EMBEDDED, local_files
 from gendistill.errors import UserError
-from gendistill.files import damage_of, seal, write_atomically
+from gendistill.files import damage_of, make_folder, put_in_place, seal, write_atomically
 from gendistill.recipe.data import Source
 
 FORMAT = 3  # raise when the same inputs come to give other rows
@@ -163,12 +161,12 @@ def prepare(
     folder = Path(cache) / key
     if not folder.is_dir():
         partial = folder.with_name(f"{key}.partial")
-        partial.mkdir(parents=True, exist_ok=True)
+        make_folder(partial)
         with _locked(partial):
             if not folder.is_dir():  # nobody else has finished it in the meantime
                 try:
                     _fill(partial, key, request, hashed_tokenizer)
-                    partial.rename(folder)  # atomic: under its key a folder is complete or not there
+                    put_in_place(partial, folder)  # atomic: under its key a folder is complete or not there
                 except OSError as error:
                     raise UserError(
                         f"{partial}: the data set could not be written ({error}). Free some space and run the same "
@@ -223,8 +221,9 @@ def _write(folder: Path, request: _Request) -> tuple[Counts, Mixture]:
     order = np.random.default_rng(request.seed).permutation(rows)  # [rows], from the number made to the index written
     # The disk takes a tenth of the time, in which the next round is made. One thread, so that rounds are stored in
     # order; left by an error, it still stores those that were whole.
-    with _progress() as progress, ThreadPoolExecutor(1) as storage:
-        bar = progress.add_task("Preparing data", total=rows, completed=mixture.made)
+    # On stderr: what is made of the data may be printed for another program to read.
+    progress = Progress("preparing data", rows, "sequences", Console(stderr=True), done=mixture.made)
+    with progress, ThreadPoolExecutor(1) as storage:
         pending: Future | None = None
         while mixture.made < rows:
             start = mixture.made
@@ -241,7 +240,7 @@ def _write(folder: Path, request: _Request) -> tuple[Counts, Mixture]:
             # Of now: by the time it is stored, the mixture is in the next round.
             state = json.dumps({"counts": asdict(counts), "mixture": mixture.state()})
             pending = storage.submit(_store_round, folder, list(columns.values()), state)
-            progress.update(bar, completed=mixture.made)
+            progress.advance(len(made))
         if pending is not None:
             pending.result()
     return counts, mixture
@@ -269,11 +268,6 @@ def _column(folder: Path, name: str, shape: tuple[int, int]) -> np.memmap:
         # A file with holes would kill the process where the disk is full; this says so beforehand.
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return column
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 def _stats(counts: Counts, mixture: Mixture, request: _Request, hashed_tokenizer: str) -> dict[str, Any]:

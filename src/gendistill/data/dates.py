@@ -5,10 +5,9 @@ another prompt than the one generation sees today. So the day is a value that st
 created, and everything of the run that renders a template, data, evaluation and synthesis alike, is told that day.
 """
 
+from collections.abc import Callable
 from datetime import date, datetime, time
 from functools import cache
-
-from transformers.utils.chat_template_utils import _compile_jinja_template
 
 ATTRIBUTE = "gendistill_date"  # on the tokenizer, since whatever renders a template has that at hand
 
@@ -23,12 +22,9 @@ def date_of(tokenizer) -> date:
     return getattr(tokenizer, ATTRIBUTE, None) or _this_day()
 
 
-def tell_date(tokenizer, template: str) -> None:
-    """Has the next rendering of this template by transformers print the tokenizer's day, at midnight."""
-    told = datetime.combine(date_of(tokenizer), time()).strftime
-    # transformers hands a template no function of ours, only text and numbers, so its own is replaced where the
-    # compiled template looks for it. Each template has an environment to itself.
-    _compile_jinja_template(template).environment.globals["strftime_now"] = told
+def clock_of(tokenizer) -> Callable[[str], str]:
+    """What templates of this tokenizer are given as `strftime_now`: its day, at midnight."""
+    return datetime.combine(date_of(tokenizer), time()).strftime
 
 
 def prints_date(tokenizer) -> bool:

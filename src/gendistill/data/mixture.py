@@ -55,12 +55,13 @@ class Mixture:
 
         positions = [Position.from_json(position) for position in state["streams"]] or [Position() for _ in sources]
         encoder = Encoder(tokenizer, sequence_length, loss_on)
-        pool = ThreadPoolExecutor(1)  # one for all: while this thread packs, one window is read and encoded
+        # One thread of each for all: while this one packs, one window is encoded and one is read.
+        readers, encoders = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         weights = sum(source.weight for source in sources)
         self.streams = []
         for number, (source, position) in enumerate(zip(sources, positions, strict=True)):
             budget = round(rows * sequence_length * (source.weight / weights)) + 1  # tokens, never 0
-            self.streams.append(Stream(source, number, seed, encoder, budget, position, pool, part))
+            self.streams.append(Stream(source, number, seed, encoder, budget, position, readers, encoders, part))
 
     def state(self) -> dict[str, Any]:
         """All that the packed sequences to come depend on besides the arguments, as JSON."""

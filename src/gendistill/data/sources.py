@@ -210,7 +210,10 @@ def _hub_records(source: Source) -> Iterator[dict]:
             "or download the data and give its path"
         ) from None
     try:
-        yield from datasets.load_dataset(source.hub, source.subset, split=source.split or "train", streaming=True)
+        split = source.split or "train"
+        yield from datasets.load_dataset(
+            source.hub, source.subset, split=split, streaming=True, trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError) as error:  # the last for sets that are a script
         raise UserError(
             f"{source.label} (subset {source.subset}, split {source.split or 'train'}): cannot be read: {error}. Check "

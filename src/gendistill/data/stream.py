@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from gendistill.data.conversations import EMPTY_TEXT, Skipped
 from gendistill.data.encoding import Encoder
 from gendistill.data.held_out import EVERYTHING, Part
 from gendistill.data.packing import Piece, token_count
-from gendistill.data.sources import read_documents
+from gendistill.data.sources import Document, read_documents
 from gendistill.errors import UserError
 from gendistill.recipe.data import Source
 
@@ -82,6 +82,24 @@ class Position:
         return cls(**(state | {"finished": SourceCounts(**state["finished"])}))
 
 
+class _Records(NamedTuple):
+    """Records that were read together and shuffled.
+
+    Attributes:
+        documents: those that are to be encoded.
+        end: number of the record behind the last.
+        malformed: why records of it could not be read.
+        reasons, ignored, examples: as in `SourceCounts` and `_Window`.
+    """
+
+    documents: list[Document]
+    end: int
+    malformed: list[UserError]
+    reasons: Counter
+    ignored: Counter
+    examples: dict[str, str]
+
+
 @dataclass
 class _Window:
     """Records that were read together, shuffled and encoded.
@@ -116,7 +134,8 @@ class Stream:
         encoder: Encoder,
         budget: int,
         position: Position,
-        pool: ThreadPoolExecutor,
+        readers: ThreadPoolExecutor,
+        encoders: ThreadPoolExecutor,
         part: Part = EVERYTHING,
     ):
         """
@@ -124,13 +143,16 @@ class Stream:
             number: of the source in the mixture; sources of the same files are shuffled differently.
             budget: tokens that the mixture wants of it, for the size of windows and for error messages.
             position: where to resume.
-            pool: of one thread, in which windows are read and encoded while this one packs.
+            readers, encoders: of one thread each, in which a window is read while the one before it is encoded and this
+                thread packs the one before that.
             part: which of its records are read; the others are passed over, and count for nothing.
         """
         self.source, self.number, self.seed, self.encoder = source, number, seed, encoder
-        self.budget, self.position, self.pool, self.part = budget, position, pool, part
+        self.budget, self.position, self.part = budget, position, part
+        self.readers, self.encoders = readers, encoders
         self.characters = min(WINDOW_CHARACTERS, CHARACTERS_PER_TOKEN * budget)
-        self.records: Iterator | None = None  # of this pass, open where the last window ended; the pool's thread reads
+        self.records: Iterator | None = None  # of this pass, open where the last window ended; its thread reads
+        self.read_ahead: Future[_Records] | None = None  # for the window behind the last that is encoded
         self.ahead: Future[_Window] | None = None  # the window behind this one
         self.window: _Window | None = None
         self.used_tokens = 0  # of this window
@@ -226,7 +248,7 @@ class Stream:
         """Takes the window that begins at the position, and has the one behind it prepared if it will be wanted."""
         epoch, record, finished = self.position.epoch, self.position.record, self.position.finished
         # The window ahead, if there is one, begins at this very position: nothing moves it but the end of this window.
-        ahead = self.ahead or self.pool.submit(self._read, epoch, record)
+        ahead = self.ahead or self._submit(epoch, record)
         self.ahead, window = None, ahead.result()
         self._check_malformed(window, finished.malformed)
         self._show_first(window, finished)
@@ -236,10 +258,37 @@ class Stream:
         if (finished + window.read).read >= WINDOW_DOCUMENTS:  # before, a few short records would decide it
             self.check_skipped()
         if window.end > record and finished.tokens + sum(map(token_count, window.documents)) < self.budget:
-            self.ahead = self.pool.submit(self._read, epoch, window.end)
+            self.ahead = self._submit(epoch, window.end)
 
-    def _read(self, epoch: int, record: int) -> _Window:
-        """Reads, shuffles and encodes the window that begins at a record; in the pool's thread."""
+    def _submit(self, epoch: int, record: int) -> Future[_Window]:
+        """Has the window that begins at a record made."""
+        # Records that were read ahead, if there are any, begin at this very record, for the same reason.
+        read = self.read_ahead or self.readers.submit(self._read, epoch, record)
+        self.read_ahead = None
+        return self.encoders.submit(self._encode, epoch, record, read)
+
+    def _encode(self, epoch: int, record: int, read: Future[_Records]) -> _Window:
+        """The window of these records; the next ones are read meanwhile, so that the tokenizer never waits for them."""
+        documents, end, malformed, reasons, ignored, examples = read.result()
+        if end > record:  # else there are none left
+            self.read_ahead = self.readers.submit(self._read, epoch, end)
+        encode = self.encoder.conversations if self.source.is_chat else self.encoder.texts
+        encoded = encode(documents)
+        malformed += encoded.malformed
+        if encoded.skipped:
+            reasons[NO_LOSS_TOKEN] += encoded.skipped
+        counts = SourceCounts(
+            read=end - record,
+            malformed=len(malformed),
+            skipped=reasons.total(),
+            cut=encoded.cut,
+            reasons=dict(reasons),
+            ignored=dict(ignored),
+        )
+        return _Window(encoded.documents, end, counts, malformed, examples)
+
+    def _read(self, epoch: int, record: int) -> _Records:
+        """Reads and shuffles the records from one on."""
         if self.records is None:
             self.records = islice(read_documents(self.source, self.seed), record, None)
         documents, malformed = [], []
@@ -268,20 +317,7 @@ class Stream:
                 break
         # Seeded by where the window begins: a stream that resumes here shuffles as it did before.
         np.random.default_rng([self.seed, self.number, epoch, record]).shuffle(documents)
-        encode = self.encoder.conversations if self.source.is_chat else self.encoder.texts
-        encoded = encode(documents)
-        malformed += encoded.malformed
-        if encoded.skipped:
-            reasons[NO_LOSS_TOKEN] += encoded.skipped
-        read = SourceCounts(
-            read=taken,
-            malformed=len(malformed),
-            skipped=reasons.total(),
-            cut=encoded.cut,
-            reasons=dict(reasons),
-            ignored=dict(ignored),
-        )
-        return _Window(encoded.documents, end, read, malformed, examples)
+        return _Records(documents, end, malformed, reasons, ignored, examples)
 
     def _show_first(self, window: _Window, finished: SourceCounts) -> None:
         """Shows one record of each reason to skip it, and of each thing that is ignored."""

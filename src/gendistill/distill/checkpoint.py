@@ -1,7 +1,6 @@
 """Checkpoints that are whole or not there, in torch's distributed format: any number of processes can read them."""
 
 import json
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.distributed import as_rank_zero_says, is_rank_zero, on_rank_zero, processes
 from gendistill.errors import UserError
-from gendistill.files import damage_of, flush_to_disk, read_json, seal, write_atomically
+from gendistill.files import damage_of, make_folder, put_in_place, read_json, seal, write_atomically
 
 KEEP = 2  # the newest, and one to go back to if it is damaged
 MANIFEST = "manifest.json"
@@ -36,9 +35,8 @@ def save_checkpoint(folder: Path, step: int, optimizer: MasterOptimizer, fingerp
         if is_rank_zero():
             write_atomically(partial / MANIFEST, json.dumps({"step": step, "fingerprint": fingerprint}))
             seal(partial)
-            shutil.rmtree(final, ignore_errors=True)  # a damaged one, or os.replace would refuse
-            os.replace(partial, final)
-            flush_to_disk(folder)  # the new name too, before the older one goes
+            shutil.rmtree(final, ignore_errors=True)  # a damaged one, or no other could take its name
+            put_in_place(partial, final)  # for good, before an older one goes
     except (OSError, dcp.api.CheckpointException) as error:  # RuntimeError would be the death of another process
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
@@ -92,7 +90,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def _empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    make_folder(folder)
 
 
 def _reason(error: Exception) -> str:

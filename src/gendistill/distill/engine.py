@@ -13,14 +13,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gendistill.console import Console, Progress
 from gendistill.distill.acceleration import GraphedMicroBatch
 from gendistill.distill.batches import Batch, Loader, Step
 from gendistill.distill.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -32,11 +30,9 @@ from gendistill.distill.termination import CODE, kept_waiting
 from gendistill.distill.tracking import Curves
 from gendistill.distributed import is_rank_zero, processes, rank
 from gendistill.errors import Stopped, UserError
-from gendistill.files import write_atomically
+from gendistill.files import make_folder, write_atomically
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.recipe.stage import Stage
-
-SECONDS_BETWEEN_LINES = 60  # of progress that goes to a file
 
 
 @dataclass(frozen=True)
@@ -151,7 +147,6 @@ class Trainer:
         self.folder, self.fingerprint, self.device = folder, fingerprint, device
         self.title, self.console, self.pace = title, console, pace or Pace()
         self.check_at_checkpoint = check_at_checkpoint
-        self.printed = -math.inf  # when the last line was, in seconds of the monotonic clock
         self.run_micro_batch = GraphedMicroBatch(self._micro_batch, device) if graphs else self._micro_batch
 
     def train(self) -> list[StepMetrics]:
@@ -167,13 +162,12 @@ class Trainer:
 
     def _train(self, history: list[StepMetrics], is_asked_to_stop: Callable[[], bool]) -> list[StepMetrics]:
         log_path = self.folder / "metrics.jsonl" if is_rank_zero() else os.devnull
-        with open(log_path, "a") as log, self._progress() as progress, Curves(self.folder, len(history)) as curves:
-            bar = progress.add_task(
-                self.title, total=self.stage.steps, completed=len(history), loss=math.nan, held_out="", throughput=0.0
-            )
+        done = len(history)
+        progress = Progress(self.title, self.stage.steps, "steps", self.console, done=done)
+        with open(log_path, "a") as log, progress, Curves(self.folder, done) as curves:
             at_start = None if history else self._measure_held_out()
             before = _Clock(self.device)
-            for running, is_settled in self._one_behind(self.loader.steps(len(history)), is_asked_to_stop):
+            for running, is_settled in self._one_behind(self.loader.steps(done), is_asked_to_stop):
                 running.left.wait()
                 metrics = self._metrics(running, running.done.seconds_since(before), at_start)
                 at_start, before = None, running.left
@@ -182,15 +176,7 @@ class Trainer:
                 log.write(json.dumps(asdict(metrics)) + "\n")
                 log.flush()  # a killed run loses no line
                 curves.add(metrics)
-                held_out = _newest_held_out(history)
-                self._print_now_and_then(metrics, held_out)
-                progress.update(
-                    bar,
-                    completed=metrics.step,
-                    loss=metrics.loss,
-                    held_out=held_out,
-                    throughput=metrics.tokens_per_second,
-                )
+                progress.advance(note=_note(history))
                 if self.check_at_checkpoint is not None and self._saves_after(metrics.step):
                     self.check_at_checkpoint(metrics.step)  # weights that fail it are not kept
                 leaves = is_settled and is_asked_to_stop()
@@ -202,6 +188,8 @@ class Trainer:
                 if leaves:
                     kept = f"{self.title} is kept as of step {metrics.step}"
                     raise Stopped(f"stopped by SIGTERM; {kept}, and the same command resumes from there", CODE)
+            if is_rank_zero():
+                os.fsync(log.fileno())  # the student that is announced next has a history
         return history
 
     def _saves_after(self, step: int) -> bool:
@@ -319,10 +307,10 @@ class Trainer:
 
     def _resume(self) -> list[StepMetrics]:
         """Loads the newest whole checkpoint and cuts metrics.jsonl back to it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         done, notes = load_checkpoint(self.folder / "checkpoints", self.optimizer, self.fingerprint)
         for note in notes:
-            self.console.print(f"[yellow]{note}[/yellow]")
+            self.console.print(note)
         log = self.folder / "metrics.jsonl"
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         # More lines than the checkpoint has steps are those of a run that was stopped behind it; fewer cannot be.
@@ -353,39 +341,10 @@ class Trainer:
                 "the same command again: it resumes from the last whole checkpoint."
             ) from error
 
-    def _progress(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}{task.fields[held_out]}"),
-            TextColumn("{task.fields[throughput]:,.0f} tok/s"),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            disable=not (is_rank_zero() and self.console.is_terminal),  # every process would draw one; files get lines
-        )
 
-    def _print_now_and_then(self, metrics: StepMetrics, held_out: str) -> None:
-        """Off a terminal, a plain line a minute, and one at the end."""
-        now, is_last = time.monotonic(), metrics.step == self.stage.steps
-        if self.console.is_terminal or not (is_last or now - self.printed >= SECONDS_BETWEEN_LINES):
-            return
-        self.printed = now
-        left = (self.stage.steps - metrics.step) * metrics.seconds
-        self.console.print(
-            f"{self.title}: step {metrics.step:,} of {self.stage.steps:,}, loss {metrics.loss:.4f}{held_out}, "
-            f"{metrics.tokens_per_second:,.0f} tokens/s, {timedelta(seconds=round(left))} left"
-            f"{describe_counts(metrics.replies)}",
-            soft_wrap=True,
-            markup=False,
-        )
-
-
-def _newest_held_out(history: list[StepMetrics]) -> str:
-    """ ", held out 0.1234": the loss on records held out, as it was last measured; empty if it never was."""
-    for metrics in reversed(history):
-        for loss in (metrics.held_out_loss, metrics.held_out_loss_before):
-            if loss is not None:
-                return f", held out {loss:.4f}"
-    return ""
+def _note(history: list[StepMetrics]) -> str:
+    """ "loss 0.1234, held out 0.2345, 1,000 tokens/s": of the last step; held out as it was last measured, if ever."""
+    last = history[-1]
+    measured = (loss for step in reversed(history) for loss in (step.held_out_loss, step.held_out_loss_before))
+    held_out = next((f", held out {loss:.4f}" for loss in measured if loss is not None), "")
+    return f"loss {last.loss:.4f}{held_out}, {last.tokens_per_second:,.0f} tokens/s{describe_counts(last.replies)}"

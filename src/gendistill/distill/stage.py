@@ -4,11 +4,11 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from transformers import PreTrainedModel
 
 from gendistill import distributed
 from gendistill.compute import Compute
+from gendistill.console import Console
 from gendistill.data.dataset import PackedDataset
 from gendistill.distill.acceleration import can_capture, compiled_layers
 from gendistill.distill.batches import Loader

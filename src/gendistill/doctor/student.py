@@ -48,7 +48,7 @@ def small_student(device: str, heads: int, head_size: int = 64) -> GendistillFor
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        teacher = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        teacher = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         student, _ = convert(teacher, student_config(config, [0], mixer_in_layer=names, window=16, sinks=4), seed=0)
         # A zero bias or a convolution that passes its input through would hide a mistake in them.
         with torch.no_grad():

@@ -18,7 +18,7 @@ from gendistill.errors import UserError
 from gendistill.evaluate.kinds.item import Item
 from gendistill.evaluate.ranking import candidate_ids
 from gendistill.evaluate.run import model_fingerprint
-from gendistill.files import write_atomically
+from gendistill.files import make_folder, write_atomically
 from gendistill.recipe.evaluation import Harness
 
 RESULTS = "harness.json"
@@ -128,7 +128,7 @@ def run_harness(
         for task, scores in found["results"].items()
     }
     # Inputs and results in one file, written whole: results never stand beside other inputs.
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, json.dumps(inputs | {"results": results}, indent=1) + "\n")
     return results
 
@@ -207,7 +207,7 @@ def write_harness_task(
         "target_delimiter": "",  # its default, a blank, would change every candidate's tokens
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomically(folder / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     path = folder / f"{name}.yaml"
     write_atomically(path, yaml.safe_dump(task, sort_keys=False))

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.analysis.scores import Scores, TaskScore
+from gendistill.console import Console, Progress
 from gendistill.data.chat import render_prompts
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_counted
@@ -23,7 +23,7 @@ from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.kinds.item import Grades, Item
 from gendistill.evaluate.partial import Partial
 from gendistill.evaluate.ranking import Ranking, candidate_ids, rank
-from gendistill.files import file_sha256, read_jsonl, write_atomically, write_jsonl
+from gendistill.files import file_sha256, make_folder, read_jsonl, write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, generate
 from gendistill.inference.stopping import end_ids
@@ -90,7 +90,7 @@ def evaluate_model(
         model: any Hugging Face causal model, on the device and in the precision to evaluate in.
         seed: draws items, few-shot examples and distractors.
         label: names the model in the scores and the folder.
-        progress: shows a progress bar on the terminal.
+        progress: prints how far it is.
         ranks: False leaves ranking out, where only what a model says is asked.
 
     Raises:
@@ -105,22 +105,21 @@ def evaluate_model(
         tasks.append(_Questions.read(name, task, seed, tokenizer))
         _check_length(model.config, tasks[-1].prompts, tasks[-1].candidates, name, task)
     folder = Path(folder) / label
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     fingerprint = model_fingerprint(model)  # once: it reads every weight
     scores = {}
-    with _evaluation_mode(model), _progress_bar(progress) as bar:
+    console = Console(quiet=not progress)
+    with _evaluation_mode(model):
         for questions in tasks:
-            todo = bar.add_task(f"{label}: {questions.name}", total=questions.answers)
             digest = _digest(model, tokenizer, evaluation, questions, seed, fingerprint, ranks)
             records = _finished(folder, questions, digest)
             if records is None:
-                with Partial(folder / f"{questions.name}.partial.jsonl", digest) as partial:
-                    bar.advance(todo, len(partial.rankings) + len(partial.replies))
-                    partial.on_answers = lambda count, todo=todo: bar.advance(todo, count)
+                path = folder / f"{questions.name}.partial.jsonl"
+                with Partial(path, digest) as partial, _progress(label, questions, partial, console) as bar:
+                    partial.on_answers = bar.advance
                     records = _evaluate(model, tokenizer, evaluation, questions, seed, partial, ranks)
                 _store(folder, questions, records, digest)
                 partial.path.unlink()  # only now: killed before, nothing is generated again
-            bar.update(todo, completed=questions.answers)
             scores[questions.name] = TaskScore.from_records(records)
     return Scores(label, scores)
 
@@ -378,12 +377,6 @@ def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
             module.training = training
 
 
-def _progress_bar(shown: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        transient=True,
-        disable=not shown,
-    )
+def _progress(label: str, questions: _Questions, partial: Partial, console: Console) -> Progress:
+    answered = len(partial.rankings) + len(partial.replies)
+    return Progress(f"{label}, {questions.name}", questions.answers, "answers", console, done=answered)

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.errors import UserError
+from gendistill.templates import render
 
 # Stands in for a reply to see what a template puts behind it. No template should contain it.
 _PROBE = "\u2042probe\u2042"
@@ -41,8 +41,8 @@ def _closing_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     # A template may end the only turn and one in the middle of a conversation with different tokens.
     exchange = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": _PROBE}]
     try:
-        text = tokenizer.apply_chat_template(exchange * 2, tokenize=False, enable_thinking=False)
-    except TemplateError:
+        text = render(tokenizer, exchange * 2)
+    except UserError:
         return set()  # no such conversation fits it: then it says nothing of how it closes one
     special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     ids = set()

@@ -2,9 +2,10 @@
 
 import hashlib
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from gendistill.models.modeling import GendistillForCausalLM, describe
 
 # Of the attention that a mixer replaces: what a recurrence does not take over, for it L2-normalises queries and keys.
 DROPPED_WITH_ATTENTION = ("q_norm.weight", "k_norm.weight")
+
+STANDARD_ERRORS = 4  # that a loss must lie above a uniform guess to be called worse; neighbouring tokens are alike
 
 
 @dataclass(frozen=True)
@@ -129,38 +132,72 @@ class ConversionReport:
     seed: int
     tokens: int
     teacher_loss: float
-    losses_by_initialisation: dict[str, float]  # of the untrained student; the last one is this student's
     student_loss: float
+    student_loss_error: float  # standard error of that mean
     uniform_loss: float
     layers: list[LayerReport]
     parameters: int
     parameter_accounting: ParameterAccounting
+    losses_by_initialisation: dict[str, float] = field(default_factory=dict)  # of all that were tried
     weights_sha256: str = ""
 
     def to_dict(self) -> dict:
         return asdict(self)
 
-    def check(self, max_loss: float | None = None) -> None:
-        """Raises UserError if a mixer points away from its teacher, or the student's loss is not below the largest.
+    def problem(self, max_loss: float | None = None) -> str | None:
+        """Why this student is none to train: a mixer points away from its teacher, or the loss is too large.
 
         Args:
-            max_loss: nats a token; None: that of a uniform guess.
+            max_loss: what the loss must be below, nats a token; None: a uniform guess's.
         """
-        # `not >`, so that NaN is refused too.
+        # `not >` and `not <`, so that NaN is one too.
         if bad := [f"{report.layer} (cosine {report.cosine:.3f})" for report in self.layers if not report.cosine > 0]:
-            raise UserError(
-                f"conversion: the mixer output of layer(s) {', '.join(bad)} does not point the teacher's way. "
-                "Keep softmax attention there, or convert with another seed."
-            )
-        bound, what = self.uniform_loss, "that of a uniform guess"
+            return f"the mixer output of layer(s) {', '.join(bad)} does not point the teacher's way"
+        bound, what = self.uniform_loss, "a uniform guess's"
         if max_loss is not None:
             bound, what = max_loss, "conversion.max_loss"
-        if not self.student_loss < bound:
-            raise UserError(
-                f"conversion: the untrained student's loss {self.student_loss:.3f} is not below {what}, {bound:.3f}. "
-                "Keep more layers, place them differently, or, if alignment is to mend it (a student without attention "
-                "often starts so), allow more with conversion.max_loss."
+        # What so few tokens cannot tell from the bound is no reason to refuse it.
+        if not self.student_loss - STANDARD_ERRORS * self.student_loss_error < bound:
+            return (
+                f"the untrained student's loss {self.student_loss:.3f} on {self.tokens:,} tokens is not below {what}, "
+                f"{bound:.3f}"
             )
+        return None
+
+
+def check_conversions(
+    reports: Mapping[str, ConversionReport], chosen: str, max_loss: float | None = None
+) -> str | None:
+    """Whether the student of the chosen initialisation is one to train.
+
+    Args:
+        reports: of students that differ in their initialisation only, by its name.
+        max_loss: see `ConversionReport.problem`.
+
+    Returns:
+        A warning, if it is not and another initialisation's is; else None.
+
+    Raises:
+        UserError: no initialisation gives one.
+    """
+    problems = {name: report.problem(max_loss) for name, report in reports.items()}
+    if problems[chosen] is None:
+        return None
+    sound = [name for name, problem in problems.items() if problem is None]
+    losses = {name: report.student_loss for name, report in reports.items()}
+    # NaN would be neither better nor worse than another loss.
+    best = min(sound or reports, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf)
+    if not sound:
+        raise UserError(
+            f"conversion: no initialisation gives a student to train ({', '.join(reports)}). The best is "
+            f"conversion.initialisation: {best}, with a loss of {losses[best]:.3f}; there {problems[best]}. Keep "
+            "softmax attention in more layers or in others (student.keep_attention), convert with another seed, or, if "
+            "alignment is to mend it, as it can a student without attention, allow a larger loss (conversion.max_loss)."
+        )
+    return (
+        f"with initialisation '{chosen}' {problems[chosen]}; with '{best}' the loss is {losses[best]:.3f}. Set "
+        f"conversion.initialisation: {best}"
+    )
 
 
 @torch.inference_mode()
@@ -172,14 +209,14 @@ def measure_conversion(
     *,
     name: str,
     seed: int,
-    losses_by_initialisation: dict[str, float],
+    teacher_loss: float,
 ) -> ConversionReport:
     """Measures the untrained student beside its teacher.
 
     Args:
         batches: input_ids, position_ids and loss_mask, each [B, T], on the models' device.
         name: the teacher's name as in the recipe.
-        losses_by_initialisation: `mean_loss` of students that differ in their initialisation only, this one last.
+        teacher_loss: its mean loss on these batches.
     """
     sums: dict[int, torch.Tensor] = {}  # the four measures of a LayerReport, tokens
     for pair in side_by_side(teacher, student, batches, student.config.layers_of_type("linear_attention")):
@@ -191,14 +228,15 @@ def measure_conversion(
         measured = torch.stack([cosine, attention, update, hidden, torch.ones_like(cosine)])  # [5, B, T]
         # In float64 over batches: a mean over millions of tokens would lose the last of them in float32.
         sums[pair.layer] = sums.get(pair.layer, 0) + measured.sum(dim=(1, 2)).double().cpu()
+    loss = mean_loss(student, batches)
     reports = [LayerReport(i, *(total[:-1] / total[-1]).tolist()) for i, total in sums.items()]
     return ConversionReport(
         teacher=name,
         seed=seed,
         tokens=sum(int(batch["loss_mask"][:, 1:].sum()) for batch in batches),
-        teacher_loss=mean_loss(teacher, batches),
-        losses_by_initialisation=losses_by_initialisation,
-        student_loss=list(losses_by_initialisation.values())[-1],
+        teacher_loss=teacher_loss,
+        student_loss=loss.mean,
+        student_loss_error=loss.error,
         uniform_loss=math.log(student.config.vocab_size),
         layers=reports,
         parameters=sum(p.numel() for p in student.parameters()),
@@ -206,18 +244,28 @@ def measure_conversion(
     )
 
 
+class Loss(NamedTuple):
+    """A mean over tokens, in nats, and its standard error."""
+
+    mean: float
+    error: float
+
+
 @torch.inference_mode()
-def mean_loss(model: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]]) -> float:
-    """Next-token loss in nats a token, over the tokens of each batch's loss_mask."""
-    total, tokens = 0.0, 0
+def mean_loss(model: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]]) -> Loss:
+    """Next-token loss over the tokens of each batch's loss_mask."""
+    total = squares = 0.0
+    tokens = 0
     for batch in batches:
         for ids, positions, mask in zip(batch["input_ids"], batch["position_ids"], batch["loss_mask"], strict=True):
             # One sequence at a time: logits [T - 1, vocab] in float32 are the largest tensor.
             logits = model(input_ids=ids[None], position_ids=positions[None], use_cache=False).logits[0, :-1].float()
-            losses = F.cross_entropy(logits, ids[1:], reduction="none")  # [T - 1]
-            total += (losses * mask[1:]).sum().item()
+            losses = F.cross_entropy(logits, ids[1:], reduction="none").double() * mask[1:]  # [T - 1]
+            total += losses.sum().item()
+            squares += losses.square().sum().item()
             tokens += int(mask[1:].sum())
-    return total / tokens
+    mean = total / tokens
+    return Loss(mean, math.sqrt(max(0.0, squares / tokens - mean**2) / tokens))
 
 
 def weights_sha256(folder: Path) -> str:

@@ -76,7 +76,8 @@ def load_config(name: str):
         )
     _check_sizes(name, config.get_text_config())
     with _told_as_user_error(name), torch.device("meta"), no_init_weights():
-        AutoModelForCausalLM.from_config(config)  # what names an activation or rotary type that there is not, say
+        # This names an activation or rotary type that there is not, say.
+        AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return config
 
 
@@ -162,7 +163,8 @@ def _described(key) -> str:
 
 def _load(kind, name: str, **kwargs):
     with _told_as_user_error(name):
-        return kind.from_pretrained(resolve(name), **kwargs)
+        # False, not left out: transformers would ask at the terminal whether to run what came with the model.
+        return kind.from_pretrained(resolve(name), trust_remote_code=False, **kwargs)
 
 
 @contextmanager

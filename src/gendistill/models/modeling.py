@@ -125,7 +125,14 @@ class GendistillPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     # By layer, so that generate() can return them; linear layers have no weights to return.
     _can_record_outputs = {"hidden_states": GendistillDecoderLayer, "attentions": GendistillAttention}
-    _is_stateful = True  # assisted decoding would roll a recurrent state back, which it cannot
+    _supports_flex_attn = True
+
+    def __init__(self, config: GendistillConfig):
+        super().__init__(config)
+        # Assisted decoding would roll a state back, which cannot be done. Keys and values of all tokens can be cut.
+        self._is_stateful = bool(config.layers_of_type("linear_attention"))
+        # A pure student's cache is counted on the host (`PureCache`): a graph would be compiled for every length.
+        self._can_compile_fullgraph = not config.is_pure
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -187,7 +194,8 @@ class GendistillModel(GendistillPreTrainedModel):
             past_key_values = new_cache(self.config)
         if position_ids is None and self.config.has_positions:
             cached = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = torch.arange(cached, cached + length, device=inputs_embeds.device).unsqueeze(0)  # [1, T]
+            # Added, since a static cache counts in a tensor, whose value no compiled graph could begin a range with.
+            position_ids = (torch.arange(length, device=inputs_embeds.device) + cached).unsqueeze(0)  # [1, T]
         masks = attention_mask
         if not isinstance(masks, dict):
             masks = create_masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)

@@ -23,7 +23,8 @@ class Padding:
         valid = mask.bool()
         if valid.shape[1] == 1:  # it stands behind nothing, and the device need not be asked
             return cls(valid)
-        if valid.all():
+        # While a graph is compiled for any mask there is nothing to look at.
+        if not torch.compiler.is_compiling() and valid.all():
             return None
         return cls(valid, (~valid).int().argsort(dim=1, stable=True))
 

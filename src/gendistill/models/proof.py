@@ -36,12 +36,17 @@ def prove_kept_attention(
         batches: input_ids and position_ids, each [B, T], on the teacher's device.
 
     Raises:
-        UserError: they differ, or a tensor has no counterpart; names the family, and says what differs.
+        UserError: the teacher's logits are no numbers; or they differ, or a tensor has no counterpart; names the
+            family, and says what differs.
     """
     student = all_attention(teacher, config)
     text = {name: batches[0][name][:1] for name in ("input_ids", "position_ids")}  # [1, T] each
     with attention_switched_to(teacher.config._attn_implementation, student):
         expected, got = (model(**text, use_cache=False).logits for model in (teacher, student))  # [1, T, vocab]
+        if not expected.isfinite().all():
+            outputs = outputs_on_the_way(teacher, text)
+            first = next(name for name, output in outputs.items() if not output.isfinite().all())
+            raise UserError(not_finite(teacher.config.name_or_path, f"{first} holds NaN or infinity"))
         allowed = allowed_error(teacher.dtype, teacher.device)
         if relative_error(got, expected) <= allowed:
             return
@@ -52,6 +57,14 @@ def prove_kept_attention(
         f"not compute what the teacher computes. Logits differ by up to {largest:.3g} (relative error "
         f"{relative_error(got, expected):.1e}, allowed {allowed:.1e}), and the first to differ is {index} (relative "
         f"error {error:.1e}). Families that pass: {', '.join(FAMILIES)}; this teacher cannot be converted."
+    )
+
+
+def not_finite(teacher: str, what: str) -> str:
+    """What is to be said of a teacher that computes what is no number; `what`: where that was found."""
+    return (
+        f"teacher {teacher}: {what}, so there is nothing to convert or learn from. Its weights may be damaged "
+        "(download them again), or too large for this precision (dtype: float32)"
     )
 
 

@@ -13,7 +13,9 @@ from gendistill.ops.optional_triton import overlap, require_triton, tl, triton
 PROGRAMS = 396  # wanted at least: three for each of an H100's 132 multiprocessors
 TILE = 4096  # numbers of the weight that a program reads at a time
 LONGEST_TILE = 4096  # inputs
-MOST_ROWS = 8  # beyond, products of tensor cores are faster
+# Beyond, products of tensor cores are faster: a row more costs this kernel 0.4 ms a step of the 0.6B shape, and 8 rows
+# at 32,768 tokens took 5.06 ms by it (results/gpu/decode_profile.txt) where cuBLAS had taken 3.37.
+MOST_ROWS = 2
 SETTINGS = {"num_warps": 4, "num_stages": 2}
 GATED = 1024  # numbers of a program
 

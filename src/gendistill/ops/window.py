@@ -115,16 +115,18 @@ def _visible(
         # A sink's place among the keys, told as theirs are; it is seen apart if it lies before all of them.
         far = (sink - count < start - window)[:, :, None]  # [B or 1, N, 1, S]
         return near, far.expand(-1, -1, block, -1)
-    # Padding behind the last token belongs to its document; keys before the first token to none.
-    inside = [index.clamp(0, length - 1) for index in (query, key, start)]
-    document = documents.starts.cumsum(1)  # [B, T]
-    of_query, of_key, of_block = (document[:, index] for index in inside)  # [B, N, block or W + block or 1]
-    of_key = of_key.masked_fill(key < 0, 0)
-    is_sink = documents.positions[:, inside[1]] < sinks  # [B, N, W + block]
+    behind = blocks * block - length
+    document = documents.starts.cumsum(1)  # [B, T], from 1 on
+    # Padding behind the last token belongs to its document; keys before the first token to none. Cut into views, and
+    # not looked up: torch 2.11 cannot compile an index that is clamped and stands behind others.
+    document = torch.cat([document, document[:, -1:].expand(-1, behind)], dim=1)
+    of_query = document.unflatten(1, (blocks, block))  # [B, N, block]
+    of_key = F.pad(document, (window, 0)).unfold(1, window + block, block)  # [B, N, W + block]
+    is_sink = F.pad(documents.positions, (window, behind), value=sinks).unfold(1, window + block, block) < sinks
     same = of_query[..., None] == of_key[:, :, None]
     near = same & (age >= 0) & ((age < window) | is_sink[:, :, None])
-    first = start - documents.positions[:, inside[2]]  # [B, N, 1], of the document that the block begins in
-    far = (first + sink < start - window)[:, :, None] & (of_query == of_block)[..., None]  # [B, N, block, S]
+    first = start - documents.positions[:, ::block, None]  # [B, N, 1], of the document that the block begins in
+    far = (first + sink < start - window)[:, :, None] & (of_query == of_query[..., :1])[..., None]  # [B, N, block, S]
     return near, far
 
 
@@ -134,7 +136,7 @@ def _first_tokens(new, old, sinks: int, block: int, blocks: int, documents, past
     sink = torch.arange(sinks, device=new.device)  # [S]
     if documents is not None:
         start = torch.arange(blocks, device=new.device) * block  # [N]
-        index = (start - documents.positions[:, start])[..., None] + sink  # [B, N, S]
+        index = (start - documents.positions[:, ::block])[..., None] + sink  # [B, N, S]
         index = index.clamp(max=length - 1).flatten(1)[:, None, :, None]  # [B, 1, N * S, 1]
         picked = new.gather(2, index.expand(-1, groups, -1, width))  # [B, G, N * S, D]
         return picked.unflatten(2, (blocks, sinks)).transpose(1, 2)

@@ -46,7 +46,6 @@ def train_gates(measurement: Measurement, settings: Gates) -> list[float]:
                 measurement.console.print(
                     f"placement: gates after step {step + 1} of {settings.steps}: KL {kl:.3f} nats a token, sum "
                     f"{gates.sum():.2f} of {measurement.of}, {store.total('seconds'):.0f} s so far",
-                    soft_wrap=True,
                 )
         state = torch.tensor(store[key]["state"], dtype=torch.float64)
     return torch.sigmoid(state[0]).tolist()

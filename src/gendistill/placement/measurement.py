@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
-
+from gendistill.console import Console
 from gendistill.placement.layerwise import Kept
 from gendistill.placement.prompts import PromptMaker
 from gendistill.placement.scoring import Score, Scorer
@@ -59,7 +58,6 @@ class Measurement:
                 self.console.print(
                     f"placement: layer {layer} restored and trained: KL {kl:.4f} nats a token, "
                     f"{self.store.total('seconds'):.0f} s so far",
-                    soft_wrap=True,
                 )
         return [self.store[f"trained {layer}"] for layer in range(self.of)]
 
@@ -73,6 +71,4 @@ class Measurement:
         self.console.print(
             f"placement: {len(group)} sets scored, {self.store.total('seconds'):.0f} s so far; best likelihood "
             f"{values[best]['likelihood']:.3f} nats a token, with layers {list(group[best])}",
-            markup=False,
-            soft_wrap=True,  # a line of a log stays one
         )

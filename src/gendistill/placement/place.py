@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gendistill.console import Console
 from gendistill.files import write_atomically
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.placement.layerwise import Layerwise, Others, check_student

@@ -164,7 +164,7 @@ class Planner:
         self.config, self.compute = student, compute
         self.size = compute.dtype.itemsize
         with torch.device("meta"), no_init_weights():
-            self.teacher = AutoModelForCausalLM.from_config(teacher)
+            self.teacher = AutoModelForCausalLM.from_config(teacher, trust_remote_code=False)
             self.student = GendistillForCausalLM._from_config(student)
         self.teacher.tie_weights()
         self.student.tie_weights()

@@ -38,7 +38,7 @@ def _document_as_html(document: Document, number: int, noun: str) -> str:
 
 
 def _token_as_html(token: Token) -> str:
-    # Lines break where the text's do, or a page of code would be one paragraph.
+    # Console break where the text's do, or a page of code would be one paragraph.
     line_break = "<br>" if NEWLINE in token.text else ""
     return f'<span class="{token.kind}" title="{token.note}">{escape(token.text)}</span>{line_break}'
 

@@ -14,10 +14,10 @@ from itertools import groupby
 
 import numpy as np
 from rich.cells import cell_len
-from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
+from gendistill.console import Console
 from gendistill.distill.batches import Batch, Step
 
 NEWLINE = "↵"
@@ -352,7 +352,7 @@ def _pieces(document: Document, plain: bool, full: bool) -> Iterator[tuple[str, 
 
 
 def _flow(pieces: Iterator[tuple[str, str]], width: int) -> Text:
-    """Lines of at most `width` cells, broken between tokens and after newlines: rich would break within them."""
+    """Console of at most `width` cells, broken between tokens and after newlines: rich would break within them."""
     text, column = Text(), 0
     for piece, style in pieces:
         if column and column + cell_len(piece) > width:

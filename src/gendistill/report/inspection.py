@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from gendistill.analysis.repetition import repeats
 from gendistill.analysis.scores import ACCURACIES
+from gendistill.console import Console
 from gendistill.errors import UserError
 from gendistill.names import LETTERS
 from gendistill.report.evaluations import TEACHER, Evaluations, Record
+from gendistill.visible import visible
 
 # What --where can ask of a record; bare "right" is by strict extraction.
 VERDICTS: dict[str, Callable[[Record], bool]] = {
@@ -228,9 +229,8 @@ _ROWS: dict[str, Callable[[Record], Text | None]] = {
 
 
 def _plain(text: str) -> str:
-    """Without characters that steer a terminal: replies are whatever a model wrote."""
-    text = text.expandtabs(4)  # a tab is no printable character, and honest text
-    return "".join(char if char == "\n" or char.isprintable() else f"⟨U+{ord(char):04X}⟩" for char in text)
+    """As the console will show it, so that it is cut and laid out at its real width."""
+    return visible(text.expandtabs(4))
 
 
 def _first(text: str, limit: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from rich.table import Table
+from rich.text import Text
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -78,19 +79,15 @@ def distil_stage(run: Run, name: str) -> None:
         run.console.print(
             f"{name}: '{stage.mixture}' has too few records to hold some out (held_out: {run.recipe.held_out:g}); no "
             "loss is measured on records that were never trained on",
-            soft_wrap=True,
-            markup=False,
         )
     history = _train(run, name, parent, dataset, held_out, writing)
     first, last = history[0], history[-1]
     of_held_out = ""
     if last.held_out_loss is not None:
         of_held_out = f", held out {first.held_out_loss_before:.4f} -> {last.held_out_loss:.4f}"
-    run.console.print(
-        f"{name}: loss {first.loss:.4f} -> {last.loss:.4f}{of_held_out} over {last.tokens:,} tokens", soft_wrap=True
-    )
+    run.console.print(f"{name}: loss {first.loss:.4f} -> {last.loss:.4f}{of_held_out} over {last.tokens:,} tokens")
     if (wrong := complaint(stage, [asdict(metrics) for metrics in history])) is not None:
-        run.console.print(f"WARNING: stage {name}: {wrong}", markup=False)
+        run.console.print(f"WARNING: stage {name}: {wrong}")
 
 
 def _prepare_writing(run: Run, name: str, dataset: PackedDataset) -> Writing:
@@ -219,7 +216,7 @@ def _trained_table(title: str, stage: Stage, accounting: Mapping[str, tuple[int,
         table.add_column(column, justify="right" if column in ("parameters", "peak learning rate") else "left")
     for role, (parameters, trains) in accounting.items():
         rate = f"{stage.peak_learning_rate(role):g}" if trains else ""
-        table.add_row(role, f"{parameters:,}", "[green]trains[/green]" if trains else "[dim]frozen[/dim]", rate)
+        table.add_row(role, f"{parameters:,}", Text("trains", "green") if trains else Text("frozen", "dim"), rate)
     total = sum(parameters for parameters, trains in accounting.values() if trains)
     table.add_section()
     table.add_row("trains", f"{total:,}")

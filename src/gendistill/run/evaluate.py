@@ -11,6 +11,7 @@ from gendistill.distributed import on_rank_zero, report_errors_once
 from gendistill.errors import UserError
 from gendistill.evaluate.harness import run_harness
 from gendistill.evaluate.run import check_questions, evaluate_model
+from gendistill.files import make_folder
 from gendistill.models.loading import load_config, load_model, load_tokenizer
 from gendistill.recipe.evaluation import Evaluation
 from gendistill.report.evaluations import WITHOUT_WINDOW
@@ -78,7 +79,7 @@ def evaluate_any(name: str, evaluation: Evaluation, *, seed: int, device: str, f
     tokenizer = load_tokenizer(name, config.get_text_config().vocab_size)
     check_questions(config, tokenizer, evaluation, seed)  # before gigabytes are loaded
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock_folder(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}). Give another --output.") from None

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from gendistill.errors import UserError
-from gendistill.files import damage_of, read_json, write_atomically
+from gendistill.files import damage_of, make_folder, read_json, write_atomically
 from gendistill.placement.result import FILE
 from gendistill.recipe.fields import drop_marked, result_settings
 from gendistill.recipe.loading import Recipe
@@ -102,7 +102,7 @@ class RunFolder:
             UserError: another process works there, or the folder cannot be written.
         """
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            make_folder(self.root)
             lock_folder(self.root)
             self._check()  # again: until now another process may have been at work there
             # Before the recipe, which makes the folder a run; and once: prompts must be the same on the next day.

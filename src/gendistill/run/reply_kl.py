@@ -52,8 +52,6 @@ def _measure(run: Run, stage: str, prompts: list[Prompt]) -> dict:
     run.console.print(
         f"{stage}: reply-KL {found.mean:.4f} nats a token, over {len(prompts)} replies of at most {found.new_tokens} "
         "tokens to held-out prompts",
-        soft_wrap=True,
-        markup=False,
     )
     return found.to_dict()
 

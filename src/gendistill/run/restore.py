@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from rich.console import Console
 from transformers import PreTrainedModel
 
+from gendistill.console import Console
 from gendistill.distill.objectives import unmeasured_conversion_report
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.stage import train_stage

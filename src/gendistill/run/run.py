@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill import distributed
 from gendistill.compute import start_compute
+from gendistill.console import Console
 from gendistill.data.dates import freeze_date
 from gendistill.distill.sharding import check_divisible
 from gendistill.distributed import on_rank_zero, report_errors_once

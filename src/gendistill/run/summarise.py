@@ -47,7 +47,7 @@ def _records(folder: RunFolder, label: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def _metrics(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
-    """Lines of metrics.jsonl, by stage, of the stages that have run."""
+    """Console of metrics.jsonl, by stage, of the stages that have run."""
     found = {}
     # A run that evaluates its conversion only has trained nothing, and a stage killed at once has an empty file.
     for name in folder.recipe.stages:

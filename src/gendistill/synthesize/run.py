@@ -13,16 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gendistill.console import Console, Progress
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
 from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.ranking import candidate_ids, rank
 from gendistill.evaluate.run import model_fingerprint
-from gendistill.files import write_atomically, write_jsonl
+from gendistill.files import make_folder, write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, generate
 from gendistill.inference.stopping import end_ids
@@ -64,7 +63,7 @@ def synthesize(
     overlap = index_of(tasks, synthesis.overlap, seed)
     chosen, dropped = _choose(prompts, overlap)
     _check_length(model, chosen, synthesis)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # By what is really prompted: other records that are left out anyway change no reply.
     _claim(folder, _digest(model, tokenizer, chosen, synthesis, seed))
     if not (folder / "stats.json").exists():
@@ -138,11 +137,8 @@ def _generate_replies(
     began, tokens = time.perf_counter(), 0
     with (
         open(folder / "replies.jsonl", "a", encoding="utf-8") as file,
-        Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-        ) as progress,
+        Progress("prompting the teacher", len(waiting), "replies", console, done=done) as progress,
     ):
-        bar = progress.add_task("Prompting the teacher", total=len(waiting), completed=done)
         for number in range(-(-done // size), len(batches)):  # only the last batch may be smaller
             replies = _generate_batch(model, tokenizer, batches[number], synthesis, seed)
             answered += replies
@@ -150,9 +146,8 @@ def _generate_replies(
             file.flush()  # a run that is killed loses one batch
             # What was generated: an end-of-text token is not among a reply's tokens.
             tokens += sum(a.reply.tokens + (not a.reply.truncated) for a in replies)
-            progress.advance(bar, len(replies))
             throughput = tokens / (time.perf_counter() - began)
-            progress.update(bar, description=f"Prompting the teacher, {throughput:,.0f} tokens/s")
+            progress.advance(len(replies), f"{throughput:,.0f} tokens/s")
     seconds = time.perf_counter() - began
     return answered, {"tokens_this_time": tokens, "seconds_this_time": round(seconds, 3)}
 

@@ -28,6 +28,14 @@ def test_replies_are_graded_by_their_items_kind():
     assert strict(short, "It is red!") == ("red", True)
 
 
+@pytest.mark.parametrize("kind", ["multiple_choice", "short_answer", "last_number", "last_word", "fact"])
+@pytest.mark.parametrize("reply", ["", " \n", "<think>Hmm, it may be", "**"])
+def test_a_reply_that_was_cut_off_before_it_said_anything_is_unparsed(kind, reply):
+    item = Item(0, kind, "6*3?", ("18", "2"), (0,), ("18",), choices=("18", "2"))
+    (grades,) = grade([item], [reply], [True])
+    assert grades.strict == grades.flexible == (None, False)
+
+
 REAL = json.loads((Path(__file__).parent / "shared/real_replies.json").read_text())["replies"]
 # Rows that the flexible reading does not read as a patient person does, and why.
 FLEXIBLY_ELSE = {

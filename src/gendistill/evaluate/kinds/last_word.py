@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal
 
 from gendistill.evaluate.kinds.base import FewShotTask
@@ -14,6 +15,7 @@ from gendistill.evaluate.kinds.shared.words import CJK, normalise
 _ARTICLE = re.compile(
     r"^(?:the|an?|la|le|les|l['’]|el|los|las|der|die|das|den|dem|un|une|una|ein|eine)\b\s*(?=\w)", re.IGNORECASE
 )
+_IN_CJK = re.compile(f"[{CJK}]")
 
 
 class LastWord(FewShotTask):
@@ -43,22 +45,7 @@ class LastWord(FewShotTask):
 
     @classmethod
     def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
-        text = plain(reply).strip()
-        stated = [normalise(statement.content) for statement in statements(text) if statement.ended or not truncated]
-        if stated:
-            return _graded(item, stated[-1])
-        words = _ARTICLE.sub("", text).split()
-        # Only the first word was asked for, whatever stands behind it. One that was cut off may be half a word.
-        first = None if truncated and len(words) == 1 else normalise("".join(words[:1])) or None
-        graded = _graded(item, first)
-        # A sentence of its own, or the passage once more, does not go on with a word.
-        anew = len(sentences(text)[0].split()) > 2 and text[:1].isupper() if text else False
-        start = " ".join(normalise(text).split()[:3])
-        again = any(normalise(each).startswith(start) for each in sentences(item.question)) and start.count(" ") == 2
-        again = again or (
-            start.count(" ") == 2 and bool(re.match(f"[{CJK}]", text)) and start in normalise(item.question)
-        )
-        return Answer(None, False) if again or (anew and not graded.correct) else graded
+        return _strict(reply, item.question, item.answers, truncated)
 
     @classmethod
     def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:
@@ -71,8 +58,35 @@ class LastWord(FewShotTask):
         last = sentences(text)[-1]
         word = next((w for w in map(normalise, item.answers) if normalise(last).endswith(w)), None)
         start = last.casefold().rfind(word.replace(" ", "")) if word else 0
-        return _graded(item, None if denied(last, start, len(last)) else word or normalise(last.split()[-1]))
+        word = None if denied(last, start, len(last)) else word or normalise(last.split()[-1])
+        return _graded(word, item.answers)
 
 
-def _graded(item: Item, word: str | None) -> Answer:
-    return Answer(word, word in map(normalise, item.answers))
+@lru_cache(maxsize=16)  # the flexible reading begins with the strict one
+def _strict(reply: str, passage: str, answers: tuple[str, ...], truncated: bool) -> Answer:
+    text = plain(reply).strip()
+    stated = [normalise(statement.content) for statement in statements(text) if statement.ended or not truncated]
+    if stated:
+        return _graded(stated[-1], answers)
+    words = _ARTICLE.sub("", text).split()
+    # Only the first word was asked for, whatever stands behind it. One that was cut off may be half a word.
+    first = None if truncated and len(words) == 1 else normalise("".join(words[:1])) or None
+    graded = _graded(first, answers)
+    # A sentence of its own, or the passage once more, does not go on with a word.
+    anew = not graded.correct and text[:1].isupper() and len(sentences(text)[0].split()) > 2
+    return Answer(None, False) if anew or _is_again(text, passage) else graded
+
+
+def _is_again(text: str, passage: str) -> bool:
+    """Whether a reply begins as the passage does, or a sentence of it."""
+    start = normalise(text).split()[:3]
+    if len(start) < 3:
+        return False
+    start = " ".join(start)
+    if _IN_CJK.match(text):
+        return start in normalise(passage)  # its words are characters
+    return any(normalise(sentence).startswith(start) for sentence in sentences(passage))
+
+
+def _graded(word: str | None, answers: tuple[str, ...]) -> Answer:
+    return Answer(word, word in map(normalise, answers))

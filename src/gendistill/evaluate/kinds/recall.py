@@ -150,7 +150,7 @@ def _write(
 
 
 def _lines_for(sizes: np.ndarray, start: int, room: int) -> list[int]:
-    """Lines from `start` on that take `room` tokens or as little less as can be.
+    """Console from `start` on that take `room` tokens or as little less as can be.
 
     They are taken in order but for the last few, which are picked by size: a whole line is much of a short prompt.
 

@@ -10,6 +10,8 @@ from gendistill.ops import Documents
 from gendistill.ops.decode_attention import decode_attention
 from gendistill.ops.window import window_attention
 
+CAUSAL_BY_MASK = ("eager", "flex_attention")  # without one, which a window has not, every query would see every key
+
 
 class WindowAttention(GendistillAttention):
     """Softmax attention over the last `config.window` tokens and the first `config.sinks` of each document."""
@@ -27,9 +29,8 @@ class WindowAttention(GendistillAttention):
         q, k, v = self.project(hidden_states, position_embeddings)
         window, sinks = self.config.window, self.config.sinks
         ring = None if past_key_values is None else Ring(past_key_values.layers[self.layer_idx], k, window, sinks)
-        # "eager" needs a mask to be causal, all others are without.
-        alone = attention_mask is None and documents is None and self.config._attn_implementation != "eager"
-        alone = alone and (ring is None or ring.is_empty)
+        alone = attention_mask is None and documents is None and (ring is None or ring.is_empty)
+        alone = alone and self.config._attn_implementation not in CAUSAL_BY_MASK
         if alone and k.shape[2] <= window:  # all of it is seen: to the last bit what full attention gives
             o, _ = self.attend(q, k, v, None)
             if ring is not None:

@@ -5,12 +5,13 @@ and what the reply says it is not sure of are none.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
+from gendistill.evaluate.kinds.shared.hinted import Hinted
 from gendistill.evaluate.kinds.shared.statements import sentence_end
 
 # Not "may be written as", which says how, and not "most likely" in Chinese (最可能), which is belief.
-_POSSIBLY = re.compile(
+_POSSIBLY = Hinted(
     r"\b(?:could|might|may)\s(?:well\s|also\s|just\s|possibly\s|perhaps\s)?be\b(?!\s(?-i:[a-z]+(?:ed|en|wn)|found)\b)"
     r"|\b(?:could|might|may)\shave\sbeen\b|\bmight\shave\b|\b(?:maybe|perhaps|possibly)\b(?!\s[a-z]+ly\b)"
     r"|\bI(?:\swould|['’]d)?\sguess\b|\bI(?:\sam|['’]m)\s(?:just\s|only\s)?guessing\b|\bmy\s(?:best\s|only\s)?guess\b"
@@ -19,16 +20,17 @@ _POSSIBLY = re.compile(
     r"|\b(?:quizás?|tal\svez|a\slo\smejor|podrían?|puede\sser|posiblemente|adivino)\b"
     r"|\b(?:forse|potrebbe|talvez|poderia)\b"
     r"|(?<![不最很极大])可能(?!性)|也许|或许|说不定|我猜",
-    re.IGNORECASE,
+    hints="could might may perhaps possib guess vielleicht möglich eventuell könnt rate peut pourra devine quiz vez "
+    "mejor podr puede posib adivino forse potrebbe poderia 可能 也许 或许 说不定 我猜",
 )
-_UNSURE = re.compile(
+_UNSURE = Hinted(
     r"\bI(?:\sam|['’]m)\s(?:really\s|still\s)?(?:not|un)\s?(?:\w+\s)?(?:sure|certain)\b|^\W*(?:but\s)?not\s(?:\w+\s)?sure\b"
     r"|\bI\s(?:can(?:not|['’]t)|could(?:\snot|n['’]t))\sbe\s(?:\w+\s)?(?:sure|certain)\b"
     r"|\b(?:do\snot|don['’]t)\s(?:really\s)?know(?:\sfor\s(?:sure|certain)\b|,?\sbut\b)"
     r"|\b(?:just|only)\s(?:a|my)\sguess\b|\ba\s(?:wild\s)?guess\b"
     r"|\bnicht\s(?:\w+\s)?sicher\b|\bkeine\sAhnung\b|\bpas\s(?:\w+\s)?(?:sûre?|certaine?)\b|\baucune\sidée\b"
     r"|\bno\s(?:estoy|soy)\s(?:\w+\s)?segur[oa]\b|\bni\sidea\b|我?不(?:太|是很|大|能)?(?:确定|肯定)|没(?:有)?把握",
-    re.IGNORECASE,
+    hints="sure certain know guess sicher ahnung pas aucune segur idea 确定 肯定 把握",
 )
 # Asks for what is possible.
 _ASKS_POSSIBLE = re.compile(r"\b(?:could|might|may|possibl[ey]|könnten?|pourrait|podría)\b|可能", re.IGNORECASE)
@@ -40,7 +42,7 @@ _MOST_BESIDE = 3  # of a sentence that says no more than that it is not sure
 _REACH = 300  # characters before a hedge in which its clause begins
 
 
-def committed(reply: str, question: str = "", options: Iterable[str] = ()) -> str:
+def committed(reply: str, question: str = "", options: Sequence[str] = ()) -> str:
     """The reply without its hedged parts.
 
     Hedged is a clause that holds something possible, with the rest of its sentence up to a "but"; the clause before it
@@ -51,8 +53,11 @@ def committed(reply: str, question: str = "", options: Iterable[str] = ()) -> st
     Args:
         options: the answers that a reply may give.
     """
-    options = list(options)
-    if not _ASKS_POSSIBLE.search(question) and not any(map(_POSSIBLY.search, options)):
+    if (
+        _POSSIBLY.search(reply)  # first: few replies hold anything possible
+        and not _ASKS_POSSIBLE.search(question)
+        and not any(map(_POSSIBLY.search, options))
+    ):
         reply = _without_possible(reply)
     if _UNSURE.search(reply) and not any(map(_UNSURE.search, options)):
         reply = _without_unsure(reply)

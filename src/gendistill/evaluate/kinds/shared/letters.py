@@ -6,8 +6,10 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import NamedTuple
 
+from gendistill.evaluate.kinds.shared.hinted import Hinted
 from gendistill.evaluate.kinds.shared.statements import (
     DENIAL,
+    DENIAL_HINTS,
     MOST_STATEMENTS,
     cut_back,
     denied,
@@ -23,17 +25,25 @@ _B = r"\s{0,3}"  # blanks; bounded, or a run of them would be tried in every way
 _JOINT = (
     rf"(?:{_B}(?:,|/|&|、|\+){_B}(?:and\b|or\b)?{_B}|{_B}\b(?:and|or|y|o|und|oder|et|ou|nor)\b{_B}|{_B}[和或与]{_B})"
 )
+_LONE_LETTER = re.compile(r"[A-Za-z]\.?")
+# A letter by itself in bold, code or LaTeX.
+_MARKED = re.compile(r"(\*\*|__|`|\$)\s?([A-Z])\s?\1")
 MARKED_LENGTH = 8  # of a reply that is nothing but a letter and its marks
 # An option's text in quotes at the end of a sentence, marked as what is meant.
 _QUOTED = re.compile(r"(?:\b(?:is|es|est|ist)\s|是)[\"“«]([^\"”»\n]{1,80})[\"”»](?=[.。]?\s*$)")
+_DENIAL_IN_FRONT = re.compile(r"^(?: ?¬ ?)+(?=[A-Z(])")  # as `_said` writes one
 _TAKEN_BACK = re.compile(r"\b(?:is|ist|es|est)\s(?:wrong|incorrect|false|falsch|incorrect[oae]|faux|fausse)\b|错")
-_LIST_OF_WRONG = re.compile(r"\b(?:wrong|incorrect|falsche?n?|incorrectas|fausses|mauvaises|错误)\b[^\n]{0,60}:\s*\n")
+_LIST_OF_WRONG = Hinted(
+    re.compile(r"\b(?:wrong|incorrect|falsche?n?|incorrectas|fausses|mauvaises|错误)\b[^\n]{0,60}:\s*\n"),
+    hints="wrong incorrect falsch fausses mauvaises 错误",
+)
 # "A hexagon is", and not "A because".
 _ARTICLE = re.compile(
     r"A (?!(?:because|since|as|for|and|or|is|which|due|in|according|given|but|with|if|based)\b)[a-z]+\b"
 )
-_WRONG = re.compile(
-    r"\b(?:wrong|incorrect|false|not|no|falsch|nicht|incorrect[oae]|faux|fausse)\b|n['’]t\b|错|不", re.I
+_WRONG = Hinted(
+    r"\b(?:wrong|incorrect|false|not|no|falsch|nicht|incorrect[oae]|faux|fausse)\b|n['’]t\b|错|不",
+    hints="wrong incorrect false no falsch nicht faux fausse n't n’t 错 不",
 )
 _RIGHT = (
     rf"(?:\bis|:|-|–|是|es|ist|est){_B}(?:the\s|la\s|die\s|definitely\s)?"
@@ -54,6 +64,9 @@ def strict_letter(reply: str, choices: Sequence[str], truncated: bool = False) -
 @lru_cache(maxsize=16)  # the flexible reading begins with the strict one
 def _strict_letter(reply: str, choices: tuple[str, ...], truncated: bool) -> str | None:
     text = _spelled(reply)
+    # What most replies to such a question are; none of the rules below says anything else of it.
+    if _LONE_LETTER.fullmatch(text) and text[0].upper() in LETTERS[: len(choices)]:
+        return text[0].upper()
     found = set(_by_whole_text(text, choices))
     if not found:
         said = {letter for letter, ended in _said(text, choices, strictly=True) if ended or not truncated}
@@ -72,7 +85,8 @@ def flexible_letter(reply: str, choices: Sequence[str], truncated: bool = False)
     Beyond `strict_letter`: the last letter that is stated, in brackets or behind "option" or "choice"; else the one
     option whose text the reply holds and does not deny; else the one capital letter that stands alone.
     """
-    if strict := strict_letter(reply, choices, truncated):
+    choices = tuple(choices)
+    if strict := _strict_letter(reply, choices, truncated):
         return strict
     text, patterns = _spelled(reply), _patterns(len(choices))
     said = [letter for letter, ended in _said(text, choices, strictly=False) if ended or not truncated]
@@ -115,11 +129,11 @@ class _Patterns(NamedTuple):
     listed: re.Pattern
     joined: re.Pattern
     stated: re.Pattern
-    picked: re.Pattern
+    picked: Hinted
     loosely: re.Pattern
     alone: re.Pattern
     several: re.Pattern
-    denials: re.Pattern
+    denials: Hinted
 
 
 @lru_cache
@@ -145,10 +159,13 @@ def _patterns(count: int) -> _Patterns:
         listed=re.compile(rf"{_B}\(?{letter}[.):]*(?:{_JOINT}|{_B})\(?{letter}(?:[.):]|{_B}$|{_JOINT})"),
         joined=re.compile(rf"{close}{_JOINT}(?i:option\s)?{open_}{either}"),
         stated=re.compile(rf"(?i:{word}){open_}({either})"),
-        picked=re.compile(
-            rf"(?:应选|故选|选择|(?<!不)选)(?:项)?{_B}[:为是]?{_B}{open_}({capital}){after}"
-            rf"|(?:\b(?i:option|choice|opción|réponse|antwort)\s+){open_}({capital}){close}{_B}{_RIGHT}"
-            rf"|\b(?i:is|es|est|ist|are|serait|sería|wäre|would\sbe)\s(?:(?i:{word})\(({capital})\)|(?i:la\s|the\s|die\s)?(?i:option|opción)\s({capital}){after})"
+        picked=Hinted(
+            re.compile(
+                rf"(?:应选|故选|选择|(?<!不)选)(?:项)?{_B}[:为是]?{_B}{open_}({capital}){after}"
+                rf"|(?:\b(?i:option|choice|opción|réponse|antwort)\s+){open_}({capital}){close}{_B}{_RIGHT}"
+                rf"|\b(?i:is|es|est|ist|are|serait|sería|wäre|would\sbe)\s(?:(?i:{word})\(({capital})\)|(?i:la\s|the\s|die\s)?(?i:option|opción)\s({capital}){after})"
+            ),
+            hints="选 option choice opción réponse antwort (",
         ),
         loosely=re.compile(
             rf"(?<=[^\n])\(({capital})\)|\b(?:is|es|est|ist)\s({capital})(?=[.]?\s*$)"
@@ -156,19 +173,19 @@ def _patterns(count: int) -> _Patterns:
         ),
         alone=re.compile(rf"(?<![A-Za-z0-9_À-ɏ'’.]){capital}{after}(?! [a-z])"),
         several=re.compile(rf"(?<![A-Za-z0-9_À-ɏ'’.]){capital}{close}{_JOINT}(?i:option\s)?{open_}{capital}{after}"),
-        denials=re.compile(
+        denials=Hinted(
             rf"{DENIAL}{_B}(?:be\s|to be\s)?(?i:{word}){open_}{capital}{after}{close}"
             rf"(?:(?:{_JOINT}){open_}{capital}{after}{close}){{0,9}}"
             rf"(?:{_B},?{_B}(?:but|sondern|sino|mais|而是){_B}(?:rather\s)?)?",
-            re.IGNORECASE,
+            DENIAL_HINTS,
         ),
     )
 
 
 def _spelled(reply: str) -> str:
-    # A letter by itself in bold, code or LaTeX is marked as one: it is not a word of the sentence.
-    marked = re.sub(r"(\*\*|__|`|\$)\s?([A-Z])\s?\1", r"(\2)", reply)
-    reply = marked if len(reply.strip()) > MARKED_LENGTH else reply
+    # Marked as one, it is not a word of the sentence.
+    if len(reply.strip()) > MARKED_LENGTH:
+        reply = _MARKED.sub(r"(\2)", reply)
     # Dollar signs are LaTeX's here; options that are sums lose theirs too.
     return plain(reply).replace("$", "").strip()
 
@@ -179,11 +196,12 @@ def _bare(text: str) -> str:
     return " ".join(_spelled(text).casefold().split()).rstrip(".。!}").strip("\"'“”‘’").rstrip(".")
 
 
-def _options(choices: Sequence[str]) -> dict[str, str]:
+@lru_cache(maxsize=16)  # all rules compare with the same ones
+def _options(choices: tuple[str, ...]) -> dict[str, str]:
     return dict(zip(LETTERS, map(_bare, choices), strict=False))
 
 
-def _by_whole_text(text: str, choices: Sequence[str]) -> Iterator[str]:
+def _by_whole_text(text: str, choices: tuple[str, ...]) -> Iterator[str]:
     """Letters of the options whose text the reply, or its first line, is; with its letter before it or not."""
     options = _options(choices)
     for part in dict.fromkeys((text, text.split("\n", 1)[0])):
@@ -206,7 +224,7 @@ def _by_whole_text(text: str, choices: Sequence[str]) -> Iterator[str]:
             return
 
 
-def _opening(text: str, choices: Sequence[str], strictly: bool = True) -> Iterator[str]:
+def _opening(text: str, choices: tuple[str, ...], strictly: bool = True) -> Iterator[str]:
     """The letter that opens the reply, and those of lines that go on with it as a list.
 
     Strictly, a line that opens with a letter and denies it later opens with none.
@@ -243,7 +261,7 @@ def _opening(text: str, choices: Sequence[str], strictly: bool = True) -> Iterat
         previous = letter
 
 
-def _called_wrong(text: str, choices: Sequence[str]) -> set[str]:
+def _called_wrong(text: str, choices: tuple[str, ...]) -> set[str]:
     """Letters of a list that is headed as that of the wrong ones."""
     heading = _LIST_OF_WRONG.search(text)
     listed = text[heading.end() :].split("\n") if heading else []
@@ -259,13 +277,13 @@ def _letter_of(match: re.Match) -> str:
     return found.strip("()[] \t").upper()
 
 
-def _said(text: str, choices: Sequence[str], strictly: bool) -> Iterator[tuple[str, bool]]:
+def _said(text: str, choices: tuple[str, ...], strictly: bool) -> Iterator[tuple[str, bool]]:
     """Letters that a reply says are the answer, in its order, and of each whether the text continues behind it."""
     patterns, options = _patterns(len(choices)), _options(choices)
     text = patterns.denials.sub(" ¬ ", text)
     found = []  # place, letter, whether the text continues behind it
     for statement in statements(text):
-        content = re.sub(r"^(?: ?¬ ?)+(?=[A-Z(])", "", statement.content)
+        content = _DENIAL_IN_FRONT.sub("", statement.content)
         by_text = [letter for letter, option in options.items() if len(option) > 1 and option == _bare(content)]
         match = patterns.stated.match(content)
         if by_text:
@@ -289,7 +307,7 @@ def _said(text: str, choices: Sequence[str], strictly: bool) -> Iterator[tuple[s
     return ((letter, ended) for _, letter, ended in sorted(found))
 
 
-def _named(text: str, choices: Sequence[str]) -> set[str]:
+def _named(text: str, choices: tuple[str, ...]) -> set[str]:
     """Letters of the options whose texts a reply holds and does not deny; one inside a longer one does not count."""
     options = {letter: normalise(choice) for letter, choice in zip(LETTERS, choices, strict=False)}
     # Sentences that deny something say nothing for sure about what else they hold.
@@ -306,7 +324,7 @@ def _named(text: str, choices: Sequence[str]) -> set[str]:
     return {letter for letter, option in held.items() if option in whole}
 
 
-def _alone(text: str, choices: Sequence[str]) -> set[str]:
+def _alone(text: str, choices: tuple[str, ...]) -> set[str]:
     """Capital letters that stand alone and are nowhere denied."""
     patterns = _patterns(len(choices))
     matches = [*patterns.alone.finditer(patterns.denials.sub(" ¬ ", text))][-MOST_STATEMENTS:]

@@ -14,6 +14,10 @@ MOST_NUMBERS = 20  # in the sentence with the answer; one with more lists them
 _VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5",
            "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"}  # fmt: skip
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+_VULGAR_SIGN = re.compile(f"[{''.join(_VULGAR)}]")
+_RAISED_SIGNS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_LATEX_COMMA = re.compile(r"(?<=\d)(?:\{,\}|\\[,!;: ]|\{\\,\})(?=\d{3}(?!\d))")
+_LETTERS_DOLLAR = re.compile(r"(?<=[A-Za-z])\$")
 
 # Behind a number with a comma and one or two digits, these say that the comma is a decimal one: "12,50 €".
 _UNIT = r"(?:€|EUR\b|[Ee]uros?\b|%|kg\b|km\b|cm\b|mm\b|m\b|g\b|l\b|[Mm]eter|[Pp]rozent|pesos?\b)"
@@ -32,6 +36,7 @@ _BODY = rf"""
 """
 _NUMBER = re.compile(
     rf"""
+    (?=[-.\d])  # so that no other character is looked at twice
     (?P<sign>(?<![\w)])[-]\s?(?:[$€£¥]\s?)?)?
     {_BEFORE}(?P<body>{_BODY})
     (?: \s{{1,3}}(?:and\s)?(?P<above>\d{{1,20}})\s?/\s?(?P<below>\d{{1,20}})(?![\d/]|\.\d)   # 2 1/2
@@ -41,7 +46,16 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
+_DECIMAL_COMMA = re.compile(r"\d{1,3}(?:\.\d{3})+,\d+|\d+,\d{1,2}|0,\d+")
+_BETWEEN_DIGITS = re.compile("[,'’ ]")
 _FRACTION = re.compile(r"\\[dtc]?frac\s?(?:\{\s?(-?[\d,.]{1,40})\s?\}\s?\{\s?([\d,.]{1,40})\s?\}|(\d)\s?(\d))")
+# A currency before a bare number ("Rs.", "EUR"), a unit or a noun behind it, and no more.
+_CURRENCY = re.compile(r"(?:[A-Z]{2,3}|Rs)?[.]?[€£¥₹(\[]?")
+_UNIT_OR_NOUN = re.compile(r"[^\W\d_]{0,20}[%°€£¥₹.,!。)\]]{0,3}")
+_DIGIT = re.compile(r"\d")
+_LETTER_OR_EQUALS = re.compile(r"[^\W\d_]|=")
+_EQUALS = re.compile(r"=|≈|\\approx")
+_IN_BRACKETS = re.compile(r"\([^()]{0,200}\)")
 # What stands behind a number that is part of a sum or a power, or in front of a variable.
 _GOES_ON = re.compile(
     r"\s{0,3}(?:[-+*/×÷:]\s?[\d(a-zA-Z]|[+*×÷^²³]|\\(?:times|cdot|div|pm|sqrt|pi)|(?:plus|minus|times|to|bis)\s+[-\d]"
@@ -80,6 +94,7 @@ _LABEL = re.compile(
     r"\.\d+(?:\.\d+)*"
     r"|\b(?:Figs?|Eqs?|Secs?|Tab|Abb|Vol|Ref)\.\s\d+(?:\.\d+)*",
 )
+_POINT_NUMBER = re.compile(r"\.\s?\d")  # in every label
 _ENUMERATOR = re.compile(
     r"^[ \t]*(?:\d{1,2}[.)]|(?:Step|Schritt|Paso|Étape)\s\d{1,2}\s?[:.])[ \t]+(?=\S)", re.MULTILINE
 )
@@ -107,16 +122,15 @@ def last_number(reply: str, truncated: bool = False, question: str = "") -> str 
         if not _is_list(text):
             return spelled(bare)
         return None
-    stated, asked = _stated(text, truncated, question), _asked(question)
-    if stated:
+    if stated := _stated(text, truncated, question):
         values = {value for _, value in stated}
         return spelled(values.pop()) if len(values) == 1 and None not in values else None
     if _is_list(text):
         return None
     if truncated:  # its last sentence is not its end, unless it says that it concludes
         *_, last = ("", *sentences(cut_back(text)))
-        return spelled(_conclusion(last, asked)) if _CONCLUDES.match(last) else None
-    return spelled(_concluded(text, lambda sentence: _conclusion(sentence, asked)))
+        return spelled(_conclusion(last, question)) if _CONCLUDES.match(last) else None
+    return spelled(_concluded(text, lambda sentence: _conclusion(sentence, question)))
 
 
 def stated_number(reply: str, truncated: bool = False, question: str = "") -> str | None:
@@ -137,7 +151,7 @@ def stated_number(reply: str, truncated: bool = False, question: str = "") -> st
         return None
     if truncated:
         return spelled(_result(text))
-    if not re.search(r"\d", text) and (word := _IN_WORDS.search(text)):
+    if not _DIGIT.search(text) and (word := _IN_WORDS.search(text)):
         return spelled(Fraction(_WORDS.index(word[2].lower()) * (-1 if word[1] else 1)))
     return spelled(_concluded(text, _last_behind_verb))
 
@@ -156,6 +170,8 @@ def spelled(value: Fraction | None) -> str | None:
     """A number as an integer or a decimal, as a fraction ("2/3") if its decimals have no end."""
     if value is None:
         return None
+    if value.denominator == 1:
+        return str(value.numerator)
     rest, digits = value.denominator, 0
     # A decimal has an end if 2 and 5 are the denominator's only prime factors.
     for prime in (2, 5):
@@ -166,19 +182,27 @@ def spelled(value: Fraction | None) -> str | None:
         return str(value)
     whole, sign = abs(value * 10**digits).numerator, "-" if value < 0 else ""
     text = str(whole).rjust(digits + 1, "0")
-    return sign + (f"{text[:-digits]}.{text[-digits:]}".rstrip("0").rstrip(".") if digits else text)
+    return sign + f"{text[:-digits]}.{text[-digits:]}".rstrip("0").rstrip(".")
 
 
 def _evened(text: str) -> str:
     """The text with fractions as "1/2", thousands separators as commas, and no LaTeX, list or figure numbers."""
-    text = re.sub("[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]", lambda match: f" {_VULGAR[match[0]]}", text)
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda match: f"^{match[0].translate(_RAISED)}", text)
-    text = re.sub(r"(?<=\d)(?:\{,\}|\\[,!;: ]|\{\\,\})(?=\d{3}(?!\d))", ",", text)
-    text = plain(text).replace("\u2044", "/").replace("\\$", "$").replace("\\%", "%")
-    # Behind letters a currency's sign parts them from the number: "US$5".
-    text = re.sub(r"(?<=[A-Za-z])\$", " ", text).replace("$", "")
-    text = _FRACTION.sub(lambda match: f" {match[1] or match[3]}/{match[2] or match[4]}", text)
-    return _ENUMERATOR.sub("", _LABEL.sub(" ", text))
+    if not text.isascii():
+        text = _VULGAR_SIGN.sub(lambda match: f" {_VULGAR[match[0]]}", text)
+        text = _RAISED_SIGNS.sub(lambda match: f"^{match[0].translate(_RAISED)}", text)
+    if "\\" in text or "{" in text:
+        text = _LATEX_COMMA.sub(",", text)
+    text = plain(text).replace("\u2044", "/")
+    if "\\" in text:
+        text = text.replace("\\$", "$").replace("\\%", "%")
+    if "$" in text:
+        # Behind letters a currency's sign parts them from the number: "US$5".
+        text = _LETTERS_DOLLAR.sub(" ", text).replace("$", "")
+    if "\\" in text:
+        text = _FRACTION.sub(lambda match: f" {match[1] or match[3]}/{match[2] or match[4]}", text)
+    if _POINT_NUMBER.search(text):
+        text = _LABEL.sub(" ", text)
+    return _ENUMERATOR.sub("", text)
 
 
 def _numbers(text: str) -> list[Number]:
@@ -191,21 +215,27 @@ def _numbers(text: str) -> list[Number]:
 
 
 def _value(match: re.Match) -> Fraction | None:
-    body = match["body"]
+    sign, body, above, below, over, power, exponent = match.groups()
     if len(body) > MOST_DIGITS:
         return None
-    if re.fullmatch(r"\d{1,3}(?:\.\d{3})+,\d+|\d+,\d{1,2}|0,\d+", body):
+    value = Fraction(int(body)) if body.isdecimal() else _decimal(body)
+    if above:
+        value += _quotient(Fraction(above), below)
+    if over:
+        value = _quotient(value, over)
+    if power or exponent:
+        value *= Fraction(10) ** int(power or exponent)
+    return -value if sign else value
+
+
+def _decimal(body: str) -> Fraction:
+    """The value of a number with signs in it, a point or a comma before its decimals."""
+    if _DECIMAL_COMMA.fullmatch(body):
         body = body.replace(".", "").replace(",", ".")
     if body.count(".") > 1:
         body = body.replace(".", "")
-    digits = re.sub("[,'’ ]", "", body)
-    value = Fraction(int(digits)) if digits.isdecimal() else Fraction(digits)
-    if match["above"]:
-        value += _quotient(Fraction(match["above"]), match["below"])
-    if match["over"]:
-        value = _quotient(value, match["over"])
-    value *= Fraction(10) ** int(match["power"] or match["exponent"] or 0)
-    return -value if match["sign"] else value
+    digits = _BETWEEN_DIGITS.sub("", body)
+    return Fraction(int(digits)) if digits.isdecimal() else Fraction(digits)  # the first is several times as fast
 
 
 def _quotient(above: Fraction, below: str) -> Fraction:
@@ -214,19 +244,21 @@ def _quotient(above: Fraction, below: str) -> Fraction:
 
 def _bare(line: str) -> Fraction | None:
     """The number that a line is, with a currency or a unit at most."""
+    # Looked at first: what stands in front of a sentence's number is no currency.
+    first = _NUMBER.search(line)
+    if first is None or not _CURRENCY.fullmatch(line[: first.start()].strip()):
+        return None
     numbers = _numbers(line)
-    if len(numbers) != 1:
+    if len(numbers) != 1 or numbers[0].start != first.start():
         return None
     (number,) = numbers
-    # A currency before ("Rs.", "EUR"), a unit or a noun behind, and no more.
-    before = re.fullmatch(r"(?:[A-Z]{2,3}|Rs)?[.]?[€£¥₹(\[]?", line[: number.start].strip())
-    behind = re.fullmatch(r"[^\W\d_]{0,20}[%°€£¥₹.,!。)\]]{0,3}", line[number.end :].strip())
-    return number.value if before and behind and not _is_term(line, number) else None
+    behind = _UNIT_OR_NOUN.fullmatch(line[number.end :].strip())
+    return number.value if behind and not _is_term(line, number) else None
 
 
 def _is_list(text: str) -> bool:
     """Whether a text is several different numbers and nothing else."""
-    return not re.search(r"[^\W\d_]|=", text) and len({number.value for number in _numbers(text)}) > 1
+    return not _LETTER_OR_EQUALS.search(text) and len({number.value for number in _numbers(text)}) > 1
 
 
 def _asked(question: str) -> set[Fraction]:
@@ -244,7 +276,7 @@ def _stated(text: str, truncated: bool, question: str = "") -> list[tuple[str, F
         reason = _REASON.search(content)
         if not statement.ended and truncated and reason is None:
             continue  # it may have gone on: "1" was about to become "18"
-        if not re.search(r"\d", content):
+        if not _DIGIT.search(content):
             continue  # "The answer is as follows"
         before = text[max(0, statement.start - 12) : statement.start]
         sort = "box" if "{" in before[-2:] else "mark" if "####" in before else "words"
@@ -255,29 +287,37 @@ def _stated(text: str, truncated: bool, question: str = "") -> list[tuple[str, F
     return found
 
 
-def _conclusion(sentence: str, asked: set[Fraction]) -> Fraction | None:
+def _conclusion(sentence: str, question: str) -> Fraction | None:
     """The number that a sentence without a statement comes to; beside it there may be those that were asked about."""
     parts = _SO.split(sentence)
-    sentence = parts[-1] if re.search(r"\d", parts[-1]) else sentence
-    if "=" in sentence or (value := _single(sentence)) is None:
-        numbers = [] if "=" in sentence else _numbers(sentence)
-        new = [number for number in numbers if number.value not in asked]
-        if len(new) == 1 and len(numbers) > 1 and not _is_term(sentence, new[0]):
-            return None if denied(sentence, new[0].start, new[0].end) else new[0].value
-        return _single(sentence)
-    # A number of the question that is named twice is what the sentence is about.
-    times = sum(number.value == value for number in _numbers(sentence))
-    return None if value in asked and times > 1 else value
+    sentence = parts[-1] if _DIGIT.search(parts[-1]) else sentence
+    value = _single(sentence)
+    if "=" in sentence:
+        return value
+    numbers = _numbers(sentence)
+    if len(numbers) < 2:
+        return value
+    asked = _asked(question)
+    if value is not None:
+        # A number of the question that is named twice is what the sentence is about.
+        times = sum(number.value == value for number in numbers)
+        return None if value in asked and times > 1 else value
+    new = [number for number in numbers if number.value not in asked]
+    if len(new) != 1 or _is_term(sentence, new[0]) or denied(sentence, new[0].start, new[0].end):
+        return None
+    return new[0].value
 
 
 def _single(content: str) -> Fraction | None:
     """The number of a statement, None if it holds none or several that may be meant."""
     content = content[: reason.start()] if (reason := _REASON.search(content)) else content
-    content = re.split(r"=|≈|\\approx", content)[-1]
-    without_asides = re.sub(r"\([^()]{0,200}\)", lambda match: " " * len(match[0]), content)
-    if _numbers(without_asides):
+    content = _EQUALS.split(content)[-1]
+    without_asides = _IN_BRACKETS.sub(lambda match: " " * len(match[0]), content)
+    numbers = _numbers(without_asides)
+    if numbers:
         content = without_asides
-    numbers = _numbers(content)
+    elif without_asides != content:
+        numbers = _numbers(content)
     if len(numbers) > MOST_NUMBERS:
         return None
     numbers = [number for number in numbers if not denied(content, number.start, number.end)]

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple
+from functools import cached_property, lru_cache
 
 from gendistill.evaluate.kinds.item import Answer
+from gendistill.evaluate.kinds.shared.hinted import Hinted
 from gendistill.evaluate.kinds.shared.letters import flexible_letter, strict_letter
-from gendistill.evaluate.kinds.shared.statements import DENIAL, denied, plain, sentences, statements
+from gendistill.evaluate.kinds.shared.statements import DENIALS, denied, plain, sentences, statements
 from gendistill.evaluate.kinds.shared.words import CJK, MOST_KEPT, holds, normalise, outermost, with_articles
 from gendistill.names import LETTERS
 
@@ -46,8 +46,9 @@ _COMMA_BEHIND = re.compile(
     r"[)\"'”’]?\s?[,，]\s?([^\s,，、]+)(\s?[,，、]|\s(?:or|and|oder|und|ou|et|o|y)\b)?", re.IGNORECASE
 )
 _COMMA_BEFORE = re.compile(r"(?:^|[\s,，])([^\s,，]+)\s?[,，]\s?$")
-_PERHAPS = re.compile(
-    r"\b(?:maybe|perhaps|possibly|vielleicht|peut[- ]être|quizás?|tal[ ]vez)[ ]|也许|或许", re.IGNORECASE
+_PERHAPS = Hinted(
+    r"\b(?:maybe|perhaps|possibly|vielleicht|peut[- ]être|quizás?|tal[ ]vez)[ ]|也许|或许",
+    hints="maybe perhaps possibly vielleicht peut quiz vez 也许 或许",
 )
 _QUESTIONED = re.compile(r"\b(?:if|whether|ob|si|between|among|zwischen|entre)\b[^,.;]{0,200}$", re.IGNORECASE)
 # Names that another word makes into those of other things: "Paris Hilton", "South Korea".
@@ -65,20 +66,43 @@ _COPULA = re.compile(
 _RELATIVE = re.compile(r",\s(?:which|who|whose|because|since|der|die|das|weil|qui|car|porque)\b", re.I)
 _EXAMPLE = re.compile(r"\b(?:including|such as|like|e\.g\.|for example)\s?(?:the\s|an?\s)?[\"'“‘]?$", re.I)
 _BUT_ALSO = re.compile(r"[^.]{0,40}\bbut\b[^.]{0,20}\balso\b", re.I)
-_DENIED = re.compile(DENIAL, re.IGNORECASE)
 _MONTH = re.compile(
     r"\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|januar|märz|mai|juin|juillet|août|enero|julio|mayo)\w{0,8}\b|[年月]",
     re.I,
 )
+_IS = re.compile(r"\b(?:is|was|are|were|ist|est|es)\b|是")
 _DIGITS = re.compile(r"(?<![\w.])-?\d[\d,.]*")
 
 
-class _Asked(NamedTuple):
-    """What a reply is held against: accepted answers and other candidates, normalised, and the question."""
+class _Asked:
+    """What a reply is held against: accepted answers and other candidates, normalised, and the question.
 
-    right: set[str]
-    others: set[str]
-    question: str
+    Attributes:
+        known: both, and of each a word that every text with it has, as far as that can be told.
+    """
+
+    def __init__(self, accepted: Sequence[str], candidates: Sequence[str], question: str):
+        self.right = {normalise(answer) for answer in accepted} - {""}
+        self.others = {normalise(candidate) for candidate in candidates} - self.right - {""}
+        self.known = {phrase: _longest_word(phrase) for phrase in self.right | self.others}
+        self._question = question
+
+    @cached_property
+    def question(self) -> str:
+        return normalise(self._question)
+
+    def named_in(self, text: str) -> set[str]:
+        """The known phrases that a text holds."""
+        small = text.casefold()
+        if not any(map(small.__contains__, self.known.values())):
+            return set()  # most sentences, which thus need not be normalised
+        forms = f" {normalise(text)} ", f" {with_articles(text)} "
+        return {phrase for phrase in self.known if any(f" {phrase} " in form for form in forms)}
+
+
+def _longest_word(phrase: str) -> str:
+    # Numbers may be spelled in more than one way.
+    return max(filter(str.isalpha, phrase.split()), key=len, default="")
 
 
 def strict_phrase(
@@ -109,20 +133,23 @@ def _strict_phrase(
         return _answer(given.pop(), asked) if len(given) == 1 and "" not in given else Answer(None, False)
     whole = _whole(text, asked, truncated)
     held = outermost({phrase for sentence in whole for phrase in _asserted(sentence, asked, strictly=True)})
+    if not held:
+        return Answer(None if truncated or _undecided(text, asked) else normalise(text), False)
     # A candidate in another place of a sentence is one more that may be meant.
-    beside = {phrase for sentence in whole for phrase in _asserted(sentence, asked)} - held - asked.right
-    if held and held <= asked.right and not beside:
+    with_others = [sentence for sentence in whole if not asked.named_in(sentence) <= asked.right]
+    if {phrase for sentence in with_others for phrase in _asserted(sentence, asked)} - held - asked.right:
+        return Answer(None, False)
+    if held <= asked.right:
         return Answer(min(held), True)  # several accepted ones are one answer; the same whenever it is asked
-    if held:
-        return _answer(held.pop(), asked) if len(held) == 1 and not beside else Answer(None, False)
-    return Answer(None if truncated or _undecided(text, asked) else normalise(text), False)
+    return _answer(held.pop(), asked) if len(held) == 1 else Answer(None, False)
 
 
 def flexible_phrase(
     reply: str, accepted: Sequence[str], candidates: Sequence[str], question: str = "", truncated: bool = False
 ) -> Answer:
     """Right if any statement or sentence of the reply gives an accepted answer, whatever others say."""
-    strict = strict_phrase(reply, accepted, candidates, question, truncated)
+    accepted, candidates = tuple(accepted), tuple(candidates)
+    strict = _strict_phrase(reply, accepted, candidates, question, truncated)
     if strict.parsed is not None:
         return strict
     if letters := _as_letters(accepted, candidates, question):
@@ -140,29 +167,30 @@ def flexible_phrase(
 
 
 def _whole(text: str, asked: _Asked, truncated: bool) -> list[str]:
-    """The sentences of a reply but for one that was cut off, and for those that repeat the question."""
+    """The sentences that name a known phrase, but for one that was cut off, and for those that repeat the question."""
     found = sentences(text)
-    if truncated and not text.endswith((".", "!", "。")):
+    if found and truncated and not text.endswith((".", "!", "。")):
         *found, last = found
         # Its main clause had ended if it was cut off in a relative one.
         found += _RELATIVE.split(last, maxsplit=1)[:1] if _RELATIVE.search(last) else []
+    found = filter(asked.named_in, found)
     return [sentence for sentence in found if len(sentence) < 20 or not holds(asked.question, normalise(sentence))]
 
 
-def _asked(accepted: Sequence[str], candidates: Sequence[str], question: str) -> _Asked:
-    right = {normalise(answer) for answer in accepted} - {""}
-    others = {normalise(candidate) for candidate in candidates} - right - {""}
-    return _Asked(right, others, normalise(question))
+_asked = lru_cache(maxsize=16)(_Asked)  # both readings hold a reply against the same
 
 
-def _as_letters(accepted: Sequence[str], candidates: Sequence[str], question: str) -> list[str]:
+@lru_cache(maxsize=16)
+def _as_letters(accepted: tuple[str, ...], candidates: tuple[str, ...], question: str) -> tuple[str, ...]:
     """The options' texts, where answers are letters in brackets and the options stand in the question."""
+    if not all(_LETTERED.fullmatch(answer.strip()) for answer in accepted):
+        return ()
     letters = [match[1] for text in (*accepted, *candidates) if (match := _LETTERED.fullmatch(text.strip()))]
-    if not letters or not all(_LETTERED.fullmatch(answer.strip()) for answer in accepted):
-        return []
+    if not letters:
+        return ()
     texts = dict(_OPTION.findall(question))
     count = LETTERS.index(max([*letters, *texts])) + 1
-    return [texts.get(letter, "").strip() for letter in LETTERS[:count]]
+    return tuple(texts.get(letter, "").strip() for letter in LETTERS[:count])
 
 
 def _lettered(letter: str | None, accepted: Sequence[str]) -> Answer:
@@ -195,7 +223,9 @@ def _stated(text: str, asked: _Asked, truncated: bool) -> list[str]:
         words = normalise(content)
         # A ramble states nothing, nor does a statement of what it is not.
         short = (
-            len(words.split()) <= _MOST_WORDS and not denied(content, 0, len(content)) and not _DENIED.match(content)
+            len(words.split()) <= _MOST_WORDS
+            and not denied(content, 0, len(content))
+            and not DENIALS.pattern.match(content)
         )
         found.append(phrase or (words if short else ""))
     return found
@@ -210,15 +240,19 @@ def _is_phrase(text: str, asked: _Asked) -> str | None:
     """The known phrase that a text is, but for words that add nothing to it; None if it is none or denies it."""
     if text.rstrip().endswith("?"):
         return None
-    known = asked.right | asked.others
+    if not any(map(text.casefold().__contains__, asked.known.values())):
+        return None
     for _ in range(5):
         text = text.strip(" .。!,;:\"'“”‘’")
         # Behind a mark stands what explains an answer: "Paris, because", "Yes. It is", "yen (JPY)".
-        for part in (text, _EXPLAINED.split(text, maxsplit=1)[0], *_YES_NO.findall(text)):
-            if found := known & {normalise(part), with_articles(part)}:
+        for part in dict.fromkeys((text, _EXPLAINED.split(text, maxsplit=1)[0], *_YES_NO.findall(text))):
+            if found := asked.known.keys() & {normalise(part), with_articles(part)}:
                 return min(found)
         # Known phrases first: a lead ("in") may be one.
-        text = _LEAD.sub("", text, count=1)
+        without_lead = _LEAD.sub("", text, count=1)
+        if without_lead == text:
+            return None
+        text = without_lead
     return None
 
 
@@ -229,9 +263,7 @@ def _asserted(sentence: str, asked: _Asked, strictly: bool = False) -> set[str]:
     """
     if sentence.endswith("?"):
         return set()
-    forms = f" {normalise(sentence)} ", f" {with_articles(sentence)} "
-    known = {phrase for phrase in asked.right | asked.others if any(f" {phrase} " in form for form in forms)}
-    given = {phrase for phrase in outermost(known) if _given(sentence, phrase, asked, strictly)}
+    given = {phrase for phrase in outermost(asked.named_in(sentence)) if _given(sentence, phrase, asked, strictly)}
     # A candidate that the question names may only be talked about, unless it is put where the answer stands.
     told = {phrase for phrase in given if phrase in asked.right or not holds(asked.question, phrase)}
     return told or {phrase for phrase in given if _given(sentence, phrase, asked, strictly=True)}
@@ -269,7 +301,8 @@ def _mention(sentence: str, start: int, end: int, asked: _Asked, strictly: bool)
     before, behind = (
         _PERHAPS.sub("", part) for part in (sentence[max(0, start - 300) : start], sentence[end : end + 300])
     )
-    if denied(sentence, start, end) or _QUESTIONED.search(before):
+    clause = before[max(map(before.rfind, ",.;")) + 1 :]  # what is asked ends at any of them
+    if denied(sentence, start, end) or _QUESTIONED.search(clause):
         return False
     if strictly and not _says(before, behind, asked):
         return False
@@ -287,7 +320,7 @@ def _says(before: str, behind: str, asked: _Asked) -> bool:
     # Behind "not Rome but" the denial is of the other one.
     if _EXAMPLE.search(before):
         return False
-    denial = _DENIED.search(
+    denial = DENIALS.search(
         re.sub(r"^.*\b(?:but|sondern|sino|mais)\b|^.*而是", "", before[-40:]) if "," not in before else before
     )
     if denial and not re.search(r"(?:\bbut|\bsondern|\bsino|\bmais|而是)\s\S{0,20}\s?$", before):
@@ -306,14 +339,23 @@ def _listed(before: str, behind: str, asked: _Asked) -> bool:
     """Whether other answers stand beside one, that the question does not name."""
     if _BUT_ALSO.match(behind):
         return True
-    for match in (_OR_BEHIND.match(behind), _OR_BEFORE.search(before)):
+    end = _end(before)
+    for match in (_OR_BEHIND.match(behind), _OR_BEFORE.search(end)):
         if match and _is_item(match[1], asked):
             return True
     comma = _COMMA_BEHIND.match(behind)
     if comma and _is_item(comma[1], asked) and (comma[2] or not re.search(r"\w", behind[comma.end() :])):
         return True
-    comma = _COMMA_BEFORE.search(before)
-    return bool(comma and _is_item(comma[1], asked) and not re.search(r"\b(?:is|was|are|were|ist|est|es)\b|是", before))
+    comma = _COMMA_BEFORE.search(end)
+    return bool(comma and _is_item(comma[1], asked) and not _IS.search(before))
+
+
+def _end(before: str) -> str:
+    """The last words of what stands before a mention: patterns that end there hold three blanks at most."""
+    start = len(before)
+    for _ in range(4):
+        start = before.rfind(" ", 0, max(start, 0))
+    return before[start + 1 :]
 
 
 def _is_item(word: str, asked: _Asked) -> bool:
@@ -327,7 +369,7 @@ def _is_item(word: str, asked: _Asked) -> bool:
 
 def _embedded(before: str, mention: str, behind: str, asked: _Asked) -> bool:
     """Whether a mention is a part of a longer name."""
-    if _OTHER_BEFORE.search(before):
+    if _OTHER_BEFORE.search(_end(before)):
         return True
     name = _NAME_BEHIND.match(behind)
     if not (name and mention[:1].isupper()) or name[1] in _KINDS_OF_PLACE:
@@ -350,5 +392,5 @@ def _undecided(text: str, asked: _Asked) -> bool:
     """Whether a reply without a right answer gives none at all: it denies, it lists, or it is prose."""
     if len(text.split()) > _MOST_WORDS or len(sentences(text)) > 1:
         return True
-    known = [phrase for phrase in asked.right | asked.others if holds(normalise(text), phrase)]
-    return bool(known)  # it names an answer without giving it
+    # It names an answer without giving it.
+    return any(holds(normalise(text), phrase) for phrase in asked.known)

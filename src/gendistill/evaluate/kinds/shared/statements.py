@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+from gendistill.evaluate.kinds.shared.hinted import Hinted
+
 # Tags between which models think before they answer.
 _THOUGHT = r"think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad|analysis|seed:think"
 _TAG = re.compile(
@@ -13,28 +15,37 @@ _TAG = re.compile(
     r"|<\|(?P<token>begin|end)_of_thought\|>)(?![\"'`])",
     re.IGNORECASE,
 )
+_TAG_BEGINS = re.compile(r"[<\[◁]")
 
 # Behind these stands the answer. At most a few words stand between "answer" and "is".
 _SUBJECT = r"(?:answer|(?:correct|right|best|final)\s(?:option|choice|result|solution))"
-_MARKER = re.compile(
-    rf"""
-    \b{_SUBJECT}\b(?:[ ](?:to|of|for)[ ][^.\n:：=]{{0,60}}?)?(?:[ ](?:here|therefore|thus|then))?
+_MARKER = Hinted(
+    re.compile(
+        rf"""
+    \b(?:  # asked once at each character: Python's search has no other way to find where a word begins
+    {_SUBJECT}\b(?:[ ](?:to|of|for)[ ][^.\n:：=]{{0,60}}?)?(?:[ ](?:here|therefore|thus|then))?
         \s*(?:\bis\b|\bwas\b|\b(?:would|should|must|will)[ ]be\b|:|=)
         (?:[ ](?:that|therefore|thus|then|clearly|definitely|certainly|(?:most[ ])?(?:likely|probably))\b)?
+    | (?:respuesta|soluci[oó]n|opci[oó]n[ ]correcta)(?:[ ](?:correcta|final))?\s*(?:\b(?:es|ser[ií]a)\b|:)
+    | (?:antwort|l[oö]sung|antwortm[oö]glichkeit)\s*(?:\b(?:ist|lautet|w[aä]re)\b|:)
+    | r[eé]ponse(?:[ ](?:correcte|finale))?\s*(?:\b(?:est|serait)\b|:)
+    | (?:risposta|resposta)(?:[ ](?:corretta|correta|finale|final))?\s*(?:[eèé]\b|:)
+    )
     | (?:答案|正确选项|正解|答え)\s*(?:应该是|应当是|应该选|应为|应选|就是|是|为|選|选|は|:)
     | 【答案】 | [\"'](?:answer|antwort|respuesta|r[eé]ponse|risposta|resposta|答案)[\"']\s?:
-    | \b(?:respuesta|soluci[oó]n|opci[oó]n[ ]correcta)(?:[ ](?:correcta|final))?\s*(?:\b(?:es|ser[ií]a)\b|:)
-    | \b(?:antwort|l[oö]sung|antwortm[oö]glichkeit)\s*(?:\b(?:ist|lautet|w[aä]re)\b|:)
-    | \br[eé]ponse(?:[ ](?:correcte|finale))?\s*(?:\b(?:est|serait)\b|:)
-    | \b(?:risposta|resposta)(?:[ ](?:corretta|correta|finale|final))?\s*(?:[eèé]\b|:)
     | ^[ ]*\#\#\#\#
     """,
-    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
+        re.IGNORECASE | re.VERBOSE | re.MULTILINE,
+    ),
+    hints="answer option choice result solution 答案 正确选项 正解 答え antwort respuesta réponse reponse risposta "
+    "resposta soluci opci lösung losung ####",
 )
 _CALLED_WRONG = re.compile(
     r"\b(?:wrong|incorrect|false|falsche[nr]?|incorrect[ao]s?|fausses?|mauvaises?)\s$|(?:错误|不正确)的?$", re.I
 )
+_TO_ANSWER = re.compile(r"[\s:]{0,20}")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BRACE = re.compile("[{}]")
 # No statement is longer, and no denial reaches further: reading takes no longer than the text is long.
 _STATEMENT_LENGTH = 1000
 _BOX_LENGTH = 200
@@ -43,11 +54,10 @@ MOST_STATEMENTS = 50  # of a reply count, the last ones; one with more is a loop
 
 # What turns what follows it round, up to the end of the clause.
 DENIAL = (
-    r"(?:\b(?:not|cannot|never|neither|nor|without|anything[ ]but|other[ ]than|rather[ ]than|instead[ ]of|except"
-    r"|unlike|excluding|rules?[ ]out|ruled[ ]out|nicht|kein|keine|keinen|wrong|incorrect"
-    r"|nie|niemals|ne|pas|jamais|non|não|nunca|tampoco)\b"
-    r"|n['’]t\b|\bn['’](?=est|était)"
-    r"|\bno[ ](?:es|era|fue|son|longer|creo|pienso|parece|puede)\b|不是|并非|并不|不选|错误|不|非|不能|ではな)"
+    r"(?:\b(?:(?:n(?:ot|ever|either|or|icht|iemals|ie|e|on|ão|unca)|cannot|without|wrong|anything[ ]but|other[ ]than"
+    r"|rather[ ]than|rule[sd]?[ ]out|instead[ ]of|incorrect|exc(?:ept|luding)|unlike|kein(?:en?)?|pas|jamais|tampoco"
+    r"|no[ ](?:es|era|fue|son|longer|creo|pienso|parece|puede))\b|n['’](?=est|était))"
+    r"|n['’]t\b|不是|并非|并不|不选|错误|不|非|不能|ではな)"
 )
 # What turns what stands before it round.
 DENIED_AFTER = re.compile(
@@ -62,15 +72,30 @@ DENIED_AFTER = re.compile(
 _CLAUSE = re.compile(
     r"[.,;:!?\n，。；：！？、]|\bbut\b|\bsondern\b|\bsino\b|\bmais\b|而是|\bbecause\b|\bsince\b", re.IGNORECASE
 )
-_DENIAL = re.compile(DENIAL, re.IGNORECASE)
+# Parts of its words: "no" of cannot and nor, "ne" of never.
+DENIAL_HINTS = (
+    "no ne nie nicht without anything than instead except unlike excluding rule kein wrong incorrect n't n’t "
+    "n'est n’est n'é n’é pas jamais não nunca tampoco 不 错误 非 ではな"
+)
+DENIALS = Hinted(DENIAL, DENIAL_HINTS)
+_ANYTHING_BUT = re.compile(r"\banything but\b", re.IGNORECASE)
+_THOUGHT_THAT = re.compile(r",\s?(?=(?:dass|daß|que|that)\b)")
 # What is put between a denial and what it denies: "It is not, however, Paris".
 _ASIDE = re.compile(
     r",\s?(?:however|of course|in fact|indeed|I think|I believe|though|as some (?:say|think)),\s?", re.I
 )
 
+# LaTeX around words, and what only marks them.
+_LATEX_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|bf|rm|emph)[ ]?\{([^{}]{0,200})\}")
+_MARKUP = re.compile(
+    r"\\[()\[\]]|\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\*+|`+|__+|</?(?:b|i|strong|em|answer)>"
+)
+
 # Sentences end here; a point inside of a number, an initial or an abbreviation ends none.
+# Each of its parts begins with a sign, so that only signs are looked at.
 _SENTENCE = re.compile(
-    r"(?:(?<!\b[A-Za-z])(?<!\bSt)(?<!\b[DM]r)(?<!\bMrs)(?<!\bNo)(?<!\bvs)(?<!\bRs)\.(?=[\s\"'”’)\]*]|$)|[!?。！？])[\"'”’)\]*]*|\n"
+    r"\.(?=[\s\"'”’)\]*]|$)(?<!\b[A-Za-z]\.)(?<!\bSt\.)(?<!\b[DM]r\.)(?<!\bMrs\.)(?<!\bNo\.)(?<!\bvs\.)(?<!\bRs\.)"
+    r"[\"'”’)\]*]*|[!?。！？][\"'”’)\]*]*|\n"
 )
 
 
@@ -79,6 +104,8 @@ def answer_part(reply: str) -> str:
 
     A block may lack its opening tag, since templates put that into the prompt.
     """
+    if not _TAG_BEGINS.search(reply):  # most have none
+        return reply
     kept, start, thinking = [], 0, False
     for tag in _TAG.finditer(reply):
         closes = "/" in tag[0] or tag["token"] == "end"
@@ -99,16 +126,11 @@ def answer_part(reply: str) -> str:
 @lru_cache(maxsize=64)  # the strict and the flexible reading see the same text
 def plain(text: str) -> str:
     """The text in one spelling: full-width signs as ASCII, without bold, code and LaTeX around words."""
-    text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\u200b", "")
-    text = re.sub(
-        r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|bf|rm|emph)[ ]?\{([^{}]{0,200})\}", r"\1", text
-    )
-    text = re.sub(
-        r"\\[()\[\]]|\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\*+|`+|__+|</?(?:b|i|strong|em|answer)>",
-        "",
-        text,
-    )
-    return text
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\u200b", "")
+    if "\\" in text:
+        text = _LATEX_TEXT.sub(r"\1", text)
+    return _MARKUP.sub("", text)
 
 
 class Statement(NamedTuple):
@@ -127,7 +149,7 @@ class Statement(NamedTuple):
 
 def statements(text: str) -> Iterator[Statement]:
     """What a text in `plain` spelling says is the answer, in the order of the text."""
-    found = [*_boxes(text)]
+    found = [*_boxes(text)] if "\\" in text else []
     markers = [*_MARKER.finditer(text)][-MOST_STATEMENTS:]
     for marker, following in zip(markers, [*markers[1:], None], strict=False):
         # What is called wrong is no answer; a statement in a statement is the one that counts.
@@ -135,7 +157,7 @@ def statements(text: str) -> Iterator[Statement]:
             continue
         start = marker.end()
         # The answer may stand on the next line: "Answer:\n\nB".
-        start += len(re.match(r"[\s:]{0,20}", text[start : start + 20])[0])
+        start = _TO_ANSWER.match(text, start).end()
         end = sentence_end(text, start)
         if (
             following is not None
@@ -151,7 +173,7 @@ def _boxes(text: str) -> Iterator[Statement]:
     """Contents of LaTeX boxes, which may hold braces themselves."""
     for opening in [*_BOXED.finditer(text)][-MOST_STATEMENTS:]:
         depth = 1
-        for brace in re.compile("[{}]").finditer(text, opening.end(), opening.end() + _BOX_LENGTH):
+        for brace in _BRACE.finditer(text, opening.end(), opening.end() + _BOX_LENGTH):
             depth += 1 if brace[0] == "{" else -1
             if not depth:
                 yield Statement(text[opening.end() : brace.start()].strip(), opening.end(), True)
@@ -175,14 +197,21 @@ def sentences(text: str) -> list[str]:
 
 def denied(sentence: str, start: int, end: int) -> bool:
     """Whether a sentence says of what stands from `start` to `end` that it is not so."""
-    before = _ASIDE.sub(" ", sentence[max(0, start - _REACH) : start])
+    if DENIED_AFTER.match(sentence, end):
+        return True
+    before = sentence[max(0, start - _REACH) : start]
+    return DENIALS.may_be_in(before) and _denied_before(before)
+
+
+def _denied_before(before: str) -> bool:
+    before = _ASIDE.sub(" ", before)
     # Its "but" is none that ends a denial.
-    before = re.sub(r"\banything but\b", "not", before, flags=re.IGNORECASE)
+    before = _ANYTHING_BUT.sub("not", before)
     # Nor does the comma before what is thought: "Ich glaube nicht, dass".
-    before = re.sub(r",\s?(?=(?:dass|daß|que|that)\b)", " ", before)
+    before = _THOUGHT_THAT.sub(" ", before)
     breaks = [match.end() for match in _CLAUSE.finditer(before)]
     clause = before[breaks[-1] :] if breaks else before
-    return bool(_DENIAL.search(clause) or DENIED_AFTER.match(sentence, end))
+    return DENIALS.search(clause) is not None
 
 
 def cut_back(text: str) -> str:

@@ -16,12 +16,17 @@ _NAMED_A = re.compile(r"(?<![\w'’])a(?=[^\w\s\"'“‘*`(\[{$\\-]|\s*$)|(?<=[(
 _WORD = re.compile(rf"[{CJK}{_NAME}]|(?:(?<!\w)|(?<=[{CJK}]))-?\d+(?:\.\d+)*[^\W{CJK}]*|[^\W{CJK}]+")
 
 
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")  # separators
+
+
 @lru_cache(maxsize=MOST_KEPT)
 def normalise(text: str) -> str:
     """Lower case, without punctuation and articles, single spaces; signs and decimal points of numbers stay.
 
     An "a" that names something is no article: "(A)" is "a", "type A" is "type a".
     """
+    if _is_word(text):
+        return text.casefold()
     words = _words(_NAMED_A.sub(_NAME, _even(text)))
     # An article alone is all there is to compare ("The"), so it stays.
     return " ".join([word for word in words if word not in _ARTICLES] or words).replace(_NAME, "a")
@@ -30,7 +35,7 @@ def normalise(text: str) -> str:
 @lru_cache(maxsize=MOST_KEPT)
 def with_articles(text: str) -> str:
     """As `normalise`, but articles stay: what "type A" is found by in "type A blood"."""
-    return " ".join(_words(_even(text)))
+    return text.casefold() if _is_word(text) else " ".join(_words(_even(text)))
 
 
 def outermost(phrases: set[str]) -> set[str]:
@@ -43,10 +48,15 @@ def holds(text: str, phrase: str) -> bool:
     return bool(phrase) and f" {phrase} " in f" {text} "
 
 
+def _is_word(text: str) -> bool:
+    """Whether a text is a single plain word, as most answers are: there is nothing to leave out or to part."""
+    return text.isascii() and text.isalnum()
+
+
 def _even(text: str) -> str:
     # One spelling for full-width letters and for the minus sign.
-    return unicodedata.normalize("NFKC", text).replace("\u2212", "-")
+    return text if text.isascii() else unicodedata.normalize("NFKC", text).replace("\u2212", "-")
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(re.sub(r"(?<=\d),(?=\d{3})", "", text.casefold()))  # no thousands separators
+    return _WORD.findall(_THOUSANDS.sub("", text.casefold()))
