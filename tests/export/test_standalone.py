@@ -71,14 +71,6 @@ def test_where_it_is_its_own_classes_load_the_folder(exported, trusts):
         assert torch.equal(model(expected["ids"]).logits, expected["logits"])
 
 
-def test_an_export_can_be_exported(exported, tmp_path):
-    source = exported["qwen3-window-pure"] / "exported"
-    again = export_student(source, tmp_path / "exported")
-    assert {path.name: path.read_bytes() for path in again.iterdir()} == {
-        path.name: path.read_bytes() for path in source.iterdir()
-    }
-
-
 def test_every_file_is_the_librarys_own():
     """But for its imports, which are undone here, letter by letter."""
     modules = {file: text.split(maxsplit=2)[1] for file, text in CODE.items()}  # as the first line says

@@ -61,6 +61,7 @@ def _about(origin: Origin, config: GendistillConfig, parameters: int) -> str:
         f"{parameters:,} parameters in {config.num_hidden_layers} layers.",
         f"- {len(kept)} of them keep the teacher's softmax attention{listed}.",
     ]
+    # In the order of their first layers; a window's own layers are a mixer like the others.
     for mixer, count in Counter(mixer for mixer in config.mixers if mixer is not None).items():
         label = look_up(MIXERS, mixer, "mixer").label
         if config.window is not None:
@@ -100,6 +101,7 @@ def _results(origin: Origin) -> Iterator[str]:
         yield "This student was not evaluated, or its run folder was not at hand when it was exported."
         return
     yield to_markdown(PAIRED_HEADER, paired_cells(paired[label]))
+    # Of a run's last student only: of every stage they would be many tests, some of them significant by chance.
     if label in origin.scores["significance"]:
         yield to_markdown(SIGNIFICANCE_HEADER, significance_cells(origin.scores["significance"][label]))
     yield _NOTE
@@ -177,7 +179,10 @@ def _licence(origin: Origin) -> str:
         link = f" ({fields['license_link']})" if "license_link" in fields else ""
         weights = f"The weights come from {origin.teacher}, whose licence they are under: {stated}{link}."
     elif origin.licence.text is None:
-        weights = "The teacher's folder states no licence for the weights; ask whoever published it before you pass on."
+        weights = (
+            "No licence was found in the teacher's folder. The weights are under the one that the teacher was published "
+            "with: read it before you pass them on."
+        )
     else:
         weights = f"The weights come from {origin.teacher}, whose licence they are under: the file `LICENSE`."
     return f"{weights} {code}"

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from gendistill.errors import UserError
-from gendistill.files import EMBEDDED, read_json
+from gendistill.files import read_json
 from gendistill.models.loading import model_folder
 
 CONVERSION_REPORT, STAGE_REPORT = "conversion_report.json", "stage_report.json"
@@ -82,8 +82,8 @@ def origin_of(student: Path) -> Origin:
     return Origin(
         stage=_stage_of(reports),
         teacher=None if named is None else _without_folder(named),
-        is_on_hub=named is not None and named != EMBEDDED and not Path(named).is_absolute(),
-        licence=Licence({}, None) if named is None else licence_of(named),
+        is_on_hub=named is not None and "/" in named and not Path(named).is_absolute(),
+        licence=_licence_in(student) or _licence_of(named),
         reports=_without_folder(reports),
         recipe=_without_folder(recipe),
         scores=scores,
@@ -115,19 +115,22 @@ def _without_folder(value: Any) -> Any:
     return value
 
 
-def licence_of(teacher: str) -> Licence:
-    """The licence that a teacher's folder states in its model card, and the file of it; of a hub id, what was fetched.
-
-    A teacher that is not there any more states none.
-    """
+def _licence_of(teacher: str | None) -> Licence:
+    """What a teacher's folder states; of a hub id, that which it was fetched to. One that is gone states nothing."""
     try:
-        folder = model_folder(teacher)
+        found = None if teacher is None else _licence_in(model_folder(teacher))
     except (UserError, OSError):
-        return Licence({}, None)
+        found = None
+    return found or Licence({}, None)
+
+
+def _licence_in(folder: Path) -> Licence | None:
+    """The licence that a folder's model card states, and the file of it; None if there is neither."""
     # LICENSE, LICENSE.txt, LICENSE.md: the hub knows no rule.
     texts = [path for path in sorted(folder.glob("LICENSE*")) if path.is_file()]
     text = texts[0].read_text(encoding="utf-8", errors="replace") if texts else None
-    return Licence(_card_licence(folder / "README.md"), text)
+    fields = _card_licence(folder / "README.md")
+    return Licence(fields, text) if fields or text is not None else None
 
 
 def _card_licence(card: Path) -> dict[str, str]:

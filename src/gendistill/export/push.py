@@ -34,6 +34,7 @@ def push(folder: Path, repository: str) -> str:
     try:
         # Private: who publishes a model should have read its card first.
         address = api.create_repo(repository, private=True, exist_ok=True)
+        # Files that lie there already with the same content are not sent again.
         api.upload_folder(folder_path=folder, repo_id=address.repo_id, commit_message="gendistill export")
     except (HfHubHTTPError, OSError) as error:
         raise UserError(

@@ -17,7 +17,8 @@ from gendistill.ops.kernels import load_kernels
 for _class in (GendistillConfig, GendistillForCausalLM, GendistillModel):
     _class.__module__ = __name__
 
-# Now, and not in the middle of the first reply, does it show whether there are kernels. Not on a CPU: importing fla takes Triton and seconds, for nothing.
+# Now, and not in the middle of the first reply, it shows whether there are kernels. Not on a CPU: importing fla takes
+# Triton and seconds, for nothing.
 if torch.cuda.is_available():
     try:
         load_kernels()
