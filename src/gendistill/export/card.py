@@ -180,7 +180,7 @@ def _licence(origin: Origin) -> str:
         weights = f"The weights come from {origin.teacher}, whose licence they are under: {stated}{link}."
     elif origin.licence.text is None:
         weights = (
-            "No licence was found in the teacher's folder. The weights are under the one that the teacher was published "
+            "No licence was found in the teacher's folder. The weights are under the one that the teacher came "
             "with: read it before you pass them on."
         )
     else:
