@@ -49,14 +49,21 @@ ROOMS = {
     "bench": f"{GROUND} models compute inference recipe.data recipe placement",
     "report": f"{GROUND} analysis recipe.data data evaluate.kinds recipe distill evaluate",
     "doctor": f"{GROUND} ops models compute",
+    "export": f"{GROUND} analysis models",
     "run": f"{GROUND} ops distributed sandbox analysis models compute inference recipe.fields recipe.data data"
     " evaluate.kinds recipe distill evaluate synthesize placement plan report",
     "cli": f"{GROUND} ops distributed analysis models compute inference recipe.fields recipe.data data evaluate.kinds"
-    " recipe distill evaluate synthesize placement bench plan report doctor run",
+    " recipe distill evaluate synthesize placement bench plan report doctor export run",
 }
 # Said twice because it matters most, and followed through other rooms: a student is loaded, run and exported without
 # the recipe, and whatever generates knows nothing of evaluation.
-FAR_APART = [("ops", "recipe"), ("models", "recipe"), ("inference", "recipe"), ("inference", "evaluate")]
+FAR_APART = [
+    ("ops", "recipe"),
+    ("models", "recipe"),
+    ("export", "recipe"),
+    ("inference", "recipe"),
+    ("inference", "evaluate"),
+]
 
 
 def modules(root: Path) -> dict[str, Path]:

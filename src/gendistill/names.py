@@ -64,6 +64,7 @@ INITIALISATIONS = {
 # What computes the recurrence (`gendistill.ops.set_backend`).
 BACKENDS = {
     "auto": "kernels for CUDA tensors; elsewhere the reference for one token and chunks for more",
+    "plain": "the reference for one token and chunks for more, on any device",
     "reference": "one token at a time, in plain PyTorch",
     "chunked": "chunks of tokens, in plain PyTorch",
     "kernels": "flash-linear-attention's kernels, for CUDA tensors only",

@@ -6,7 +6,7 @@ import torch
 from gendistill.inference.prefill import prefill
 from gendistill.models.cache import cache_bytes, select_rows
 from gendistill.models.cost import expected_cache_bytes
-from small_models import make_student, make_teacher, tokens
+from small_models import CLOSE, make_student, make_teacher, tokens
 
 STUDENTS = {
     "hybrid": dict(keep=(1,), mixer="kda"),
@@ -64,3 +64,17 @@ def test_selected_rows_leave_the_cache_as_it_was(name):
     expected = student(torch.cat([again, again[:, :1]], dim=1), use_cache=False).logits[:, -1:]
     torch.testing.assert_close(step, expected, rtol=1e-3, atol=1e-3)
     assert cache_bytes(cache) == before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["hybrid", "pure", "window"])
+def test_a_cache_by_its_newer_name_is_used(name):
+    """transformers from 5.24 on calls it `cache`; passed over, every step would see its own token alone."""
+    student = make_student("qwen3", **STUDENTS[name]).double()
+    ids = tokens(2, 20)
+    expected = student(ids).logits[:, -1]
+    for model in (student, student.model):
+        cache = student(ids[:, :-1], use_cache=True).past_key_values
+        out = model(ids[:, -1:], cache=cache, use_cache=True)
+        logits = out.logits if model is student else student.lm_head(out.last_hidden_state)
+        torch.testing.assert_close(logits[:, -1], expected, **CLOSE)

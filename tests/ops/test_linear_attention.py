@@ -1,5 +1,7 @@
 """The chunked form equals the recurrence: outputs, final state and every gradient, whatever the gates and lengths."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -181,11 +183,24 @@ def test_a_backend_asked_for_by_name_is_taken(backend, monkeypatch):
     assert taken == ["reference", "chunked"]
 
 
+def test_plain_is_for_any_device(backend, monkeypatch):
+    """A tensor on CUDA, as far as anybody asks: exported folders compute so where fla-core is not installed."""
+    on_cuda = SimpleNamespace(is_cuda=True, shape=(2, 5), device="cuda")
+    monkeypatch.setattr(dispatch, "chunked_linear_attention", lambda *_: "chunked")
+    monkeypatch.setattr(dispatch, "recurrent_linear_attention", lambda *_: "token by token")
+    assert dispatch.takes_kernels(on_cuda)
+    backend("plain")
+    assert not dispatch.takes_kernels(on_cuda)
+    assert linear_attention(on_cuda, None, None, torch.zeros(1)) == "chunked"
+    on_cuda.shape = (2, 1)
+    assert linear_attention(on_cuda, None, None, torch.zeros(1)) == "token by token"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")
 def test_a_backend_that_cannot_run_is_refused(backend):
     with pytest.raises(UserError, match="needs a CUDA device"):
         backend("kernels")
-    with pytest.raises(UserError, match="known: auto, reference, chunked, kernels"):
+    with pytest.raises(UserError, match="known: auto, plain, reference, chunked, kernels"):
         backend("triton")
     linear_attention(**make_inputs(5))  # and the choice before still holds
 

@@ -28,6 +28,7 @@ from gendistill.models.padding import Padding
 from gendistill.models.parameters import Parameter, linear, within
 from gendistill.ops import Documents
 
+CACHE_NAMES = ("past_key_values", "cache")  # of transformers' arguments, until 5.23 and from 5.24 on
 _NORM = Parameter("norm")
 LAYER_PARAMETERS: dict[str, Parameter] = {
     **within("self_attn", ATTENTION_PARAMETERS),
@@ -62,8 +63,9 @@ def create_masks(
     config: GendistillConfig,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    past_key_values: Cache | None,
-    position_ids: torch.Tensor | None,
+    past_key_values: Cache | None = None,
+    position_ids: torch.Tensor | None = None,
+    cache: Cache | None = None,
     **_,
 ) -> dict[str, torch.Tensor | None]:
     """The masks of a forward pass over [B, T] tokens, by layer type.
@@ -79,7 +81,7 @@ def create_masks(
             config=config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            past_key_values=past_key_values if cache is None else cache,
             position_ids=position_ids,
         )
     return masks
@@ -165,6 +167,7 @@ class GendistillModel(GendistillPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         documents: Documents | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Hidden states of a batch.
@@ -179,7 +182,9 @@ class GendistillModel(GendistillPreTrainedModel):
             position_ids: [B, T].
             documents: the boundaries in `position_ids`, where it is known beforehand: reading it off a CUDA tensor
                 makes the host wait.
+            cache: what transformers from 5.24 on calls `past_key_values`.
         """
+        past_key_values = past_key_values if cache is None else cache
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
@@ -238,12 +243,13 @@ class GendistillForCausalLM(GendistillPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
         """Where `generate` makes a cache for a pure student, the one that counts: it asks its cache for its length."""
         # A cache of the caller's own is kept: it holds the conversation so far.
-        given = model_kwargs.get("past_key_values") is not None
+        given = any(model_kwargs.get(name) is not None for name in CACHE_NAMES)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        if self.config.is_pure and not given and model_kwargs.get("past_key_values") is not None:
-            model_kwargs["past_key_values"] = new_cache(self.config)
-            if generation_config.is_assistant:  # what the cache that it takes the place of was told
-                model_kwargs["past_key_values"].activate_past_recording()
+        for name in CACHE_NAMES:
+            if self.config.is_pure and not given and model_kwargs.get(name) is not None:
+                model_kwargs[name] = new_cache(self.config)
+                if generation_config.is_assistant:  # what the cache that it takes the place of was told
+                    model_kwargs[name].activate_past_recording()
 
     @can_return_tuple
     def forward(
@@ -256,9 +262,14 @@ class GendistillForCausalLM(GendistillPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """Logits [B, T, vocab] (or the last `logits_to_keep` positions) and, with labels [B, T], the loss."""
+        """Logits [B, T, vocab] (or the last `logits_to_keep` positions) and, with labels [B, T], the loss.
+
+        `cache` is what transformers from 5.24 on calls `past_key_values`.
+        """
+        past_key_values = past_key_values if cache is None else cache
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

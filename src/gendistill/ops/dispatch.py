@@ -20,7 +20,7 @@ _chosen = "auto"  # of the whole process: a model's layers are called by transfo
 def set_backend(backend: str) -> None:
     """Chooses the backend that `linear_attention` takes from now on in this process.
 
-    auto: fla's kernels for CUDA tensors; elsewhere the reference for one token and chunks for more.
+    auto: fla's kernels for CUDA tensors; elsewhere as plain: the reference for one token and chunks for more.
 
     Raises:
         UserError: there is no such backend, or kernels are asked for and there is no CUDA device or no fla-core.
@@ -64,7 +64,7 @@ def linear_attention(
         raise UserError(
             f"backend 'kernels' needs CUDA tensors, these are on {q.device}. Use auto, chunked or reference."
         )
-    if _chosen == "auto":  # a chunk of one token costs more than the token
+    if _chosen in ("auto", "plain"):  # a chunk of one token costs more than the token
         plain = recurrent_linear_attention if q.shape[1] == 1 else chunked_linear_attention
     else:
         plain = _PLAIN[_chosen]

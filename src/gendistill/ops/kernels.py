@@ -104,7 +104,8 @@ def load_kernels() -> Library:
         UserError: fla-core is not installed.
     """
     hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == SETTINGS_FOR
-    if hopper:  # before fla is imported below
+    shipped = hopper and LAUNCH_SETTINGS.is_dir()  # not in exported folders: transformers copies Python files alone
+    if shipped:  # before fla is imported below
         os.environ.setdefault("FLA_CONFIG_DIR", str(LAUNCH_SETTINGS))
         os.environ.setdefault("FLA_CACHE_MODE", "full")
     try:
@@ -119,7 +120,7 @@ def load_kernels() -> Library:
             f"CUDA tensors need the kernels of fla-core, which cannot be imported ({error}). "
             'Install them with: pip install "gendistill[gpu]"'
         ) from None
-    if hopper and os.environ["FLA_CACHE_MODE"] != "disabled":
+    if shipped and os.environ["FLA_CACHE_MODE"] != "disabled":
         for kernel in (
             chunk_h.chunk_fwd_kernel_h,
             chunk_h.chunk_bwd_kernel_dh,

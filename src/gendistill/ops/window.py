@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
+from gendistill.ops.dispatch import takes_kernels
 from gendistill.ops.documents import Documents
 from gendistill.ops.window_kernels import add_sinks
 
@@ -155,7 +156,7 @@ def _flash_can(q, k, v, documents, past: Past | None) -> bool:
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     half = q.dtype in (torch.bfloat16, torch.float16)
     known = past is None or past.equal_count is not None
-    return q.is_cuda and half and known and documents is None and not needs_grad
+    return takes_kernels(q) and half and known and documents is None and not needs_grad
 
 
 def _by_flash(q, k, v, window: int, sinks: int, scale: float, past: Past | None) -> torch.Tensor:
