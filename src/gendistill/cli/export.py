@@ -15,6 +15,7 @@ def command(
 ) -> None:
     """Write a student as a self-contained Hugging Face folder: weights, code, tokenizer, reports and model card."""
     # Imported here, so that `gendistill --help` need not wait for it.
+    from gendistill.console import Console
     from gendistill.export.folder import export_student
     from gendistill.export.push import check_push
     from gendistill.export.push import push as push_folder
@@ -23,7 +24,9 @@ def command(
     if push is not None:
         check_push(push)
     written = export_student(student, folder)
-    print(f"{written}: {sum(path.stat().st_size for path in written.iterdir()):,} bytes")
-    print(f'load it with AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True); its card: README.md')
+    console = Console()
+    console.print(f"{written}: {sum(path.stat().st_size for path in written.iterdir()):,} bytes")
+    load = f'AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)'
+    console.print(f"load it with {load}; its card: README.md")
     if push is not None:
-        print(f"on the hub: {push_folder(written, push)}")
+        console.print(f"on the hub: {push_folder(written, push)}")

@@ -22,7 +22,7 @@ from gendistill.data.dates import date_of, prints_date
 from gendistill.data.distant.make import DistantCounts, Maker
 from gendistill.data.distant.passages import Passages, Place
 from gendistill.errors import UserError
-from gendistill.files import read_json, seal, write_atomically
+from gendistill.files import make_folder, put_in_place, read_json, seal, write_atomically
 from gendistill.recipe.data import Source
 
 FORMAT = 1  # raise when the same inputs come to give other conversations
@@ -76,11 +76,11 @@ def make_distant(
         maker = Maker(source, tokenizer, sequence_length=sequence_length, seed=f"{seed} {purpose}", overlaps=overlaps())
         partial = folder.with_name(f"{key}.partial")  # it takes its name when it is whole
         try:
-            partial.mkdir(parents=True, exist_ok=True)
+            make_folder(partial)
             _fill(partial, maker, tokens, seed)
             seal(partial)
             shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
+            put_in_place(partial, folder)
         except OSError as error:
             raise UserError(
                 f"{partial}: could not be written ({error}). Free some space and run the same command again: it "
