@@ -52,6 +52,7 @@ def plot_placements(path: Path, results: Results) -> None:
     import matplotlib  # takes a second to import, which only this needs
 
     matplotlib.use("svg")  # before pyplot, which would look for a display
+    matplotlib.rcParams["svg.hashsalt"] = "gendistill"  # else the ids in a file are random
     from matplotlib import pyplot
 
     panels = [

@@ -315,6 +315,7 @@ def plot_losses(path: Path, stages: Mapping[str, Stage], metrics: Metrics) -> bo
     import matplotlib  # takes a second to import, which only this needs
 
     matplotlib.use("svg")  # before pyplot, which would look for a display
+    matplotlib.rcParams["svg.hashsalt"] = "gendistill"  # else the ids in a file are random
     from matplotlib import pyplot
 
     columns = min(2, len(curves))

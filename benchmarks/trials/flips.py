@@ -1,0 +1,207 @@
+"""One byte changed in each kind of file that a run keeps or reads: it must be noticed, or change nothing else.
+
+A flip is `noticed` (an error or warning of one of the commands that read the file), `without effect` (all other files,
+and what is printed, are as without it), `silent` (something differs, and nobody said why) or a `traceback`.
+"""
+
+import random
+import re
+import shutil
+import signal
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench_of_runs import Bench, complaints, contents, differences
+
+SEED = 20261129
+FLIPS = 4  # of each kind of file in each state: two anywhere, one near the beginning, one in a digit if it has any
+WARNINGS = ("damaged", "WARNING", "changed since written")
+
+
+@dataclass(frozen=True)
+class State:
+    """A folder that commands have left, finished or killed, and the commands that go on from it.
+
+    Attributes:
+        command: what was running; None of the commands of `then` finds more than it left.
+        when: it was killed once there was such a file with so many lines; None if it ended by itself.
+        files: those whose bytes are flipped, as a pattern of their names.
+        then: arguments of the commands that read them.
+        looks: numbers of those in `then` whose printed text must not change either.
+    """
+
+    command: str
+    then: list[list[str]]
+    files: str = ".*"
+    when: tuple[str, int] | None = None
+    looks: list[int] = field(default_factory=list)
+
+
+def _states(bench: Bench) -> dict[str, State]:
+    run, recipe = str(bench.live / "run"), str(bench.recipe)
+
+    def on(verb: str, *more: str) -> list[str]:
+        return [verb, recipe, "--output", run, *more]
+
+    inspect = [["inspect", run, "--task", task, "--json", "--limit", "99"] for task in ("facts", "choice")]
+    shown = [on("show-batch", "--stage", stage, "--step", "0") for stage in ("alignment", "distillation")]
+    each = [on("evaluate", "--stage", stage) for stage in ("conversion", "alignment", "distillation")]
+    finished = [["status", run], *inspect, *shown, *each, on("place"), on("synthesize"), on("run")]
+    return {
+        "finished": State("run from nothing", finished, looks=list(range(8))),
+        "converted": State("convert", [on("distill"), on("evaluate")]),
+        "training": State(
+            "distill",
+            [on("distill"), on("evaluate"), on("run")],
+            files=r"run/(2-distillation/.*|1-.*/(metrics.jsonl|SHA256SUMS)|recipe.yaml)",
+            when=("run/2-distillation/checkpoints/step-*4/SHA256SUMS", 1),
+        ),
+        "preparing": State("convert", [on("convert")], files="run/data/.*", when=("run/data/*.partial/state.json", 1)),
+        "placing": State("place", [on("place"), on("convert")], files=r"run/pl.*", when=("run/placement.jsonl", 3)),
+        "writing": State(
+            "synthesize",
+            [on("synthesize"), shown[1]],
+            files=r"run/synthesis/.*",
+            when=("run/synthesis/answers/replies.jsonl", 8),
+            looks=[1],
+        ),
+        "evaluating": State(
+            "evaluate",
+            [on("evaluate")],
+            files=r"run/evaluation/.*",
+            when=("run/evaluation/*/choice.partial.jsonl", 5),
+            looks=[0],
+        ),
+    }
+
+
+def try_all(bench: Bench, kept) -> None:
+    for name, state in _states(bench).items():
+        chance = random.Random(f"{SEED} {name}")
+        made = _make(bench, name, state)
+        flips = list(_flips(made, bench.teacher if state.when is None else None, state.files, chance))
+        if all(f"{name}: {flip.name}" in kept for flip in flips):
+            continue
+        expected = _outcome(bench, made, state)
+        for flip in flips:
+            if f"{name}: {flip.name}" not in kept:
+                kept.add(f"{name}: {flip.name}", _try(bench, made, state, expected, flip))
+
+
+@dataclass(frozen=True)
+class _Flip:
+    name: str  # kind of file and number
+    file: Path  # in the state's folder, or of the teacher
+    place: int
+    change: int  # by exclusive or
+
+
+def _make(bench: Bench, name: str, state: State) -> Path:
+    """The folder of a state, as a copy."""
+    command = bench.commands[state.command]
+    if state.when is None:
+        return bench.undisturbed[state.command].folder
+    pattern, lines = state.when
+    while True:
+        bench.restore(command.before)
+        child = bench.start(command.arguments)
+        while not child.has_ended() and not _has(bench.live, pattern, lines):
+            time.sleep(0.0003)
+        if not child.has_ended():
+            child.send(signal.SIGKILL)
+        child.wait()
+        if _has(bench.live, pattern, lines) and contents(bench.live) != contents(
+            bench.undisturbed[state.command].folder
+        ):
+            return Path(shutil.copytree(bench.live, bench.states / f"killed: {name}", dirs_exist_ok=True))
+
+
+def _has(root: Path, pattern: str, lines: int) -> bool:
+    try:
+        return any(path.read_bytes().count(b"\n") >= lines or lines == 1 for path in root.glob(pattern))
+    except FileNotFoundError:  # it has just got another name
+        return False
+
+
+def _flips(made: Path, teacher: Path | None, pattern: str, chance: random.Random):
+    """The flips of a state: a few for each kind of file."""
+    kinds = defaultdict(list)
+    for path in sorted(made.rglob("*")):
+        name = path.relative_to(made).as_posix()
+        # TensorBoard's files are read by TensorBoard alone.
+        if path.is_file() and path.stat().st_size and "/curves/" not in name and re.fullmatch(pattern, name):
+            kinds[_kind(name)].append(path)
+    for path in sorted(teacher.iterdir()) if teacher is not None else ():
+        kinds[f"teacher/{path.name}"].append(path)
+    for kind, paths in kinds.items():
+        for number in range(FLIPS):
+            file = chance.choice(paths)
+            data = file.read_bytes()
+            digits = [place for place, byte in enumerate(data[:100_000]) if chr(byte).isdigit()]
+            place, change = chance.randrange(len(data)), chance.randrange(1, 256)
+            if number == 2:
+                place = chance.randrange(min(64, len(data)))
+            if number == 3 and digits and not file.suffix.endswith(("safetensors", "npy", "distcp")):
+                place, change = chance.choice(digits), 1
+            yield _Flip(f"{kind} {number}", file, place, change)
+
+
+def _kind(name: str) -> str:
+    """A file's name without what differs between stages, data sets, checkpoints, models and tasks."""
+    name = re.sub(r"\b[0-9a-f]{20}\b", "KEY", name)
+    name = re.sub(r"step-\d+", "step-N", name)
+    name = re.sub(r"evaluation/[^/]+/(facts|choice)\b", "evaluation/MODEL/TASK", name)
+    return re.sub(r"\b\d-\w+/", "N-STAGE/", name)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    printed: list[tuple[int, str]]  # of each command: exit status, and text
+    before: dict
+    after: dict
+
+
+def _outcome(bench: Bench, made: Path, state: State, flip: _Flip | None = None) -> _Outcome:
+    """What the commands of a state come to, with a flip if there is one; the flipped file is left out."""
+    bench.restore("state", {"state": made})
+    own = None
+    if flip is not None:
+        own = flip.file if flip.file.is_relative_to(bench.teacher) else bench.live / flip.file.relative_to(made)
+        data = bytearray(own.read_bytes())
+        data[flip.place] ^= flip.change
+        own.write_bytes(data)
+    before = contents(bench.live)
+    printed = [bench.run(arguments) for arguments in state.then]
+    return _Outcome(printed, before, contents(bench.live))
+
+
+def _try(bench: Bench, made: Path, state: State, expected: _Outcome, flip: _Flip) -> dict:
+    original = flip.file.read_bytes()
+    try:
+        found = _outcome(bench, made, state, flip)
+    finally:
+        if flip.file.is_relative_to(bench.teacher):
+            flip.file.write_bytes(original)
+    own = None if flip.file.is_relative_to(bench.teacher) else flip.file.relative_to(made).as_posix()
+    noticed, silent, wrong = [], [], []
+    for number, ((code, printed), (_, wanted)) in enumerate(zip(found.printed, expected.printed, strict=True)):
+        verb = " ".join(part for part in state.then[number] if not part.startswith("/") and part != "--output")
+        if (complaint := complaints(code, printed)) is not None:
+            wrong.append(f"{verb}: {complaint}")
+        elif code or any(word in printed for word in WARNINGS):
+            said = [line for line in printed.splitlines() if "gendistill: " in line or any(w in line for w in WARNINGS)]
+            noticed.append(f"{verb}: {(said or [printed])[0]}"[:400])
+        elif number in state.looks and printed != wanted:
+            silent.append(f"{verb} prints otherwise")
+    for name in differences(found.after, expected.after):
+        # A command that refused has not written its files.
+        if name != own and not (noticed and found.after.get(name) == found.before.get(name)):
+            silent.append(name)
+    result = {"file": own or f"teacher/{flip.file.name}", "place": flip.place, "change": flip.change}
+    if wrong:
+        return result | {"outcome": "traceback", "why": wrong}
+    if silent:
+        return result | {"outcome": "silent", "why": silent, "said": noticed}
+    return result | ({"outcome": "noticed", "said": noticed} if noticed else {"outcome": "without effect"})
