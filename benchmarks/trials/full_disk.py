@@ -84,7 +84,7 @@ def _not_resumed(announced, printed: str) -> list[str]:
     """Complaints about stages that did not resume from their newest checkpoint."""
     newest: dict[str, int] = {}
     for path in announced:
-        if "checkpoints" in path.parts and not (path.parents[2] / "student") in [other.parent for other in announced]:
+        if "checkpoints" in path.parts and (path.parents[2] / "student") not in [other.parent for other in announced]:
             stage = path.parents[2].name.partition("-")[2]
             newest[stage] = max(newest.get(stage, 0), int(path.parent.name.removeprefix("step-")))
     return [

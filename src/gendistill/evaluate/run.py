@@ -113,13 +113,14 @@ def evaluate_model(
             todo = bar.add_task(f"{label}: {questions.name}", total=questions.answers)
             digest = _digest(model, tokenizer, evaluation, questions, seed, fingerprint, ranks)
             records = _finished(folder, questions, digest)
+            left = folder / f"{questions.name}.partial.jsonl"
             if records is None:
-                with Partial(folder / f"{questions.name}.partial.jsonl", digest) as partial:
+                with Partial(left, digest) as partial:
                     bar.advance(todo, len(partial.rankings) + len(partial.replies))
                     partial.on_answers = lambda count, todo=todo: bar.advance(todo, count)
                     records = _evaluate(model, tokenizer, evaluation, questions, seed, partial, ranks)
                 _store(folder, questions, records, digest)
-                partial.path.unlink()  # only now: killed before, nothing is generated again
+            left.unlink(missing_ok=True)  # only now: killed before, nothing is generated again
             bar.update(todo, completed=questions.answers)
             scores[questions.name] = TaskScore.from_records(records)
     return Scores(label, scores)
