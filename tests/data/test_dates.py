@@ -167,6 +167,17 @@ def test_a_run_that_was_killed_between_its_two_first_files_goes_on(clock, tmp_pa
     assert folder.day == FIRST and (tmp_path / "recipe.yaml").exists()
 
 
+def test_another_day_is_refused(clock, tmp_path):
+    """It is as good a date, and prompts would change without a word."""
+    clock(FIRST)
+    folder = RunFolder(tmp_path, parse_recipe(RECIPE, "test"))
+    folder.create()
+    written = (tmp_path / "date.txt").read_text()
+    (tmp_path / "date.txt").write_text(written.replace("2026-03-01", "2026-03-02"))
+    with pytest.raises(UserError, match="should hold the day the run was created"):
+        folder.day  # noqa: B018
+
+
 def test_a_day_that_is_none_is_refused(tmp_path):
     folder = RunFolder(tmp_path, parse_recipe(RECIPE, "test"))
     folder.create()

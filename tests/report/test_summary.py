@@ -164,6 +164,13 @@ def test_a_mixture_says_its_weights(tmp_path, settings, label):
     assert drawn(tmp_path / "loss.svg", {"mixture": stage(**settings)}) == sorted(["mixture", *label.split("\n")])
 
 
+def test_equal_losses_are_drawn_to_equal_files(tmp_path):
+    rows = [{"tokens": step, "loss": 1 / step} for step in (1, 2, 3)]
+    for name in ("one.svg", "other.svg"):
+        plot_losses(tmp_path / name, {"first": stage(objective="forward_kl")}, {"first": rows})
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "other.svg").read_bytes()
+
+
 def test_no_stage_no_plot(tmp_path):
     assert not plot_losses(tmp_path / "loss.svg", {"first": stage(objective="forward_kl")}, {"first": []})
     assert not (tmp_path / "loss.svg").exists()

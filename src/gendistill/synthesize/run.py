@@ -69,6 +69,7 @@ def synthesize(
     # By what is really prompted: other records that are left out anyway change no reply.
     _claim(folder, _digest(model, tokenizer, chosen, synthesis, seed))
     if not (folder / "stats.json").exists():
+        (folder / SUMS).unlink(missing_ok=True)  # of what is now written anew
         answered, generated = _generate_replies(model, tokenizer, chosen, synthesis, seed, folder, console)
         counts = judge(answered, synthesis, overlap)
         kept = [a for a in answered if a.failed is None]
