@@ -1,12 +1,15 @@
 """Files that are checked when they are read: whichever byte changes, nothing else is read for what was written."""
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from gendistill.errors import UserError
 from gendistill.files import (
     SUMS,
     checked_line,
     damage_of,
+    folder_in_one_piece,
     read_checked_line,
     read_hashed_json,
     seal,
@@ -52,6 +55,15 @@ def test_what_is_no_object_is_refused(tmp_path, content):
     (tmp_path / "values.json").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=r"values\.json: is missing or damaged"):
         read_hashed_json(tmp_path / "values.json")
+
+
+def test_a_full_disk_under_the_tokenizer_is_one_clear_error(tmp_path):
+    """tokenizers raises an Exception of no type of its own."""
+    refused = pytest.raises(UserError, match=r"student could not be written \(No space left on device.*Free some space")
+    with refused, folder_in_one_piece(tmp_path / "student") as partial:
+        (partial / "tokenizer.json").symlink_to("/dev/full")
+        Tokenizer(BPE()).save(str(partial / "tokenizer.json"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_sealed_without_what_lies_deeper(tmp_path):

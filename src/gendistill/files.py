@@ -56,11 +56,16 @@ def folder_in_one_piece(final: Path) -> Iterator[Path]:
         os.replace(partial, final)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError | SafetensorError):  # the latter has the system's error in words
+        if _is_of_the_system(error):
             raise UserError(
                 f"{final} could not be written ({error}). Free some space and run the same command again."
             ) from error
         raise
+
+
+def _is_of_the_system(error: BaseException) -> bool:
+    """Whether a file could not be written; Rust libraries have the system's error in words, tokenizers in no type."""
+    return isinstance(error, OSError | SafetensorError) or "(os error " in str(error)
 
 
 def seal(folder: Path) -> None:
