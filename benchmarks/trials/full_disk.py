@@ -10,10 +10,10 @@ from pathlib import Path
 
 from bench_of_runs import Bench, complaints, contents, differences
 
-SIZES = 10
 COMMAND = "run from nothing"
 ROOMY = 1 << 30  # bytes
-FIRST = 96 << 10  # bytes of the smallest disk: the run's recipe and date fit
+SMALL = (24, 48, 72, 112)  # KiB: filled by what comes before the first weights, such as records and packed data
+LARGE = (0.3, 0.6, 0.9, 1.2, 1.9, 2.4)  # of what a finished run takes: on the way there are checkpoints besides
 ANNOUNCED = (  # what a command has said, or shown by its name, to be done
     "run/*/student/model.safetensors",
     "run/*/student/*_report.json",
@@ -26,11 +26,9 @@ ANNOUNCED = (  # what a command has said, or shown by its name, to be done
 
 
 def try_all(bench: Bench, kept) -> None:
-    full = _size(bench.undisturbed[COMMAND].folder)
-    for number in range(SIZES):
-        # The largest is a little less than what the run leaves: checkpoints and partial files come on top.
-        size = round(FIRST + (full - FIRST) * number / (SIZES - 1) * 0.99)
-        name = f"disk {number}"
+    finished = _size(bench.undisturbed[COMMAND].folder)
+    for size in [kib << 10 for kib in SMALL] + [round(share * finished) for share in LARGE]:
+        name = f"disk of {size >> 10} KiB"
         if name not in kept:
             kept.add(name, _try(bench, size))
 
@@ -52,11 +50,13 @@ def _fill(bench: Bench, size: int) -> dict:
         time.sleep(0.0005)
     _mount(bench.live, "-o", f"remount,size={size}")
     wrong, said = [], []
-    # Twice: a disk that is still full must not do more harm than one that has just filled up.
-    for attempt in ("filling up", "full"):
-        code, printed = (child.wait(), child.printed) if attempt == "filling up" else bench.run(command.arguments)
+    for attempt in ("filling up", "still full"):
+        if attempt == "filling up":
+            code, printed = child.wait(), child.printed
+        else:  # a verb that does not compare the disk with what it needs first
+            code, printed = bench.run(bench.commands["convert"].arguments)
         complaint = complaints(code, printed)
-        if complaint is not None or code != 2:
+        if complaint is not None or (code != 2 and attempt == "filling up"):
             wrong.append(f"{attempt}: {complaint or f'it ended with {code}'}")
         said += [line for line in printed.splitlines() if line.startswith("gendistill: ")]
     announced = {path: path.stat().st_mtime_ns for pattern in ANNOUNCED for path in bench.live.glob(pattern)}
