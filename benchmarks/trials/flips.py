@@ -16,7 +16,7 @@ from pathlib import Path
 from bench_of_runs import Bench, complaints, contents, differences
 
 SEED = 20261129
-FLIPS = 3  # of each kind of file in each state: one anywhere, one near the beginning, one in a digit if it has any
+ANYWHERE, BEGINNING, DIGIT = range(3)  # where in a file a byte is flipped: among the first 64, in a digit if it has any
 WARNINGS = ("damaged", "WARNING", "changed since written")
 
 
@@ -30,6 +30,7 @@ class State:
         files: those whose bytes are flipped, as a pattern of their names.
         then: arguments of the commands that read them.
         looks: numbers of those in `then` whose printed text must not change either.
+        flips: of each kind of file, where.
     """
 
     command: str
@@ -37,6 +38,7 @@ class State:
     files: str = ".*"
     when: tuple[str, int] | None = None
     looks: list[int] = field(default_factory=list)
+    flips: tuple[int, ...] = (ANYWHERE, DIGIT)
 
 
 def _states(bench: Bench) -> dict[str, State]:
@@ -49,8 +51,7 @@ def _states(bench: Bench) -> dict[str, State]:
     shown = [on("show-batch", "--stage", stage, "--step", "0") for stage in ("alignment", "distillation")]
     finished = [["status", run], *inspect, *shown, on("place"), on("synthesize"), on("run")]  # `run` reads all students
     return {
-        "finished": State("run from nothing", finished, looks=list(range(5))),
-        "converted": State("convert", [on("distill"), on("evaluate")], files=r"run/([dpst0].*|recipe.yaml)"),
+        "finished": State("run from nothing", finished, looks=list(range(5)), flips=(ANYWHERE, BEGINNING, DIGIT)),
         "training": State(
             "distill",
             [on("distill"), on("evaluate"), on("run")],
@@ -73,6 +74,7 @@ def _states(bench: Bench) -> dict[str, State]:
             when=("run/evaluation/*/choice.partial.jsonl", 5),
             looks=[0],
         ),
+        "converted": State("convert", [on("distill"), on("evaluate")], files=r"run/([dpst0].*|recipe.yaml)"),
     }
 
 
@@ -80,7 +82,7 @@ def try_all(bench: Bench, kept) -> None:
     for name, state in _states(bench).items():
         chance = random.Random(f"{SEED} {name}")
         made = _make(bench, name, state)
-        flips = list(_flips(made, bench.teacher if state.when is None else None, state.files, chance))
+        flips = list(_flips(made, bench.teacher if state.when is None else None, state, chance))
         if all(f"{name}: {flip.name}" in kept for flip in flips):
             continue
         expected = _outcome(bench, made, state)
@@ -124,27 +126,27 @@ def _has(root: Path, pattern: str, lines: int) -> bool:
         return False
 
 
-def _flips(made: Path, teacher: Path | None, pattern: str, chance: random.Random):
+def _flips(made: Path, teacher: Path | None, state: State, chance: random.Random):
     """The flips of a state: a few for each kind of file."""
     kinds = defaultdict(list)
     for path in sorted(made.rglob("*")):
         name = path.relative_to(made).as_posix()
         # TensorBoard's files are read by TensorBoard alone.
-        if path.is_file() and path.stat().st_size and "/curves/" not in name and re.fullmatch(pattern, name):
+        if path.is_file() and path.stat().st_size and "/curves/" not in name and re.fullmatch(state.files, name):
             kinds[_kind(name)].append(path)
     for path in sorted(teacher.iterdir()) if teacher is not None else ():
         kinds[f"teacher/{path.name}"].append(path)
     for kind, paths in kinds.items():
-        for number in range(FLIPS):
+        for where in state.flips:
             file = chance.choice(paths)
             data = file.read_bytes()
             digits = [place for place, byte in enumerate(data[:100_000]) if chr(byte).isdigit()]
             place, change = chance.randrange(len(data)), chance.randrange(1, 256)
-            if number == 1:
+            if where == BEGINNING:
                 place = chance.randrange(min(64, len(data)))
-            if number == 2 and digits and not file.suffix.endswith(("safetensors", "npy", "distcp")):
+            if where == DIGIT and digits and not file.suffix.endswith(("safetensors", "npy", "distcp")):
                 place, change = chance.choice(digits), 1
-            yield _Flip(f"{kind} {number}", file, place, change)
+            yield _Flip(f"{kind} {where}", file, place, change)
 
 
 def _kind(name: str) -> str:

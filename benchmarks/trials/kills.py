@@ -7,12 +7,12 @@ import time
 from bench_of_runs import Bench, complaints, contents, differences
 
 TRIALS = {  # of each command
-    "run from nothing": 16,
+    "run from nothing": 8,
     "distill": 10,
-    "convert": 7,
-    "evaluate": 6,
-    "synthesize": 6,
-    "place": 5,
+    "convert": 9,
+    "evaluate": 8,
+    "synthesize": 8,
+    "place": 7,
     "run": 4,
     "show-batch": 2,
     "evaluate --model": 2,
