@@ -167,6 +167,14 @@ def test_a_run_that_was_killed_between_its_two_first_files_goes_on(clock, tmp_pa
     assert folder.day == FIRST and (tmp_path / "recipe.yaml").exists()
 
 
+def test_a_template_that_is_none_is_one_clear_error(make_tokenizer):
+    """One changed byte may do it."""
+    with pytest.raises(
+        UserError, match=r"the chat template is damaged \(line 3: .*\); fetch the tokenizer's files again"
+    ):
+        render_prompt(make_tokenizer(DATED["in place"].replace(" in ", " im ", 1)), ASKED)
+
+
 def test_another_day_is_refused(clock, tmp_path):
     """It is as good a date, and prompts would change without a word."""
     clock(FIRST)

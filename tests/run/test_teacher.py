@@ -108,6 +108,18 @@ def test_weights_are_read_once_while_they_are_unchanged(start, teacher, reads):
     assert len(reads) == 6
 
 
+def test_who_only_looks_is_not_shown_another_teacher(start, teacher):
+    start().load_teacher()
+    assert start().tokenizer is not None
+    path = teacher / "tokenizer.json"
+    path.write_text(path.read_text().replace('"e": 71', '"e": 72').replace('"f": 72', '"f": 71'))
+    with pytest.raises(UserError, match="different: its tokenizer"):
+        _ = start(makes_results=False).tokenizer
+    flip(teacher / "model.safetensors", -1)
+    with pytest.raises(UserError, match=r"different: .*model\.safetensors"):
+        start(makes_results=False).load_teacher()
+
+
 def test_who_only_looks_records_nothing(start, tmp_path):
     run = start(makes_results=False)
     run.load_teacher()

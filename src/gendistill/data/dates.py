@@ -8,7 +8,10 @@ created, and everything of the run that renders a template, data, evaluation and
 from datetime import date, datetime, time
 from functools import cache
 
+from jinja2 import TemplateSyntaxError
 from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from gendistill.errors import UserError
 
 ATTRIBUTE = "gendistill_date"  # on the tokenizer, since whatever renders a template has that at hand
 
@@ -24,11 +27,22 @@ def date_of(tokenizer) -> date:
 
 
 def tell_date(tokenizer, template: str) -> None:
-    """Has the next rendering of this template by transformers print the tokenizer's day, at midnight."""
+    """Has the next rendering of this template by transformers print the tokenizer's day, at midnight.
+
+    Raises:
+        UserError: the template is none: it cannot be compiled.
+    """
     told = datetime.combine(date_of(tokenizer), time()).strftime
     # transformers hands a template no function of ours, only text and numbers, so its own is replaced where the
     # compiled template looks for it. Each template has an environment to itself.
-    _compile_jinja_template(template).environment.globals["strftime_now"] = told
+    try:
+        compiled = _compile_jinja_template(template)
+    except TemplateSyntaxError as error:
+        raise UserError(
+            f"the chat template is damaged (line {error.lineno}: {error.message}); fetch the tokenizer's files again, "
+            "or mend the template"
+        ) from None
+    compiled.environment.globals["strftime_now"] = told
 
 
 def prints_date(tokenizer) -> bool:

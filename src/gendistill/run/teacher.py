@@ -19,7 +19,7 @@ GENERATION = "generation_config.json"  # optional; names tokens that end replies
 PLACE_OF_A_TOKENIZER = ("name_or_path", "vocab_file", "tokenizer_file", "local_files_only", "is_local")
 
 
-def check_teacher(folder: RunFolder, name: str) -> None:
+def check_teacher(folder: RunFolder, name: str, *, records: bool = True) -> None:
     """Refuses a teacher whose weights or configuration are not those that the run began with; records them at first.
 
     Weights are read once per run folder. After that a file counts as unchanged while its size, place on the disk and
@@ -39,17 +39,17 @@ def check_teacher(folder: RunFolder, name: str) -> None:
     if before and hashes[0] != hashes[1]:
         changed = sorted(file for file in before.keys() | found.keys() if hashes[0].get(file) != hashes[1].get(file))
         raise _refusal(folder, f"{source}: {', '.join(changed)}")
-    if _recorded(folder).get("files") != found:
+    if records and _recorded(folder).get("files") != found:
         _record(folder, files=found)
 
 
-def check_tokenizer(folder: RunFolder, tokenizer) -> None:
+def check_tokenizer(folder: RunFolder, tokenizer, *, records: bool = True) -> None:
     """The same for the teacher's tokenizer: vocabulary, merges, template, special tokens; and how it decodes."""
     found = {"tokenizer": tokenizer_hash(tokenizer), "tokenizer_settings": _settings_hash(tokenizer)}
     before = _recorded(folder)
     if any(before.get(name, value) != value for name, value in found.items()):
         raise _refusal(folder, "its tokenizer")
-    if not found.items() <= before.items():
+    if records and not found.items() <= before.items():
         _record(folder, **found)
 
 
