@@ -7,7 +7,7 @@ flips      one byte changed in each kind of file; it must be noticed, or change 
 full_disk  a disk that fills up at ten sizes; what was announced must stay, and be gone on with
 
 All parts if none is named. Every trial is kept in results/cpu/trials.json as it ends, so that a call that was stopped
-goes on from there; delete the file to try all anew. About 20 minutes on two cores; full_disk mounts file systems in
+goes on from there; delete the file to try all anew. About half an hour on two cores; full_disk mounts file systems in
 memory, and so needs root.
 """
 
@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import flips  # noqa: E402
 import full_disk  # noqa: E402
 import kills  # noqa: E402
-from bench_of_runs import Bench  # noqa: E402
 from figures import record, trials_figures  # noqa: E402
+from small_run import SmallRun  # noqa: E402
 
 PARTS = {"kills": kills, "flips": flips, "full_disk": full_disk}
 RAW = ROOT / "results/cpu/trials.json"
@@ -59,9 +59,9 @@ def main() -> None:
     if unknown := set(asked) - PARTS.keys():
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory(prefix="gendistill-trials-") as folder:
-        bench = Bench(Path(folder))
+        small = SmallRun(Path(folder))
         for part in asked:
-            PARTS[part].try_all(bench, Kept(part))
+            PARTS[part].try_all(small, Kept(part))
     raw = _read()
     if raw.keys() == PARTS.keys():
         record(trials_figures(RAW.parent), "python benchmarks/trials")

@@ -13,7 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench_of_runs import Bench, complaints, contents, differences
+from small_run import SmallRun, complaints, contents, differences
 
 SEED = 20261129
 ANYWHERE, BEGINNING, DIGIT = range(3)  # where in a file a byte is flipped: among the first 64, in a digit if it has any
@@ -41,8 +41,8 @@ class State:
     flips: tuple[int, ...] = (ANYWHERE, DIGIT)
 
 
-def _states(bench: Bench) -> dict[str, State]:
-    run, recipe = str(bench.live / "run"), str(bench.recipe)
+def _states(small: SmallRun) -> dict[str, State]:
+    run, recipe = str(small.live / "run"), str(small.recipe)
 
     def on(verb: str, *more: str) -> list[str]:
         return [verb, recipe, "--output", run, *more]
@@ -78,17 +78,17 @@ def _states(bench: Bench) -> dict[str, State]:
     }
 
 
-def try_all(bench: Bench, kept) -> None:
-    for name, state in _states(bench).items():
+def try_all(small: SmallRun, kept) -> None:
+    for name, state in _states(small).items():
         chance = random.Random(f"{SEED} {name}")
-        made = _make(bench, name, state)
-        flips = list(_flips(made, bench.teacher if state.when is None else None, state, chance))
+        made = _make(small, name, state)
+        flips = list(_flips(made, small.teacher if state.when is None else None, state, chance))
         if all(f"{name}: {flip.name}" in kept for flip in flips):
             continue
-        expected = _outcome(bench, made, state)
+        expected = _outcome(small, made, state)
         for flip in flips:
             if f"{name}: {flip.name}" not in kept:
-                kept.add(f"{name}: {flip.name}", _try(bench, made, state, expected, flip))
+                kept.add(f"{name}: {flip.name}", _try(small, made, state, expected, flip))
 
 
 @dataclass(frozen=True)
@@ -99,24 +99,24 @@ class _Flip:
     change: int  # by exclusive or
 
 
-def _make(bench: Bench, name: str, state: State) -> Path:
+def _make(small: SmallRun, name: str, state: State) -> Path:
     """The folder of a state, as a copy."""
-    command = bench.commands[state.command]
+    command = small.commands[state.command]
     if state.when is None:
-        return bench.undisturbed[state.command].folder
+        return small.undisturbed[state.command].folder
     pattern, lines = state.when
     while True:
-        bench.restore(command.before)
-        child = bench.start(command.arguments)
-        while not child.has_ended() and not _has(bench.live, pattern, lines):
+        small.restore(small.folder_before(command))
+        child = small.start(command.arguments)
+        while not child.has_ended() and not _has(small.live, pattern, lines):
             time.sleep(0.0003)
         if not child.has_ended():
             child.send(signal.SIGKILL)
         child.wait()
-        if _has(bench.live, pattern, lines) and contents(bench.live) != contents(
-            bench.undisturbed[state.command].folder
+        if _has(small.live, pattern, lines) and contents(small.live) != contents(
+            small.undisturbed[state.command].folder
         ):
-            return Path(shutil.copytree(bench.live, bench.states / f"killed: {name}", dirs_exist_ok=True))
+            return Path(shutil.copytree(small.live, small.states / f"killed: {name}", dirs_exist_ok=True))
 
 
 def _has(root: Path, pattern: str, lines: int) -> bool:
@@ -164,28 +164,28 @@ class _Outcome:
     after: dict
 
 
-def _outcome(bench: Bench, made: Path, state: State, flip: _Flip | None = None) -> _Outcome:
+def _outcome(small: SmallRun, made: Path, state: State, flip: _Flip | None = None) -> _Outcome:
     """What the commands of a state come to, with a flip if there is one; the flipped file is left out."""
-    bench.restore("state", {"state": made})
+    small.restore(made)
     own = None
     if flip is not None:
-        own = flip.file if flip.file.is_relative_to(bench.teacher) else bench.live / flip.file.relative_to(made)
+        own = flip.file if flip.file.is_relative_to(small.teacher) else small.live / flip.file.relative_to(made)
         data = bytearray(own.read_bytes())
         data[flip.place] ^= flip.change
         own.write_bytes(data)
-    before = contents(bench.live)
-    printed = [bench.run(arguments) for arguments in state.then]
-    return _Outcome(printed, before, contents(bench.live))
+    before = contents(small.live)
+    printed = [small.run(arguments) for arguments in state.then]
+    return _Outcome(printed, before, contents(small.live))
 
 
-def _try(bench: Bench, made: Path, state: State, expected: _Outcome, flip: _Flip) -> dict:
+def _try(small: SmallRun, made: Path, state: State, expected: _Outcome, flip: _Flip) -> dict:
     original = flip.file.read_bytes()
     try:
-        found = _outcome(bench, made, state, flip)
+        found = _outcome(small, made, state, flip)
     finally:
-        if flip.file.is_relative_to(bench.teacher):
+        if flip.file.is_relative_to(small.teacher):
             flip.file.write_bytes(original)
-    own = None if flip.file.is_relative_to(bench.teacher) else flip.file.relative_to(made).as_posix()
+    own = None if flip.file.is_relative_to(small.teacher) else flip.file.relative_to(made).as_posix()
     noticed, silent, wrong = [], [], []
     for number, ((code, printed), (_, wanted)) in enumerate(zip(found.printed, expected.printed, strict=True)):
         verb = " ".join(part for part in state.then[number] if not part.startswith("/") and part != "--output")

@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from bench_of_runs import Bench, complaints, contents, differences
+from small_run import SmallRun, complaints, contents, differences
 
 COMMAND = "run from nothing"
 ROOMY = 1 << 30  # bytes
@@ -25,48 +25,48 @@ ANNOUNCED = (  # what a command has said, or shown by its name, to be done
 )
 
 
-def try_all(bench: Bench, kept) -> None:
-    finished = _size(bench.undisturbed[COMMAND].folder)
+def try_all(small: SmallRun, kept) -> None:
+    finished = _size(small.undisturbed[COMMAND].folder)
     for size in [kib << 10 for kib in SMALL] + [round(share * finished) for share in LARGE]:
         name = f"disk of {size >> 10} KiB"
         if name not in kept:
-            kept.add(name, _try(bench, size))
+            kept.add(name, _try(small, size))
 
 
-def _try(bench: Bench, size: int) -> dict:
-    bench.restore("")
-    _mount(bench.live, "-t", "tmpfs", "-o", f"size={ROOMY}", "tmpfs")
+def _try(small: SmallRun, size: int) -> dict:
+    small.restore(None)
+    _mount(small.live, "-t", "tmpfs", "-o", f"size={ROOMY}", "tmpfs")
     try:
-        return _fill(bench, size)
+        return _fill(small, size)
     finally:
-        bench.restore("")
-        subprocess.run(["umount", str(bench.live)], check=True)
+        small.restore(None)
+        subprocess.run(["umount", str(small.live)], check=True)
 
 
-def _fill(bench: Bench, size: int) -> dict:
-    command = bench.commands[COMMAND]
-    child = bench.start(command.arguments)
-    while not (bench.live / "run/recipe.yaml").exists():
+def _fill(small: SmallRun, size: int) -> dict:
+    command = small.commands[COMMAND]
+    child = small.start(command.arguments)
+    while not (small.live / "run/recipe.yaml").exists():
         time.sleep(0.0005)
-    _mount(bench.live, "-o", f"remount,size={size}")
+    _mount(small.live, "-o", f"remount,size={size}")
     wrong, said = [], []
     for attempt in ("filling up", "still full"):
         if attempt == "filling up":
             code, printed = child.wait(), child.printed
         else:  # a verb that does not compare the disk with what it needs first
-            code, printed = bench.run(bench.commands["convert"].arguments)
+            code, printed = small.run(small.commands["convert"].arguments)
         complaint = complaints(code, printed)
         if complaint is not None or (code != 2 and attempt == "filling up"):
             wrong.append(f"{attempt}: {complaint or f'it ended with {code}'}")
         said += [line for line in printed.splitlines() if line.startswith("gendistill: ")]
-    announced = {path: path.stat().st_mtime_ns for pattern in ANNOUNCED for path in bench.live.glob(pattern)}
-    _mount(bench.live, "-o", f"remount,size={ROOMY}")
-    code, printed = bench.run(command.arguments)
+    announced = {path: path.stat().st_mtime_ns for pattern in ANNOUNCED for path in small.live.glob(pattern)}
+    _mount(small.live, "-o", f"remount,size={ROOMY}")
+    code, printed = small.run(command.arguments)
     if code:
         wrong.append(f"with space again, it ended with {code}: {printed[-500:]}")
-    wrong += differences(contents(bench.live), contents(bench.undisturbed[COMMAND].folder))
+    wrong += differences(contents(small.live), contents(small.undisturbed[COMMAND].folder))
     done_again = [
-        str(path.relative_to(bench.live))
+        str(path.relative_to(small.live))
         for path, written in announced.items()
         if "checkpoints" not in path.parts and (not path.exists() or path.stat().st_mtime_ns != written)
     ]
@@ -75,7 +75,7 @@ def _fill(bench: Bench, size: int) -> dict:
     return {
         "bytes": size,
         "said": said,
-        "announced": sorted(str(path.relative_to(bench.live)) for path in announced),
+        "announced": sorted(str(path.relative_to(small.live)) for path in announced),
         "outcome": "nothing lost" if not wrong else "; ".join(wrong),
     }
 

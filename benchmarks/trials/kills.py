@@ -4,7 +4,7 @@ import random
 import signal
 import time
 
-from bench_of_runs import Bench, complaints, contents, differences
+from small_run import SmallRun, complaints, contents, differences
 
 TRIALS = {  # of each command
     "run from nothing": 8,
@@ -23,27 +23,27 @@ SIGNALS = [signal.SIGKILL] * 8 + [signal.SIGTERM, signal.SIGINT]
 SEED = 20261128
 
 
-def try_all(bench: Bench, kept) -> None:
+def try_all(small: SmallRun, kept) -> None:
     for command, trials in TRIALS.items():
         for number in range(trials):
             name = f"{command} {number}"
             if name not in kept:
-                kept.add(name, _try(bench, command, random.Random(f"{SEED} {name}")))
+                kept.add(name, _try(small, command, random.Random(f"{SEED} {name}")))
 
 
-def _try(bench: Bench, name: str, chance: random.Random) -> dict:
+def _try(small: SmallRun, name: str, chance: random.Random) -> dict:
     """One trial: one kill, of every third also the restart is killed."""
-    command, undisturbed = bench.commands[name], bench.undisturbed[name]
+    command, undisturbed = small.commands[name], small.undisturbed[name]
     wanted, done, wrong = 1 + (chance.random() < 1 / 3), [], []
-    bench.restore(command.before)
+    small.restore(small.folder_before(command))
     while len(done) < wanted:
         moment, number = chance.uniform(0, undisturbed.seconds), chance.choice(SIGNALS)
-        child = bench.start(command.arguments)
+        child = small.start(command.arguments)
         time.sleep(moment)
         if child.has_ended():
             child.wait()
             if not done:  # it was faster this time: nothing was tried yet
-                bench.restore(command.before)
+                small.restore(small.folder_before(command))
                 continue
             break  # little was left to do for the restart
         child.send(number)
@@ -51,8 +51,8 @@ def _try(bench: Bench, name: str, chance: random.Random) -> dict:
         done.append({"signal": signal.Signals(number).name, "seconds": round(moment, 3), "code": code})
         if number != signal.SIGKILL and (complaint := complaints(code, child.printed)) is not None:
             wrong.append(f"{signal.Signals(number).name}: {complaint}")
-    code, printed = bench.run(command.arguments)
+    code, printed = small.run(command.arguments)
     if code:
         wrong.append(f"given again, it ended with {code}: {printed[-500:]}")
-    wrong += differences(contents(bench.live), contents(undisturbed.folder))
+    wrong += differences(contents(small.live), contents(undisturbed.folder))
     return {"kills": done, "outcome": "identical" if not wrong else "; ".join(wrong)}

@@ -4,7 +4,9 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ ROUND = 256  # tokens of a round of preparing data, so that even a small data se
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the bench, and where it starts."""
+    """A command of the command line, and where it starts."""
 
     name: str
     arguments: list[str]
@@ -61,7 +63,7 @@ class Undisturbed:
     printed: str
 
 
-class Bench:
+class SmallRun:
     """A folder `live`, in which all commands work, and copies of what each of them leaves undisturbed.
 
     Attributes:
@@ -88,16 +90,15 @@ class Bench:
 
     def _commands(self) -> list[Command]:
         run = str(self.live / "run")
-        task = {"facts": dict(kind="short_answer", path="embedded:facts", items=8, max_new_tokens=6)}
-        file = self.recipe.with_name("facts.yaml")
-        file.write_text(yaml.safe_dump(task["facts"]))
+        task = self.recipe.with_name("facts.yaml")
+        task.write_text(yaml.safe_dump(RECIPE["evaluation"]["tasks"]["facts"]))
         student = f"{run}/2-distillation/student"
 
         def on_run(verb: str, *more: str) -> list[str]:
             return [verb, str(self.recipe), "--output", run, *more]
 
         page = str(self.live / "batch.html")
-        one = ["evaluate", "--model", str(self.teacher), "--tasks", str(file), "--device", "cpu"]
+        one = ["evaluate", "--model", str(self.teacher), "--tasks", str(task), "--device", "cpu"]
         return [
             Command("run from nothing", on_run("run"), ""),
             Command("synthesize", on_run("synthesize"), ""),
@@ -118,25 +119,18 @@ class Bench:
         ]
 
     def _use_all(self) -> None:
-        """For the modules that it imports."""
+        """Runs commands in this process, for the modules that they import."""
+        from gendistill.cli import main
+
+        self.live.mkdir()
         for name in ("run from nothing", "show-batch", "evaluate --model", "plan", "bench"):
-            self.live.mkdir(exist_ok=True)
-            self.run(self.commands[name].arguments, in_this_process=True)
+            sys.argv = ["gendistill", *self.commands[name].arguments]
+            with suppress(SystemExit):  # as every command ends
+                main()
         shutil.rmtree(self.live)
 
-    def run(self, arguments: list[str], in_this_process: bool = False) -> tuple[int, str]:
+    def run(self, arguments: list[str]) -> tuple[int, str]:
         """Exit status of a command, and what it printed."""
-        if in_this_process:
-            import sys
-
-            from gendistill.cli import main
-
-            sys.argv = ["gendistill", *arguments]
-            try:
-                main()
-            except SystemExit as end:
-                return int(end.code or 0), ""
-            return 0, ""
         child = self.start(arguments)
         return child.wait(), child.printed
 
@@ -144,7 +138,7 @@ class Bench:
         return Child(arguments, self.log)
 
     def _leave_alone(self, command: Command) -> Undisturbed:
-        self.restore(command.before)
+        self.restore(self.folder_before(command))
         began = time.monotonic()
         code, printed = self.run(command.arguments)
         if code:
@@ -154,14 +148,17 @@ class Bench:
         shutil.copytree(self.live, copy)
         return Undisturbed(seconds, copy, printed)
 
-    def restore(self, name: str, states: dict[str, Path] | None = None) -> None:
-        """Makes the live folder what a command left undisturbed; empty for ""."""
+    def folder_before(self, command: Command) -> Path | None:
+        """What a command finds; None for nothing."""
+        return self.undisturbed[command.before].folder if command.before else None
+
+    def restore(self, folder: Path | None) -> None:
+        """Makes the live folder a copy of another; empty for None."""
         for path in self.live.iterdir() if self.live.exists() else ():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.live.mkdir(exist_ok=True)  # kept, as it may be a mount point
-        if name:
-            copy = (states or {}).get(name) or self.undisturbed[name].folder
-            shutil.copytree(copy, self.live, dirs_exist_ok=True)
+        if folder is not None:
+            shutil.copytree(folder, self.live, dirs_exist_ok=True)
 
 
 def complaints(code: int, printed: str) -> str | None:
@@ -219,7 +216,7 @@ def _without(value: Any, keys: set[str]) -> Any:
 
 
 def contents(root: Path) -> dict[str, Any]:
-    """Of all files, by name; of TensorBoard's and the bench's own, that there are any."""
+    """Of all files, by name; of TensorBoard's, that a folder has any."""
     found = {}
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         name = path.relative_to(root).as_posix()
