@@ -223,7 +223,9 @@ def hostile_figures(results: Path) -> dict[str, dict]:
 def trials_figures(results: Path) -> dict[str, dict]:
     """What small runs survive, from benchmarks/trials: kills, flipped bytes, full disks."""
     raw = json.loads((results / "trials.json").read_text())
-    identical = [trial["outcome"] == "identical" for trial in raw["kills"].values() for _ in trial["kills"]]
+    # One that had just ended by itself, with status 0, was not killed.
+    kills = [(trial, kill) for trial in raw["kills"].values() for kill in trial["kills"] if kill["code"]]
+    identical = [trial["outcome"] == "identical" for trial, _ in kills]
     flips = [flip["outcome"] for flip in raw["flips"].values()]
     kept = [trial["outcome"] == "nothing lost" for trial in raw["full_disk"].values()]
     figures = {

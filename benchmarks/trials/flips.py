@@ -49,12 +49,13 @@ def _states(small: SmallRun) -> dict[str, State]:
 
     inspect = [["inspect", run, "--task", task, "--json", "--limit", "99"] for task in ("facts", "choice")]
     shown = [on("show-batch", "--stage", stage, "--step", "0") for stage in ("alignment", "distillation")]
+    last = on("evaluate", "--stage", "distillation")  # named, or it would be another one where `distill` has refused
     finished = [["status", run], *inspect, *shown, on("place"), on("synthesize"), on("run")]  # `run` reads all students
     return {
         "finished": State("run from nothing", finished, looks=list(range(5)), flips=(ANYWHERE, BEGINNING, DIGIT)),
         "training": State(
             "distill",
-            [on("distill"), on("evaluate"), on("run")],
+            [on("distill"), last, on("run")],
             files=r"run/(2-distillation/.*|1-.*/(metrics.jsonl|SHA256SUMS)|recipe.yaml)",
             when=("run/2-distillation/checkpoints/step-*4/SHA256SUMS", 1),
         ),
@@ -74,7 +75,7 @@ def _states(small: SmallRun) -> dict[str, State]:
             when=("run/evaluation/*/choice.partial.jsonl", 5),
             looks=[0],
         ),
-        "converted": State("convert", [on("distill"), on("evaluate")], files=r"run/([dpst0].*|recipe.yaml)"),
+        "converted": State("convert", [on("distill"), last], files=r"run/([dpst0].*|recipe.yaml)"),
     }
 
 
