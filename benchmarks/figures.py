@@ -239,6 +239,25 @@ def hostile_figures(results: Path) -> dict[str, dict]:
     }
 
 
+def trials_figures(results: Path) -> dict[str, dict]:
+    """What small runs survive, from benchmarks/trials: kills, flipped bytes, full disks."""
+    raw = json.loads((results / "trials.json").read_text())
+    # One that had just ended by itself, with status 0, was not killed.
+    kills = [(trial, kill) for trial in raw["kills"].values() for kill in trial["kills"] if kill["code"]]
+    identical = [trial["outcome"] == "identical" for trial, _ in kills]
+    flips = [flip["outcome"] for flip in raw["flips"].values()]
+    kept = [trial["outcome"] == "nothing lost" for trial in raw["full_disk"].values()]
+    figures = {
+        "kills_survived_share": {"value": round(sum(identical) / len(identical), 4), "unit": "ratio"},
+        "kills": {"value": len(identical), "unit": "kills"},
+        "flips_silent": {"value": flips.count("silent"), "unit": "flips"},
+        "flips_tracebacks": {"value": flips.count("traceback"), "unit": "flips"},
+        "flips": {"value": len(flips), "unit": "flips"},
+        "full_disks_survived_share": {"value": round(sum(kept) / len(kept), 4), "unit": "ratio"},
+    }
+    return {name: figure | {"source": "results/cpu/trials.json"} for name, figure in figures.items()}
+
+
 def synthesize_figures(results: Path) -> dict[str, dict]:
     """Tokens a second of the slowest set of benchmarks/synthesize_speed.py whose replies are more than a letter."""
     sets = json.loads((results / "synthesize.json").read_text())["sets"].values()

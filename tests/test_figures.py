@@ -21,6 +21,7 @@ from figures import (
     suite_figures,
     synthesize_figures,
     training_speed_figures,
+    trials_figures,
     window_figures,
 )
 from test_suite import seconds_by_file, share_of_cli
@@ -37,6 +38,7 @@ def test_ledger_follows_from_its_sources():
     expected |= embedded_window_figures(ROOT / "results/window")
     expected |= bench_figures(ROOT / "results/gpu/bench")
     expected |= graded_replies_figures(ROOT / "tests") | hostile_figures(ROOT / "results/cpu")
+    expected |= trials_figures(ROOT / "results/cpu")
     if SUITE.exists():  # not yet where the suite is timed for the first time, which has to pass
         expected |= suite_figures(SUITE.parent)
     if WINDOW.exists():  # not before the table is measured

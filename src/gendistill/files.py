@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from gendistill.errors import UserError
 
 EMBEDDED = "embedded"  # begins the name of what is shipped in the package
 SUMS = "SHA256SUMS"  # in sealed folders
+HASH, CHECKSUM = "sha256", "crc32"  # the last values of a JSON file, and of a line, that are checked when they are read
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -55,19 +57,24 @@ def folder_in_one_piece(final: Path) -> Iterator[Path]:
         put_in_place(partial, final)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError | SafetensorError):  # the latter has the system's error in words
+        if _is_of_the_system(error):
             raise UserError(
                 f"{final} could not be written ({error}). Free some space and run the same command again."
             ) from error
         raise
 
 
+def _is_of_the_system(error: BaseException) -> bool:
+    """Whether a file could not be written; Rust libraries have the system's error in words, tokenizers in no type."""
+    return isinstance(error, OSError | SafetensorError) or "(os error " in str(error)
+
+
 def seal(folder: Path) -> None:
-    """Writes the hashes of a folder's files beside them, for `damage_of` and `sha256sum -c`.
+    """Writes the hashes of a folder's own files beside them, for `damage_of` and `sha256sum -c`.
 
     What it has sealed is on the disk itself, so that a loss of power cannot take it back.
     """
-    files = sorted(path for path in folder.iterdir() if path.name != SUMS)
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != SUMS)
     with ThreadPoolExecutor() as pool:  # hashing and the disk both work without the interpreter
         hashes = list(pool.map(file_sha256, files))
         list(pool.map(flush_to_disk, files))
@@ -156,6 +163,44 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: is missing or damaged ({error}). Delete {path.parent} and run again.") from None
+
+
+def write_hashed_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes values as JSON, atomically, with their hash as the last of them: a byte that changes is noticed."""
+    write_atomically(path, json.dumps(values | {HASH: _json_sha256(values)}, indent=1) + "\n")
+
+
+def read_hashed_json(path: Path) -> dict[str, Any]:
+    """What `write_hashed_json` wrote, without the hash; a file without one, as a person writes it, is taken as it is.
+
+    Raises:
+        UserError: it is missing, no JSON object, or not as it was written.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        expected = values.pop(HASH, None)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: is missing or damaged ({error})") from None
+    if expected not in (None, _json_sha256(values)):
+        raise UserError(f"{path}: is damaged (changed since written)")
+    return values
+
+
+def _json_sha256(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def checked_line(record: dict[str, Any]) -> str:
+    """A line of JSON with its checksum as the last value, for files to which a process that may be killed appends."""
+    text = json.dumps(record, ensure_ascii=False)
+    return f'{text[:-1]}, "{CHECKSUM}": "{zlib.crc32(text.encode()):08x}"}}\n'
+
+
+def read_checked_line(line: bytes) -> dict[str, Any] | None:
+    """What `checked_line` was given; None if the line is half written, or a byte of it has changed."""
+    text, _, checksum = line.rpartition(b', "%s": ' % CHECKSUM.encode())
+    text += b"}"
+    return json.loads(text) if checksum == b'"%08x"}' % zlib.crc32(text) else None
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:

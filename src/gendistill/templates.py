@@ -103,6 +103,11 @@ class _Limits:
         _work.left = MOST_WORK
 
     def __exit__(self, kind, error, _) -> None:
+        if isinstance(error, jinja2.TemplateSyntaxError):
+            raise UserError(
+                f"the chat template is damaged (line {error.lineno}: {error.message}); fetch the tokenizer's files "
+                "again, or mend the template"
+            ) from None
         if isinstance(error, jinja2.TemplateError):
             raise UserError(f"the chat template refuses this conversation: {error}") from None
         # It is a program of somebody else's: whatever it raises is about it.

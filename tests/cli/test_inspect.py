@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from gendistill.cli import inspect
 from gendistill.errors import UserError
+from gendistill.files import file_sha256
 from record_maker import choice_record, free_record
 
 TEACHER = [
@@ -21,15 +22,18 @@ STUDENT[5] |= dict(reply="I do not know. " * 40, reply_tokens=160, parsed=None, 
 PROGRAMS = [free_record(number, right=number > 0) for number in range(4)]
 
 
+def write_evaluated(path, records):
+    """Records with the file beside them that says they are whole."""
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    path.with_name(f"{path.stem}.meta.json").write_text(json.dumps({"records": file_sha256(path)}))
+
+
 @pytest.fixture
 def folder(tmp_path):
     def write(label, task, records):
         path = tmp_path / "run" / "evaluation" / label
         path.mkdir(parents=True, exist_ok=True)
-        (path / f"{task}.jsonl").write_text(
-            "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        )
-        (path / f"{task}.meta.json").write_text("{}")
+        write_evaluated(path / f"{task}.jsonl", records)
 
     write("teacher", "colours", TEACHER)
     write(
@@ -123,7 +127,7 @@ def test_few_shot_examples_are_cut(call, folder):
     path = folder / "evaluation/teacher/colours.jsonl"
     example = "<|im_start|>user\nWhich colour has the sky?<|im_end|>\n"
     records = [record | {"prompt": example * 5 + record["prompt"]} for record in TEACHER]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_evaluated(path, records)
     output = call("--task", "colours", "--where", "student truncated")
     assert f"… {5 * len(example)} characters before\n<|im_start|>user\nWhich colour has thing 5?" in output
     assert "the sky" not in output
@@ -172,9 +176,19 @@ def test_folders_without_an_evaluation(call, tmp_path):
 
 def test_records_that_do_not_fit(call, folder):
     path = folder / "evaluation/teacher/colours.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in TEACHER[::-1]))
+    write_evaluated(path, TEACHER[::-1])
     with pytest.raises(UserError, match="were evaluated on other items of 'colours'"):
         call()
-    path.write_text(json.dumps({"id": 0, "question": "?"}) + "\n")
+    write_evaluated(path, [{"id": 0, "question": "?"}])
     with pytest.raises(UserError, match="earlier version"):
+        call()
+
+
+@pytest.mark.parametrize("damaged", ["colours.jsonl", "colours.meta.json"])
+def test_records_with_a_changed_byte_are_not_shown(call, folder, damaged):
+    path = folder / "evaluation/teacher" / damaged
+    data = bytearray(path.read_bytes())
+    data[-6] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"colours\.jsonl: changed since written"):
         call()

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from cli_tools import RECIPE, in_process
+from gendistill.files import read_hashed_json
 
 RECALL = "length: 160, prompts: 3, window: 24, sinks: 2"
 BEAM = f"student.keep_attention={{method: beam, layers: 2, {RECALL}}}"
@@ -74,7 +75,7 @@ def test_a_killed_search_resumes_and_ends_the_same(placed, recipe, gendistill, t
     assert code == 0 and "7 sets scored" in output and "8 sets scored" not in output, output
     again = json.loads((run / "placement.json").read_text())
     for result in (whole, again):
-        del result["cost"]["seconds"]
+        del result["cost"]["seconds"], result["sha256"]
     assert again == whole
 
 
@@ -123,13 +124,16 @@ def test_a_run_takes_layers_from_a_file_beside_its_recipe(placed, recipe, gendis
     # The run keeps its own copy, and says so if the file is another one by now.
     result = json.loads(file.read_text())
     file.write_text(json.dumps(result | {"layers": [0, 1]}))
+    check(gendistill("convert", recipe, "--output", run), "as that wrote it", "changed since written")
+    del result["sha256"]  # as the message says: it was changed on purpose
+    file.write_text(json.dumps(result | {"layers": [0, 1]}))
     check(gendistill("convert", recipe, "--output", run), "says [0, 1] now", "begun with")
     file.unlink()
     assert gendistill("convert", recipe, "--output", run)[0] == 0
 
 
 def test_a_placement_of_another_teacher_is_refused(placed, recipe, gendistill, tmp_path):
-    result = json.loads((placed[0] / "placement.json").read_text())
+    result = read_hashed_json(placed[0] / "placement.json")
     keep = "student.keep_attention={from: other.json}"
     (tmp_path / "other.json").write_text(json.dumps(result | {"teacher": result["teacher"] | {"weights_sha256": "0"}}))
     run = tmp_path / "run"

@@ -106,6 +106,19 @@ def test_a_finished_run_does_nothing_again(unbroken, gendistill):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == before
 
 
+def test_a_summary_draws_no_metrics_that_have_changed(unbroken, gendistill):
+    run, _ = unbroken
+    log = run / "2-block_alignment/metrics.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole.replace(b'"loss": 0.', b'"loss": 1.', 1))
+    code, output = gendistill("run", run.parent / "tiny.yaml", "--output", run)
+    assert code == 2 and "metrics.jsonl changed since written. Delete metrics.jsonl there" in output, output
+    log.unlink()  # as the message says
+    assert gendistill("run", run.parent / "tiny.yaml", "--output", run)[0] == 0
+    log.write_bytes(whole)
+    assert gendistill("run", run.parent / "tiny.yaml", "--output", run)[0] == 0
+
+
 def test_evaluate_prints_the_pair(unbroken, gendistill):
     run, _ = unbroken
     code, output = gendistill("evaluate", run.parent / "tiny.yaml", "--output", run, "--stage", "block_alignment")

@@ -51,6 +51,11 @@ def test_the_teacher_writes_and_the_student_learns_it(recipe, tmp_path, capsys):
     before = records.stat().st_mtime_ns
     synthesize.command(path, None, run, "answers")
     assert records.stat().st_mtime_ns == before  # what is done is not done again
+    whole = records.read_bytes()
+    records.write_bytes(whole.replace(b"1", b"2", 1))  # stages would train on it, with no sign of it
+    with pytest.raises(UserError, match=r"records\.jsonl changed since written\. Delete that folder"):
+        synthesize.command(path, None, run)
+    records.write_bytes(whole)
 
     from gendistill.cli import convert
 

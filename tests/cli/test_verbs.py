@@ -63,6 +63,19 @@ def test_status_says_how_far_a_run_is(gendistill, recipe, converted_run):
     assert code == 0 and lines[:2] == [f"{converted_run}: no process works there", "0-conversion: done"]
     assert lines[2].startswith("1-qk_alignment: done, step 2, loss ") and lines[3] == "2-block_alignment: not begun"
     assert gendistill("status", converted_run.parent)[0] == 2
+    # What a kill left behind the student goes, and one changed byte of what status reads is said.
+    left = converted_run / "1-qk_alignment/checkpoints/step-00000002"
+    left.mkdir(parents=True)
+    code, output = gendistill("distill", recipe, *overrides, "--stage", "qk_alignment", "--output", converted_run)
+    assert code == 0 and not left.parent.exists(), output
+    for name, byte in (("recipe.yaml", b"qk_alig"), ("1-qk_alignment/metrics.jsonl", b'"loss": ')):
+        path = converted_run / name
+        whole = path.read_bytes()
+        path.write_bytes(whole.replace(byte, byte[:-1] + b"x"))
+        code, output = gendistill("status", converted_run)
+        assert code == 2 and "changed since" in output and "Traceback" not in output, output
+        path.write_bytes(whole)
+    assert gendistill("status", converted_run)[0] == 0
 
 
 def test_what_is_printed_goes_nowhere_or_into_a_file(gendistill, converted_run, tmp_path):

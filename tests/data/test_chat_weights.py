@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from gendistill.data.chat import encode_conversation, encode_conversations
-from gendistill.data.dataset import PackedDataset, tokenizer_hash
+from gendistill.data.dataset import PackedDataset
 from gendistill.data.encoding import Encoder
+from gendistill.data.fingerprints import tokenizer_hash
 from gendistill.data.masks import check_masks
 from gendistill.data.sources import Document
 from gendistill.errors import UserError

@@ -144,7 +144,7 @@ def test_a_run_keeps_the_day_it_was_created(clock, tmp_path):
     recipe = parse_recipe(RECIPE, "test")
     clock(FIRST)
     run = Run(recipe, tmp_path / "run", Console(quiet=True))
-    assert (tmp_path / "run" / "date.txt").read_text() == "2026-03-01\n"
+    assert (tmp_path / "run" / "date.txt").read_text().startswith("2026-03-01 ")
     run.tokenizer.chat_template = DATED["in place"]
     prompt = render_prompt(run.tokenizer, ASKED)
     clock(SECOND)
@@ -165,6 +165,25 @@ def test_a_run_that_was_killed_between_its_two_first_files_goes_on(clock, tmp_pa
     folder = RunFolder(tmp_path, recipe)
     folder.create()
     assert folder.day == FIRST and (tmp_path / "recipe.yaml").exists()
+
+
+def test_a_template_that_is_none_is_one_clear_error(make_tokenizer):
+    """One changed byte may do it."""
+    with pytest.raises(
+        UserError, match=r"the chat template is damaged \(line 3: .*\); fetch the tokenizer's files again"
+    ):
+        render_prompt(make_tokenizer(DATED["in place"].replace(" in ", " im ", 1)), ASKED)
+
+
+def test_another_day_is_refused(clock, tmp_path):
+    """It is as good a date, and prompts would change without a word."""
+    clock(FIRST)
+    folder = RunFolder(tmp_path, parse_recipe(RECIPE, "test"))
+    folder.create()
+    written = (tmp_path / "date.txt").read_text()
+    (tmp_path / "date.txt").write_text(written.replace("2026-03-01", "2026-03-02"))
+    with pytest.raises(UserError, match="should hold the day the run was created"):
+        folder.day  # noqa: B018
 
 
 def test_a_day_that_is_none_is_refused(tmp_path):

@@ -309,6 +309,42 @@ def test_a_killed_preparation_goes_on_to_the_same_rows(
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [again.key, f"{again.key}.lock"]
 
 
+@pytest.mark.parametrize("name", [*dataset.COLUMNS, "state", "header"])
+def test_what_was_prepared_and_has_changed_since_is_prepared_anew(
+    prepared, folder, tmp_path, monkeypatch, caplog, name
+):
+    """One bit of a row that a killed preparation left, of its state, or of a column's header."""
+    monkeypatch.setattr(mixture, "ROUND_TOKENS", 300)
+    source = Source(path=folder("a.jsonl", [{"text": "abc" * n} for n in range(60)]), epochs=9)
+    settings = {"sequence_length": 64, "tokens": 64 * 40}
+    whole = prepared([source], cache=tmp_path / "whole", **settings)
+    store, stored = dataset._store_round, []
+
+    def killed(*arguments):
+        if len(stored) == 3:
+            raise KeyboardInterrupt
+        store(*arguments)
+        stored.append(arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "_store_round", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepared([source], **settings)
+    (left,) = (tmp_path / "cache").glob("*.partial")
+    path = left / (dataset.STATE if name == "state" else f"{'input_ids' if name == 'header' else name}.npy")
+    data = bytearray(path.read_bytes())
+    # Of the first row that was made, behind a header of 128 bytes.
+    first = int(np.random.default_rng(0).permutation(40)[0])
+    row = 128 + first * 64 * dataset.COLUMNS.get(name, np.uint8)().itemsize
+    data[{"state": 40, "header": 25}.get(name, row)] ^= 1
+    path.write_bytes(data)
+    again = prepared([source], **settings)
+    assert "is damaged; the data set is prepared anew" in caplog.text
+    for column in dataset.COLUMNS:
+        assert np.array_equal(again[:][column], whole[:][column])
+    assert again.stats == whole.stats
+
+
 def test_malformed_records_are_counted_shown_and_skipped_up_to_a_limit(prepared, folder, caplog, tmp_path):
     path = folder("a.jsonl", [{"text": "abc"} if number % 4 else {"body": "x"} for number in range(1, 101)])
     with open(path, "a") as file:

@@ -126,6 +126,33 @@ def test_one_killed_in_the_middle_of_a_task_asks_only_what_is_left(
     assert not list((tmp_path / "killed").rglob("*.partial.jsonl"))
 
 
+def test_a_damaged_answer_is_asked_again_with_its_batch(model, tokenizer, settings, tmp_path, monkeypatch):
+    """Alone in a batch it would round otherwise; and an answer file that a kill left beside whole records goes."""
+    only = {"choice": settings["choice"]}
+    evaluate(model, tokenizer, only, tmp_path / "whole", 3)
+    evaluate(model, tokenizer, only, tmp_path / "damaged", 3)
+    left = tmp_path / "damaged/student/choice.partial.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_store", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        (tmp_path / "damaged/student/choice.meta.json").unlink()
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(model, tokenizer, only, tmp_path / "damaged", 3)
+    data = bytearray(left.read_bytes())
+    lines = data.split(b"\n")
+    data[len(lines[0]) + 1 + len(lines[1]) + 60] ^= 1  # in the second batch of rankings
+    left.write_bytes(data)
+    again = []
+    add = run.Partial.add
+    monkeypatch.setattr(run.Partial, "add", lambda partial, answers: (again.extend(answers), add(partial, answers)))
+    evaluate(model, tokenizer, only, tmp_path / "damaged", 3)
+    assert len(again) == 3 and not left.exists()
+    written = [(tmp_path / run_ / "student/choice.jsonl").read_bytes() for run_ in ("whole", "damaged")]
+    assert written[0] == written[1]
+    left.write_text("left by a kill")
+    evaluate(model, tokenizer, only, tmp_path / "damaged", 3)
+    assert not left.exists()
+
+
 def test_other_questions_do_not_take_up_what_was_left_of_a_killed_one(model, tokenizer, settings, tmp_path):
     left = tmp_path / "student" / "choice.partial.jsonl"
     left.parent.mkdir(parents=True)

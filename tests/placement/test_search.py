@@ -150,6 +150,16 @@ def test_a_killed_search_resumes_and_ends_the_same(tmp_path, pieces, monkeypatch
     assert (second.scorer.model.evaluations - before) * tokens == second.store.total("layer_tokens") - saved
 
 
+@pytest.mark.parametrize("damage", [b"\xff", b"9", b"{"])
+def test_a_damaged_line_is_measured_again_and_no_other(tmp_path, damage):
+    store = Store(tmp_path / "store", "one", 0.0)
+    for key in ("a", "b", "c"):
+        store.add(key, [{"likelihood": 1.5}], 5)
+    path = tmp_path / "store"
+    path.write_bytes(path.read_bytes().replace(b"1.5", damage + b".5", 2).replace(damage + b".5", b"1.5", 1))
+    assert list(Store(path, "one", 0.0).lines) == ["a", "c"]
+
+
 def test_what_was_measured_of_something_else_is_not_used(tmp_path):
     Store(tmp_path / "store", "one", 0.0).add("[[0]]", [{"likelihood": 0, "exact_match": 1, "kl": 0}], 5)
     assert "[[0]]" in Store(tmp_path / "store", "one", 0.0)

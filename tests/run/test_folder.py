@@ -52,6 +52,16 @@ def test_the_lock_names_its_process_and_dies_with_it(tmp_path, holder):
     lock_folder(tmp_path)  # its own is no hindrance
 
 
+def test_a_damaged_lock_is_no_bug(tmp_path, holder):
+    data = bytearray((tmp_path / "lock").read_bytes())
+    data[3] = 0xFF
+    with open(tmp_path / "lock", "r+b") as file:  # the holder's own file, not another of that name
+        file.write(data)
+    assert f"ess {holder.pid} " in holder_of(tmp_path)
+    with pytest.raises(UserError, match="another process works there"):
+        lock_folder(tmp_path)
+
+
 def test_a_folder_that_is_made_anew_is_locked_anew(tmp_path):
     root = tmp_path / "run"
     for _ in range(2):

@@ -67,24 +67,57 @@ def test_a_changed_configuration_is_refused(start, teacher):
         start().load_teacher()
 
 
-def test_a_changed_tokenizer_is_refused(start, teacher):
+@pytest.mark.parametrize("change", [("5.", "6."), None])
+def test_a_changed_generation_configuration_is_refused(start, teacher, change):
+    """It names tokens that end replies."""
+    start().load_teacher()
+    path = teacher / "generation_config.json"
+    if change is None:
+        path.unlink()
+    else:
+        path.write_text(path.read_text().replace(*change))
+    with pytest.raises(UserError, match=r"different: .*generation_config\.json"):
+        start().load_teacher()
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("chat_template.jinja", lambda text: text + " "),
+        ("tokenizer_config.json", lambda text: text.replace('spaces": false', 'spaces": true')),
+    ],
+)
+def test_a_changed_tokenizer_is_refused(start, teacher, file, change):
     assert start().tokenizer is not None
-    path = teacher / "chat_template.jinja"
-    path.write_text(path.read_text() + " ")
+    assert start().tokenizer is not None
+    path = teacher / file
+    path.write_text(change(path.read_text()))
     with pytest.raises(UserError, match="different: its tokenizer"):
         _ = start().tokenizer
 
 
 def test_weights_are_read_once_while_they_are_unchanged(start, teacher, reads):
     start().load_teacher()
-    assert sorted(reads) == ["config.json", "model.safetensors"]
+    assert sorted(reads) == ["config.json", "generation_config.json", "model.safetensors"]
     start().load_teacher()
-    assert len(reads) == 2
+    assert len(reads) == 3
     shutil.copytree(teacher, teacher.with_name("moved"))
     shutil.rmtree(teacher)
     teacher.with_name("moved").rename(teacher)  # other files of the same content
     start().load_teacher()
-    assert len(reads) == 4
+    assert len(reads) == 6
+
+
+def test_who_only_looks_is_not_shown_another_teacher(start, teacher):
+    start().load_teacher()
+    assert start().tokenizer is not None
+    path = teacher / "tokenizer.json"
+    path.write_text(path.read_text().replace('"e": 71', '"e": 72').replace('"f": 72', '"f": 71'))
+    with pytest.raises(UserError, match="different: its tokenizer"):
+        _ = start(makes_results=False).tokenizer
+    flip(teacher / "model.safetensors", -1)
+    with pytest.raises(UserError, match=r"different: .*model\.safetensors"):
+        start(makes_results=False).load_teacher()
 
 
 def test_who_only_looks_records_nothing(start, tmp_path):

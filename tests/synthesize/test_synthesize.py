@@ -10,6 +10,7 @@ from gendistill.data.dataset import prepare
 from gendistill.embedded import records, teacher_folder
 from gendistill.errors import UserError
 from gendistill.evaluate.kinds.shared.numbers import last_number
+from gendistill.files import damage_of
 from gendistill.models.loading import load_model, load_tokenizer
 from gendistill.recipe.data import Source, Synthesis
 from gendistill.recipe.evaluation import make_task
@@ -94,6 +95,19 @@ def test_killed_and_gone_on_gives_the_same_records(write, monkeypatch, temperatu
     whole = parts.parent / "whole"
     for name in ("replies.jsonl", "records.jsonl", "rejected.jsonl"):
         assert (parts / name).read_text() == (whole / name).read_text()
+
+
+def test_a_damaged_reply_is_written_again(write):
+    _, folder = write([FACTS])
+    whole = {name: (folder / name).read_bytes() for name in ("replies.jsonl", "records.jsonl")}
+    for change in (1, 255):
+        data = bytearray(whole["replies.jsonl"])
+        data[data.index(b'"reply": "') + 11] ^= change
+        (folder / "replies.jsonl").write_bytes(data)
+        (folder / "stats.json").unlink()
+        write([FACTS])
+        assert {name: (folder / name).read_bytes() for name in whole} == whole
+        assert damage_of(folder) is None
 
 
 def test_half_a_line_of_a_killed_run_is_cut_off(write):

@@ -4,13 +4,16 @@
     cache/<key>/stats.json                                       counts, and the key
 
 A folder appears under its key only when it is complete. While it is made it is called <key>.partial, and holds the
-state of the stream besides: a preparation that was killed resumes there. It may be deleted.
+state of the stream besides, with checksums of the rows so far: a preparation that was killed resumes there. It may be
+deleted.
 """
 
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,19 +23,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gendistill import __version__
 from gendistill.console import Console, Progress
 from gendistill.data.chat import ends_of_turns
 from gendistill.data.dates import date_of, prints_date
 from gendistill.data.encoding import LossOn, end_of_text
+from gendistill.data.fingerprints import source_fingerprint, tokenizer_hash
 from gendistill.data.held_out import EVERYTHING, Part
 from gendistill.data.mixture import Mixture
 from gendistill.data.packing import Piece, lay_out_row, token_count
-from gendistill.data.readers import local_suffix
-from gendistill.data.sources import EMBEDDED, local_files
 from gendistill.errors import UserError
-from gendistill.files import damage_of, make_folder, put_in_place, seal, write_atomically
+from gendistill.files import (
+    checked_line,
+    damage_of,
+    make_folder,
+    put_in_place,
+    read_checked_line,
+    seal,
+    write_atomically,
+)
 from gendistill.recipe.data import Source
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 3  # raise when the same inputs come to give other rows
 STATE = "state.json"
@@ -213,12 +224,15 @@ def _write_at_once(folder: Path, request: _Request) -> tuple[Counts, Mixture]:
 def _write(folder: Path, request: _Request) -> tuple[Counts, Mixture]:
     """Fills the columns round by round, from the state that an earlier attempt left."""
     rows, length, tokenizer = request.rows, request.sequence_length, request.tokenizer
-    state = json.loads((folder / STATE).read_text()) if (folder / STATE).exists() else {}
-    counts = Counts(**state.get("counts", {}))
-    mixture = Mixture(**request._asdict(), state=state.get("mixture"))
-    pad_id = _pad_id(tokenizer)
     # Neighbouring rows come from one window of the sources, often from one document: scatter them over the whole set.
     order = np.random.default_rng(request.seed).permutation(rows)  # [rows], from the number made to the index written
+    state = _whole_state(folder, (rows, length), order)
+    if not state:
+        for name in COLUMNS:
+            _make_column(folder, name, (rows, length))
+    counts, checksums = Counts(**state.get("counts", {})), state.get("checksums", dict.fromkeys(COLUMNS, 0))
+    mixture = Mixture(**request._asdict(), state=state.get("mixture"))
+    pad_id = _pad_id(tokenizer)
     # The disk takes a tenth of the time, in which the next round is made. One thread, so that rounds are stored in
     # order; left by an error, it still stores those that were whole.
     # On stderr: what is made of the data may be printed for another program to read.
@@ -231,15 +245,16 @@ def _write(folder: Path, request: _Request) -> tuple[Counts, Mixture]:
             if pending is not None:
                 pending.result()  # also where the disk was full
             # Opened for each round: the pages of those before would stay in the process's memory.
-            columns = {name: _column(folder, name, (rows, length)) for name in COLUMNS}
+            columns = {name: _open_column(folder, name, "r+") for name in COLUMNS}
             # strict=False: what is left of the order is for later rounds.
             for index, pieces in zip(order[start:], made, strict=False):
                 for name, values in lay_out_row(pieces, length, pad_id).items():
                     columns[name][index] = values
+                    checksums[name] = zlib.crc32(columns[name][index], checksums[name])
                 counts.add_row(pieces, length)
             # Of now: by the time it is stored, the mixture is in the next round.
-            state = json.dumps({"counts": asdict(counts), "mixture": mixture.state()})
-            pending = storage.submit(_store_round, folder, list(columns.values()), state)
+            state = {"counts": asdict(counts), "checksums": checksums, "mixture": mixture.state()}
+            pending = storage.submit(_store_round, folder, list(columns.values()), checked_line(state))
             progress.advance(len(made))
         if pending is not None:
             pending.result()
@@ -258,16 +273,45 @@ def _store_round(folder: Path, columns: list[np.memmap], state: str) -> None:
     write_atomically(folder / STATE, state)
 
 
-def _column(folder: Path, name: str, shape: tuple[int, int]) -> np.memmap:
-    """A column to write to, as an earlier round or attempt left it, or new."""
+def _whole_state(folder: Path, shape: tuple[int, int], order: np.ndarray) -> dict[str, Any]:
+    """The state that an earlier attempt left, if it and all rows made by then are as they were written; else {}."""
+    path = folder / STATE
+    if not path.exists():
+        return {}
+    state = read_checked_line(path.read_bytes().removesuffix(b"\n"))
+    made = order[: state["mixture"]["made"]] if state is not None else ()
+    if state is not None and all(_checksum(folder, name, shape, made) == state["checksums"][name] for name in COLUMNS):
+        return state
+    logger.warning("%s: is damaged; the data set is prepared anew", folder)
+    path.unlink()  # before the columns, which it speaks of
+    return {}
+
+
+def _checksum(folder: Path, name: str, shape: tuple[int, int], made: Sequence[int]) -> int | None:
+    """Of a column's rows in the order in which they were made; None if this is no such column."""
+    try:
+        column = _open_column(folder, name, "r")
+    except Exception:  # numpy has many types for a header that is none
+        return None
+    if (column.shape, column.dtype, column.flags.c_contiguous) != (shape, COLUMNS[name], True):
+        return None
+    checksum = 0
+    for index in made:
+        checksum = zlib.crc32(column[index], checksum)
+    return checksum
+
+
+def _make_column(folder: Path, name: str, shape: tuple[int, int]) -> None:
     path = folder / f"{name}.npy"
-    if path.exists():
-        return np.load(path, mmap_mode="r+")
-    column = np.lib.format.open_memmap(path, mode="w+", dtype=COLUMNS[name], shape=shape)
+    path.unlink(missing_ok=True)
+    np.lib.format.open_memmap(path, mode="w+", dtype=COLUMNS[name], shape=shape)
     with open(path, "r+b") as file:
         # A file with holes would kill the process where the disk is full; this says so beforehand.
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return column
+
+
+def _open_column(folder: Path, name: str, mode: str) -> np.memmap:
+    return np.load(folder / f"{name}.npy", mmap_mode=mode)
 
 
 def _stats(counts: Counts, mixture: Mixture, request: _Request, hashed_tokenizer: str) -> dict[str, Any]:
@@ -318,38 +362,3 @@ def _cache_key(request: _Request, hashed_tokenizer: str) -> str:
     if request.part != EVERYTHING:  # where nothing is held out, keys are those of before records could be
         everything["part"] = asdict(request.part)
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:20]
-
-
-def source_fingerprint(source: Source) -> dict:
-    """What a source will yield, whatever it is called: fields and content, not the path."""
-    # How many may be bad changes no good record; a setting that is added later keeps the keys of those without it.
-    fields = source.model_dump(exclude={"path", "skip_malformed"}, exclude_defaults=True)
-    if source.path is None:  # of the hub: by name, as asking for its content would mean reading all of it
-        return fields
-    if source.path.startswith(EMBEDDED):  # made by this package's code, for which its version stands
-        return fields | {"embedded": source.path, "version": __version__}
-    return fields | {"files": [_file_fingerprint(file) for file in local_files(source)]}
-
-
-def _file_fingerprint(path: Path) -> tuple[str, str | None]:
-    # The suffix says how it is read, and the same bytes may be read in more than one way.
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), local_suffix(path.name)
-
-
-def tokenizer_hash(tokenizer) -> str:
-    """Hash of all that makes token ids of text and conversations.
-
-    Raises:
-        UserError: this is no fast tokenizer.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer; give the teacher a tokenizer.json")
-    backend.no_truncation()  # left over from earlier calls, and set anew by every call
-    backend.no_padding()
-    # `to_str` is tokenizer.json, the vocabulary and all merges in it; the template and these ids lie outside.
-    ids = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)  # end documents, fill padding
-    digest = hashlib.sha256(backend.to_str().encode())
-    digest.update(json.dumps([tokenizer.chat_template, *ids]).encode())
-    return digest.hexdigest()[:20]

@@ -4,8 +4,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from gendistill.data.dataset import PackedDataset, tokenizer_hash
+from gendistill.data.dataset import PackedDataset
 from gendistill.data.encoding import LossOn
+from gendistill.data.fingerprints import tokenizer_hash
 from gendistill.errors import UserError
 
 TOKENS = 2**20  # looked at, in the first packed sequences to be consumed

@@ -16,16 +16,19 @@ KEEP = 2  # the newest, and one to go back to if it is damaged
 MANIFEST = "manifest.json"
 
 
-def save_checkpoint(folder: Path, step: int, optimizer: MasterOptimizer, fingerprint: dict) -> None:
+def save_checkpoint(
+    folder: Path, step: int, optimizer: MasterOptimizer, fingerprint: dict, log: Path | None = None
+) -> None:
     """Writes folder/step-N through a temporary name; the one before is kept until the next is whole.
 
     Args:
         fingerprint: what decides the trajectory; compared when the checkpoint is loaded.
+        log: a file as of this step, of which a copy is kept in the checkpoint.
 
     Raises:
         UserError: the disk is full or a file cannot be written; earlier checkpoints are left as they are.
     """
-    final, partial = folder / f"step-{step:08d}", folder / f"partial-{step:08d}"
+    final, partial = folder / step_name(step), folder / f"partial-{step:08d}"
     try:
         on_rank_zero(lambda: _empty(partial))
         with warnings.catch_warnings():
@@ -34,6 +37,8 @@ def save_checkpoint(folder: Path, step: int, optimizer: MasterOptimizer, fingerp
         # `dcp.save` returns when all processes have written; only then may the folder get its final name.
         if is_rank_zero():
             write_atomically(partial / MANIFEST, json.dumps({"step": step, "fingerprint": fingerprint}))
+            if log is not None:
+                shutil.copyfile(log, partial / log.name)
             seal(partial)
             shutil.rmtree(final, ignore_errors=True)  # a damaged one, or no other could take its name
             put_in_place(partial, final)  # for good, before an older one goes
@@ -81,6 +86,11 @@ def load_checkpoint(folder: Path, optimizer: MasterOptimizer, fingerprint: dict)
             ) from error
         return manifest["step"], notes
     return 0, notes
+
+
+def step_name(step: int) -> str:
+    """Of the folder of a step's checkpoint."""
+    return f"step-{step:08d}"
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from gendistill.console import Console, Progress
 from gendistill.distill.acceleration import GraphedMicroBatch
 from gendistill.distill.batches import Batch, HeldOut, Loader, Step
-from gendistill.distill.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from gendistill.distill.checkpoint import checkpoints, load_checkpoint, save_checkpoint, step_name
 from gendistill.distill.held_out import HeldOutLosses, without_dropout
 from gendistill.distill.objectives import TrainingObjective, part_of_step
 from gendistill.distill.optimizer import MasterOptimizer
@@ -173,9 +173,9 @@ class Trainer:
                     self.check_at_checkpoint(metrics.step)  # weights that fail it are not kept
                 leaves = is_settled and is_asked_to_stop()
                 if leaves or self._saves_after(metrics.step):
-                    if is_rank_zero():
-                        os.fsync(log.fileno())  # a checkpoint whose metrics are lost could not be resumed from
-                    save_checkpoint(self.folder / "checkpoints", metrics.step, self.optimizer, self.fingerprint)
+                    save_checkpoint(
+                        self.folder / "checkpoints", metrics.step, self.optimizer, self.fingerprint, Path(log_path)
+                    )
                     before = _Clock(self.device)  # the time it took is no step's
                 if leaves:
                     kept = f"{self.title} is kept as of step {metrics.step}"
@@ -303,26 +303,23 @@ class Trainer:
                 )
 
     def _resume(self) -> list[StepMetrics]:
-        """Loads the newest whole checkpoint and cuts metrics.jsonl back to it."""
+        """Loads the newest whole checkpoint, and brings metrics.jsonl back to it."""
         make_folder(self.folder)
         done, notes = load_checkpoint(self.folder / "checkpoints", self.optimizer, self.fingerprint)
         for note in notes:
             self.console.print(note)
         log = self.folder / "metrics.jsonl"
-        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        # More lines than the checkpoint has steps are those of a run that was stopped behind it; fewer cannot be.
-        if len(lines) < done:
-            raise UserError(
-                f"{log}: has {len(lines)} lines, the checkpoint is at step {done}. Delete {self.folder} to start anew."
-            )
+        # The checkpoint's own copy: checked with it, and no longer than it.
+        kept = self.folder / "checkpoints" / step_name(done) / log.name
         try:
-            history = [StepMetrics(**json.loads(line)) for line in lines[:done]]
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{log}: is damaged ({error}). Delete {self.folder} to start anew.") from None
+            lines = kept.read_text().splitlines() if done else []
+            history = [StepMetrics(**json.loads(line)) for line in lines]
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{kept}: is of another version ({error}). Delete {self.folder} to start anew.") from None
         if done:
             self.console.print(f"{self.title}: resumes from step {done}")
         if is_rank_zero():
-            write_atomically(log, "".join(line + "\n" for line in lines[:done]))
+            write_atomically(log, "".join(line + "\n" for line in lines))
         return history
 
     @contextmanager

@@ -18,7 +18,7 @@ from gendistill.errors import UserError
 from gendistill.evaluate.kinds.item import Item
 from gendistill.evaluate.ranking import candidate_ids
 from gendistill.evaluate.run import model_fingerprint
-from gendistill.files import make_folder, write_atomically
+from gendistill.files import make_folder, read_hashed_json, write_atomically, write_hashed_json
 from gendistill.recipe.evaluation import Harness
 
 RESULTS = "harness.json"
@@ -104,7 +104,7 @@ def run_harness(
     lm_eval = _lm_eval()
     # All that the scores depend on: unless it is the same, they are computed again.
     inputs = {"lm_eval": lm_eval.__version__, "settings": settings.model_dump(), "model": model_fingerprint(model)}
-    if path.exists() and inputs.items() <= (done := json.loads(path.read_text())).items():
+    if (done := _done(path)) is not None and inputs.items() <= done.items():
         return done["results"]
     check_harness(settings)
     found = lm_eval.simple_evaluate(
@@ -129,14 +129,22 @@ def run_harness(
     }
     # Inputs and results in one file, written whole: results never stand beside other inputs.
     make_folder(path.parent)
-    write_atomically(path, json.dumps(inputs | {"results": results}, indent=1) + "\n")
+    write_hashed_json(path, inputs | {"results": results})
     return results
+
+
+def _done(path: Path) -> dict[str, Any] | None:
+    """What an earlier call wrote; None where nothing is, or it is damaged: scoring again mends that."""
+    try:
+        return read_hashed_json(path)
+    except UserError:
+        return None
 
 
 def harness_cells(folder: Path, student: str) -> list[list[str]]:
     """Cells under HARNESS_HEADER: a row per task and metric that `run_harness` wrote for "teacher" and a student."""
     teacher_results, student_results = (
-        json.loads((Path(folder) / label / RESULTS).read_text())["results"] for label in ("teacher", student)
+        read_hashed_json(Path(folder) / label / RESULTS)["results"] for label in ("teacher", student)
     )
     cells = []
     for task, found in teacher_results.items():

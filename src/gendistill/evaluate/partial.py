@@ -1,19 +1,17 @@
 """Answers stored as they come in, so that an evaluation that is killed resumes behind its last whole one."""
 
-import json
-import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gendistill.evaluate.ranking import Ranking
-from gendistill.files import write_atomically
+from gendistill.files import checked_line, read_checked_line, write_atomically
 from gendistill.inference.generation import Reply
 
 
 class Partial:
-    """The answers to a task's items so far: a line with the hash of all they depend on, then one for each.
+    """The answers to a task's items so far: a line with the hash of all they depend on, then one for each batch.
 
     Attributes:
         rankings, replies: those that an earlier attempt left, by the index of the prompt.
@@ -31,11 +29,11 @@ class Partial:
         stores = {"reply": (self.replies, Reply), "ranking": (self.rankings, Ranking)}
         for line in lines[1:]:
             store, answer_type = stores[line["what"]]
-            answer = line["answer"]
-            # JSON has no tuples: what was written as one comes back as a list.
-            values = {name: tuple(value) if isinstance(value, list) else value for name, value in answer.items()}
-            store[line["index"]] = answer_type(**values)
-        whole = [_written(line) for line in lines or [{"sha256": self.digest}]]
+            for index, answer in line["answers"].items():
+                # JSON has no tuples and no numbers as keys: they come back as lists and texts.
+                values = {name: tuple(value) if isinstance(value, list) else value for name, value in answer.items()}
+                store[int(index)] = answer_type(**values)
+        whole = [checked_line(line) for line in lines or [{"sha256": self.digest}]]
         write_atomically(self.path, "".join(whole))  # without half a line at its end
         self.file = open(self.path, "a", encoding="utf-8")
         return self
@@ -47,27 +45,15 @@ class Partial:
         """The whole lines that are there, if they are of the same questions to the same model."""
         # What is half a line, of a process killed while it wrote, or damaged, is answered again.
         lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
-        read = [line for line in map(_read, lines) if line is not None]
+        read = [line for line in map(read_checked_line, lines) if line is not None]
         # Of other questions, or another model: nothing of it is of use.
         return read if read and read[0] == {"sha256": self.digest} else []
 
     def add(self, finished: dict[int, Ranking | Reply]) -> None:
-        for index, answer in finished.items():
-            what = "reply" if isinstance(answer, Reply) else "ranking"
-            line = {"what": what, "index": index, "answer": asdict(answer)}
-            # One line each: what a killed process leaves is whole lines and at most one half.
-            self.file.write(_written(line))
-        self.file.flush()  # to the system, so that a killed process leaves whole lines
+        if finished:
+            what = "reply" if isinstance(next(iter(finished.values())), Reply) else "ranking"
+            # One line for all: answered again without some of its items, a batch would round scores otherwise.
+            answers = {index: asdict(answer) for index, answer in finished.items()}
+            self.file.write(checked_line({"what": what, "answers": answers}))
+            self.file.flush()  # to the system, so that a killed process leaves whole lines
         self.on_answers(len(finished))
-
-
-def _written(line: dict[str, Any]) -> str:
-    """A line with its checksum in front."""
-    text = json.dumps(line, ensure_ascii=False)
-    return f"{zlib.crc32(text.encode()):08x} {text}\n"
-
-
-def _read(line: bytes) -> dict[str, Any] | None:
-    """What was written, or None if the line is not whole."""
-    checksum, _, text = line.partition(b" ")
-    return json.loads(text) if text and checksum == b"%08x" % zlib.crc32(text) else None

@@ -113,13 +113,13 @@ def evaluate_model(
         for questions in tasks:
             digest = _digest(model, tokenizer, evaluation, questions, seed, fingerprint, ranks)
             records = _finished(folder, questions, digest)
+            left = folder / f"{questions.name}.partial.jsonl"
             if records is None:
-                path = folder / f"{questions.name}.partial.jsonl"
-                with Partial(path, digest) as partial, _progress(label, questions, partial, console) as bar:
+                with Partial(left, digest) as partial, _progress(label, questions, partial, console) as bar:
                     partial.on_answers = bar.advance
                     records = _evaluate(model, tokenizer, evaluation, questions, seed, partial, ranks)
                 _store(folder, questions, records, digest)
-                partial.path.unlink()  # only now: killed before, nothing is generated again
+            left.unlink(missing_ok=True)  # only now: killed before, nothing is generated again
             scores[questions.name] = TaskScore.from_records(records)
     return Scores(label, scores)
 

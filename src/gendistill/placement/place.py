@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.console import Console
-from gendistill.files import write_atomically
+from gendistill.files import write_hashed_json
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.placement.layerwise import Layerwise, Others, check_student
 from gendistill.placement.measurement import Measurement, Train
@@ -72,7 +72,7 @@ def place(
         result |= _measure(Measurement(Scorer(model, prompts), maker, store, console, train), settings)
     else:
         raise TypeError(f"no placement by {type(settings).__name__}")
-    write_atomically(folder / FILE, json.dumps(result, indent=1) + "\n")
+    write_hashed_json(folder / FILE, result)
     return result
 
 

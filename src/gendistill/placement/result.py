@@ -8,13 +8,13 @@
  "by_layer": {"label", "values": [of each layer, null where none was measured]}
  "sets": [{"layers", "score"}]                 all that were measured, in their order
  "cost": {"seconds", "tokens", "layer_tokens"} tokens through the whole model, and through single layers
- "device", "dtype", "versions"}
+ "device", "dtype", "versions",
+ "sha256"}                                     of all the above; without it the file is taken as it is
 
 Methods that measure nothing have `layers` alone of what is measured.
 """
 
 import hashlib
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from gendistill import __version__
 from gendistill.errors import UserError
+from gendistill.files import read_hashed_json
 
 FILE = "placement.json"
 
@@ -47,16 +48,22 @@ def read_result(path: Path) -> dict[str, Any]:
     """A placement's result.
 
     Raises:
-        UserError: there is no such file, or it is none of a placement.
+        UserError: there is no such file, it is none of a placement, or it is not as it was written.
     """
     if not path.is_file():
         raise UserError(
             f"keep_attention: {path}: no such file. `gendistill place RECIPE` writes one into a run folder."
         )
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_hashed_json(path)
         needed = (result["layers"], result["teacher"]["layers"], result["teacher"]["weights_sha256"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except UserError as error:
+        raise UserError(
+            f"keep_attention: {path} is no result of `gendistill place` as that wrote it ({error}). Delete it and "
+            "place again: what was measured is kept in placement.jsonl. If it was changed on purpose, leave its sha256 "
+            "out."
+        ) from None
+    except (KeyError, TypeError):
         raise UserError(f"keep_attention: {path} is no result of `gendistill place`") from None
     if not all(isinstance(layer, int) for layer in needed[0]):
         raise UserError(f"keep_attention: {path}: its layers are {needed[0]!r}, not a list of numbers")

@@ -3,12 +3,11 @@
 placement.jsonl: a line with the hash of all that the numbers depend on, then a line for each piece of work.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-from gendistill.files import write_atomically
+from gendistill.files import checked_line, read_checked_line, write_atomically
 
 
 class Store:
@@ -25,13 +24,13 @@ class Store:
         self.lines: dict[str, dict[str, Any]] = {line["key"]: line for line in lines}
         # Anew, without half a line at its end.
         whole = [{"sha256": digest}, *lines]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in whole))
+        write_atomically(path, "".join(map(checked_line, whole)))
 
     def _read(self, digest: str) -> list[dict[str, Any]]:
         """The whole lines that are there, if they are of the same work."""
-        # What stands behind the last newline is half a line: the process was killed while it wrote.
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []
-        read = [json.loads(line) for line in lines]
+        # Half a line, of a process that was killed while it wrote, or a damaged one is measured again.
+        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
+        read = [line for line in map(read_checked_line, lines) if line is not None]
         return read[1:] if read and read[0] == {"sha256": digest} else []
 
     def __contains__(self, key: str) -> bool:
@@ -47,7 +46,7 @@ class Store:
         self.began = now
         self.lines[key] = line
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(checked_line(line))
 
     def total(self, what: str) -> float:
         """Of "seconds" or "layer_tokens", over all pieces and all attempts."""

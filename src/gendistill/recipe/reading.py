@@ -1,5 +1,6 @@
 """YAML as settings are written in: nothing in it is passed over, and every mistake is one clear error."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,25 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{what} {path}: a {what} is a mapping of settings, this is a {type(settings).__name__}")
     return settings
+
+
+_SIGNATURE = re.compile(r"# sha256 of the lines above: ([0-9a-f]{64})\n$")
+
+
+def signed(text: str) -> str:
+    """YAML with its hash as a comment at its end, see `is_as_signed`."""
+    return f"{text}# sha256 of the lines above: {_sha256(text)}\n"
+
+
+def is_as_signed(path: Path) -> bool:
+    """Whether a file of YAML is as `signed` wrote it; True where nothing is signed, as in what a person wrote."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    found = _SIGNATURE.search(text)
+    return found is None or found[1] == _sha256(text[: found.start()])
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse_yaml(text: str, origin: str) -> Any:

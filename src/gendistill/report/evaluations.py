@@ -1,11 +1,12 @@
 """What a run's evaluations wrote: which models were evaluated on which tasks, and the record of every item."""
 
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gendistill.errors import UserError
-from gendistill.files import read_jsonl
+from gendistill.files import file_sha256, read_jsonl
 
 TEACHER = "teacher"
 WITHOUT_WINDOW = "-without_window"  # behind the label of a student whose windows were switched off
@@ -101,6 +102,7 @@ class Evaluations:
             if (label, task) not in self._finished:
                 raise UserError(f"{label} has not been evaluated on '{task}' yet; evaluate it first")
             path = self._root / label / f"{task}.jsonl"
+            self._check(path)
             found[label] = read_jsonl(path)
             # The youngest key of the records; where it is there, all others are.
             if "flexible_correct" not in found[label][0]:
@@ -110,3 +112,13 @@ class Evaluations:
         if len(items) > 1:
             raise UserError(f"{' and '.join(labels)} were evaluated on other items of '{task}'; evaluate them again")
         return found
+
+    def _check(self, path: Path) -> None:
+        """Raises UserError if records are not those that the file beside them was written for."""
+        try:
+            written = json.loads(path.with_name(path.stem + _META).read_text(encoding="utf-8"))["records"]
+            damaged = file_sha256(path) != written
+        except (OSError, ValueError, KeyError, TypeError):
+            damaged = True
+        if damaged:
+            raise UserError(f"{path}: changed since written, or the file beside it; 'gendistill evaluate' mends that")

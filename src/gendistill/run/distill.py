@@ -24,7 +24,7 @@ from gendistill.distill.stage import train_stage
 from gendistill.distill.tracking import complaint
 from gendistill.distributed import on_rank_zero, report_errors_once
 from gendistill.errors import UserError
-from gendistill.files import folder_in_one_piece, write_atomically
+from gendistill.files import folder_in_one_piece, seal, write_atomically
 from gendistill.models.conversion import weights_sha256
 from gendistill.models.loading import load_model
 from gendistill.recipe.fields import result_settings, settings_key
@@ -68,6 +68,7 @@ def distil_stage(run: Run, name: str) -> None:
         UserError: the stage before is not done, or its student is not as it was written; or see `train_stage`.
     """
     if run.folder.has_student(name):  # whole, since its folder took its name last
+        on_rank_zero(lambda: _drop_checkpoints(run, name))
         return
     parent = _parent_of(run, name)
     stage = run.recipe.stages[name]
@@ -185,6 +186,7 @@ def _save(
     """Saves the student with its report; then its checkpoints can go."""
     # What is frozen comes from the folder the stage started from, to the bit: in memory it may be rounded.
     frozen = {weight: x for file in parent.folder.glob("*.safetensors") for weight, x in load_file(file).items()}
+    seal(run.folder.stage(name))  # its metrics, which the summary draws
     with folder_in_one_piece(run.folder.student(name)) as partial:
         student.save_pretrained(partial, state_dict=frozen | trained)
         run.tokenizer.save_pretrained(partial)
@@ -202,7 +204,11 @@ def _save(
             weights_sha256=weights_sha256(partial),
         )
         write_atomically(partial / run.folder.report(name).name, json.dumps(asdict(report), indent=1) + "\n")
-    # After the student is whole, so that a kill in between costs nothing.
+    _drop_checkpoints(run, name)
+
+
+def _drop_checkpoints(run: Run, name: str) -> None:
+    # After the student is whole, so that a kill in between costs nothing; what that left goes with the next call.
     shutil.rmtree(run.folder.stage(name) / "checkpoints", ignore_errors=True)
 
 

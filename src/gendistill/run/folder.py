@@ -3,7 +3,8 @@
 recipe.yaml                      as resolved, with absolute paths; what has not begun may still change in it
 teacher.json                     hashes of the teacher's files and tokenizer, which must stay what they were
 lock                             held by the process that works here, and names it
-date.txt                         the day the run was created, which chat templates that print the date are told
+date.txt                         the day the run was created, which chat templates that print the date are told; and a
+                                 checksum of it
 placement.json                   which layers keep attention, where the recipe does not list them; placement.jsonl, .svg
 data/                            packed sequences
 0-conversion/student/            the untrained student, with conversion_report.json
@@ -18,6 +19,7 @@ evaluation/teacher/, evaluation/1-qk_alignment/, ...   records per item
 summary.md, scores.json, loss.svg, reply_kl.svg
 """
 
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from datetime import date
 from pathlib import Path
@@ -30,7 +32,7 @@ from gendistill.files import damage_of, make_folder, read_json, write_atomically
 from gendistill.placement.result import FILE
 from gendistill.recipe.fields import drop_marked, result_settings
 from gendistill.recipe.loading import Recipe
-from gendistill.recipe.reading import read_yaml
+from gendistill.recipe.reading import read_yaml, signed
 from gendistill.run.lock import LOCK, lock_folder
 
 # Sections of a recipe whose entries count one by one, and evaluation, which counts for nothing that lies in the folder:
@@ -108,9 +110,10 @@ class RunFolder:
             self._check()  # again: until now another process may have been at work there
             # Before the recipe, which makes the folder a run; and once: prompts must be the same on the next day.
             if not self._date.exists():
-                write_atomically(self._date, f"{date.today()}\n")
+                write_atomically(self._date, _dated(str(date.today())))
             # Every setting, defaults too: a later version with other defaults must not read another run out of it.
-            write_atomically(self._recipe, yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False))
+            settings = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
+            write_atomically(self._recipe, signed(settings))
         except OSError as error:
             raise self._unusable(error) from None
 
@@ -133,8 +136,11 @@ class RunFolder:
             UserError: the file holds something else.
         """
         written = self._date.read_text(errors="replace").strip()
+        day, _, checksum = written.partition(" ")
         try:
-            return date.fromisoformat(written)
+            if checksum and written != _dated(day).strip():
+                raise ValueError("a digit has changed since")
+            return date.fromisoformat(day)
         except ValueError:
             raise UserError(
                 f"{self._date}: should hold the day the run was created, as 2026-01-31; it holds {written[:40]!r}"
@@ -206,6 +212,11 @@ class RunFolder:
     @property
     def evaluation(self) -> Path:
         return self.root / "evaluation"  # a folder per model in it, by label
+
+
+def _dated(day: str) -> str:
+    """A day with its checksum, since another day is as good a date as this one."""
+    return f"{day} {zlib.crc32(day.encode()):08x}\n"
 
 
 def _settled(values: Mapping[str, Any], stages: Collection[str], written: Collection[str]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def lock_folder(root: Path) -> None:
     path = (root / LOCK).absolute()
     if _is_held(path):
         return
-    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  kept below
+    file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115  kept below
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # POSIX allows both
@@ -47,7 +47,7 @@ def holder_of(root: Path) -> str | None:
     path = (root / LOCK).absolute()
     if _is_held(path) or not path.exists():
         return None
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back when the file is closed
         except (BlockingIOError, PermissionError):

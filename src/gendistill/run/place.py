@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gendistill.distributed import on_rank_zero
 from gendistill.errors import UserError
-from gendistill.files import write_atomically
+from gendistill.files import write_hashed_json
 from gendistill.models.loading import load_model
 from gendistill.placement.place import place
 from gendistill.placement.result import check_teacher, read_result
@@ -30,9 +30,10 @@ def _place(run: Run) -> None:
     keep = run.recipe.student.keep_attention
     if isinstance(keep, FromFile):
         path = Path(keep.path)
-        check_teacher(read_result(path), path, run.teacher, run.recipe.teacher)
+        result = read_result(path)
+        check_teacher(result, path, run.teacher, run.recipe.teacher)
         # A copy, so that the run stays what it is whatever becomes of the file.
-        write_atomically(run.folder.placement, path.read_text(encoding="utf-8"))
+        write_hashed_json(run.folder.placement, result)
         return
     student = None
     if isinstance(keep, Measured) and keep.student is not None:

@@ -50,7 +50,7 @@ class Run:
         Args:
             trains: the stages that are to be trained, those that are done among them; None for all.
             evaluates: the run is to be evaluated some day, so that its tasks are checked as well.
-            makes_results: the folder is taken for this process alone, and held to the teacher that it began with.
+            makes_results: the folder is taken for this process alone, and its teacher recorded if none is yet.
 
         Raises:
             UserError: see `start_compute`, `check_recipe`, `check_tasks`, `check_memory`, `check_disk`, `RunFolder`; or
@@ -124,15 +124,15 @@ class Run:
         """A teacher that is the caller's own, to shard or change."""
         model = load_model(self.recipe.teacher, self.compute.dtype, self.compute.device)
         # Behind loading, which fetches what is on the hub; and once, by one process.
-        if self.makes_results and distributed.is_rank_zero():
-            check_teacher(self.folder, self.recipe.teacher)
+        if distributed.is_rank_zero():
+            check_teacher(self.folder, self.recipe.teacher, records=self.makes_results)
         return model.requires_grad_(False)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The teacher's; its template is told the day of the run, by every step and after every restart."""
         tokenizer = load_tokenizer(self.recipe.teacher, self.config.vocab_size)
-        if self.makes_results and distributed.is_rank_zero():
-            check_tokenizer(self.folder, tokenizer)
+        if distributed.is_rank_zero():
+            check_tokenizer(self.folder, tokenizer, records=self.makes_results)
         freeze_date(tokenizer, self.folder.day)
         return tokenizer

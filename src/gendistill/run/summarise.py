@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from gendistill.analysis.scores import Scores
-from gendistill.files import read_json, read_jsonl
+from gendistill.errors import UserError
+from gendistill.files import SUMS, damage_of, read_json, read_jsonl
 from gendistill.models.loading import load_config
 from gendistill.placement.resolve import placed
 from gendistill.placement.result import read_result
@@ -52,6 +53,16 @@ def _metrics(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
     # A run that evaluates its conversion only has trained nothing, and a stage killed at once has an empty file.
     for name in folder.recipe.stages:
         path = folder.metrics(name)
-        if path.exists() and (lines := read_jsonl(path)):
+        if not path.exists():
+            continue
+        # Stages of earlier versions are not sealed.
+        if (path.parent / SUMS).exists() and folder.has_student(name):
+            damage = damage_of(path.parent, only=path.name)
+            if damage is not None:
+                raise UserError(
+                    f"{path.parent}: {damage}. Delete {path.name} there and run again for a summary without its curve: "
+                    "students and scores do not depend on it."
+                )
+        if lines := read_jsonl(path):
             found[name] = lines
     return found

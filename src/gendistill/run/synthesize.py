@@ -1,8 +1,8 @@
 """The step that has the teacher write training data."""
 
-from gendistill.distributed import on_rank_zero, report_errors_once
+from gendistill.distributed import as_rank_zero_says, on_rank_zero, report_errors_once
 from gendistill.errors import UserError
-from gendistill.files import read_json
+from gendistill.files import SUMS, damage_of, read_json
 from gendistill.run.run import Run
 from gendistill.synthesize.run import synthesize
 
@@ -12,14 +12,14 @@ def synthesize_set(run: Run, name: str) -> dict:
     """Has the teacher write a set of records, unless that is done; returns its statistics.
 
     Raises:
-        UserError: see `synthesize`; or there is no such set.
+        UserError: see `synthesize`; there is no such set, or it is not as it was written.
     """
     if name not in run.recipe.synthesis:
         known = ", ".join(run.recipe.synthesis) or "none"
         raise UserError(f"there is no synthesis '{name}'; the recipe's sets: {known}")
     folder = run.folder.synthesis(name)
     # Written last, so a set that has it is whole; looking first spares loading the teacher.
-    if not (folder / "stats.json").exists():
+    if not (folder / SUMS).exists():
         on_rank_zero(
             lambda: synthesize(
                 run.teacher.eval(),
@@ -32,4 +32,7 @@ def synthesize_set(run: Run, name: str) -> dict:
                 console=run.console,
             )
         )
+    # Stages would train on a changed record, and a preparation that had it would be another one, without a word.
+    if (damage := as_rank_zero_says(lambda: damage_of(folder))) is not None:
+        raise UserError(f"{folder}: {damage}. Delete that folder and run again.")
     return read_json(folder / "stats.json")

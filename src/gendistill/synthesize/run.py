@@ -4,12 +4,13 @@ folder/settings.json   hash of all that the replies depend on
 folder/replies.jsonl   every reply, written batch by batch; a killed run resumes behind the last whole batch
 folder/records.jsonl   the replies that passed, as records to train on
 folder/rejected.jsonl  the others, with the check they failed
-folder/stats.json      counts of every check, tokens, seconds; written last
+folder/stats.json      counts of every check, tokens, seconds; then SHA256SUMS, hashes of all these
 """
 
 import hashlib
 import json
 import time
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,16 @@ from gendistill.evaluate.items import load_items
 from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.ranking import candidate_ids, rank
 from gendistill.evaluate.run import model_fingerprint
-from gendistill.files import make_folder, write_atomically, write_jsonl
+from gendistill.files import (
+    SUMS,
+    checked_line,
+    make_folder,
+    read_checked_line,
+    read_json,
+    seal,
+    write_atomically,
+    write_jsonl,
+)
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import Reply, generate
 from gendistill.inference.stopping import end_ids
@@ -67,6 +77,7 @@ def synthesize(
     # By what is really prompted: other records that are left out anyway change no reply.
     _claim(folder, _digest(model, tokenizer, chosen, synthesis, seed))
     if not (folder / "stats.json").exists():
+        (folder / SUMS).unlink(missing_ok=True)  # of what is now written anew
         answered, generated = _generate_replies(model, tokenizer, chosen, synthesis, seed, folder, console)
         counts = judge(answered, synthesis, overlap)
         kept = [a for a in answered if a.failed is None]
@@ -78,9 +89,10 @@ def synthesize(
         write_jsonl(folder / RECORDS, [record(a, about, tokenizer) for a in kept])
         rejected = [a for a in answered if a.failed is not None]
         write_jsonl(folder / "rejected.jsonl", [record(a, about, tokenizer) for a in rejected])
-        # Last: with it the set is complete.
         write_atomically(folder / "stats.json", json.dumps(stats, indent=1) + "\n")
-    return json.loads((folder / "stats.json").read_text())
+    if not (folder / SUMS).exists():
+        seal(folder)  # last: with it the set is complete
+    return read_json(folder / "stats.json")
 
 
 def index_of(tasks: dict[str, TaskSettings], words: int, seed: int) -> OverlapIndex:
@@ -172,22 +184,23 @@ def _generate_batch(
 
 def _line(a: Answered) -> str:
     reply = {"id": a.prompt.id, "sample": a.sample, "reply": a.reply.text, "ids": a.reply.ids}
-    return json.dumps(reply | {"truncated": a.reply.truncated, "scores": a.scores}, ensure_ascii=False) + "\n"
+    return checked_line(reply | {"truncated": a.reply.truncated, "scores": a.scores})
 
 
 def _read_replies(path: Path, batches: list[list[tuple[Prompt, int]]]) -> list[Answered]:
     """The replies of the whole batches that an earlier attempt has finished; what is behind them is cut off."""
-    # The last of the split is empty, or a line that was cut off.
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    # What stands behind a line that was cut off, or is damaged, is written again.
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    whole = list(takewhile(lambda stored: stored is not None, map(read_checked_line, lines)))
     answered: list[Answered] = []
     for batch in batches:
-        if len(lines) < len(answered) + len(batch):
+        if len(whole) < len(answered) + len(batch):
             break
         for prompt, sample in batch:
-            stored = json.loads(lines[len(answered)])
+            stored = whole[len(answered)]
             reply = Reply(stored["reply"], len(stored["ids"]), stored["truncated"], tuple(stored["ids"]))
             answered.append(Answered(prompt, sample, reply, stored["scores"]))
-    write_atomically(path, "".join(line + "\n" for line in lines[: len(answered)]))
+    write_atomically(path, "".join(map(checked_line, whole[: len(answered)])))
     return answered
 
 
@@ -217,7 +230,7 @@ def _claim(folder: Path, digest: dict[str, str]) -> None:
     path = folder / "settings.json"
     if not path.exists():
         write_atomically(path, json.dumps(digest, indent=1) + "\n")
-    before = json.loads(path.read_text())
+    before = read_json(path)
     if changed := [name for name in digest if before.get(name) != digest[name]]:
         raise UserError(
             f"{folder}: holds replies made with other {', '.join(changed)}. Delete the folder to have them written anew"

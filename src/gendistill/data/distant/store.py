@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from gendistill.console import Console, Progress
-from gendistill.data.dataset import source_fingerprint, tokenizer_hash
 from gendistill.data.dates import date_of, prints_date
 from gendistill.data.distant.make import DistantCounts, Maker
 from gendistill.data.distant.passages import Passages, Place
+from gendistill.data.fingerprints import source_fingerprint, tokenizer_hash
 from gendistill.errors import UserError
 from gendistill.files import make_folder, put_in_place, read_json, seal, write_atomically
 from gendistill.recipe.data import Source
