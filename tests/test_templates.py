@@ -110,7 +110,7 @@ def test_limits_are_of_one_rendering_whatever_others_do(a_sixteenth):
     ("source", "told"),
     [
         ("{{ raise_exception('roles must alternate') }}", "refuses this conversation: roles must alternate"),
-        ("{% for %}", "refuses this conversation"),
+        ("{% for %}", "the chat template is damaged"),
         ("{{ messages.nothing.at_all }}", "refuses this conversation"),
         ("{{ 1 + 'x' }}", "fails: TypeError"),
         ("{{ 1 / 0 }}", "fails: ZeroDivisionError"),
