@@ -189,7 +189,7 @@ def test_a_requirement_that_is_not_met_fails_too(run_doctor, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--backend", "triton"], "known: auto, reference, chunked, kernels"),
+        (["--backend", "triton"], "known: auto, plain, reference, chunked, kernels"),
         (["--json", "nowhere/doctor.json"], "there is no folder nowhere"),
         pytest.param(
             ["--device", "cuda"],
