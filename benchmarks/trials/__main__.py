@@ -4,10 +4,10 @@
 
 kills      processes that are ended at random moments; the same command, given again, must leave the undisturbed folder
 flips      one byte changed in each kind of file; it must be noticed, or change nothing
-full_disk  a disk that fills up at ten sizes; what was announced must stay, and be gone on with
+full_disk  a disk that fills up at ten sizes; what was announced must stay, and the run resume from it
 
 All parts if none is named. Every trial is kept in results/cpu/trials.json as it ends, so that a call that was stopped
-goes on from there; delete the file to try all anew. About half an hour on two cores; full_disk mounts file systems in
+resumes there; delete the file to try all anew. About half an hour on two cores; full_disk mounts file systems in
 memory, and so needs root.
 """
 

@@ -9,6 +9,7 @@ from figures import QWEN3_0_6B, ROOT
 from transformers import Qwen3Config
 
 from cli_tools import RECIPE
+from gendistill.errors import Stopped
 
 PARTS = [
     "teacher weights",
@@ -43,6 +44,15 @@ def test_a_probe_gives_hours_and_leaves_nothing(recipe, gendistill, tmp_path, mo
     assert report["hours"] == pytest.approx(sum(stage["hours"] for stage in report["stages"].values()))
     for needle in ("every stage fits", "rough estimates", "probe of qk_alignment: 12 steps", "training in all", *PARTS):
         assert needle in output
+
+
+def test_a_probe_that_is_stopped_claims_to_keep_nothing(recipe, gendistill, monkeypatch):
+    def stop(run, name):
+        raise Stopped("stopped by SIGTERM; probe of qk_alignment is kept as of step 3", 143)
+
+    monkeypatch.setattr("gendistill.run.probe.probe_stage", stop)
+    code, output = gendistill("plan", recipe)
+    assert code == 143 and "gendistill: stopped by SIGTERM; plan keeps nothing\n" in output
 
 
 def test_without_a_probe_there_are_no_hours(recipe, gendistill, tmp_path):

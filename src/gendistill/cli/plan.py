@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gendistill.cli.options import Overrides, RecipeFile
-from gendistill.errors import UserError
+from gendistill.errors import Stopped, UserError
 
 
 def command(
@@ -76,7 +76,10 @@ def measure(settings, stages: list[str]) -> dict:
     # Data sets and the probe's steps need a run folder, which must not stand in the way of the real one.
     with tempfile.TemporaryDirectory(prefix="gendistill-plan-") as folder:
         run = Run(settings, Path(folder) / "run", console, makes_results=False)
-        return {name: probe_stage(run, name) for name in stages}
+        try:
+            return {name: probe_stage(run, name) for name in stages}
+        except Stopped as stopped:  # what a stage that is trained would say of its checkpoint is not true here
+            raise Stopped("stopped by SIGTERM; plan keeps nothing", stopped.code) from None
 
 
 def describe(settings, planner, prices: dict, probes: dict, refusals: dict, device: tuple) -> dict:
