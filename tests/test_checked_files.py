@@ -66,6 +66,14 @@ def test_a_full_disk_under_the_tokenizer_is_one_clear_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_sealing_that_was_killed_does_not_spoil_the_next(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / f"{SUMS}.partial").write_text("half a li")
+    seal(tmp_path)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [SUMS, "file"]
+    assert damage_of(tmp_path) is None
+
+
 def test_a_folder_is_sealed_without_what_lies_deeper(tmp_path):
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper/file").write_text("x")

@@ -74,7 +74,8 @@ def seal(folder: Path) -> None:
 
     What it has sealed is on the disk itself, so that a loss of power cannot take it back.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    # Half a file that a killed `write_atomically` left, of an earlier sealing say, is none of the folder's.
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != SUMS and p.suffix != ".partial")
     with ThreadPoolExecutor() as pool:  # hashing and the disk both work without the interpreter
         hashes = list(pool.map(file_sha256, files))
         list(pool.map(flush_to_disk, files))
