@@ -31,6 +31,7 @@ def main() -> None:
     tokenizer = arguments.tokenizer
     path = ROOT / "results/cpu/prepare.json"
     raw = {"megabytes": MEGABYTES, "sequence_length": LENGTH, "cores": multiprocessing.cpu_count(), "rounds": []}
+    raw["sources"] = [Path(source).name for source in arguments.text]
     with tempfile.TemporaryDirectory() as folder:
         raw["instructions"] = [apart(prepare_instructions, tokenizer, each) for each in arguments.instructions]
         quarter = write_text(arguments.text, Path(folder), MEGABYTES // 4)
