@@ -18,6 +18,7 @@ from gendistill.errors import UserError
 from gendistill.evaluate.kinds import fact, needle, needle_sum, recall
 from gendistill.evaluate.kinds.shared.haystack import made_up_text
 from gendistill.evaluate.kinds.shared.keys import KEYS
+from gendistill.files import write_atomically
 from gendistill.recipe.data import Source
 from gendistill.recipe.loading import parse_recipe
 from gendistill.synthesize.overlap import OverlapIndex
@@ -202,6 +203,26 @@ def test_resumes_where_it_was_killed(made, tmp_path, monkeypatch):
     resumed = made(cache=tmp_path / "killed")
     assert resumed.read_bytes() == whole.read_bytes() and distant_counts(resumed) == distant_counts(whole)
     assert seen[:12] == [*range(11), 8]  # behind the last state
+
+
+@pytest.mark.parametrize("name", [store.RECORDS, store.STATE])
+def test_what_has_changed_since_it_was_killed_is_made_anew(made, tmp_path, monkeypatch, name):
+    whole = made(tokens=20_000)
+    monkeypatch.setattr(store, "BETWEEN_STATES", 4)
+    with monkeypatch.context() as killed:
+        killed.setattr(store, "write_atomically", lambda *given: write_atomically(*given) or _die())
+        with pytest.raises(KeyboardInterrupt):  # behind the first state
+            made(tokens=20_000, cache=tmp_path)
+    (path,) = tmp_path.glob(f"*.partial/{name}")
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1
+    path.write_bytes(data)
+    again = made(tokens=20_000, cache=tmp_path)
+    assert again.read_bytes() == whole.read_bytes() and distant_counts(again) == distant_counts(whole)
+
+
+def _die():
+    raise KeyboardInterrupt
 
 
 def test_reads_on_from_any_place(text, tokenizer):

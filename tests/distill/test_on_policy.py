@@ -210,6 +210,17 @@ def test_replies_that_were_written_are_not_written_again(on_policy, monkeypatch)
     assert len(calls) == 5
 
 
+def test_a_line_with_a_changed_byte_is_none(tmp_path):
+    log = ReplyLog(tmp_path / "replies.jsonl", {})
+    for step in (0, 1):
+        log.add(step, {(2, 0): [31, 32]})
+    whole = log.path.read_bytes()
+    log.path.write_bytes(whole[::-1].replace(b"3", b"4", 1)[::-1])  # in the second line, which is still JSON
+    log.open(0)
+    assert log.found == {0: {(2, 0): [31, 32]}}
+    assert log.path.read_bytes() == whole.splitlines(keepends=True)[0]
+
+
 def test_a_line_for_each_step_says_how_replies_ended(on_policy):
     outcome = on_policy("lines")
     lines = [json.loads(line)["replies"] for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]

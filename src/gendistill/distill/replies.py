@@ -23,6 +23,7 @@ from gendistill.data.dataset import PackedDataset
 from gendistill.data.packing import Piece, lay_out_row, make_piece
 from gendistill.distributed import as_rank_zero_says, is_rank_zero
 from gendistill.errors import UserError
+from gendistill.files import checked_line, make_folder, read_checked_line
 from gendistill.inference.decoding import Sampling
 from gendistill.inference.generation import sample_ids
 from gendistill.inference.kept import release
@@ -221,7 +222,7 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 class ReplyLog:
     """replies.jsonl of a stage: a line a step with what the student wrote for it.
 
-    So a stage that was killed goes on with the very replies that it had, and they can be read.
+    So a stage that was killed resumes with the very replies that it had, and they can be read.
     """
 
     def __init__(self, path: Path, fingerprint: Mapping[str, str]):
@@ -240,7 +241,8 @@ class ReplyLog:
         found, end = {}, 0  # end: of what is whole and this trajectory's own
         with self.path.open("rb") as file:
             for line in file:
-                record = _parsed(line)
+                # JSON may be whole without its line break, but then another line would be put behind it.
+                record = read_checked_line(line.removesuffix(b"\n")) if line.endswith(b"\n") else None
                 if record is None or record["key"] != self.key:
                     break  # what stands behind it was written later, and is no better
                 end += len(line)
@@ -257,15 +259,6 @@ class ReplyLog:
             return
         # A list of lists: JSON's keys are texts.
         written = [[row, place, ids] for (row, place), ids in replies.items()]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         with self.path.open("a") as file:
-            file.write(json.dumps({"key": self.key, "step": step, "replies": written}) + "\n")
-
-
-def _parsed(line: bytes) -> dict | None:
-    """A line's record; None of one that was not written to its end."""
-    # JSON may be whole without its line break, but then another line would be put behind it.
-    try:
-        return json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
+            file.write(checked_line({"key": self.key, "step": step, "replies": written}))

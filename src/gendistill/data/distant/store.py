@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count
@@ -22,7 +23,15 @@ from gendistill.data.distant.make import DistantCounts, Maker
 from gendistill.data.distant.passages import Passages, Place
 from gendistill.data.fingerprints import source_fingerprint, tokenizer_hash
 from gendistill.errors import UserError
-from gendistill.files import make_folder, put_in_place, read_json, seal, write_atomically
+from gendistill.files import (
+    checked_line,
+    make_folder,
+    put_in_place,
+    read_checked_line,
+    read_json,
+    seal,
+    write_atomically,
+)
 from gendistill.recipe.data import Source
 
 FORMAT = 1  # raise when the same inputs come to give other conversations
@@ -95,10 +104,8 @@ def distant_counts(records: Path) -> DistantCounts:
 
 
 def _fill(folder: Path, maker: Maker, tokens: int, seed: int) -> None:
-    state = (
-        read_json(folder / STATE) if (folder / STATE).exists() else {"bytes": 0, "number": 0, "place": [], "made": {}}
-    )
-    counts = DistantCounts(**state["made"])
+    state = _whole_state(folder)
+    counts, checksum = DistantCounts(**state["made"]), state["crc32"]
     passages = Passages(maker.source, maker.tokenizer, seed, Place(*state["place"]))
     title = f"making distant answers of {maker.source.label}"
     # On stderr, as the preparation of data.
@@ -113,16 +120,31 @@ def _fill(folder: Path, maker: Maker, tokens: int, seed: int) -> None:
                 raise _too_small(maker.source, passages, counts, tokens)
             counts.add(made)
             if not isinstance(made, str):
-                file.write(json.dumps(made.to_record(), ensure_ascii=False).encode() + b"\n")
+                line = json.dumps(made.to_record(), ensure_ascii=False).encode() + b"\n"
+                checksum = zlib.crc32(line, checksum)
+                file.write(line)
             _check_unused(maker.source, counts)
             if (number + 1) % BETWEEN_STATES == 0:
                 file.flush()
                 os.fsync(file.fileno())  # before the state that says it is there
-                now = {"bytes": file.tell(), "number": number + 1, "place": passages.place, "made": asdict(counts)}
-                write_atomically(folder / STATE, json.dumps(now))
+                now = {"bytes": file.tell(), "crc32": checksum}
+                now |= {"number": number + 1, "place": passages.place, "made": asdict(counts)}
+                write_atomically(folder / STATE, checked_line(now))
             progress.advance(min(tokens, counts.tokens) - progress.done)
     write_atomically(folder / STATS, json.dumps(asdict(counts), indent=1) + "\n")
     (folder / STATE).unlink(missing_ok=True)
+
+
+def _whole_state(folder: Path) -> dict[str, Any]:
+    """Where an earlier attempt was; at the beginning, if there was none or a byte of what it made has changed."""
+    beginning = {"bytes": 0, "crc32": 0, "number": 0, "place": [], "made": {}}
+    if not (folder / STATE).exists():
+        return beginning
+    state = read_checked_line((folder / STATE).read_bytes().removesuffix(b"\n"))
+    if state is None:
+        return beginning
+    made = (folder / RECORDS).read_bytes()[: state["bytes"]]
+    return state if zlib.crc32(made) == state["crc32"] else beginning
 
 
 def _check_unused(source: Source, counts: DistantCounts) -> None:
