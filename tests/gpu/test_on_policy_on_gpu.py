@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from test_fast_training import LENGTH, SHAPE, WORDS
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from gendistill.compute import Compute
@@ -24,18 +25,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-LENGTH, WORDS, STEPS = 256, 1000, 6
-SHAPE = dict(
-    vocab_size=WORDS,
-    hidden_size=128,
-    intermediate_size=256,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=64,
-    tie_word_embeddings=True,
-    initializer_range=0.1,
-)
+STEPS = 6
 TOKENS = ReplyTokens(ends=range(2, 22), pad=0, decode=str)  # some replies end, some do not
 
 

@@ -147,7 +147,3 @@ def _time_first(run, cell: Cell, device: str, repeats: int) -> None:
         cell.first.append(time.perf_counter() - began)
     if device == "cuda":
         cell.peak = torch.cuda.max_memory_allocated()
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]

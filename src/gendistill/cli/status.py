@@ -24,7 +24,7 @@ def command(run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder"
             "made from, writes it anew."
         )
     recipe = read_yaml(run / "recipe.yaml", "recipe")
-    console = Console(soft_wrap=True)
+    console = Console()
     console.print(f"{run}: {holder_of(run) or 'no process works there'}")
     for place, name in enumerate(["conversion", *recipe["stages"]]):
         folder = run / f"{place}-{name}"

@@ -222,10 +222,6 @@ class Template:
         unweighted = [self._extent(messages, position, last.whole) for position in weightless]
         return _Conversation(last.whole, replies, marked, unweighted)
 
-    def render_opened(self, messages: list[Message]) -> str:
-        """The conversation and the opening of the assistant's turn."""
-        return self.render(self.quote(messages), add_generation_prompt=True)
-
     def _extent(self, messages: list[Message], position: int, text: str) -> tuple[int, int]:
         """Where in `text` a turn stands, with the token that ends it, as (start, end) in characters."""
         other = [*messages]

@@ -62,12 +62,7 @@ def train_stage(
         UserError: see `Trainer.train`.
     """
     if stage.gradient_checkpointing:
-        # Reading the state of random numbers would make the host wait, and without dropout there are none. Reentrant
-        # checkpoints would not pass keyword arguments on, nor gradients to layers below which nothing trains.
-        keep_random_state = student.config.attention_dropout > 0
-        old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"  # transformers renames it
-        enable = getattr(student, new if hasattr(student, new) else old)
-        enable({"use_reentrant": False, "preserve_rng_state": keep_random_state})
+        _enable_checkpointing(student)
     if compute.processes > 1:
         shard(student, compares=stage.compares, dtype=compute.dtype, device=compute.device)
     optimizer = MasterOptimizer(student, stage, compute.dtype)  # after sharding: its masters are the shards
@@ -114,3 +109,12 @@ def train_stage(
             check_at_checkpoint=check,
         )
         return trainer.train(), optimizer
+
+
+def _enable_checkpointing(student: GendistillForCausalLM) -> None:
+    # Reading the state of random numbers would make the host wait, and without dropout there are none. Reentrant
+    # checkpoints would not pass keyword arguments on, nor gradients to layers below which nothing trains.
+    keep_random_state = student.config.attention_dropout > 0
+    old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"  # transformers renames it
+    enable = getattr(student, new if hasattr(student, new) else old)
+    enable({"use_reentrant": False, "preserve_rng_state": keep_random_state})
