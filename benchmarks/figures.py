@@ -166,6 +166,15 @@ def on_policy_cost_figures(results: Path, name: str = "on_policy_cost.json") -> 
     return {"onpolicy_step_cost_ratio": ratio("on-policy", "off-policy", "seconds")} | shares
 
 
+def placement_cost_figures(results: Path) -> dict[str, dict]:
+    """What placement by kl costs, in alignments of the student that it needs, from benchmarks/placement_cost.py."""
+    stages = json.loads((results / "alignment.json").read_text())["stages"]
+    cost = json.loads((results / "kl7.json").read_text())["cost"]["seconds"]
+    ratio = cost / sum(stage["seconds"] for stage in stages.values())
+    source = "results/window/placements/alignment.json"
+    return {"kl_placement_cost_in_alignments": {"value": round(ratio, 2), "unit": "x", "source": source}}
+
+
 def plan_accuracy_figures(results: Path) -> dict[str, dict]:
     """The worst relative error of `gendistill plan` over the shapes of benchmarks/plan_accuracy.py."""
     raw = json.loads((results / "plan_accuracy.json").read_text())
