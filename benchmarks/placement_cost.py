@@ -4,7 +4,7 @@
     python benchmarks/placement_cost.py --teacher embedded --text FILE --out DIR --rehearse
     python benchmarks/placement_cost.py --record                                   # into results/figures.json
 
-A student without attention, Kimi Delta Attention in every layer, is aligned in two stages as the recipes do. `gates` and
+A student without attention, Kimi Delta Attention in every layer, is aligned in two stages as recipes do. `gates` and
 `kl` then choose 7 layers by it, kl after a short training of each of the students in which one layer is restored.
 DIR gets gates7.json and kl7.json, which window_table.py takes, and alignment.json with the stages' tokens and seconds:
 those of the steps, compilation in them, without the start of a process and the preparation of data.
