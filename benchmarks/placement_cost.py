@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="JSON lines with the field text")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--tokens", type=int, default=1_500_000, help="of each stage of the alignment")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--rehearse", action="store_true", help="few tokens, short sequences, on a CPU")
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
@@ -56,9 +57,9 @@ def measure(arguments: argparse.Namespace) -> None:
     machine = {"gpu": None} if arguments.rehearse else gpu_machine()
     (out / "alignment.json").write_text(json.dumps({"machine": machine, "stages": stages}, indent=1) + "\n")
     student = run / f"{len(ALIGNED)}-{ALIGNED[-1]}" / "student"
-    for method, settings in METHODS.items():
+    for method in arguments.only:
         size = {"layers": 2, "length": 256, "prompts": 4} if arguments.rehearse else {"layers": 7}
-        keep = {"method": method, "student": str(student)} | size | settings
+        keep = {"method": method, "student": str(student)} | size | METHODS[method]
         if arguments.rehearse and "tokens" in keep:
             keep["tokens"] = 4096
         # Each of the students that kl trains would be compiled anew, for two steps.

@@ -1,10 +1,12 @@
 """The loop: one trajectory however it is cut, exactly the named roles change, and a stop leaves no trace."""
 
+import gc
 import itertools
 import json
 import math
 import random
 import sys
+import weakref
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatch
 from types import SimpleNamespace
@@ -450,6 +452,18 @@ def test_resuming_with_a_changed_recipe_is_refused(make_stage, run, short, chang
         UserError, match=f"step-00000004: written with other settings.*different: {name}\\. Undo the ch"
     ):
         run(make_stage(checkpoint_every=2, **change))
+
+
+@pytest.mark.parametrize("settings", [{}, {"objective": "block_l2", "train": ["mixer"]}], ids=["logits", "blocks"])
+def test_a_stage_leaves_nothing_behind(make_stage, run, settings):
+    """Its memory is there for the next one at once: CUDA has none to spare until Python collects cycles."""
+    kept = []
+    gc.disable()
+    try:
+        run(make_stage(**settings), change=lambda student: kept.append(weakref.ref(student)))
+        assert [student() for student in kept] == [None]
+    finally:
+        gc.enable()
 
 
 def test_curves_are_written_to_tensorboard(make_stage, run, short):

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from gendistill.distill.batches import Batch
 from gendistill.models.modeling import GendistillForCausalLM
+from gendistill.ops.capture import captured
 
 VARIANTS = 64  # of one function that torch.compile keeps before it gives up
 WARM_UPS = 2  # runs before a capture, in which kernels are compiled and chosen
@@ -97,8 +98,7 @@ class GraphedMicroBatch:
                 self.run(inputs, factor)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Other threads prepare batches meanwhile; they may call what a capturing thread may not.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        with captured(graph, self.pool):
             sums = self.run(inputs, factor)
 
         def replay(batch: Batch, scale: torch.Tensor) -> torch.Tensor:

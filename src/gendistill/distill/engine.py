@@ -109,7 +109,7 @@ class _Clock:
 
 
 class Trainer:
-    """Runs a stage to its end, from its newest checkpoint if there is one.
+    """Runs a stage to its end, once, from its newest checkpoint if there is one.
 
     Args:
         folder: holds metrics.jsonl (a line a step) and checkpoints/.
@@ -149,8 +149,11 @@ class Trainer:
                 checkpoint belongs to other settings, the disk is full, or memory runs out.
             Stopped: SIGTERM came; the step is kept in a checkpoint.
         """
-        with self._room_on_disk(), kept_waiting() as is_asked_to_stop:
-            return self._train(self._resume(), is_asked_to_stop)
+        try:
+            with self._room_on_disk(), kept_waiting() as is_asked_to_stop:
+                return self._train(self._resume(), is_asked_to_stop)
+        finally:
+            del self.run_micro_batch  # it refers back here: with it, models and graphs would outlive their last user
 
     def _train(self, history: list[StepMetrics], is_asked_to_stop: Callable[[], bool]) -> list[StepMetrics]:
         log_path = self.folder / "metrics.jsonl" if is_rank_zero() else os.devnull

@@ -24,6 +24,7 @@ from gendistill.models.attention import SLOTS, attention_switched_to
 from gendistill.models.cache import select_rows
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.models.view import as_student
+from gendistill.ops.capture import captured
 
 EAGER_STEPS = 4  # decode steps before a graph is captured: replies of a token or two have ended by then
 STEPS_PER_CHECK = 8  # decode steps between two looks at which replies have ended, each of which makes the host wait
@@ -227,8 +228,7 @@ class DecodingBatch:
 
     def _capture(self) -> None:
         self.graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile; by default an unsafe call of theirs would break the capture.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        with captured(self.graph):
             self._step()
 
     def _step(self) -> None:

@@ -18,6 +18,7 @@ from gendistill.inference.rows import padded_rows
 from gendistill.models.cache import SlotCache
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.models.padding import Padding
+from gendistill.ops.capture import captured
 
 MOST_TOKENS = 2**14  # of all rows; beyond, the GPU takes longer than the host
 SHORTEST = 256  # tokens; lengths go up in eighths of the next power of two, so that little is computed for nothing
@@ -70,8 +71,7 @@ class _Graph:
             self._pass()
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile; by default an unsafe call of theirs would break the capture.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        with captured(self.graph):
             self.logits = self._pass()
 
     def _pass(self) -> torch.Tensor:

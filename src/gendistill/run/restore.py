@@ -54,7 +54,8 @@ def restore_attention(teacher: PreTrainedModel, student: GendistillForCausalLM, 
     """A student as the given one, with the teacher's attention in the place of one layer's mixer."""
     config = deepcopy(student.config)
     config.layer_types[layer], config.mixers[layer] = "full_attention", None
-    restored, _ = convert(teacher, config, seed=0)
+    with torch.device(student.device):  # where the weights are: gigabytes would go to the host and back, once a layer
+        restored, _ = convert(teacher, config, seed=0)
     aligned = dict(student.named_parameters())
     with torch.no_grad():
         for name, weight in restored.named_parameters():
