@@ -116,8 +116,17 @@ def real_windows_table() -> str:
         saved = "" if name == "teacher" else f"-{100 * row['cache_saving']['131072']:.1f} %"
         scores = [row["tasks"].get(task) for task in WINDOW_TASKS]
         cells = ["" if score is None else f"{100 * score['strict']['right'] / score['items']:.1f}" for score in scores]
-        lines.append(f"| {name.replace('-window-', ', ')} | {saved} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_configuration(row, name)} | {saved} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _configuration(row: dict, name: str) -> str:
+    """Where attention is kept, and what the other layers hold."""
+    placement = name.split("-")[0]
+    if row["mixer"] in (None, "window"):
+        return ", ".join(map(str, filter(None, (placement, row["window"]))))
+    beside = "" if row["window"] is None else f" beside {row['window']}"
+    return f"{placement}, {row['mixer']}{beside}"
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -14,6 +14,7 @@ from figures import (
     hostile_figures,
     kda_cpu_figures,
     on_policy_cost_figures,
+    placement_cost_figures,
     plan_accuracy_figures,
     prepare_figures,
     prepare_memory_figures,
@@ -43,6 +44,7 @@ def test_ledger_follows_from_its_sources():
         expected |= suite_figures(SUITE.parent)
     if WINDOW.exists():  # not before the table is measured
         expected |= window_figures(WINDOW.parent)
+    expected |= placement_cost_figures(WINDOW.parent / "placements")
     if ON_POLICY.exists():
         expected |= on_policy_cost_figures(ON_POLICY.parent)
     for on_gpu in (

@@ -142,7 +142,8 @@ def wilson(correct: int, items: int, z: float = 1.96) -> tuple[float, float]:
     spread = z * math.sqrt(share * (1 - share) / items + (z / (2 * items)) ** 2)
     middle = share + z * z / (2 * items)  # drawn towards a half, the more so the fewer items there are
     scale = 1 + z * z / items
-    return (middle - spread) / scale, (middle + spread) / scale
+    # Rounding would carry the bounds of none and of all just beyond what a share can be.
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
 def retention(teacher: float | None, student: float | None) -> float | None:
