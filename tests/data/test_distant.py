@@ -10,9 +10,10 @@ import pytest
 
 from gendistill.data.dataset import prepare
 from gendistill.data.distant import make, questions, store
+from gendistill.data.distant.checking import Check, is_right
 from gendistill.data.distant.invention import Invention
 from gendistill.data.distant.passages import Passages, Place, sentence_ends
-from gendistill.data.distant.questions import KINDS, Pages
+from gendistill.data.distant.questions import KINDS, Pages, Question
 from gendistill.data.distant.store import distant_counts, make_distant
 from gendistill.errors import UserError
 from gendistill.evaluate.kinds import fact, needle, needle_sum, recall
@@ -46,11 +47,14 @@ def text(tmp_path_factory):
 
 @pytest.fixture
 def made(text, tokenizer, tmp_path):
-    def run(tokens=150_000, *, path=text, cache=tmp_path / "distant", overlaps=lambda text: False, **settings):
+    def run(
+        tokens=150_000, *, path=text, cache=tmp_path / "distant", overlaps=lambda text: False, check=None, **settings
+    ):
         fixed = {"sequence_length": ROW, "seed": 0, "purpose": "0", "evaluations": {}}
         fixed |= {name: settings.pop(name) for name in list(settings) if name in fixed}
         source = Source(path=path, made="distant", **({"distances": (LOW, HIGH)} | settings))
-        return make_distant(source, tokenizer, tokens=tokens, overlaps=lambda: overlaps, cache=cache, **fixed)[0]
+        how = fixed | {"overlaps": lambda: overlaps, "cache": cache, "check": check}
+        return make_distant(source, tokenizer, tokens=tokens, **how)[0]
 
     return run
 
@@ -188,18 +192,18 @@ def test_depends_on_seed_and_place_in_the_mixture_alone(made, tmp_path):
 def test_resumes_where_it_was_killed(made, tmp_path, monkeypatch):
     whole = made()
     monkeypatch.setattr(store, "BETWEEN_STATES", 4)
-    make_one, seen = make.Maker.make, []
+    draw, seen = make.Maker.draw, []
 
     def dies(maker, number, passages):
         seen.append(number)
         if number == 10:
             raise KeyboardInterrupt
-        return make_one(maker, number, passages)
+        return draw(maker, number, passages)
 
-    monkeypatch.setattr(make.Maker, "make", dies)
+    monkeypatch.setattr(make.Maker, "draw", dies)
     with pytest.raises(KeyboardInterrupt):
         made(cache=tmp_path / "killed")
-    monkeypatch.setattr(make.Maker, "make", lambda *given: seen.append(given[1]) or make_one(*given))
+    monkeypatch.setattr(make.Maker, "draw", lambda *given: seen.append(given[1]) or draw(*given))
     resumed = made(cache=tmp_path / "killed")
     assert resumed.read_bytes() == whole.read_bytes() and distant_counts(resumed) == distant_counts(whole)
     assert seen[:12] == [*range(11), 8]  # behind the last state
@@ -223,6 +227,72 @@ def test_what_has_changed_since_it_was_killed_is_made_anew(made, tmp_path, monke
 
 def _die():
     raise KeyboardInterrupt
+
+
+def says_the_passage(asked):
+    """What asks for something that stands in the passage is answered rightly so; a sum is not."""
+    return [messages[0]["content"] for messages in asked]
+
+
+def test_what_the_teacher_answers_wrongly_is_left_out(made, tmp_path):
+    asked = []
+    check = Check("one", lambda conversations: asked.extend(conversations) or says_the_passage(conversations))
+    every, kept = made(), made(check=check)
+    kinds = {path: {asked["kind"] for asked in read(path, "asked")} for path in (every, kept)}
+    assert "added" in kinds[every] and "added" not in kinds[kept] >= {"single", "several", "table", "quoted"}
+    counts = distant_counts(kept)
+    assert counts.wrong["added"] > 0 and counts.wrong.keys() <= {"added", "compared", "code"}
+    assert counts.unused[make.WRONG] > 0  # of conversations with no other question
+    # It is shown what the answer depends on, and little else.
+    evidence = [part for each in read(kept, "asked") for part in each["evidence"]]
+    passages = "\n".join(messages[0]["content"] for messages in asked)
+    assert all(part in passages for part in evidence)
+    assert max(len(messages[0]["content"]) for messages in asked) < LOW
+    # Another teacher may answer otherwise.
+    assert made(check=Check("one", says_the_passage)) == kept != made(check=Check("other", says_the_passage))
+
+
+def read(path, key):
+    return [each for line in path.read_text().splitlines() for each in json.loads(line)[key]]
+
+
+def test_a_checked_source_killed_is_resumed(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "BETWEEN_STATES", 4)
+    whole = made(check=Check("one", says_the_passage))
+    rounds = []
+
+    def dies(asked):
+        rounds.append(asked)
+        if len(rounds) == 3:
+            raise KeyboardInterrupt
+        return says_the_passage(asked)
+
+    with pytest.raises(KeyboardInterrupt):
+        made(check=Check("one", dies), cache=tmp_path / "killed")
+    resumed = made(check=Check("one", says_the_passage), cache=tmp_path / "killed")
+    assert resumed.read_bytes() == whole.read_bytes() and distant_counts(resumed) == distant_counts(whole)
+
+
+@pytest.mark.parametrize(
+    "needed, instead, reply, right",
+    [
+        (("1663",), (), "It ended in 1663.", True),
+        (("1663",), (), "It ended in 16630.", False),
+        (("862",), (), "There are 1,862 volumes.", False),
+        (("862",), (), "862, to be exact", True),
+        (("862",), (), "862.5", False),
+        (("53470", "11339"), (), "Ceflam has 53470, Nobais 11339", True),
+        (("53470", "11339"), (), "53470", False),
+        (("of the sea and the land",), (), "... of the sea\nand the land", True),
+        (("Leath", "862", "144"), ("Flotho",), "Leath lends 862, Flotho only 144", True),
+        (("Leath", "862", "144"), ("Flotho",), "Flotho lends 862, Leath 144", False),
+        (("MA-7376:jou",), (), "`MA-7376:jou`", True),
+        ((), (), "Fopre", True),
+        ((), (), "Fopreau", False),
+    ],
+)
+def test_a_right_answer_says_all_that_is_needed(needed, instead, reply, right):
+    assert is_right(Question("any", "?", "Fopre", (), None, needed, instead), reply) == right
 
 
 def test_reads_on_from_any_place(text, tokenizer):

@@ -43,6 +43,11 @@ class Source(Settings):
     distances: tuple[PositiveInt, PositiveInt] | None = Field(
         None, description="[shortest, longest] tokens from an answer back to what it depends on, for made: distant"
     )
+    checked: bool = Field(
+        False,
+        description="ask the teacher each question of made: distant, showing it the passage alone; what it answers "
+        "wrongly is left out",
+    )
     # What a source gives of the mixture, and how often.
     weight: Positive = Field(1.0, description="share of the mixture's tokens, beside the other sources' weights")
     epochs: PositiveInt = Field(
@@ -93,6 +98,8 @@ class Source(Settings):
         if (self.made is None) != (self.distances is None):
             raise ValueError("'made: distant' and 'distances: [shortest, longest]' go together")
         if self.made is None:
+            if self.checked:
+                raise ValueError("'checked' is for 'made: distant': nothing else has questions to ask")
             return
         # Only text can be read as pages.
         if self.is_chat or self.synthesis is not None:

@@ -3,13 +3,18 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from gendistill.data.chat import render_prompts
+from gendistill.data.distant.checking import Check, Messages
 from gendistill.data.distant.store import distant_counts, make_distant
 from gendistill.distributed import as_rank_zero_says, report_errors_once
+from gendistill.inference.generation import generate
+from gendistill.placement.result import weights_hash
 from gendistill.recipe.data import Source, Synthesis
 from gendistill.run.run import Run
 from gendistill.synthesize.run import index_of
 
 OVERLAP = Synthesis.model_fields["overlap"].default  # words in sequence that a text may not share with an item
+ANSWER_TOKENS = 128  # more than the longest answer takes, and room for some words around it
 SPARE = 1.02  # of the tokens wanted: a mixture's shares hold to within a document
 
 
@@ -35,6 +40,7 @@ def distant_records(
         return lambda text: index.find(text) is not None
 
     def make() -> Path:
+        check = _teacher_check(run) if source.checked else None
         records, found = make_distant(
             source,
             run.tokenizer,
@@ -45,11 +51,14 @@ def distant_records(
             evaluations={name: task.model_dump(mode="json") for name, task in tasks.items()},
             overlaps=overlaps,
             cache=run.folder.distant,
+            check=check,
         )
         if found:
             return records
         made = distant_counts(records)
         left_out = f", {sum(made.unused.values()):,} not used" if made.unused else ""
+        if check is not None:
+            left_out += f"; {sum(made.wrong.values()):,} questions left out, which the teacher answers wrongly"
         run.console.print(
             f"{source.label}: {made.conversations:,} conversations made, answers {made.distances[0]:,} to "
             f"{made.distances[1]:,} tokens back, {made.loss_tokens / made.tokens:.2%} of their tokens{left_out}"
@@ -58,3 +67,11 @@ def distant_records(
 
     # One process makes them; all read the file.
     return as_rank_zero_says(make)
+
+
+def _teacher_check(run: Run) -> Check:
+    def answer(conversations: list[Messages]) -> list[str]:
+        prompts = [prompt.ids for prompt in render_prompts(run.tokenizer, conversations)]
+        return [reply.text for reply in generate(run.teacher, run.tokenizer, prompts, ANSWER_TOKENS)]
+
+    return Check(weights_hash(run.teacher), answer)

@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,6 +40,7 @@ NO_GAP = "no end of a sentence at such a distance"
 OUTSIDE = "a distance outside the range"
 TOO_LONG = "longer than sequence_length"
 NOT_ONCE = "what is asked for stands on the pages more than once"
+WRONG = "the teacher answers otherwise, shown the passage alone"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,16 @@ class Distant:
         return {"messages": self.messages, "asked": [dict(zip(names, column, strict=True)) for column in columns]}
 
 
+class Draft(NamedTuple):
+    """Pages, and the questions that will be asked about them."""
+
+    sentences: list[Sentence]
+    drawn: list[Question]
+    reach: int  # tokens that the farthest distance shall have
+    rng: random.Random  # of this conversation, in the state that drawing has left
+    wrong: Sequence[str] = ()  # kinds of the questions that were drawn and left out, since the teacher does not know
+
+
 @dataclass
 class DistantCounts:
     """What was made."""
@@ -68,10 +79,13 @@ class DistantCounts:
     loss_tokens: int = 0
     unused: dict[str, int] = field(default_factory=dict)  # conversations, by the reason for which they are not used
     kinds: dict[str, int] = field(default_factory=dict)  # questions
+    wrong: dict[str, int] = field(default_factory=dict)  # questions that the teacher answers wrongly, by kind
     distances: list[int] = field(default_factory=list)  # the shortest and the longest
 
-    def add(self, made: "Distant | str") -> None:
-        """Counts a conversation, or the reason for which there is none."""
+    def add(self, made: "Distant | str", draft: "Draft | str") -> None:
+        """Counts a conversation, or the reason for which there is none, and what was left out of its draft."""
+        if isinstance(draft, Draft):
+            self.wrong = dict(Counter(self.wrong) + Counter(draft.wrong))
         if isinstance(made, str):
             self.unused[made] = self.unused.get(made, 0) + 1
             return
@@ -107,8 +121,8 @@ class Maker:
         # What the template writes around an exchange of two letters.
         self.around = len(self._ids(self.template.render_conversation(_exchange("a", "a")).text)) - 2
 
-    def make(self, number: int, passages: Passages) -> Distant | str | None:
-        """The next conversation; or why what came of it is not used; None where the text is at its end.
+    def draw(self, number: int, passages: Passages) -> Draft | str | None:
+        """The next conversation's questions; or why there are none; None where the text is at its end.
 
         Raises:
             UserError: the distances are too close together for any question.
@@ -124,7 +138,13 @@ class Maker:
             drawn = self._draw(sentences, reach, rng)
         except Exhausted:
             return NOT_ONCE
-        return self._assemble(sentences, drawn, reach, rng)
+        return Draft(sentences, drawn, reach, rng)
+
+    def finish(self, draft: Draft) -> Distant | str:
+        """The conversation of a draft; or why what came of it is not used."""
+        if not draft.drawn:
+            return WRONG
+        return self._assemble(draft.sentences, draft.drawn, draft.reach, draft.rng)
 
     def _draw(self, sentences: Sequence[Sentence], reach: int, rng: random.Random) -> list[Question]:
         """Questions that leave room between the distances, at least one."""

@@ -34,6 +34,8 @@ class Question(NamedTuple):
     answer: str
     planted: tuple[Statement, ...]
     quoted: int | None = None  # index of the sentence of the text that is asked for; nothing is planted then
+    needed: tuple[str, ...] = ()  # what a right answer says, in any words; all of `answer` if nothing is named
+    instead: tuple[str, ...] = ()  # what it does not say before the first of them
 
 
 class Pages(NamedTuple):
@@ -225,14 +227,16 @@ def several(invention: Invention, rng: random.Random, pages: Pages) -> Question:
     facts = [_fact(relation, invention) for _ in range(rng.randint(*SEVERAL))]
     questions = " ".join(relation.question.format(name=name) for name, _, _ in facts)
     answer = "; ".join(f"{value} for {name}" for name, value, _ in facts)
-    return Question("several", questions, answer, tuple(statement for *_, statement in facts))
+    needed = tuple(value for _, value, _ in facts)
+    return Question("several", questions, answer, tuple(statement for *_, statement in facts), needed=needed)
 
 
 def added(invention: Invention, rng: random.Random, pages: Pages) -> Question:
     amount = rng.choice(AMOUNTS)
     (a, first), (b, second), planted = _two_amounts(amount, invention)
     question = f"{amount.added.format(a=a, b=b)} Name both numbers and then the sum."
-    return Question("added", question, f"{first} and {second} make {int(first) + int(second)}.", planted)
+    total = str(int(first) + int(second))
+    return Question("added", question, f"{first} and {second} make {total}.", planted, needed=(total,))
 
 
 def compared(invention: Invention, rng: random.Random, pages: Pages) -> Question:
@@ -240,9 +244,10 @@ def compared(invention: Invention, rng: random.Random, pages: Pages) -> Question
     (a, first), (b, second), planted = _two_amounts(amount, invention)
     # With the numbers: of two names alone the right one is guessed half of the time.
     more, less = sorted((first, second), key=int, reverse=True)
-    name = a if more == first else b
+    name, other = (a, b) if more == first else (b, a)
     question = f"{amount.compared.format(a=a, b=b)} Say the two numbers, too."
-    return Question("compared", question, f"{name}, with {more} against {less}.", planted)
+    answer = f"{name}, with {more} against {less}."
+    return Question("compared", question, answer, planted, needed=(name, more, less), instead=(other,))
 
 
 def table(invention: Invention, rng: random.Random, pages: Pages) -> Question:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -19,7 +19,8 @@ from typing import Any
 
 from gendistill.console import Console, Progress
 from gendistill.data.dates import date_of, prints_date
-from gendistill.data.distant.make import DistantCounts, Maker
+from gendistill.data.distant.checking import Check
+from gendistill.data.distant.make import DistantCounts, Draft, Maker
 from gendistill.data.distant.passages import Passages, Place
 from gendistill.data.fingerprints import source_fingerprint, tokenizer_hash
 from gendistill.errors import UserError
@@ -36,7 +37,7 @@ from gendistill.recipe.data import Source
 
 FORMAT = 1  # raise when the same inputs come to give other conversations
 RECORDS, STATS, STATE = "records.jsonl", "stats.json", "state.json"
-BETWEEN_STATES = 100  # conversations, used or not
+BETWEEN_STATES = 100  # conversations, used or not: a round
 FEW = 100  # conversations, after which most of them should have been used
 
 
@@ -51,6 +52,7 @@ def make_distant(
     evaluations: Any,
     overlaps: Callable[[], Callable[[str], bool]],
     cache: Path,
+    check: Check | None = None,
 ) -> tuple[Path, bool]:
     """The file of conversations made of a source's texts, and whether it was there already.
 
@@ -62,6 +64,7 @@ def make_distant(
         evaluations: what `overlaps` depends on, as JSON.
         overlaps: gives what says whether a text holds an evaluation item; only called where something is to be made.
         cache: folder for all such files.
+        check: leaves out what the teacher answers wrongly; None: nothing is asked.
 
     Raises:
         UserError: the text is too small; the distances leave no room; most of what is made cannot be used; the source
@@ -77,6 +80,7 @@ def make_distant(
         "tokens": tokens,
         "seed": [seed, purpose],
         "evaluations": evaluations,
+        "checked_by": None if check is None else check.by,
     }
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:20]
     folder = cache / key
@@ -86,7 +90,7 @@ def make_distant(
         partial = folder.with_name(f"{key}.partial")  # it takes its name when it is whole
         try:
             make_folder(partial)
-            _fill(partial, maker, tokens, seed)
+            _fill(partial, maker, tokens, seed, check)
             seal(partial)
             shutil.rmtree(folder, ignore_errors=True)
             put_in_place(partial, folder)
@@ -103,7 +107,7 @@ def distant_counts(records: Path) -> DistantCounts:
     return DistantCounts(**read_json(records.with_name(STATS)))
 
 
-def _fill(folder: Path, maker: Maker, tokens: int, seed: int) -> None:
+def _fill(folder: Path, maker: Maker, tokens: int, seed: int, check: Check | None) -> None:
     state = _whole_state(folder)
     counts, checksum = DistantCounts(**state["made"]), state["crc32"]
     passages = Passages(maker.source, maker.tokenizer, seed, Place(*state["place"]))
@@ -112,27 +116,37 @@ def _fill(folder: Path, maker: Maker, tokens: int, seed: int) -> None:
     progress = Progress(title, tokens, "tokens", Console(stderr=True), done=min(tokens, counts.tokens))
     with progress, open(folder / RECORDS, "ab") as file:
         file.truncate(state["bytes"])  # behind the state: made again, the same
-        for number in count(state["number"]):
+        for first in count(state["number"], BETWEEN_STATES):
+            for draft in _drafts(maker, first, passages, check):
+                if counts.tokens >= tokens:
+                    break
+                if draft is None:  # the text is at its end
+                    raise _too_small(maker.source, passages, counts, tokens)
+                made = draft if isinstance(draft, str) else maker.finish(draft)
+                counts.add(made, draft)
+                if not isinstance(made, str):
+                    line = json.dumps(made.to_record(), ensure_ascii=False).encode() + b"\n"
+                    checksum = zlib.crc32(line, checksum)
+                    file.write(line)
+                _check_unused(maker.source, counts)
+                progress.advance(min(tokens, counts.tokens) - progress.done)
             if counts.tokens >= tokens:
                 break
-            made = maker.make(number, passages)
-            if made is None:  # the text is at its end
-                raise _too_small(maker.source, passages, counts, tokens)
-            counts.add(made)
-            if not isinstance(made, str):
-                line = json.dumps(made.to_record(), ensure_ascii=False).encode() + b"\n"
-                checksum = zlib.crc32(line, checksum)
-                file.write(line)
-            _check_unused(maker.source, counts)
-            if (number + 1) % BETWEEN_STATES == 0:
-                file.flush()
-                os.fsync(file.fileno())  # before the state that says it is there
-                now = {"bytes": file.tell(), "crc32": checksum}
-                now |= {"number": number + 1, "place": passages.place, "made": asdict(counts)}
-                write_atomically(folder / STATE, checked_line(now))
-            progress.advance(min(tokens, counts.tokens) - progress.done)
+            file.flush()
+            os.fsync(file.fileno())  # before the state that says it is there
+            now = {"bytes": file.tell(), "crc32": checksum}
+            now |= {"number": first + BETWEEN_STATES, "place": passages.place, "made": asdict(counts)}
+            write_atomically(folder / STATE, checked_line(now))
     write_atomically(folder / STATS, json.dumps(asdict(counts), indent=1) + "\n")
     (folder / STATE).unlink(missing_ok=True)
+
+
+def _drafts(maker: Maker, first: int, passages: Passages, check: Check | None) -> Iterable[Draft | str | None]:
+    """Those of a round; one after another as they are taken, or all at once for the teacher to answer in batches."""
+    drafts = (maker.draw(number, passages) for number in range(first, first + BETWEEN_STATES))
+    if check is None:
+        return drafts
+    return check.keep(list(drafts))
 
 
 def _whole_state(folder: Path) -> dict[str, Any]:
