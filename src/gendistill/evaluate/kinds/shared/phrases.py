@@ -3,12 +3,13 @@
 import re
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from itertools import islice
 
 from gendistill.evaluate.kinds.item import Answer
 from gendistill.evaluate.kinds.shared.hinted import Hinted
 from gendistill.evaluate.kinds.shared.letters import flexible_letter, strict_letter
 from gendistill.evaluate.kinds.shared.statements import DENIALS, denied, plain, sentences, statements
-from gendistill.evaluate.kinds.shared.words import CJK, MOST_KEPT, holds, normalise, outermost, with_articles
+from gendistill.evaluate.kinds.shared.words import CJK, MOST_KEPT, has_words, holds, normalise, outermost, with_articles
 from gendistill.names import LETTERS
 
 _MOST_WORDS = 12  # of a reply that is an answer by itself rather than prose that may hold one
@@ -30,9 +31,10 @@ _LEAD = re.compile(
 )
 # Behind these anything may follow: "No, ice is not".
 _YES_NO = re.compile(r"^(?:yes|no|true|false|sí|si|oui|non|ja|nein|是|不是|对|不对)(?=\s?[,，])", re.IGNORECASE)
+# It begins with one of a few signs, so that only those are looked at.
 _EXPLAINED = re.compile(
-    r"\s[(–—]|\s-\s(?!\d)|[:.](?!\d)|[(\n]"
-    r"|,\s?(?=(?:because|since|as|which|who|where|but|not|although|while|it|he|she|they|there|that|this|the)\b)",
+    r"[\s:.(,](?:(?<=\s)(?:[(–—]|-\s(?!\d))|(?<=[:.])(?!\d)|(?<=[(\n])"
+    r"|(?<=,)\s?(?=(?:because|since|as|which|who|where|but|not|although|while|it|he|she|they|there|that|this|the)\b))",
     re.IGNORECASE,
 )
 # What stands between answers that are merely listed; in front of another answer, or behind one.
@@ -48,7 +50,7 @@ _COMMA_BEHIND = re.compile(
 _COMMA_BEFORE = re.compile(r"(?:^|[\s,，])([^\s,，]+)\s?[,，]\s?$")
 _PERHAPS = Hinted(
     r"\b(?:maybe|perhaps|possibly|vielleicht|peut[- ]être|quizás?|tal[ ]vez)[ ]|也许|或许",
-    hints="maybe perhaps possibly vielleicht peut quiz vez 也许 或许",
+    hints=r"maybe perhaps possibly vielleicht peut quiz tal 也许 或许",
 )
 _QUESTIONED = re.compile(r"\b(?:if|whether|ob|si|between|among|zwischen|entre)\b[^,.;]{0,200}$", re.IGNORECASE)
 # Names that another word makes into those of other things: "Paris Hilton", "South Korea".
@@ -70,6 +72,13 @@ _MONTH = re.compile(
     r"\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|januar|märz|mai|juin|juillet|août|enero|julio|mayo)\w{0,8}\b|[年月]",
     re.I,
 )
+_LETTER = re.compile(r"\w")
+_IN_CJK = re.compile(f"[{CJK}]")
+_UP_TO_BUT = re.compile(r"^.*\b(?:but|sondern|sino|mais)\b|^.*而是")
+_BUT_IN_FRONT = re.compile(r"(?:\bbut|\bsondern|\bsino|\bmais|而是)\s\S{0,20}\s?$")
+_PART_ENDS = re.compile(
+    r"[.,;:!?(\n，。；！？]|\s[-–—]\s|\b(?:because|since|as|which|who|where|but|and|not|when|for)\b"
+)
 _IS = re.compile(r"\b(?:is|was|are|were|ist|est|es)\b|是")
 _DIGITS = re.compile(r"(?<![\w.])-?\d[\d,.]*")
 
@@ -86,6 +95,7 @@ class _Asked:
         self.others = {normalise(candidate) for candidate in candidates} - self.right - {""}
         self.known = {phrase: _longest_word(phrase) for phrase in self.right | self.others}
         self._question = question
+        self._named: dict[str, set[str]] = {}  # by text, since the rules ask it of the same sentences
 
     @cached_property
     def question(self) -> str:
@@ -93,16 +103,21 @@ class _Asked:
 
     def named_in(self, text: str) -> set[str]:
         """The known phrases that a text holds."""
-        small = text.casefold()
-        if not any(map(small.__contains__, self.known.values())):
+        if not self.may_be_in(text):
             return set()  # most sentences, which thus need not be normalised
-        forms = f" {normalise(text)} ", f" {with_articles(text)} "
-        return {phrase for phrase in self.known if any(f" {phrase} " in form for form in forms)}
+        if text not in self._named:
+            forms = f" {normalise(text)} \n {with_articles(text)} "
+            self._named[text] = {phrase for phrase in self.known if f" {phrase} " in forms}
+        return self._named[text]
+
+    def may_be_in(self, text: str) -> bool:
+        """False if a text holds none of the known phrases."""
+        return any(map(text.casefold().__contains__, self.known.values()))
 
 
 def _longest_word(phrase: str) -> str:
     # Numbers may be spelled in more than one way.
-    return max(filter(str.isalpha, phrase.split()), key=len, default="")
+    return phrase if phrase.isalpha() else max(filter(str.isalpha, phrase.split()), key=len, default="")
 
 
 def strict_phrase(
@@ -125,7 +140,7 @@ def _strict_phrase(
     if letters := _as_letters(accepted, candidates, question):
         return _lettered(strict_letter(reply, letters, truncated), accepted)
     text, asked = plain(reply).strip(), _asked(accepted, candidates, question)
-    if not normalise(text):
+    if not has_words(text):
         return Answer(None, False)
     stated = _stated(text, asked, truncated)
     if stated:
@@ -166,6 +181,7 @@ def flexible_phrase(
     return Answer(min(held), True) if held and not said else strict
 
 
+@lru_cache(maxsize=16)  # both readings ask it
 def _whole(text: str, asked: _Asked, truncated: bool) -> list[str]:
     """The sentences that name a known phrase, but for one that was cut off, and for those that repeat the question."""
     found = sentences(text)
@@ -201,6 +217,7 @@ def _answer(phrase: str, asked: _Asked) -> Answer:
     return Answer(phrase, phrase in asked.right)
 
 
+@lru_cache(maxsize=16)  # both readings begin with it
 def _stated(text: str, asked: _Asked, truncated: bool) -> list[str]:
     """What a reply states: of each statement the phrase, accepted ones as such, others as they stand."""
     first, _, rest = text.partition("\n")
@@ -240,13 +257,17 @@ def _is_phrase(text: str, asked: _Asked) -> str | None:
     """The known phrase that a text is, but for words that add nothing to it; None if it is none or denies it."""
     if text.rstrip().endswith("?"):
         return None
-    if not any(map(text.casefold().__contains__, asked.known.values())):
+    if not asked.may_be_in(text):
         return None
     for _ in range(5):
         text = text.strip(" .。!,;:\"'“”‘’")
         # Behind a mark stands what explains an answer: "Paris, because", "Yes. It is", "yen (JPY)".
-        for part in dict.fromkeys((text, _EXPLAINED.split(text, maxsplit=1)[0], *_YES_NO.findall(text))):
-            if found := asked.known.keys() & {normalise(part), with_articles(part)}:
+        parts = [text, _EXPLAINED.split(text, maxsplit=1)[0]]
+        if yes_no := _YES_NO.match(text):
+            parts.append(yes_no[0])
+        for part in dict.fromkeys(parts):
+            found = [form for form in (normalise(part), with_articles(part)) if form in asked.known]
+            if found:
                 return min(found)
         # Known phrases first: a lead ("in") may be one.
         without_lead = _LEAD.sub("", text, count=1)
@@ -273,7 +294,7 @@ def _given(sentence: str, phrase: str, asked: _Asked, strictly: bool) -> bool:
     """Whether some mention of a phrase in a sentence gives it for the answer."""
     if phrase in ("yes", "no", "true", "false", "none", "a", "i"):
         return False  # words that any sentence may hold; they count where they are stated
-    places = [*_pattern(phrase).finditer(sentence)][:_MOST_MENTIONS]
+    places = islice(_pattern(phrase).finditer(sentence), _MOST_MENTIONS)
     # Spelled so differently that it is not found in the text as it is: nothing is known of what stands around it.
     return any(_mention(sentence, match.start(), match.end(), asked, strictly) for match in places)
 
@@ -298,9 +319,9 @@ def _pattern(phrase: str) -> re.Pattern:
 
 def _mention(sentence: str, start: int, end: int, asked: _Asked, strictly: bool) -> bool:
     # "Perhaps Paris, perhaps Lyon" lists them, too.
-    before, behind = (
-        _PERHAPS.sub("", part) for part in (sentence[max(0, start - 300) : start], sentence[end : end + 300])
-    )
+    before, behind = sentence[max(0, start - 300) : start], sentence[end : end + 300]
+    if _PERHAPS.may_be_in(sentence):
+        before, behind = _PERHAPS.sub("", before), _PERHAPS.sub("", behind)
     clause = before[max(map(before.rfind, ",.;")) + 1 :]  # what is asked ends at any of them
     if denied(sentence, start, end) or _QUESTIONED.search(clause):
         return False
@@ -314,24 +335,20 @@ def _mention(sentence: str, start: int, end: int, asked: _Asked, strictly: bool)
 
 def _says(before: str, behind: str, asked: _Asked) -> bool:
     """Whether a mention stands in front of its sentence, or at the end of a clause without a denial before it."""
-    front = not re.search(r"\w", _LEAD.sub("", before.strip()))
+    front = not before or not _LETTER.search(_LEAD.sub("", before.strip()))
     if front and _COPULA.match(behind):
         return True
     # Behind "not Rome but" the denial is of the other one.
     if _EXAMPLE.search(before):
         return False
-    denial = DENIALS.search(
-        re.sub(r"^.*\b(?:but|sondern|sino|mais)\b|^.*而是", "", before[-40:]) if "," not in before else before
-    )
-    if denial and not re.search(r"(?:\bbut|\bsondern|\bsino|\bmais|而是)\s\S{0,20}\s?$", before):
+    denial = DENIALS.search(before if "," in before else before[-40:])
+    if denial and "," not in before:
+        denial = DENIALS.search(_UP_TO_BUT.sub("", before[-40:]))
+    if denial and not _BUT_IN_FRONT.search(before):
         return False
-    rest = re.split(
-        r"[.,;:!?(\n，。；！？]|\s[-–—]\s|\b(?:because|since|as|which|who|where|but|and|not|when|for)\b",
-        behind,
-        maxsplit=1,
-    )[0]
+    rest = _PART_ENDS.split(behind, maxsplit=1)[0]
     words = normalise(rest).split()
-    few = 12 if re.search(f"[{CJK}]", rest) else 3  # words, or characters
+    few = 12 if _IN_CJK.search(rest) else 3  # words, or characters
     return len(words) <= few or all(holds(asked.question, word) for word in words)
 
 
