@@ -52,8 +52,8 @@ class Hinted:
 def _any_of(hints: list[str]) -> str:
     """A pattern of the places where a hint stands, quick to search.
 
-    Its alternatives begin with plain signs: Python's search then looks at those signs only. A match is one sign long, so
-    that hints within each other are all found.
+    Its alternatives begin with plain signs: Python's search then looks at those signs only. A match is one sign long,
+    so that hints within each other are all found.
     """
     behind = defaultdict(list)
     for hint in hints:

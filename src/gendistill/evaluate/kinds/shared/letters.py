@@ -45,6 +45,11 @@ _LIST_OF_WRONG = Hinted(
 _ARTICLE = re.compile(
     r"A (?!(?:because|since|as|for|and|or|is|which|due|in|according|given|but|with|if|based)\b)[a-z]+\b"
 )
+# Only at the start of a clause: "If I choose B" and "Should I choose B" choose nothing.
+_CHOOSE = (
+    r"(?:^|(?<=[.,;:!\n])|(?<=[.,;:!\n]\s)|(?<=\b[Ss]o\s))"
+    r"(?i:I(?:\swould|\swill|['’]d|['’]ll)?\s(?:choose|chose|pick|select|go\swith)|ich\swähle|je\schoisis|elijo|escojo)"
+)
 _WRONG = Hinted(
     r"\b(?:wrong|incorrect|false|not|no|falsch|nicht|incorrect[oae]|faux|fausse)\b|n['’]t\b|错|不",
     hints=r"wrong incorrect false no falsch nicht faux fausse n['’]t 错 不",
@@ -171,8 +176,10 @@ def _patterns(count: int) -> _Patterns:
                 rf"(?:应选|故选|选择|(?<!不)选)(?:项)?{_B}[:为是]?{_B}{open_}({capital}){after}"
                 rf"|(?:\b(?i:option|choice|opción|réponse|antwort)\s+){open_}({capital}){after}{close}{_B}{_RIGHT}"
                 rf"|\b(?i:is|es|est|ist|are|serait|sería|wäre|would\sbe)\s(?:(?i:{word})\(({capital})\)|(?i:la\s|the\s|die\s)?(?i:option|opción)\s({capital}){after})"
+                rf"|{_CHOOSE}\s(?i:{word}){open_}(?!{_ARTICLE.pattern})({capital}){after}(?!{close}\s?\?)"
             ),
-            hints=r"应选 故选 选 option\s choice\s opción\s réponse\s antwort\s is\s es\s est\s ist\s are\s "
+            hints=r"i\s i['’] ich\swähle je\schoisis elijo\s escojo\s 应选 故选 选 "
+            r"option\s choice\s opción\s réponse\s antwort\s is\s es\s est\s ist\s are\s "
             r"serait\s sería\s wäre\s would\s",
         ),
         loosely=Hinted(
@@ -319,7 +326,7 @@ def _said(text: str, choices: tuple[str, ...], strictly: bool) -> list[tuple[str
 
 
 @lru_cache(maxsize=16)  # both readings begin with it
-def _clearly_said(text: str, choices: tuple[str, ...]) -> list[_Said]:
+def _clearly_said(text: str, choices: tuple[str, ...]) -> tuple[_Said, ...]:
     """What is stated, and letters that are said to be right or to be chosen."""
     patterns, options = _patterns(len(choices)), _options(choices)
     found = []
@@ -335,7 +342,7 @@ def _clearly_said(text: str, choices: tuple[str, ...]) -> list[_Said]:
         elif match and not patterns.joined.match(content, match.end()) and not denied(content, 0, match.end()):
             ended = statement.ended or bool(content[match.end() :].strip())
             found.append(_Said(statement.start, match[1].upper(), ended))
-    return found + _picked(patterns.picked, text, patterns)
+    return *found, *_picked(patterns.picked, text, patterns)
 
 
 def _loosely_said(text: str, choices: tuple[str, ...]) -> list[_Said]:

@@ -85,18 +85,22 @@ _WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty"
 ).split()
-_IN_WORDS = re.compile(rf"\b(?:is|are|equals|makes)\s(minus\s|negative\s)?({'|'.join(_WORDS)})[.!]?\s*$", re.IGNORECASE)
+_WORD_NUMBER = rf"(minus\s|negative\s)?({'|'.join(_WORDS)})[.!]?\s*$"
+_BY_WORD = re.compile(_WORD_NUMBER, re.IGNORECASE)
+_IS_BY_WORD = re.compile(rf"\b(?:is|are|equals|makes)\s{_WORD_NUMBER}", re.IGNORECASE)
 _CONCLUDES = re.compile(
     r"(?:write the (?:result|answer)|so|thus|therefore|hence|donc|also|por lo tanto|así que|所以|因此)\b"
     r"|[a-z]\s?=\s?-?[\d.,/]+\s*$",
     re.I,
 )
 # The number of a figure is no amount: "Fig.5", "Eq. 12", "vs.3". That of an answer or a currency is one: "Rs.75".
-_LABEL = re.compile(
-    r"(?<![A-Za-z])(?:(?!(?:Rs|Re|Nos?|Nr|Ans|Ca|Abt)\.)[A-Z][a-z]{1,3}|figs?|eqs?|secs?|tab|vol|ch|cf|vs|ver)"
-    r"\.\d+(?:\.\d+)*"
-    r"|\b(?:Figs?|Eqs?|Secs?|Tab|Abb|Vol|Ref)\.\s\d+(?:\.\d+)*",
+_LABEL_WORD = (
+    r"(?:(?<![A-Za-z])(?:(?!(?:Rs|Re|Nos?|Nr|Ans|Ca|Abt)\.)[A-Z][a-z]{1,3}|figs?|eqs?|secs?|tab|vol|ch|cf|vs|ver)\."
+    r"|\b(?:Figs?|Eqs?|Secs?|Tab|Abb|Vol|Ref)\.\s)"
 )
+_LABEL = re.compile(rf"{_LABEL_WORD}\d+(?:\.\d+)*")
+LABEL_IN_FRONT = re.compile(rf"{_LABEL_WORD}$")
+LABEL_LENGTH = 6  # of its word, with a point and a blank
 _LABEL_POINT = re.compile(r"\.(?<=[A-Za-z].)\s?\d")  # in every label
 _ENUMERATED = re.compile(r"\d\s?[.):][ \t]")  # in every number of a list
 _ENUMERATOR = re.compile(
@@ -155,9 +159,15 @@ def stated_number(reply: str, truncated: bool = False, question: str = "") -> st
         return None
     if truncated:
         return spelled(_result(text))
-    if not _DIGIT.search(text) and (word := _IN_WORDS.search(text)):
-        return spelled(Fraction(_WORDS.index(word[2].lower()) * (-1 if word[1] else 1)))
+    if not _DIGIT.search(text) and (match := _IS_BY_WORD.search(text)):
+        return spelled(_by_word(match))
     return spelled(_concluded(text, _last_behind_verb))
+
+
+def _by_word(match: re.Match) -> int:
+    """The value of a number in words; `match` has its sign and its word."""
+    sign, word = match.groups()
+    return _WORDS.index(word.lower()) * (-1 if sign else 1)
 
 
 def gold_number(text: str) -> str | None:
@@ -278,7 +288,7 @@ def _asked(question: str) -> set[Fraction | int]:
 
 
 @lru_cache(maxsize=16)  # both readings begin with it
-def _stated(text: str, truncated: bool, question: str = "") -> list[tuple[str, Fraction | int | None]]:
+def _stated(text: str, truncated: bool, question: str = "") -> tuple[tuple[str, Fraction | int | None], ...]:
     """How each statement is made, and its number; None if it is not a single one."""
     found = []
     for statement in statements(text):
@@ -286,15 +296,16 @@ def _stated(text: str, truncated: bool, question: str = "") -> list[tuple[str, F
         reason = _REASON.search(content)
         if not statement.ended and truncated and reason is None:
             continue  # it may have gone on: "1" was about to become "18"
-        if not _DIGIT.search(content):
+        by_word = _BY_WORD.match(content[: reason.start()] if reason else content)
+        if by_word is None and not _DIGIT.search(content):
             continue  # "The answer is as follows"
         before = text[max(0, statement.start - 12) : statement.start]
         sort = "box" if "{" in before[-2:] else "mark" if "####" in before else "words"
-        value = _single(content)
+        value = _by_word(by_word) if by_word else _single(content)
         if sort == "box" and f"boxed{{{content}}}" in _evened(question):
             continue  # the form that was asked for, once more
         found.append((sort, value))
-    return found
+    return tuple(found)
 
 
 def _conclusion(sentence: str, question: str) -> Fraction | int | None:

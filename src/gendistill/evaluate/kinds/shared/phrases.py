@@ -8,6 +8,7 @@ from itertools import islice
 from gendistill.evaluate.kinds.item import Answer
 from gendistill.evaluate.kinds.shared.hinted import Hinted
 from gendistill.evaluate.kinds.shared.letters import flexible_letter, strict_letter
+from gendistill.evaluate.kinds.shared.numbers import LABEL_IN_FRONT, LABEL_LENGTH
 from gendistill.evaluate.kinds.shared.statements import DENIALS, denied, plain, sentences, statements
 from gendistill.evaluate.kinds.shared.words import CJK, MOST_KEPT, has_words, holds, normalise, outermost, with_articles
 from gendistill.names import LETTERS
@@ -182,7 +183,7 @@ def flexible_phrase(
 
 
 @lru_cache(maxsize=16)  # both readings ask it
-def _whole(text: str, asked: _Asked, truncated: bool) -> list[str]:
+def _whole(text: str, asked: _Asked, truncated: bool) -> tuple[str, ...]:
     """The sentences that name a known phrase, but for one that was cut off, and for those that repeat the question."""
     found = sentences(text)
     if found and truncated and not text.endswith((".", "!", "。")):
@@ -190,7 +191,7 @@ def _whole(text: str, asked: _Asked, truncated: bool) -> list[str]:
         # Its main clause had ended if it was cut off in a relative one.
         found += _RELATIVE.split(last, maxsplit=1)[:1] if _RELATIVE.search(last) else []
     found = filter(asked.named_in, found)
-    return [sentence for sentence in found if len(sentence) < 20 or not holds(asked.question, normalise(sentence))]
+    return tuple(sentence for sentence in found if len(sentence) < 20 or not holds(asked.question, normalise(sentence)))
 
 
 _asked = lru_cache(maxsize=16)(_Asked)  # both readings hold a reply against the same
@@ -218,16 +219,16 @@ def _answer(phrase: str, asked: _Asked) -> Answer:
 
 
 @lru_cache(maxsize=16)  # both readings begin with it
-def _stated(text: str, asked: _Asked, truncated: bool) -> list[str]:
+def _stated(text: str, asked: _Asked, truncated: bool) -> tuple[str, ...]:
     """What a reply states: of each statement the phrase, accepted ones as such, others as they stand."""
     first, _, rest = text.partition("\n")
     # The reply, or its first line, is an answer by itself.
     alone = _is_phrase(first, asked)
     listed = any(_is_phrase(line, asked) not in (None, alone) for line in rest.split("\n")[:5])
     if alone is not None and listed:
-        return [""]
+        return ("",)
     if alone is not None and not (truncated and not rest.strip() and not first.endswith(".")):
-        return [alone]
+        return (alone,)
     found = []
     for statement in statements(text):
         content = statement.content
@@ -245,7 +246,7 @@ def _stated(text: str, asked: _Asked, truncated: bool) -> list[str]:
             and not DENIALS.pattern.match(content)
         )
         found.append(phrase or (words if short else ""))
-    return found
+    return tuple(found)
 
 
 def _goes_on(content: str, phrase: str | None) -> bool:
@@ -396,7 +397,10 @@ def _embedded(before: str, mention: str, behind: str, asked: _Asked) -> bool:
 
 
 def _in_numbers(before: str, behind: str, asked: _Asked) -> bool:
-    """Whether a number is a part of a term, or stands among others that are neither the question's nor a date's."""
+    """Whether a number is a part of a term or a label, or stands among others that are neither the question's nor a
+    date's."""
+    if LABEL_IN_FRONT.search(before[-LABEL_LENGTH - 1 :]):
+        return True
     if re.match(r"\s?(?:[-+*/×÷^=]\s?[\d(]|[+*×÷^]|[xyzn]\b(?!\w))", behind) or re.search(r"[+*×÷^/]\s?$", before):
         return True
     others = [number.rstrip(".,") for number in _DIGITS.findall(before) + _DIGITS.findall(behind)]

@@ -97,7 +97,7 @@ _MARKUP = re.compile(
 # It begins with one of a few signs, so that only those are looked at.
 _SENTENCE = re.compile(
     r"[.!?。！？\n](?:(?<=\.)(?=[\s\"'”’)\]*]|$)"
-    r"(?<!\b[A-Za-z]\.)(?<!\bSt\.)(?<!\b[DM]r\.)(?<!\bMrs\.)(?<!\bNo\.)(?<!\bvs\.)(?<!\bRs\.)[\"'”’)\]*]*"
+    r"(?<!\b[A-Za-z]\.)(?<!\bSt\.)(?<!\b[DM]r\.)(?<!\bMrs\.)(?<!\bNo\.)(?<!\bFig\.)(?<!\bFigs\.)(?<!\bEq\.)(?<!\bvs\.)(?<!\bRs\.)[\"'”’)\]*]*"
     r"|(?<=[!?。！？])[\"'”’)\]*]*|(?<=\n))"
 )
 
