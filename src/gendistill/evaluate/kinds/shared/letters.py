@@ -262,7 +262,8 @@ def _opening(text: str, choices: tuple[str, ...], strictly: bool = True) -> Iter
         opened = max(begun, key=lambda letter: len(options[letter]), default=opened)
     if denied(lines[0], first.start(), first.end()) or patterns.joined.match(lines[0], first.end()):
         return
-    if strictly and any(re.search(rf"\b{opened}\b", match[0]) for match in _denials(lines[0], patterns)):
+    refused = patterns.denials.matches(lines[0]) if strictly and patterns.lone.search(lines[0], 1) else []
+    if any(re.search(rf"\b{opened}\b", match[0]) for match in refused):
         return
     yield opened
     previous = opened
@@ -278,11 +279,6 @@ def _opening(text: str, choices: tuple[str, ...], strictly: bool = True) -> Iter
         if letter > previous or said in ("", options.get(letter)):
             yield letter
         previous = letter
-
-
-def _denials(text: str, patterns: _Patterns) -> list[re.Match]:
-    """Where a text denies letters behind its beginning."""
-    return patterns.denials.matches(text) if patterns.lone.search(text, 1) else []
 
 
 def _called_wrong(text: str, choices: tuple[str, ...]) -> set[str]:

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import islice
 
 from gendistill.evaluate.kinds.item import Answer
+from gendistill.evaluate.kinds.shared.asked import Asked
 from gendistill.evaluate.kinds.shared.hinted import Hinted
 from gendistill.evaluate.kinds.shared.letters import flexible_letter, strict_letter
 from gendistill.evaluate.kinds.shared.numbers import LABEL_IN_FRONT, LABEL_LENGTH
@@ -84,43 +85,6 @@ _IS = re.compile(r"\b(?:is|was|are|were|ist|est|es)\b|是")
 _DIGITS = re.compile(r"(?<![\w.])-?\d[\d,.]*")
 
 
-class _Asked:
-    """What a reply is held against: accepted answers and other candidates, normalised, and the question.
-
-    Attributes:
-        known: both, and of each a word that every text with it has, as far as that can be told.
-    """
-
-    def __init__(self, accepted: Sequence[str], candidates: Sequence[str], question: str):
-        self.right = {normalise(answer) for answer in accepted} - {""}
-        self.others = {normalise(candidate) for candidate in candidates} - self.right - {""}
-        self.known = {phrase: _longest_word(phrase) for phrase in self.right | self.others}
-        self._question = question
-        self._named: dict[str, set[str]] = {}  # by text, since the rules ask it of the same sentences
-
-    @cached_property
-    def question(self) -> str:
-        return normalise(self._question)
-
-    def named_in(self, text: str) -> set[str]:
-        """The known phrases that a text holds."""
-        if not self.may_be_in(text):
-            return set()  # most sentences, which thus need not be normalised
-        if text not in self._named:
-            forms = f" {normalise(text)} \n {with_articles(text)} "
-            self._named[text] = {phrase for phrase in self.known if f" {phrase} " in forms}
-        return self._named[text]
-
-    def may_be_in(self, text: str) -> bool:
-        """False if a text holds none of the known phrases."""
-        return any(map(text.casefold().__contains__, self.known.values()))
-
-
-def _longest_word(phrase: str) -> str:
-    # Numbers may be spelled in more than one way.
-    return phrase if phrase.isalpha() else max(filter(str.isalpha, phrase.split()), key=len, default="")
-
-
 def strict_phrase(
     reply: str, accepted: Sequence[str], candidates: Sequence[str], question: str = "", truncated: bool = False
 ) -> Answer:
@@ -183,7 +147,7 @@ def flexible_phrase(
 
 
 @lru_cache(maxsize=16)  # both readings ask it
-def _whole(text: str, asked: _Asked, truncated: bool) -> tuple[str, ...]:
+def _whole(text: str, asked: Asked, truncated: bool) -> tuple[str, ...]:
     """The sentences that name a known phrase, but for one that was cut off, and for those that repeat the question."""
     found = sentences(text)
     if found and truncated and not text.endswith((".", "!", "。")):
@@ -194,7 +158,7 @@ def _whole(text: str, asked: _Asked, truncated: bool) -> tuple[str, ...]:
     return tuple(sentence for sentence in found if len(sentence) < 20 or not holds(asked.question, normalise(sentence)))
 
 
-_asked = lru_cache(maxsize=16)(_Asked)  # both readings hold a reply against the same
+_asked = lru_cache(maxsize=16)(Asked)  # both readings hold a reply against the same
 
 
 @lru_cache(maxsize=16)
@@ -214,12 +178,12 @@ def _lettered(letter: str | None, accepted: Sequence[str]) -> Answer:
     return Answer(letter and letter.lower(), letter in [answer.strip(" ()") for answer in accepted])
 
 
-def _answer(phrase: str, asked: _Asked) -> Answer:
+def _answer(phrase: str, asked: Asked) -> Answer:
     return Answer(phrase, phrase in asked.right)
 
 
 @lru_cache(maxsize=16)  # both readings begin with it
-def _stated(text: str, asked: _Asked, truncated: bool) -> tuple[str, ...]:
+def _stated(text: str, asked: Asked, truncated: bool) -> tuple[str, ...]:
     """What a reply states: of each statement the phrase, accepted ones as such, others as they stand."""
     first, _, rest = text.partition("\n")
     # The reply, or its first line, is an answer by itself.
@@ -254,7 +218,7 @@ def _goes_on(content: str, phrase: str | None) -> bool:
     return phrase is not None and not normalise(content).endswith(phrase)
 
 
-def _is_phrase(text: str, asked: _Asked) -> str | None:
+def _is_phrase(text: str, asked: Asked) -> str | None:
     """The known phrase that a text is, but for words that add nothing to it; None if it is none or denies it."""
     if text.rstrip().endswith("?"):
         return None
@@ -278,7 +242,7 @@ def _is_phrase(text: str, asked: _Asked) -> str | None:
     return None
 
 
-def _asserted(sentence: str, asked: _Asked, strictly: bool = False) -> set[str]:
+def _asserted(sentence: str, asked: Asked, strictly: bool = False) -> set[str]:
     """Known phrases that a sentence gives for the answer: neither denied nor listed nor part of something else.
 
     Strictly, those are given that stand where a sentence says something: in front, or at the end of a clause.
@@ -291,7 +255,7 @@ def _asserted(sentence: str, asked: _Asked, strictly: bool = False) -> set[str]:
     return told or {phrase for phrase in given if _given(sentence, phrase, asked, strictly=True)}
 
 
-def _given(sentence: str, phrase: str, asked: _Asked, strictly: bool) -> bool:
+def _given(sentence: str, phrase: str, asked: Asked, strictly: bool) -> bool:
     """Whether some mention of a phrase in a sentence gives it for the answer."""
     if phrase in ("yes", "no", "true", "false", "none", "a", "i"):
         return False  # words that any sentence may hold; they count where they are stated
@@ -318,7 +282,7 @@ def _pattern(phrase: str) -> re.Pattern:
     return re.compile(before + gap.join(words) + after, re.IGNORECASE)
 
 
-def _mention(sentence: str, start: int, end: int, asked: _Asked, strictly: bool) -> bool:
+def _mention(sentence: str, start: int, end: int, asked: Asked, strictly: bool) -> bool:
     # "Perhaps Paris, perhaps Lyon" lists them, too.
     before, behind = sentence[max(0, start - 300) : start], sentence[end : end + 300]
     if _PERHAPS.may_be_in(sentence):
@@ -334,7 +298,7 @@ def _mention(sentence: str, start: int, end: int, asked: _Asked, strictly: bool)
     return not (_listed(before, behind, asked) or _embedded(before, mention, behind, asked))
 
 
-def _says(before: str, behind: str, asked: _Asked) -> bool:
+def _says(before: str, behind: str, asked: Asked) -> bool:
     """Whether a mention stands in front of its sentence, or at the end of a clause without a denial before it."""
     front = not before or not _LETTER.search(_LEAD.sub("", before.strip()))
     if front and _COPULA.match(behind):
@@ -353,7 +317,7 @@ def _says(before: str, behind: str, asked: _Asked) -> bool:
     return len(words) <= few or all(holds(asked.question, word) for word in words)
 
 
-def _listed(before: str, behind: str, asked: _Asked) -> bool:
+def _listed(before: str, behind: str, asked: Asked) -> bool:
     """Whether other answers stand beside one, that the question does not name."""
     if _BUT_ALSO.match(behind):
         return True
@@ -376,7 +340,7 @@ def _end(before: str) -> str:
     return before[start + 1 :]
 
 
-def _is_item(word: str, asked: _Asked) -> bool:
+def _is_item(word: str, asked: Asked) -> bool:
     """Whether a word beside an answer is another answer: a name, a number or a candidate that was not asked about."""
     bare = normalise(word)
     if not bare or holds(asked.question, bare) or not _LEAD.sub("", f"{word.rstrip(',')}, "):
@@ -385,7 +349,7 @@ def _is_item(word: str, asked: _Asked) -> bool:
     return known or word.lstrip("(\"'“‘")[:1].isupper() or word[:1].isdigit() or bool(re.match(f"[{CJK}]", word))
 
 
-def _embedded(before: str, mention: str, behind: str, asked: _Asked) -> bool:
+def _embedded(before: str, mention: str, behind: str, asked: Asked) -> bool:
     """Whether a mention is a part of a longer name."""
     if _OTHER_BEFORE.search(_end(before)):
         return True
@@ -396,7 +360,7 @@ def _embedded(before: str, mention: str, behind: str, asked: _Asked) -> bool:
     return not holds(asked.question, normalise(name[1]))
 
 
-def _in_numbers(before: str, behind: str, asked: _Asked) -> bool:
+def _in_numbers(before: str, behind: str, asked: Asked) -> bool:
     """Whether a number is a part of a term or a label, or stands among others that are neither the question's nor a
     date's."""
     if LABEL_IN_FRONT.search(before[-LABEL_LENGTH - 1 :]):
@@ -409,7 +373,7 @@ def _in_numbers(before: str, behind: str, asked: _Asked) -> bool:
     return bool(others) and not _MONTH.search(before + behind) and "=" not in before
 
 
-def _undecided(text: str, asked: _Asked) -> bool:
+def _undecided(text: str, asked: Asked) -> bool:
     """Whether a reply without a right answer gives none at all: it denies, it lists, or it is prose."""
     if len(text.split()) > _MOST_WORDS or len(sentences(text)) > 1:
         return True
