@@ -107,3 +107,95 @@ def test_there_are_enough_real_replies():
     assert len({row["model"].split(",")[0] for row in REAL}) >= 3
     assert len({row["language"] for row in REAL}) >= 5
     assert {row["kind"] for row in REAL} == set(KINDS)
+
+
+FRANCE = Item(0, "short_answer", "What is the capital of France?", ("Paris", "Rome"), (0,), ("Paris",))
+OPTIONS = Item(0, "multiple_choice", "?", ("A", "B", "C"), (1,), ("sky",), ("cage", "sky", "desert"))
+NUMBER = Item(0, "last_number", "How many?", (), (), ("5",))
+HOW_MANY = Item(0, "short_answer", "How many?", ("5", "6"), (0,), ("5",))
+COLOUR = Item(0, "fact", "?", ("red", "blue"), (0,), ("red",))
+PRICES = Item(0, "needle_sum", "?", ("2 + 3 = 5",), (0,), ("5",), checks={"prices": [2, 3]})
+NEEDLE = Item(0, "needle", "?", ("1234567",), (0,), ("1234567",))
+# Made up for forms that no reply of a model in the table has, and graded by hand like those: item, reply, whether it is
+# right strictly and flexibly; None where it is unparsed.
+MADE_UP = [
+    # The number of a figure is no answer, whatever the kind.
+    *[(item, reply, None, None) for item in (NUMBER, HOW_MANY) for reply in ("Fig.5", "Fig. 5", "See Fig.5", "Eq. 5")],
+    (NUMBER, "The answer is 5, see Fig.7.", True, True),
+    (HOW_MANY, "5 (Fig.7)", True, True),
+    # Possible is not what is so: in every kind.
+    (FRANCE, "It could be Paris, but I am not sure", None, True),
+    (OPTIONS, "It could be B, but I am not sure", None, True),
+    (NUMBER, "It could be 5, but I am not sure", None, True),
+    (COLOUR, "It could be red, but I am not sure", None, True),
+    (COLOUR, "red, but I am not sure", None, True),
+    (COLOUR, "I think it is red", True, True),
+    (PRICES, "It could be 5, but I am not sure", None, True),
+    (NEEDLE, "It could be 1234567, but I am not sure", None, True),
+    (NEEDLE, "I believe it is 1234567", True, True),
+    # A number in words is a number where it is stated.
+    *[
+        (item, reply, True, True)
+        for item in (NUMBER, PRICES)
+        for reply in (
+            "The answer is five",
+            "The answer is five.",
+            "Answer: Five",
+            "The answer is five because 2 + 3 = 5.",
+        )
+    ],
+    (NUMBER, "The answer is four", False, False),
+    (NUMBER, "The answer is minus five.", False, False),
+    *[
+        (NUMBER, f"The answer is {said}", None, None)
+        for said in ("not five", "five or six", "twenty-five", "five hundred", "one of them", "as follows")
+    ],
+    # A letter that is chosen is an answer.
+    *[
+        (OPTIONS, reply, True, True)
+        for reply in (
+            "I choose B",
+            "I choose (B).",
+            "I choose **B**",
+            "I pick option B.",
+            "I would go with B. sky",
+            "I choose B because it is blue.",
+            "I choose B over C.",
+            "It is blue, so I choose B.",
+            "Ich wähle B.",
+            "Je choisis B.",
+            "Elijo B.",
+        )
+    ],
+    (OPTIONS, "I choose A", False, False),
+    *[
+        (OPTIONS, reply, None, None)
+        for reply in (
+            "I choose A dog",
+            "I choose B or C",
+            "I choose not B",
+            "I do not choose B",
+            "I choose between B and C",
+        )
+    ],
+    # These choose nothing; a patient person sees the one letter that they name.
+    *[(OPTIONS, reply, None, True) for reply in ("Should I choose B?", "If I choose B", "I choose B?")],
+    (OPTIONS, "I choose B, but I am not sure.", None, True),
+    (OPTIONS, "I choose C. The answer is B.", None, True),
+]
+
+
+@pytest.mark.parametrize(("item", "reply", "strictly", "flexibly"), MADE_UP, ids=lambda each: str(each)[:40])
+def test_made_up_replies_are_read_as_a_person_does(item, reply, strictly, flexibly):
+    (grades,) = grade([item], [reply])
+    for answer, right in ((grades.strict, strictly), (grades.flexible, flexibly)):
+        assert (answer.parsed is None) == (right is None)
+        assert answer.correct == bool(right)
+
+
+@pytest.mark.parametrize(
+    ("item", "reply"), [(NUMBER, "The answer is five"), (OPTIONS, "I choose B"), (PRICES, "The answer is five")]
+)
+def test_what_is_cut_off_in_words_is_not_stated_yet(item, reply):
+    (grades,) = grade([item], [reply], [True])  # "five" may have become "five hundred"
+    assert grades.strict.parsed is None

@@ -9,6 +9,7 @@ from gendistill.errors import UserError
 from gendistill.evaluate.kinds.item import Answer, Draws, Item
 from gendistill.evaluate.kinds.shared.distractors import DISTRACTORS
 from gendistill.evaluate.kinds.shared.haystack import HaystackTask
+from gendistill.evaluate.kinds.shared.hedges import committed
 from gendistill.evaluate.kinds.shared.long_context import Draft
 from gendistill.evaluate.kinds.shared.phrases import flexible_phrase, strict_phrase
 
@@ -133,7 +134,8 @@ class Fact(HaystackTask):
 
     @classmethod
     def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
-        return strict_phrase(reply, item.answers, item.candidates, truncated=truncated)
+        part = committed(reply, options=(*item.answers, *item.candidates))
+        return strict_phrase(part, item.answers, item.candidates, truncated=truncated)
 
     @classmethod
     def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from gendistill.evaluate.kinds.item import Answer, Draws, Item
 from gendistill.evaluate.kinds.shared.haystack import HaystackTask
+from gendistill.evaluate.kinds.shared.hedges import committed
 from gendistill.evaluate.kinds.shared.keys import KEYS
 from gendistill.evaluate.kinds.shared.long_context import Draft, spread
 from gendistill.evaluate.kinds.shared.numbers import last_number, stated_number
@@ -51,7 +52,7 @@ class NeedleSum(HaystackTask):
 
     @classmethod
     def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
-        number = last_number(reply, truncated, _prices(item))
+        number = last_number(committed(reply), truncated, _prices(item))
         return Answer(number, number in item.answers)
 
     @classmethod

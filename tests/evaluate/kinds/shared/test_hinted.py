@@ -1,20 +1,23 @@
 """Patterns with hints find what the patterns alone find."""
 
+import json
 import re
 from itertools import islice
+from pathlib import Path
 from re import _constants as codes
 from re import _parser
 
 import pytest
 
 from gendistill.evaluate.kinds.shared import hedges, letters, numbers, phrases, statements
-from gendistill.evaluate.kinds.shared.hinted import Hinted
+from gendistill.evaluate.kinds.shared.hinted import Hinted, _folded
 
 DEFINED = [*letters._patterns(5)._asdict().items()]
 for module in (hedges, letters, numbers, phrases, statements):
     DEFINED += [(f"{module.__name__.rsplit('.')[-1]}.{name}", value) for name, value in vars(module).items()]
 PATTERNS = {name: value for name, value in DEFINED if isinstance(value, Hinted)}
 
+REPLIES = [row["reply"] for row in json.loads((Path(__file__).parent / "real_replies.json").read_text())["replies"]]
 CATEGORIES = {
     codes.CATEGORY_SPACE: " ",
     codes.CATEGORY_WORD: "w",
@@ -63,15 +66,32 @@ def forms(code, argument) -> list[str]:
 
 
 @pytest.mark.parametrize("name", sorted(PATTERNS))
-def test_every_form_of_a_pattern_holds_a_hint(name):
+def test_every_form_of_a_pattern_begins_with_a_hint(name):
     pattern = PATTERNS[name]
     forms = texts(_parser.parse(pattern.pattern.pattern, pattern.pattern.flags))
     assert len(forms) > 2
-    assert [form for form in forms if not pattern.may_be_in(form)] == []
+    assert [form for form in forms if not pattern._hint.match(_folded(form))] == []
+
+
+@pytest.mark.parametrize("name", sorted(PATTERNS))
+def test_real_replies_hold_the_matches_that_the_pattern_alone_finds(name):
+    pattern = PATTERNS[name]
+    for reply in REPLIES:
+        alone = [match.span() for match in pattern.pattern.finditer(reply)]
+        assert [match.span() for match in pattern.matches(reply)] == alone
+        assert pattern.may_be_in(reply) or not alone
+        assert pattern.sub("x", reply) == pattern.pattern.sub("x", reply)
 
 
 def test_letters_that_a_pattern_takes_for_others_hint_too():
     pattern = Hinted("is", hints="is")
-    for text in ("is", "IS", "ıs", "İS", "iſ", "it"):
-        assert (pattern.search(text) is None) == (re.search("is", text, re.IGNORECASE) is None)
+    for text in ("is", "IS", "ıs", "İS", "iſ", "it", "i\u0307s", "İİ is"):
+        assert [match.span() for match in pattern.matches(text)] == [
+            match.span() for match in re.finditer("is", text, re.IGNORECASE)
+        ]
         assert pattern.sub("x", text) == re.sub("is", "x", text, flags=re.IGNORECASE)
+
+
+def test_a_hint_within_another_is_found():
+    pattern = Hinted("anna b|nna c", hints="anna nna")
+    assert [match[0] for match in pattern.matches("anna c, anna b")] == ["nna c", "anna b"]

@@ -60,9 +60,10 @@ def followed(instruction_ids: Sequence[str], kwargs: Sequence[Mapping[str, Any]]
     variants = flexible_variants(reply)  # once for all instructions
     strict, flexible = [], []
     for instruction_id, settings in zip(instruction_ids, kwargs, strict=True):
-        strict.append(follows(instruction_id, settings, reply))
+        check_instruction(instruction_id, settings)
+        strict.append(_follows(instruction_id, settings, reply))
         # The reply itself is a variant too, so flexible is never less than strict.
-        flexible.append(strict[-1] or any(follows(instruction_id, settings, variant) for variant in variants))
+        flexible.append(strict[-1] or any(_follows(instruction_id, settings, variant) for variant in variants))
     return Followed(tuple(strict), tuple(flexible))
 
 
@@ -71,7 +72,8 @@ def flexible_variants(reply: str) -> list[str]:
     lines = reply.split("\n")
     texts = ["\n".join(lines[first : len(lines) - last]).strip() for first, last in product((0, 1), repeat=2)]
     texts[0] = reply  # as it is, white space and all
-    return [*texts, *(text.replace("*", "") for text in texts)]
+    # Each once: most replies have one line and no asterisks.
+    return list(dict.fromkeys([*texts, *(text.replace("*", "") for text in texts)]))
 
 
 def follows(instruction_id: str, kwargs: Mapping[str, Any], reply: str) -> bool:
@@ -84,6 +86,10 @@ def follows(instruction_id: str, kwargs: Mapping[str, Any], reply: str) -> bool:
         UserError: what `check_instruction` raises.
     """
     check_instruction(instruction_id, kwargs)
+    return _follows(instruction_id, kwargs, reply)
+
+
+def _follows(instruction_id: str, kwargs: Mapping[str, Any], reply: str) -> bool:
     # "No comma" would hold of an empty reply.
     return bool(reply.strip()) and INSTRUCTIONS[instruction_id](reply, **kwargs)
 

@@ -20,18 +20,23 @@ _POSSIBLY = Hinted(
     r"|\b(?:quizás?|tal\svez|a\slo\smejor|podrían?|puede\sser|posiblemente|adivino)\b"
     r"|\b(?:forse|potrebbe|talvez|poderia)\b"
     r"|(?<![不最很极大])可能(?!性)|也许|或许|说不定|我猜",
-    hints="could might may perhaps possib guess vielleicht möglich eventuell könnt rate peut pourra devine quiz vez "
-    "mejor podr puede posib adivino forse potrebbe poderia 可能 也许 或许 说不定 我猜",
+    hints=r"could\s might\s may\s maybe perhaps possib i\sguess i\swould\s i['’]d\s i\sam\s i['’]m\s "
+    r"my\s vielleicht möglich eventuell könnt ich\s peut pourra je\s il\s quiz tal\s a\slo\s "
+    r"podr puede\s posib adivino forse potrebbe talvez poderia 可能 也许 或许 说不定 我猜",
 )
 _UNSURE = Hinted(
-    r"\bI(?:\sam|['’]m)\s(?:really\s|still\s)?(?:not|un)\s?(?:\w+\s)?(?:sure|certain)\b|^\W*(?:but\s)?not\s(?:\w+\s)?sure\b"
+    r"\bI(?:\sam|['’]m)\s(?:really\s|still\s)?(?:not|un)\s?(?:\w+\s)?(?:sure|certain)\b"
     r"|\bI\s(?:can(?:not|['’]t)|could(?:\snot|n['’]t))\sbe\s(?:\w+\s)?(?:sure|certain)\b"
     r"|\b(?:do\snot|don['’]t)\s(?:really\s)?know(?:\sfor\s(?:sure|certain)\b|,?\sbut\b)"
     r"|\b(?:just|only)\s(?:a|my)\sguess\b|\ba\s(?:wild\s)?guess\b"
     r"|\bnicht\s(?:\w+\s)?sicher\b|\bkeine\sAhnung\b|\bpas\s(?:\w+\s)?(?:sûre?|certaine?)\b|\baucune\sidée\b"
     r"|\bno\s(?:estoy|soy)\s(?:\w+\s)?segur[oa]\b|\bni\sidea\b|我?不(?:太|是很|大|能)?(?:确定|肯定)|没(?:有)?把握",
-    hints="sure certain know guess sicher ahnung pas aucune segur idea 确定 肯定 把握",
+    hints=r"i\sam\s i['’]m\s i\scan i\scould do\snot\s don['’]t\s just\s only\s a\sguess a\swild nicht\s "
+    r"keine\s pas\s aucune\s no\s ni\s 我不 不 没",
 )
+_NOT_SURE = re.compile(r"\W*(?:but\s)?not\s(?:\w+\s)?sure\b", re.IGNORECASE)  # at the start of a sentence
+# Either; looked for first, since few replies hedge.
+_HEDGES = Hinted(f"{_POSSIBLY.pattern.pattern}|{_UNSURE.pattern.pattern}", hints=f"{_POSSIBLY.hints} {_UNSURE.hints}")
 # Asks for what is possible.
 _ASKS_POSSIBLE = re.compile(r"\b(?:could|might|may|possibl[ey]|könnten?|pourrait|podría)\b|可能", re.IGNORECASE)
 # A clause begins behind these; signs inside of a number begin none.
@@ -53,20 +58,18 @@ def committed(reply: str, question: str = "", options: Sequence[str] = ()) -> st
     Args:
         options: the answers that a reply may give.
     """
-    if (
-        _POSSIBLY.search(reply)  # first: few replies hold anything possible
-        and not _ASKS_POSSIBLE.search(question)
-        and not any(map(_POSSIBLY.search, options))
-    ):
+    if not _HEDGES.may_be_in(reply) and not _NOT_SURE.match(reply):
+        return reply
+    if _POSSIBLY.search(reply) and not _ASKS_POSSIBLE.search(question) and not any(map(_POSSIBLY.search, options)):
         reply = _without_possible(reply)
-    if _UNSURE.search(reply) and not any(map(_UNSURE.search, options)):
+    if _unsure(reply) and not any(map(_unsure, options)):
         reply = _without_unsure(reply)
     return reply
 
 
 def _without_possible(text: str) -> str:
     kept, done = [], 0
-    for hedge in _POSSIBLY.finditer(text):
+    for hedge in _POSSIBLY.matches(text):
         if hedge.start() < done:  # in a part that is gone
             continue
         end = sentence_end(text, hedge.start())
@@ -88,12 +91,16 @@ def _clause_start(text: str, place: int, least: int) -> int:
     return breaks[-1] if breaks else least
 
 
+def _unsure(text: str) -> re.Match | None:
+    return _NOT_SURE.match(text) or _UNSURE.search(text)
+
+
 def _without_unsure(text: str) -> str:
     kept, start = [], 0
     while start < len(text):
         end = sentence_end(text, start)
         sentence = text[start:end]
-        unsure = _UNSURE.search(sentence)
+        unsure = _unsure(sentence)
         if unsure is None:
             kept.append(sentence)
         # A sentence of its own ("Paris. I am not sure, though.") is about the one before.

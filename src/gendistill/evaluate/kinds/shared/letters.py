@@ -18,7 +18,7 @@ from gendistill.evaluate.kinds.shared.statements import (
     sentences,
     statements,
 )
-from gendistill.evaluate.kinds.shared.words import MOST_KEPT, holds, normalise, outermost, with_articles
+from gendistill.evaluate.kinds.shared.words import MOST_KEPT, normalise, outermost, with_articles
 from gendistill.names import LETTERS
 
 _B = r"\s{0,3}"  # blanks; bounded, or a run of them would be tried in every way
@@ -28,22 +28,31 @@ _JOINT = (
 _LONE_LETTER = re.compile(r"[A-Za-z]\.?")
 # A letter by itself in bold, code or LaTeX.
 _MARKED = re.compile(r"(\*\*|__|`|\$)\s?([A-Z])\s?\1")
+_SIGN = re.compile(r"[*_`$\\<]")  # in every mark
 MARKED_LENGTH = 8  # of a reply that is nothing but a letter and its marks
 # An option's text in quotes at the end of a sentence, marked as what is meant.
-_QUOTED = re.compile(r"(?:\b(?:is|es|est|ist)\s|是)[\"“«]([^\"”»\n]{1,80})[\"”»](?=[.。]?\s*$)")
+_QUOTED = Hinted(
+    re.compile(r"(?:\b(?:is|es|est|ist)\s|是)[\"“«]([^\"”»\n]{1,80})[\"”»](?=[.。]?\s*$)"),
+    hints=r"is\s es\s est\s ist\s 是",
+)
 _DENIAL_IN_FRONT = re.compile(r"^(?: ?¬ ?)+(?=[A-Z(])")  # as `_said` writes one
 _TAKEN_BACK = re.compile(r"\b(?:is|ist|es|est)\s(?:wrong|incorrect|false|falsch|incorrect[oae]|faux|fausse)\b|错")
 _LIST_OF_WRONG = Hinted(
     re.compile(r"\b(?:wrong|incorrect|falsche?n?|incorrectas|fausses|mauvaises|错误)\b[^\n]{0,60}:\s*\n"),
-    hints="wrong incorrect falsch fausses mauvaises 错误",
+    hints=r"wrong incorrect falsch fausses mauvaises 错误",
 )
 # "A hexagon is", and not "A because".
 _ARTICLE = re.compile(
     r"A (?!(?:because|since|as|for|and|or|is|which|due|in|according|given|but|with|if|based)\b)[a-z]+\b"
 )
+# Only at the start of a clause: "If I choose B" and "Should I choose B" choose nothing.
+_CHOOSE = (
+    r"(?:^|(?<=[.,;:!\n])|(?<=[.,;:!\n]\s)|(?<=\b[Ss]o\s))"
+    r"(?i:I(?:\swould|\swill|['’]d|['’]ll)?\s(?:choose|chose|pick|select|go\swith)|ich\swähle|je\schoisis|elijo|escojo)"
+)
 _WRONG = Hinted(
     r"\b(?:wrong|incorrect|false|not|no|falsch|nicht|incorrect[oae]|faux|fausse)\b|n['’]t\b|错|不",
-    hints="wrong incorrect false no falsch nicht faux fausse n't n’t 错 不",
+    hints=r"wrong incorrect false no falsch nicht faux fausse n['’]t 错 不",
 )
 _RIGHT = (
     rf"(?:\bis|:|-|–|是|es|ist|est){_B}(?:the\s|la\s|die\s|definitely\s)?"
@@ -114,6 +123,7 @@ class _Patterns(NamedTuple):
     """Patterns for so many options.
 
     Attributes:
+        lone: a capital letter behind which no word goes on: without one, none is named within the text.
         opening: a letter that opens a line.
         listed: a text that opens with several letters.
         joined: another letter behind one: "and B", "/B".
@@ -125,12 +135,13 @@ class _Patterns(NamedTuple):
         denials: "not B", "nicht (B)".
     """
 
+    lone: re.Pattern
     opening: re.Pattern
     listed: re.Pattern
     joined: re.Pattern
     stated: re.Pattern
     picked: Hinted
-    loosely: re.Pattern
+    loosely: Hinted
     alone: re.Pattern
     several: re.Pattern
     denials: Hinted
@@ -149,6 +160,7 @@ def _patterns(count: int) -> _Patterns:
     word = rf"(?:(?:{small}){_B}){{0,3}}"
     bracketed = rf"(?:\({_B}{letter}{_B}\)|\[{_B}{letter}{_B}\])"
     return _Patterns(
+        lone=re.compile(capital + after),
         # Punctuation or the end of the line must follow, or "A dog" would be option A.
         opening=re.compile(
             rf"^[ \t]*(?:(?:option|choice|选项)\s+)?(?:({bracketed})"
@@ -162,14 +174,20 @@ def _patterns(count: int) -> _Patterns:
         picked=Hinted(
             re.compile(
                 rf"(?:应选|故选|选择|(?<!不)选)(?:项)?{_B}[:为是]?{_B}{open_}({capital}){after}"
-                rf"|(?:\b(?i:option|choice|opción|réponse|antwort)\s+){open_}({capital}){close}{_B}{_RIGHT}"
+                rf"|(?:\b(?i:option|choice|opción|réponse|antwort)\s+){open_}({capital}){after}{close}{_B}{_RIGHT}"
                 rf"|\b(?i:is|es|est|ist|are|serait|sería|wäre|would\sbe)\s(?:(?i:{word})\(({capital})\)|(?i:la\s|the\s|die\s)?(?i:option|opción)\s({capital}){after})"
+                rf"|{_CHOOSE}\s(?i:{word}){open_}(?!{_ARTICLE.pattern})({capital}){after}(?!{close}\s?\?)"
             ),
-            hints="选 option choice opción réponse antwort (",
+            hints=r"i\s i['’] ich\swähle je\schoisis elijo\s escojo\s 应选 故选 选 "
+            r"option\s choice\s opción\s réponse\s antwort\s is\s es\s est\s ist\s are\s "
+            r"serait\s sería\s wäre\s would\s",
         ),
-        loosely=re.compile(
-            rf"(?<=[^\n])\(({capital})\)|\b(?:is|es|est|ist)\s({capital})(?=[.]?\s*$)"
-            rf"|\b(?i:option|choice|opción|antwort|réponse|letter)\s+{open_}({capital}){after}(?! [a-z]+ed\b)"
+        loosely=Hinted(
+            re.compile(
+                rf"(?<=[^\n])\(({capital})\)|\b(?:is|es|est|ist)\s({capital})(?=[.]?\s*$)"
+                rf"|\b(?i:option|choice|opción|antwort|réponse|letter)\s+{open_}({capital}){after}(?! [a-z]+ed\b)"
+            ),
+            hints=r"( is\s es\s est\s ist\s option\s choice\s opción\s antwort\s réponse\s letter\s",
         ),
         alone=re.compile(rf"(?<![A-Za-z0-9_À-ɏ'’.]){capital}{after}(?! [a-z])"),
         several=re.compile(rf"(?<![A-Za-z0-9_À-ɏ'’.]){capital}{close}{_JOINT}(?i:option\s)?{open_}{capital}{after}"),
@@ -183,9 +201,11 @@ def _patterns(count: int) -> _Patterns:
 
 
 def _spelled(reply: str) -> str:
+    if reply.isascii() and not _SIGN.search(reply):  # nothing that would be spelled otherwise
+        return reply.strip()
     # Marked as one, it is not a word of the sentence.
     if len(reply.strip()) > MARKED_LENGTH:
-        reply = _MARKED.sub(r"(\2)", reply)
+        reply = _MARKED.sub(lambda match: f"({match[2]})", reply)
     # Dollar signs are LaTeX's here; options that are sums lose theirs too.
     return plain(reply).replace("$", "").strip()
 
@@ -207,14 +227,13 @@ def _by_whole_text(text: str, choices: tuple[str, ...]) -> Iterator[str]:
     for part in dict.fromkeys((text, text.split("\n", 1)[0])):
         bare = _bare(part)
         # Even if the option is a letter itself: "B. A".
+        held = [letter for letter, option in options.items() if option and bare.endswith(option)]
         lettered = [
             letter
-            for letter, option in options.items()
-            if option
-            and bare.endswith(option)
-            and re.fullmatch(rf"\W?{letter.lower()}\s*[^\w\s]\W{{0,2}}", bare[: -len(option)])
+            for letter in held
+            if re.fullmatch(rf"\W?{letter.lower()}\s*[^\w\s]\W{{0,2}}", bare[: -len(options[letter])])
         ]
-        whole = [letter for letter, option in options.items() if option == bare and len(option) > 1]
+        whole = [letter for letter in held if options[letter] == bare and len(bare) > 1]
         if (lettered or whole) and part is text:
             yield from lettered or whole
             return
@@ -237,13 +256,14 @@ def _opening(text: str, choices: tuple[str, ...], strictly: bool = True) -> Iter
         if lines and len(lines) > 1:
             yield from (letter for letter, option in options.items() if option == _bare(lines[0]))
         return
-    opened = _letter_of(first)
-    begun = [letter for letter, option in options.items() if _bare(lines[0]).startswith(option) and len(option) > 1]
-    if begun and _bare(lines[0]).startswith(opened.lower()):  # the option's text begins with a letter ("A. flavus")
-        opened = max(begun, key=lambda letter: len(options[letter]))
+    opened, bare = _letter_of(first), _bare(lines[0])
+    if bare.startswith(opened.lower()):  # it may be that of the option's text ("A. flavus")
+        begun = [letter for letter, option in options.items() if len(option) > 1 and bare.startswith(option)]
+        opened = max(begun, key=lambda letter: len(options[letter]), default=opened)
     if denied(lines[0], first.start(), first.end()) or patterns.joined.match(lines[0], first.end()):
         return
-    if strictly and any(re.search(rf"\b{opened}\b", match[0]) for match in patterns.denials.finditer(lines[0])):
+    refused = patterns.denials.matches(lines[0]) if strictly and patterns.lone.search(lines[0], 1) else []
+    if any(re.search(rf"\b{opened}\b", match[0]) for match in refused):
         return
     yield opened
     previous = opened
@@ -263,7 +283,7 @@ def _opening(text: str, choices: tuple[str, ...], strictly: bool = True) -> Iter
 
 def _called_wrong(text: str, choices: tuple[str, ...]) -> set[str]:
     """Letters of a list that is headed as that of the wrong ones."""
-    heading = _LIST_OF_WRONG.search(text)
+    heading = _LIST_OF_WRONG.search(text) if "\n" in text else None
     listed = text[heading.end() :].split("\n") if heading else []
     lines = takewhile(
         lambda match: match is not None, map(_patterns(len(choices)).opening.match, filter(str.strip, listed))
@@ -277,34 +297,79 @@ def _letter_of(match: re.Match) -> str:
     return found.strip("()[] \t").upper()
 
 
-def _said(text: str, choices: tuple[str, ...], strictly: bool) -> Iterator[tuple[str, bool]]:
+class _Said(NamedTuple):
+    """A letter that a reply says is the answer.
+
+    Attributes:
+        place: where the reply says so.
+        ended: whether the text continues behind it, so that nothing of it was cut off.
+        taken_back: whether the rest of the sentence calls it wrong: "Answer C, 30 days, is wrong".
+    """
+
+    place: int
+    letter: str
+    ended: bool
+    taken_back: bool = False
+
+
+def _said(text: str, choices: tuple[str, ...], strictly: bool) -> list[tuple[str, bool]]:
     """Letters that a reply says are the answer, in its order, and of each whether the text continues behind it."""
+    text = _without_denied(text, len(choices))
+    found = _clearly_said(text, choices)
+    if not strictly:
+        found = [said for said in (*found, *_loosely_said(text, choices)) if not said.taken_back]
+    return [(said.letter, said.ended) for said in sorted(found)]
+
+
+@lru_cache(maxsize=16)  # both readings begin with it
+def _clearly_said(text: str, choices: tuple[str, ...]) -> tuple[_Said, ...]:
+    """What is stated, and letters that are said to be right or to be chosen."""
     patterns, options = _patterns(len(choices)), _options(choices)
-    text = patterns.denials.sub(" ¬ ", text)
-    found = []  # place, letter, whether the text continues behind it
+    found = []
     for statement in statements(text):
         content = _DENIAL_IN_FRONT.sub("", statement.content)
-        by_text = [letter for letter, option in options.items() if len(option) > 1 and option == _bare(content)]
+        bare = _bare(content)
+        by_text = [letter for letter, option in options.items() if option == bare and len(option) > 1]
         match = patterns.stated.match(content)
         if by_text:
-            found += [(statement.start, by_text[0], statement.ended)] if len(by_text) == 1 else []
+            found += [_Said(statement.start, by_text[0], statement.ended)] if len(by_text) == 1 else []
         elif match and _ARTICLE.match(content, match.start(1)):
             continue
         elif match and not patterns.joined.match(content, match.end()) and not denied(content, 0, match.end()):
             ended = statement.ended or bool(content[match.end() :].strip())
-            found.append((statement.start, match[1].upper(), ended))
-    for match in [*_QUOTED.finditer(text)][-MOST_STATEMENTS:] if not strictly else ():
+            found.append(_Said(statement.start, match[1].upper(), ended))
+    return *found, *_picked(patterns.picked, text, patterns)
+
+
+def _loosely_said(text: str, choices: tuple[str, ...]) -> list[_Said]:
+    """An option's text in quotes; letters in brackets, behind "option" and the like."""
+    options, patterns = _options(choices), _patterns(len(choices))
+    found = []
+    for match in _QUOTED.matches(text)[-MOST_STATEMENTS:]:
         by_text = [letter for letter, option in options.items() if option == _bare(match[1])]
-        found += [(match.start(), by_text[0], True)] if len(by_text) == 1 else []
-    others = [patterns.picked] if strictly else [patterns.picked, patterns.loosely]
-    for match in (match for pattern in others for match in [*pattern.finditer(text)][-MOST_STATEMENTS:]):
-        # The rest of the sentence may take it back: "Answer C, 30 days, is wrong".
-        rest = text[match.end() : min(sentence_end(text, match.end()), match.end() + 60)]
-        if _TAKEN_BACK.search(rest) and not strictly:
+        found += [_Said(match.start(), by_text[0], True)] if len(by_text) == 1 else []
+    return found + _picked(patterns.loosely, text, patterns)
+
+
+@lru_cache(maxsize=16)  # both readings begin with it
+def _without_denied(text: str, count: int) -> str:
+    """The text with a sign in the place of each denial of one of so many letters."""
+    patterns = _patterns(count)
+    return patterns.denials.sub(" ¬ ", text) if patterns.lone.search(text, 1) else text
+
+
+def _picked(pattern: Hinted, text: str, patterns: _Patterns) -> list[_Said]:
+    """Letters that a pattern finds by themselves and that are not denied."""
+    if not patterns.lone.search(text, 1):
+        return []
+    found = []
+    for match in pattern.matches(text)[-MOST_STATEMENTS:]:
+        if patterns.joined.match(text, match.end()) or denied(text, match.start(), match.end()):
             continue
-        if not patterns.joined.match(text, match.end()) and not denied(text, match.start(), match.end()):
-            found.append((match.start(), _letter_of(match), match.end() < len(text)))
-    return ((letter, ended) for _, letter, ended in sorted(found))
+        rest = text[match.end() : min(sentence_end(text, match.end()), match.end() + 60)]
+        taken_back = _TAKEN_BACK.search(rest) is not None
+        found.append(_Said(match.start(), _letter_of(match), match.end() < len(text), taken_back))
+    return found
 
 
 def _named(text: str, choices: tuple[str, ...]) -> set[str]:
@@ -313,12 +378,12 @@ def _named(text: str, choices: tuple[str, ...]) -> set[str]:
     # Sentences that deny something say nothing for sure about what else they hold.
     sure = [sentence for sentence in sentences(text) if not _WRONG.search(sentence)]
     # With articles too: in "hepatitis A is" the A looks like one.
-    forms = " ".join(map(normalise, sure)), " ".join(map(with_articles, sure))
+    forms = f" {' '.join(map(normalise, sure))} \n {' '.join(map(with_articles, sure))} "
     held = {
         letter: option
         for letter, option in options.items()
         # An option that is a letter itself ("B") cannot be told from the letter of another.
-        if option.upper() not in options and any(holds(form, option) for form in forms)
+        if option and option.upper() not in options and f" {option} " in forms
     }
     whole = outermost(set(held.values()))
     return {letter for letter, option in held.items() if option in whole}
@@ -327,7 +392,7 @@ def _named(text: str, choices: tuple[str, ...]) -> set[str]:
 def _alone(text: str, choices: tuple[str, ...]) -> set[str]:
     """Capital letters that stand alone and are nowhere denied."""
     patterns = _patterns(len(choices))
-    matches = [*patterns.alone.finditer(patterns.denials.sub(" ¬ ", text))][-MOST_STATEMENTS:]
+    matches = [*patterns.alone.finditer(_without_denied(text, len(choices)))][-MOST_STATEMENTS:]
     refused = {match[0] for match in matches if denied(match.string, match.start(), match.end())}
     # The text of another option may be meant.
     refused |= {choice.strip() for choice in choices}

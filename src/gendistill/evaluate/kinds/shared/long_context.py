@@ -19,6 +19,7 @@ from gendistill.errors import UserError
 from gendistill.evaluate.kinds.base import TaskSettings
 from gendistill.evaluate.kinds.item import Answer, Draws, Grades, Item
 from gendistill.evaluate.kinds.shared.distractors import DISTRACTORS
+from gendistill.evaluate.kinds.shared.hedges import committed
 from gendistill.evaluate.kinds.shared.phrases import strict_phrase
 from gendistill.evaluate.kinds.shared.statements import denied, plain
 
@@ -131,7 +132,7 @@ class LongContextTask(TaskSettings):
 
     @classmethod
     def strict(cls, item: Item, reply: str, truncated: bool) -> Answer:
-        return grade_values(reply, item.answers, truncated)
+        return grade_values(committed(reply), item.answers, truncated)
 
     @classmethod
     def flexible(cls, item: Item, reply: str, truncated: bool) -> Answer:

@@ -14,10 +14,12 @@ MOST_NUMBERS = 20  # in the sentence with the answer; one with more lists them
 _VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5",
            "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"}  # fmt: skip
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+_SMALL_DIGIT = re.compile(f"[{''.join(_VULGAR)}⁰¹²³⁴⁵⁶⁷⁸⁹]")
 _VULGAR_SIGN = re.compile(f"[{''.join(_VULGAR)}]")
 _RAISED_SIGNS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
-_LATEX_COMMA = re.compile(r"(?<=\d)(?:\{,\}|\\[,!;: ]|\{\\,\})(?=\d{3}(?!\d))")
-_LETTERS_DOLLAR = re.compile(r"(?<=[A-Za-z])\$")
+# As below, a plain sign comes first and then what must stand before it, so that only such signs are looked at.
+_LATEX_COMMA = re.compile(r"(?:\{,\}(?<=\d...)|\\[,!;: ](?<=\d..)|\{\\,\}(?<=\d....))(?=\d{3}(?!\d))")
+_LETTERS_DOLLAR = re.compile(r"\$(?<=[A-Za-z].)")
 
 # Behind a number with a comma and one or two digits, these say that the comma is a decimal one: "12,50 €".
 _UNIT = r"(?:€|EUR\b|[Ee]uros?\b|%|kg\b|km\b|cm\b|mm\b|m\b|g\b|l\b|[Mm]eter|[Pp]rozent|pesos?\b)"
@@ -46,6 +48,7 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
+_SIGNS_LENGTH = 5  # the most characters of a number before its first digit: "- $ .5"
 _DECIMAL_COMMA = re.compile(r"\d{1,3}(?:\.\d{3})+,\d+|\d+,\d{1,2}|0,\d+")
 _BETWEEN_DIGITS = re.compile("[,'’ ]")
 _FRACTION = re.compile(r"\\[dtc]?frac\s?(?:\{\s?(-?[\d,.]{1,40})\s?\}\s?\{\s?([\d,.]{1,40})\s?\}|(\d)\s?(\d))")
@@ -82,19 +85,24 @@ _WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty"
 ).split()
-_IN_WORDS = re.compile(rf"\b(?:is|are|equals|makes)\s(minus\s|negative\s)?({'|'.join(_WORDS)})[.!]?\s*$", re.IGNORECASE)
+_WORD_NUMBER = rf"(minus\s|negative\s)?({'|'.join(_WORDS)})[.!]?\s*$"
+_BY_WORD = re.compile(_WORD_NUMBER, re.IGNORECASE)
+_IS_BY_WORD = re.compile(rf"\b(?:is|are|equals|makes)\s{_WORD_NUMBER}", re.IGNORECASE)
 _CONCLUDES = re.compile(
     r"(?:write the (?:result|answer)|so|thus|therefore|hence|donc|also|por lo tanto|así que|所以|因此)\b"
     r"|[a-z]\s?=\s?-?[\d.,/]+\s*$",
     re.I,
 )
 # The number of a figure is no amount: "Fig.5", "Eq. 12", "vs.3". That of an answer or a currency is one: "Rs.75".
-_LABEL = re.compile(
-    r"(?<![A-Za-z])(?:(?!(?:Rs|Re|Nos?|Nr|Ans|Ca|Abt)\.)[A-Z][a-z]{1,3}|figs?|eqs?|secs?|tab|vol|ch|cf|vs|ver)"
-    r"\.\d+(?:\.\d+)*"
-    r"|\b(?:Figs?|Eqs?|Secs?|Tab|Abb|Vol|Ref)\.\s\d+(?:\.\d+)*",
+_LABEL_WORD = (
+    r"(?:(?<![A-Za-z])(?:(?!(?:Rs|Re|Nos?|Nr|Ans|Ca|Abt)\.)[A-Z][a-z]{1,3}|figs?|eqs?|secs?|tab|vol|ch|cf|vs|ver)\."
+    r"|\b(?:Figs?|Eqs?|Secs?|Tab|Abb|Vol|Ref)\.\s)"
 )
-_POINT_NUMBER = re.compile(r"\.\s?\d")  # in every label
+_LABEL = re.compile(rf"{_LABEL_WORD}\d+(?:\.\d+)*")
+LABEL_IN_FRONT = re.compile(rf"{_LABEL_WORD}$")
+LABEL_LENGTH = 6  # of its word, with a point and a blank
+_LABEL_POINT = re.compile(r"\.(?<=[A-Za-z].)\s?\d")  # in every label
+_ENUMERATED = re.compile(r"\d\s?[.):][ \t]")  # in every number of a list
 _ENUMERATOR = re.compile(
     r"^[ \t]*(?:\d{1,2}[.)]|(?:Step|Schritt|Paso|Étape)\s\d{1,2}\s?[:.])[ \t]+(?=\S)", re.MULTILINE
 )
@@ -103,7 +111,7 @@ _ENUMERATOR = re.compile(
 class Number(NamedTuple):
     """A number in a text, and where it stands."""
 
-    value: Fraction
+    value: Fraction | int
     start: int
     end: int
 
@@ -151,9 +159,15 @@ def stated_number(reply: str, truncated: bool = False, question: str = "") -> st
         return None
     if truncated:
         return spelled(_result(text))
-    if not _DIGIT.search(text) and (word := _IN_WORDS.search(text)):
-        return spelled(Fraction(_WORDS.index(word[2].lower()) * (-1 if word[1] else 1)))
+    if not _DIGIT.search(text) and (match := _IS_BY_WORD.search(text)):
+        return spelled(_by_word(match))
     return spelled(_concluded(text, _last_behind_verb))
+
+
+def _by_word(match: re.Match) -> int:
+    """The value of a number in words; `match` has its sign and its word."""
+    sign, word = match.groups()
+    return _WORDS.index(word.lower()) * (-1 if sign else 1)
 
 
 def gold_number(text: str) -> str | None:
@@ -166,7 +180,7 @@ def gold_number(text: str) -> str | None:
     return spelled(next(values, None))
 
 
-def spelled(value: Fraction | None) -> str | None:
+def spelled(value: Fraction | int | None) -> str | None:
     """A number as an integer or a decimal, as a fraction ("2/3") if its decimals have no end."""
     if value is None:
         return None
@@ -185,9 +199,10 @@ def spelled(value: Fraction | None) -> str | None:
     return sign + f"{text[:-digits]}.{text[-digits:]}".rstrip("0").rstrip(".")
 
 
+@lru_cache(maxsize=16)  # both readings see the same text
 def _evened(text: str) -> str:
     """The text with fractions as "1/2", thousands separators as commas, and no LaTeX, list or figure numbers."""
-    if not text.isascii():
+    if not text.isascii() and _SMALL_DIGIT.search(text):
         text = _VULGAR_SIGN.sub(lambda match: f" {_VULGAR[match[0]]}", text)
         text = _RAISED_SIGNS.sub(lambda match: f"^{match[0].translate(_RAISED)}", text)
     if "\\" in text or "{" in text:
@@ -200,27 +215,30 @@ def _evened(text: str) -> str:
         text = _LETTERS_DOLLAR.sub(" ", text).replace("$", "")
     if "\\" in text:
         text = _FRACTION.sub(lambda match: f" {match[1] or match[3]}/{match[2] or match[4]}", text)
-    if _POINT_NUMBER.search(text):
+    if _LABEL_POINT.search(text):
         text = _LABEL.sub(" ", text)
-    return _ENUMERATOR.sub("", text)
+    return _ENUMERATOR.sub("", text) if _ENUMERATED.search(text) else text
 
 
-def _numbers(text: str) -> list[Number]:
+@lru_cache(maxsize=16)  # several rules look at the numbers of the same sentence
+def _numbers(text: str) -> tuple[Number, ...]:
     """The first numbers of a text, one more than a sentence with the answer may hold."""
-    found = []
-    for match in islice(_NUMBER.finditer(text), MOST_NUMBERS + 1):
-        if (value := _value(match)) is not None:
-            found.append(Number(value, match.start(), match.end()))
-    return found
+    digit = _DIGIT.search(text)
+    if digit is None:
+        return ()
+    start = max(0, digit.start() - _SIGNS_LENGTH)
+    matches = islice(_NUMBER.finditer(text, start), MOST_NUMBERS + 1)
+    values = [(_value(match), *match.span()) for match in matches]
+    return tuple(Number(*each) for each in values if each[0] is not None)
 
 
-def _value(match: re.Match) -> Fraction | None:
+def _value(match: re.Match) -> Fraction | int | None:
     sign, body, above, below, over, power, exponent = match.groups()
     if len(body) > MOST_DIGITS:
         return None
-    value = Fraction(int(body)) if body.isdecimal() else _decimal(body)
+    value = int(body) if body.isdecimal() else _decimal(body)
     if above:
-        value += _quotient(Fraction(above), below)
+        value += _quotient(int(above), below)
     if over:
         value = _quotient(value, over)
     if power or exponent:
@@ -238,14 +256,15 @@ def _decimal(body: str) -> Fraction:
     return Fraction(int(digits)) if digits.isdecimal() else Fraction(digits)  # the first is several times as fast
 
 
-def _quotient(above: Fraction, below: str) -> Fraction:
-    return above / (int(below) or 1)  # nothing is divided by zero; what it would be is wrong in any case
+def _quotient(above: Fraction | int, below: str) -> Fraction:
+    return Fraction(above) / (int(below) or 1)  # nothing is divided by zero; what it would be is wrong in any case
 
 
-def _bare(line: str) -> Fraction | None:
+def _bare(line: str) -> Fraction | int | None:
     """The number that a line is, with a currency or a unit at most."""
     # Looked at first: what stands in front of a sentence's number is no currency.
-    first = _NUMBER.search(line)
+    digit = _DIGIT.search(line)
+    first = _NUMBER.search(line, max(0, digit.start() - _SIGNS_LENGTH)) if digit else None
     if first is None or not _CURRENCY.fullmatch(line[: first.start()].strip()):
         return None
     numbers = _numbers(line)
@@ -261,14 +280,15 @@ def _is_list(text: str) -> bool:
     return not _LETTER_OR_EQUALS.search(text) and len({number.value for number in _numbers(text)}) > 1
 
 
-def _asked(question: str) -> set[Fraction]:
+def _asked(question: str) -> set[Fraction | int]:
     """The numbers of the question."""
     return {
         value for match in islice(_NUMBER.finditer(_evened(question)), 1000) if (value := _value(match)) is not None
     }
 
 
-def _stated(text: str, truncated: bool, question: str = "") -> list[tuple[str, Fraction | None]]:
+@lru_cache(maxsize=16)  # both readings begin with it
+def _stated(text: str, truncated: bool, question: str = "") -> tuple[tuple[str, Fraction | int | None], ...]:
     """How each statement is made, and its number; None if it is not a single one."""
     found = []
     for statement in statements(text):
@@ -276,18 +296,19 @@ def _stated(text: str, truncated: bool, question: str = "") -> list[tuple[str, F
         reason = _REASON.search(content)
         if not statement.ended and truncated and reason is None:
             continue  # it may have gone on: "1" was about to become "18"
-        if not _DIGIT.search(content):
+        by_word = _BY_WORD.match(content[: reason.start()] if reason else content)
+        if by_word is None and not _DIGIT.search(content):
             continue  # "The answer is as follows"
         before = text[max(0, statement.start - 12) : statement.start]
         sort = "box" if "{" in before[-2:] else "mark" if "####" in before else "words"
-        value = _single(content)
+        value = _by_word(by_word) if by_word else _single(content)
         if sort == "box" and f"boxed{{{content}}}" in _evened(question):
             continue  # the form that was asked for, once more
         found.append((sort, value))
-    return found
+    return tuple(found)
 
 
-def _conclusion(sentence: str, question: str) -> Fraction | None:
+def _conclusion(sentence: str, question: str) -> Fraction | int | None:
     """The number that a sentence without a statement comes to; beside it there may be those that were asked about."""
     parts = _SO.split(sentence)
     sentence = parts[-1] if _DIGIT.search(parts[-1]) else sentence
@@ -297,18 +318,18 @@ def _conclusion(sentence: str, question: str) -> Fraction | None:
     numbers = _numbers(sentence)
     if len(numbers) < 2:
         return value
-    asked = _asked(question)
     if value is not None:
         # A number of the question that is named twice is what the sentence is about.
         times = sum(number.value == value for number in numbers)
-        return None if value in asked and times > 1 else value
+        return None if times > 1 and value in _asked(question) else value
+    asked = _asked(question)
     new = [number for number in numbers if number.value not in asked]
     if len(new) != 1 or _is_term(sentence, new[0]) or denied(sentence, new[0].start, new[0].end):
         return None
     return new[0].value
 
 
-def _single(content: str) -> Fraction | None:
+def _single(content: str) -> Fraction | int | None:
     """The number of a statement, None if it holds none or several that may be meant."""
     content = content[: reason.start()] if (reason := _REASON.search(content)) else content
     content = _EQUALS.split(content)[-1]
@@ -338,7 +359,7 @@ def _is_term(text: str, number: Number) -> bool:
     )
 
 
-def _last_behind_verb(sentence: str) -> Fraction | None:
+def _last_behind_verb(sentence: str) -> Fraction | int | None:
     numbers = _numbers(sentence)
     if 0 < len(numbers) <= MOST_NUMBERS and _VERB.search(sentence[max(0, numbers[-1].start - 40) : numbers[-1].start]):
         last = numbers[-1]
@@ -346,7 +367,7 @@ def _last_behind_verb(sentence: str) -> Fraction | None:
     return None
 
 
-def _result(text: str) -> Fraction | None:
+def _result(text: str) -> Fraction | int | None:
     """What working comes to that was cut off as it was about to conclude: its last result."""
     whole = cut_back(text)
     tail = text[len(whole) :].strip(" \t\\[]()")
@@ -357,9 +378,10 @@ def _result(text: str) -> Fraction | None:
     return _single(results[0]) if re.search("[=≈]", results[0]) else _bare(results[0])
 
 
-def _concluded(text: str, read: Callable[[str], Fraction | None]) -> Fraction | None:
+def _concluded(text: str, read: Callable[[str], Fraction | int | None]) -> Fraction | int | None:
     """What is read from the last sentence that holds a number."""
-    for sentence in reversed(sentences(text)):
-        if _NUMBER.search(sentence):
-            return None if sentence.endswith("?") else read(sentence)
+    for line in filter(_DIGIT.search, reversed(text.split("\n"))):
+        for sentence in reversed(sentences(line)):
+            if _NUMBER.search(sentence):
+                return None if sentence.endswith("?") else read(sentence)
     return None

@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from itertools import islice
 
 from gendistill.evaluate.kinds.item import Answer
+from gendistill.evaluate.kinds.shared.asked import Asked
 from gendistill.evaluate.kinds.shared.hinted import Hinted
 from gendistill.evaluate.kinds.shared.letters import flexible_letter, strict_letter
+from gendistill.evaluate.kinds.shared.numbers import LABEL_IN_FRONT, LABEL_LENGTH
 from gendistill.evaluate.kinds.shared.statements import DENIALS, denied, plain, sentences, statements
-from gendistill.evaluate.kinds.shared.words import CJK, MOST_KEPT, holds, normalise, outermost, with_articles
+from gendistill.evaluate.kinds.shared.words import CJK, MOST_KEPT, has_words, holds, normalise, outermost, with_articles
 from gendistill.names import LETTERS
 
 _MOST_WORDS = 12  # of a reply that is an answer by itself rather than prose that may hold one
@@ -30,9 +33,10 @@ _LEAD = re.compile(
 )
 # Behind these anything may follow: "No, ice is not".
 _YES_NO = re.compile(r"^(?:yes|no|true|false|sí|si|oui|non|ja|nein|是|不是|对|不对)(?=\s?[,，])", re.IGNORECASE)
+# It begins with one of a few signs, so that only those are looked at.
 _EXPLAINED = re.compile(
-    r"\s[(–—]|\s-\s(?!\d)|[:.](?!\d)|[(\n]"
-    r"|,\s?(?=(?:because|since|as|which|who|where|but|not|although|while|it|he|she|they|there|that|this|the)\b)",
+    r"[\s:.(,](?:(?<=\s)(?:[(–—]|-\s(?!\d))|(?<=[:.])(?!\d)|(?<=[(\n])"
+    r"|(?<=,)\s?(?=(?:because|since|as|which|who|where|but|not|although|while|it|he|she|they|there|that|this|the)\b))",
     re.IGNORECASE,
 )
 # What stands between answers that are merely listed; in front of another answer, or behind one.
@@ -48,7 +52,7 @@ _COMMA_BEHIND = re.compile(
 _COMMA_BEFORE = re.compile(r"(?:^|[\s,，])([^\s,，]+)\s?[,，]\s?$")
 _PERHAPS = Hinted(
     r"\b(?:maybe|perhaps|possibly|vielleicht|peut[- ]être|quizás?|tal[ ]vez)[ ]|也许|或许",
-    hints="maybe perhaps possibly vielleicht peut quiz vez 也许 或许",
+    hints=r"maybe perhaps possibly vielleicht peut quiz tal 也许 或许",
 )
 _QUESTIONED = re.compile(r"\b(?:if|whether|ob|si|between|among|zwischen|entre)\b[^,.;]{0,200}$", re.IGNORECASE)
 # Names that another word makes into those of other things: "Paris Hilton", "South Korea".
@@ -70,39 +74,15 @@ _MONTH = re.compile(
     r"\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|januar|märz|mai|juin|juillet|août|enero|julio|mayo)\w{0,8}\b|[年月]",
     re.I,
 )
+_LETTER = re.compile(r"\w")
+_IN_CJK = re.compile(f"[{CJK}]")
+_UP_TO_BUT = re.compile(r"^.*\b(?:but|sondern|sino|mais)\b|^.*而是")
+_BUT_IN_FRONT = re.compile(r"(?:\bbut|\bsondern|\bsino|\bmais|而是)\s\S{0,20}\s?$")
+_PART_ENDS = re.compile(
+    r"[.,;:!?(\n，。；！？]|\s[-–—]\s|\b(?:because|since|as|which|who|where|but|and|not|when|for)\b"
+)
 _IS = re.compile(r"\b(?:is|was|are|were|ist|est|es)\b|是")
 _DIGITS = re.compile(r"(?<![\w.])-?\d[\d,.]*")
-
-
-class _Asked:
-    """What a reply is held against: accepted answers and other candidates, normalised, and the question.
-
-    Attributes:
-        known: both, and of each a word that every text with it has, as far as that can be told.
-    """
-
-    def __init__(self, accepted: Sequence[str], candidates: Sequence[str], question: str):
-        self.right = {normalise(answer) for answer in accepted} - {""}
-        self.others = {normalise(candidate) for candidate in candidates} - self.right - {""}
-        self.known = {phrase: _longest_word(phrase) for phrase in self.right | self.others}
-        self._question = question
-
-    @cached_property
-    def question(self) -> str:
-        return normalise(self._question)
-
-    def named_in(self, text: str) -> set[str]:
-        """The known phrases that a text holds."""
-        small = text.casefold()
-        if not any(map(small.__contains__, self.known.values())):
-            return set()  # most sentences, which thus need not be normalised
-        forms = f" {normalise(text)} ", f" {with_articles(text)} "
-        return {phrase for phrase in self.known if any(f" {phrase} " in form for form in forms)}
-
-
-def _longest_word(phrase: str) -> str:
-    # Numbers may be spelled in more than one way.
-    return max(filter(str.isalpha, phrase.split()), key=len, default="")
 
 
 def strict_phrase(
@@ -125,7 +105,7 @@ def _strict_phrase(
     if letters := _as_letters(accepted, candidates, question):
         return _lettered(strict_letter(reply, letters, truncated), accepted)
     text, asked = plain(reply).strip(), _asked(accepted, candidates, question)
-    if not normalise(text):
+    if not has_words(text):
         return Answer(None, False)
     stated = _stated(text, asked, truncated)
     if stated:
@@ -166,7 +146,8 @@ def flexible_phrase(
     return Answer(min(held), True) if held and not said else strict
 
 
-def _whole(text: str, asked: _Asked, truncated: bool) -> list[str]:
+@lru_cache(maxsize=16)  # both readings ask it
+def _whole(text: str, asked: Asked, truncated: bool) -> tuple[str, ...]:
     """The sentences that name a known phrase, but for one that was cut off, and for those that repeat the question."""
     found = sentences(text)
     if found and truncated and not text.endswith((".", "!", "。")):
@@ -174,10 +155,10 @@ def _whole(text: str, asked: _Asked, truncated: bool) -> list[str]:
         # Its main clause had ended if it was cut off in a relative one.
         found += _RELATIVE.split(last, maxsplit=1)[:1] if _RELATIVE.search(last) else []
     found = filter(asked.named_in, found)
-    return [sentence for sentence in found if len(sentence) < 20 or not holds(asked.question, normalise(sentence))]
+    return tuple(sentence for sentence in found if len(sentence) < 20 or not holds(asked.question, normalise(sentence)))
 
 
-_asked = lru_cache(maxsize=16)(_Asked)  # both readings hold a reply against the same
+_asked = lru_cache(maxsize=16)(Asked)  # both readings hold a reply against the same
 
 
 @lru_cache(maxsize=16)
@@ -197,20 +178,21 @@ def _lettered(letter: str | None, accepted: Sequence[str]) -> Answer:
     return Answer(letter and letter.lower(), letter in [answer.strip(" ()") for answer in accepted])
 
 
-def _answer(phrase: str, asked: _Asked) -> Answer:
+def _answer(phrase: str, asked: Asked) -> Answer:
     return Answer(phrase, phrase in asked.right)
 
 
-def _stated(text: str, asked: _Asked, truncated: bool) -> list[str]:
+@lru_cache(maxsize=16)  # both readings begin with it
+def _stated(text: str, asked: Asked, truncated: bool) -> tuple[str, ...]:
     """What a reply states: of each statement the phrase, accepted ones as such, others as they stand."""
     first, _, rest = text.partition("\n")
     # The reply, or its first line, is an answer by itself.
     alone = _is_phrase(first, asked)
     listed = any(_is_phrase(line, asked) not in (None, alone) for line in rest.split("\n")[:5])
     if alone is not None and listed:
-        return [""]
+        return ("",)
     if alone is not None and not (truncated and not rest.strip() and not first.endswith(".")):
-        return [alone]
+        return (alone,)
     found = []
     for statement in statements(text):
         content = statement.content
@@ -228,7 +210,7 @@ def _stated(text: str, asked: _Asked, truncated: bool) -> list[str]:
             and not DENIALS.pattern.match(content)
         )
         found.append(phrase or (words if short else ""))
-    return found
+    return tuple(found)
 
 
 def _goes_on(content: str, phrase: str | None) -> bool:
@@ -236,17 +218,21 @@ def _goes_on(content: str, phrase: str | None) -> bool:
     return phrase is not None and not normalise(content).endswith(phrase)
 
 
-def _is_phrase(text: str, asked: _Asked) -> str | None:
+def _is_phrase(text: str, asked: Asked) -> str | None:
     """The known phrase that a text is, but for words that add nothing to it; None if it is none or denies it."""
     if text.rstrip().endswith("?"):
         return None
-    if not any(map(text.casefold().__contains__, asked.known.values())):
+    if not asked.may_be_in(text):
         return None
     for _ in range(5):
         text = text.strip(" .。!,;:\"'“”‘’")
         # Behind a mark stands what explains an answer: "Paris, because", "Yes. It is", "yen (JPY)".
-        for part in dict.fromkeys((text, _EXPLAINED.split(text, maxsplit=1)[0], *_YES_NO.findall(text))):
-            if found := asked.known.keys() & {normalise(part), with_articles(part)}:
+        parts = [text, _EXPLAINED.split(text, maxsplit=1)[0]]
+        if yes_no := _YES_NO.match(text):
+            parts.append(yes_no[0])
+        for part in dict.fromkeys(parts):
+            found = [form for form in (normalise(part), with_articles(part)) if form in asked.known]
+            if found:
                 return min(found)
         # Known phrases first: a lead ("in") may be one.
         without_lead = _LEAD.sub("", text, count=1)
@@ -256,7 +242,7 @@ def _is_phrase(text: str, asked: _Asked) -> str | None:
     return None
 
 
-def _asserted(sentence: str, asked: _Asked, strictly: bool = False) -> set[str]:
+def _asserted(sentence: str, asked: Asked, strictly: bool = False) -> set[str]:
     """Known phrases that a sentence gives for the answer: neither denied nor listed nor part of something else.
 
     Strictly, those are given that stand where a sentence says something: in front, or at the end of a clause.
@@ -269,11 +255,11 @@ def _asserted(sentence: str, asked: _Asked, strictly: bool = False) -> set[str]:
     return told or {phrase for phrase in given if _given(sentence, phrase, asked, strictly=True)}
 
 
-def _given(sentence: str, phrase: str, asked: _Asked, strictly: bool) -> bool:
+def _given(sentence: str, phrase: str, asked: Asked, strictly: bool) -> bool:
     """Whether some mention of a phrase in a sentence gives it for the answer."""
     if phrase in ("yes", "no", "true", "false", "none", "a", "i"):
         return False  # words that any sentence may hold; they count where they are stated
-    places = [*_pattern(phrase).finditer(sentence)][:_MOST_MENTIONS]
+    places = islice(_pattern(phrase).finditer(sentence), _MOST_MENTIONS)
     # Spelled so differently that it is not found in the text as it is: nothing is known of what stands around it.
     return any(_mention(sentence, match.start(), match.end(), asked, strictly) for match in places)
 
@@ -296,11 +282,11 @@ def _pattern(phrase: str) -> re.Pattern:
     return re.compile(before + gap.join(words) + after, re.IGNORECASE)
 
 
-def _mention(sentence: str, start: int, end: int, asked: _Asked, strictly: bool) -> bool:
+def _mention(sentence: str, start: int, end: int, asked: Asked, strictly: bool) -> bool:
     # "Perhaps Paris, perhaps Lyon" lists them, too.
-    before, behind = (
-        _PERHAPS.sub("", part) for part in (sentence[max(0, start - 300) : start], sentence[end : end + 300])
-    )
+    before, behind = sentence[max(0, start - 300) : start], sentence[end : end + 300]
+    if _PERHAPS.may_be_in(sentence):
+        before, behind = _PERHAPS.sub("", before), _PERHAPS.sub("", behind)
     clause = before[max(map(before.rfind, ",.;")) + 1 :]  # what is asked ends at any of them
     if denied(sentence, start, end) or _QUESTIONED.search(clause):
         return False
@@ -312,30 +298,26 @@ def _mention(sentence: str, start: int, end: int, asked: _Asked, strictly: bool)
     return not (_listed(before, behind, asked) or _embedded(before, mention, behind, asked))
 
 
-def _says(before: str, behind: str, asked: _Asked) -> bool:
+def _says(before: str, behind: str, asked: Asked) -> bool:
     """Whether a mention stands in front of its sentence, or at the end of a clause without a denial before it."""
-    front = not re.search(r"\w", _LEAD.sub("", before.strip()))
+    front = not before or not _LETTER.search(_LEAD.sub("", before.strip()))
     if front and _COPULA.match(behind):
         return True
     # Behind "not Rome but" the denial is of the other one.
     if _EXAMPLE.search(before):
         return False
-    denial = DENIALS.search(
-        re.sub(r"^.*\b(?:but|sondern|sino|mais)\b|^.*而是", "", before[-40:]) if "," not in before else before
-    )
-    if denial and not re.search(r"(?:\bbut|\bsondern|\bsino|\bmais|而是)\s\S{0,20}\s?$", before):
+    denial = DENIALS.search(before if "," in before else before[-40:])
+    if denial and "," not in before:
+        denial = DENIALS.search(_UP_TO_BUT.sub("", before[-40:]))
+    if denial and not _BUT_IN_FRONT.search(before):
         return False
-    rest = re.split(
-        r"[.,;:!?(\n，。；！？]|\s[-–—]\s|\b(?:because|since|as|which|who|where|but|and|not|when|for)\b",
-        behind,
-        maxsplit=1,
-    )[0]
+    rest = _PART_ENDS.split(behind, maxsplit=1)[0]
     words = normalise(rest).split()
-    few = 12 if re.search(f"[{CJK}]", rest) else 3  # words, or characters
+    few = 12 if _IN_CJK.search(rest) else 3  # words, or characters
     return len(words) <= few or all(holds(asked.question, word) for word in words)
 
 
-def _listed(before: str, behind: str, asked: _Asked) -> bool:
+def _listed(before: str, behind: str, asked: Asked) -> bool:
     """Whether other answers stand beside one, that the question does not name."""
     if _BUT_ALSO.match(behind):
         return True
@@ -358,7 +340,7 @@ def _end(before: str) -> str:
     return before[start + 1 :]
 
 
-def _is_item(word: str, asked: _Asked) -> bool:
+def _is_item(word: str, asked: Asked) -> bool:
     """Whether a word beside an answer is another answer: a name, a number or a candidate that was not asked about."""
     bare = normalise(word)
     if not bare or holds(asked.question, bare) or not _LEAD.sub("", f"{word.rstrip(',')}, "):
@@ -367,7 +349,7 @@ def _is_item(word: str, asked: _Asked) -> bool:
     return known or word.lstrip("(\"'“‘")[:1].isupper() or word[:1].isdigit() or bool(re.match(f"[{CJK}]", word))
 
 
-def _embedded(before: str, mention: str, behind: str, asked: _Asked) -> bool:
+def _embedded(before: str, mention: str, behind: str, asked: Asked) -> bool:
     """Whether a mention is a part of a longer name."""
     if _OTHER_BEFORE.search(_end(before)):
         return True
@@ -378,8 +360,11 @@ def _embedded(before: str, mention: str, behind: str, asked: _Asked) -> bool:
     return not holds(asked.question, normalise(name[1]))
 
 
-def _in_numbers(before: str, behind: str, asked: _Asked) -> bool:
-    """Whether a number is a part of a term, or stands among others that are neither the question's nor a date's."""
+def _in_numbers(before: str, behind: str, asked: Asked) -> bool:
+    """Whether a number is a part of a term or a label, or stands among others that are neither the question's nor a
+    date's."""
+    if LABEL_IN_FRONT.search(before[-LABEL_LENGTH - 1 :]):
+        return True
     if re.match(r"\s?(?:[-+*/×÷^=]\s?[\d(]|[+*×÷^]|[xyzn]\b(?!\w))", behind) or re.search(r"[+*×÷^/]\s?$", before):
         return True
     others = [number.rstrip(".,") for number in _DIGITS.findall(before) + _DIGITS.findall(behind)]
@@ -388,7 +373,7 @@ def _in_numbers(before: str, behind: str, asked: _Asked) -> bool:
     return bool(others) and not _MONTH.search(before + behind) and "=" not in before
 
 
-def _undecided(text: str, asked: _Asked) -> bool:
+def _undecided(text: str, asked: Asked) -> bool:
     """Whether a reply without a right answer gives none at all: it denies, it lists, or it is prose."""
     if len(text.split()) > _MOST_WORDS or len(sentences(text)) > 1:
         return True

@@ -10,12 +10,12 @@ from gendistill.evaluate.kinds.shared.hinted import Hinted
 
 # Tags between which models think before they answer.
 _THOUGHT = r"think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad|analysis|seed:think"
+# Each form begins with its sign, so that only signs are looked at; one in quotes is only talked about.
 _TAG = re.compile(
-    rf"(?<![\"'`])(?:<(?P<close>/?)(?:{_THOUGHT})>|\[(?P<square>/?)THINK\]|◁(?P<kimi>/?)think▷"
-    r"|<\|(?P<token>begin|end)_of_thought\|>)(?![\"'`])",
+    rf"(?:<(?<![\"'`].)(?P<close>/?)(?:{_THOUGHT})>|\[(?<![\"'`].)(?P<square>/?)THINK\]"
+    r"|◁(?<![\"'`].)(?P<kimi>/?)think▷|<(?<![\"'`].)\|(?P<token>begin|end)_of_thought\|>)(?![\"'`])",
     re.IGNORECASE,
 )
-_TAG_BEGINS = re.compile(r"[<\[◁]")
 
 # Behind these stands the answer. At most a few words stand between "answer" and "is".
 _SUBJECT = r"(?:answer|(?:correct|right|best|final)\s(?:option|choice|result|solution))"
@@ -33,13 +33,14 @@ _MARKER = Hinted(
     )
     | (?:答案|正确选项|正解|答え)\s*(?:应该是|应当是|应该选|应为|应选|就是|是|为|選|选|は|:)
     | 【答案】 | [\"'](?:answer|antwort|respuesta|r[eé]ponse|risposta|resposta|答案)[\"']\s?:
-    | ^[ ]*\#\#\#\#
     """,
         re.IGNORECASE | re.VERBOSE | re.MULTILINE,
     ),
-    hints="answer option choice result solution 答案 正确选项 正解 答え antwort respuesta réponse reponse risposta "
-    "resposta soluci opci lösung losung ####",
+    hints=r"answer correct\s right\s best\s final\s respuesta soluci opci antwort l[oö]sung "
+    r"r[eé]ponse ris?posta resposta 答案 正确选项 正解 答え 【答案 "
+    "'a 'r '答 " + '"a "r "答',
 )
+_HASHES = re.compile(r"^[ ]*####", re.MULTILINE)
 _CALLED_WRONG = re.compile(
     r"\b(?:wrong|incorrect|false|falsche[nr]?|incorrect[ao]s?|fausses?|mauvaises?)\s$|(?:错误|不正确)的?$", re.I
 )
@@ -61,7 +62,7 @@ DENIAL = (
 )
 # What turns what stands before it round.
 DENIED_AFTER = re.compile(
-    r"\s{0,3}[)\]\"'”’*]{0,3}\s{0,3}(?:(?:is|was|are|were|does|do|did|has|can|could|would|will|ist|war|sind|es|era|est|n['’]est)?"
+    r"\s{0,3}+[)\]\"'”’*]{0,3}+\s{0,3}+(?:(?:is|was|are|were|does|do|did|has|can|could|would|will|ist|war|sind|es|era|est|n['’]est)?"
     r"[ ]?(?:(?:definitely|certainly|actually|clearly|also|probably)[ ])?"
     r"(?:not\b|n['’]t\b|nicht\b|kein|pas\b)|(?:is|was|are|would[ ]be)[ ](?:\w+[ ])?"
     r"(?:wrong|incorrect|false|never|excluded|ruled[ ]out|eliminated)\b|no[ ]es\b|n['’]est[ ]pas|ist[ ]falsch|"
@@ -72,10 +73,10 @@ DENIED_AFTER = re.compile(
 _CLAUSE = re.compile(
     r"[.,;:!?\n，。；：！？、]|\bbut\b|\bsondern\b|\bsino\b|\bmais\b|而是|\bbecause\b|\bsince\b", re.IGNORECASE
 )
-# Parts of its words: "no" of cannot and nor, "ne" of never.
 DENIAL_HINTS = (
-    "no ne nie nicht without anything than instead except unlike excluding rule kein wrong incorrect n't n’t "
-    "n'est n’est n'é n’é pas jamais não nunca tampoco 不 错误 非 ではな"
+    r"not never nor neither nicht nie ne non não nunca no\s n['’] cannot without wrong "
+    r"anything other\s rather\s rule instead incorrect exc unlike kein pas jamais tampoco "
+    r"不 并 错误 非 ではな"
 )
 DENIALS = Hinted(DENIAL, DENIAL_HINTS)
 _ANYTHING_BUT = re.compile(r"\banything but\b", re.IGNORECASE)
@@ -88,14 +89,16 @@ _ASIDE = re.compile(
 # LaTeX around words, and what only marks them.
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|bf|rm|emph)[ ]?\{([^{}]{0,200})\}")
 _MARKUP = re.compile(
-    r"\\[()\[\]]|\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\*+|`+|__+|</?(?:b|i|strong|em|answer)>"
+    # Each of its parts begins with a sign, so that only signs are looked at.
+    r"\\[()\[\]]|\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\*|`|__+|</?(?:b|i|strong|em|answer)>"
 )
 
 # Sentences end here; a point inside of a number, an initial or an abbreviation ends none.
-# Each of its parts begins with a sign, so that only signs are looked at.
+# It begins with one of a few signs, so that only those are looked at.
 _SENTENCE = re.compile(
-    r"\.(?=[\s\"'”’)\]*]|$)(?<!\b[A-Za-z]\.)(?<!\bSt\.)(?<!\b[DM]r\.)(?<!\bMrs\.)(?<!\bNo\.)(?<!\bvs\.)(?<!\bRs\.)"
-    r"[\"'”’)\]*]*|[!?。！？][\"'”’)\]*]*|\n"
+    r"[.!?。！？\n](?:(?<=\.)(?=[\s\"'”’)\]*]|$)"
+    r"(?<!\b[A-Za-z]\.)(?<!\bSt\.)(?<!\b[DM]r\.)(?<!\bMrs\.)(?<!\bNo\.)(?<!\bFig\.)(?<!\bFigs\.)(?<!\bEq\.)(?<!\bvs\.)(?<!\bRs\.)[\"'”’)\]*]*"
+    r"|(?<=[!?。！？])[\"'”’)\]*]*|(?<=\n))"
 )
 
 
@@ -104,8 +107,6 @@ def answer_part(reply: str) -> str:
 
     A block may lack its opening tag, since templates put that into the prompt.
     """
-    if not _TAG_BEGINS.search(reply):  # most have none
-        return reply
     kept, start, thinking = [], 0, False
     for tag in _TAG.finditer(reply):
         closes = "/" in tag[0] or tag["token"] == "end"
@@ -129,7 +130,7 @@ def plain(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\u200b", "")
     if "\\" in text:
-        text = _LATEX_TEXT.sub(r"\1", text)
+        text = _LATEX_TEXT.sub(lambda match: match[1], text)
     return _MARKUP.sub("", text)
 
 
@@ -150,7 +151,10 @@ class Statement(NamedTuple):
 def statements(text: str) -> Iterator[Statement]:
     """What a text in `plain` spelling says is the answer, in the order of the text."""
     found = [*_boxes(text)] if "\\" in text else []
-    markers = [*_MARKER.finditer(text)][-MOST_STATEMENTS:]
+    markers = _MARKER.matches(text)
+    if "####" in text:
+        markers = sorted([*markers, *_HASHES.finditer(text)], key=lambda marker: marker.start())
+    markers = markers[-MOST_STATEMENTS:]
     for marker, following in zip(markers, [*markers[1:], None], strict=False):
         # What is called wrong is no answer; a statement in a statement is the one that counts.
         if _CALLED_WRONG.search(text, max(0, marker.start() - 30), marker.start()):
@@ -189,9 +193,10 @@ def sentence_end(text: str, start: int) -> int:
 def sentences(text: str) -> list[str]:
     """The sentences of a text, the ends of lines also being ends of sentences; none is blank."""
     found, start = [], 0
-    for end in (*(match.end() for match in _SENTENCE.finditer(text)), len(text)):
-        found.append(text[start:end].strip())
-        start = end
+    for match in _SENTENCE.finditer(text):
+        found.append(text[start : match.end()].strip())
+        start = match.end()
+    found.append(text[start:].strip())
     return [sentence for sentence in found if sentence]
 
 
@@ -200,7 +205,7 @@ def denied(sentence: str, start: int, end: int) -> bool:
     if DENIED_AFTER.match(sentence, end):
         return True
     before = sentence[max(0, start - _REACH) : start]
-    return DENIALS.may_be_in(before) and _denied_before(before)
+    return start > 0 and DENIALS.may_be_in(before) and _denied_before(before)
 
 
 def _denied_before(before: str) -> bool:

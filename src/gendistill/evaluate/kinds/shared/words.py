@@ -10,13 +10,16 @@ _ARTICLES = {"a", "an", "the"}
 # Written without blanks, so that each character is a word: Chinese, Japanese, Korean.
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _NAME = "\ue000"  # stands for an "a" that is no article, while articles are taken out; no text has it
-# Behind such an "a" no word follows at once, or it is in brackets: "(A)", "type A", "A: no".
-_NAMED_A = re.compile(r"(?<![\w'’])a(?=[^\w\s\"'“‘*`(\[{$\\-]|\s*$)|(?<=[(\[])a(?=[)\]])", re.IGNORECASE)
-# A number with its sign and decimals is one word; what is neither letter nor digit is none.
-_WORD = re.compile(rf"[{CJK}{_NAME}]|(?:(?<!\w)|(?<=[{CJK}]))-?\d+(?:\.\d+)*[^\W{CJK}]*|[^\W{CJK}]+")
-
-
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")  # separators
+# Behind such an "a" no word follows at once, or it is in brackets: "(A)", "type A", "A: no". As in the next pattern but
+# one, a plain sign comes first, so that only such signs are looked at.
+_NAMED_A = re.compile(r"a(?:(?<![\w'’]a)(?=[^\w\s\"'“‘*`(\[{$\\-]|\s*$)|(?<=[(\[]a)(?=[)\]]))")
+# A number with its sign and decimals is one word; what is neither letter nor digit is none. Most words begin with a
+# letter, so that is tried first.
+_WORD = re.compile(
+    rf"[^\W\d{CJK}][^\W{CJK}]*|[{CJK}{_NAME}]|(?:(?<!\w)|(?<=[{CJK}]))-?\d+(?:\.\d+)*[^\W{CJK}]*|[^\W{CJK}]+"
+)
+_ANY_WORD = re.compile(rf"[\w{CJK}]")
+_THOUSANDS = re.compile(r",(?<=\d,)(?=\d{3})")  # separators
 
 
 @lru_cache(maxsize=MOST_KEPT)
@@ -27,7 +30,7 @@ def normalise(text: str) -> str:
     """
     if _is_word(text):
         return text.casefold()
-    words = _words(_NAMED_A.sub(_NAME, _even(text)))
+    words = _words(text)
     # An article alone is all there is to compare ("The"), so it stays.
     return " ".join([word for word in words if word not in _ARTICLES] or words).replace(_NAME, "a")
 
@@ -35,7 +38,12 @@ def normalise(text: str) -> str:
 @lru_cache(maxsize=MOST_KEPT)
 def with_articles(text: str) -> str:
     """As `normalise`, but articles stay: what "type A" is found by in "type A blood"."""
-    return text.casefold() if _is_word(text) else " ".join(_words(_even(text)))
+    return text.casefold() if _is_word(text) else " ".join(_words(text)).replace(_NAME, "a")
+
+
+def has_words(text: str) -> bool:
+    """Whether there is anything to compare in a text in `plain` spelling."""
+    return _ANY_WORD.search(text) is not None
 
 
 def outermost(phrases: set[str]) -> set[str]:
@@ -53,10 +61,9 @@ def _is_word(text: str) -> bool:
     return text.isascii() and text.isalnum()
 
 
-def _even(text: str) -> str:
-    # One spelling for full-width letters and for the minus sign.
-    return text if text.isascii() else unicodedata.normalize("NFKC", text).replace("\u2212", "-")
-
-
+@lru_cache(maxsize=16)  # most texts are wanted with and without articles
 def _words(text: str) -> list[str]:
-    return _WORD.findall(_THOUSANDS.sub("", text.casefold()))
+    """The words in small letters; an "a" that names something is `_NAME`."""
+    if not text.isascii():  # one spelling for full-width letters and for the minus sign
+        text = unicodedata.normalize("NFKC", text).replace("\u2212", "-")
+    return _WORD.findall(_THOUSANDS.sub("", _NAMED_A.sub(_NAME, text.casefold())))
