@@ -30,7 +30,7 @@ from gendistill.inference.stopping import end_ids
 from gendistill.models.positions import most_positions
 from gendistill.recipe.evaluation import Evaluation
 
-FORMAT = 4  # of the records; raise it when their content or the extraction of answers changes
+FORMAT = 5  # of the records; raise it when their content or the extraction of answers changes
 LONGEST_CHECKED = 4  # items, by characters, whose prompts are rendered before there is a model
 LONGEST_TEXT = 20_000  # characters of a prompt kept in a record; of longer ones the ends
 
