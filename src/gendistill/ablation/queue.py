@@ -18,7 +18,7 @@ from pathlib import Path
 from gendistill.ablation.file import AblationFile
 from gendistill.ablation.launch import Launcher, Process, errors_of, run_command
 from gendistill.ablation.result import FILE, Ablation, State, Variant, read_ablation, write_ablation
-from gendistill.ablation.sharing import TEACHER, Sharing, is_made
+from gendistill.ablation.sharing import OF_TEACHER, Sharing, is_made
 from gendistill.ablation.variants import Planned
 from gendistill.console import Console, Progress
 from gendistill.errors import Diverged, UserError
@@ -26,6 +26,7 @@ from gendistill.files import make_folder
 from gendistill.recipe.fields import drop_marked, result_settings
 from gendistill.recipe.loading import Recipe
 from gendistill.recipe.reading import read_yaml
+from gendistill.report.evaluations import TEACHER
 from gendistill.run.folder import RECIPE, RunFolder
 from gendistill.run.lock import holder_of, lock_folder
 
@@ -257,7 +258,7 @@ class Queue:
         if variant.control != TEACHER:
             return variant
         recipe = self.planned[variant.name].recipe
-        made = is_made(self.root / variant.folder, recipe, TEACHER)
+        made = is_made(self.root / variant.folder, recipe, OF_TEACHER)
         return variant.model_copy(update={"state": "done" if made else "waiting"})
 
 

@@ -17,9 +17,10 @@ from gendistill.ablation.variants import Planned, stages_of
 from gendistill.files import make_folder, put_in_place
 from gendistill.recipe.fields import result_settings
 from gendistill.recipe.loading import Recipe
+from gendistill.report.evaluations import TEACHER
 from gendistill.run.folder import DAY, RECIPE, RunFolder, stage_key, synthesis_behind, write_day, write_recipe
 
-TEACHER = "teacher"  # its evaluation, beside the stages
+OF_TEACHER = "evaluation of the teacher"  # beside the stages; no stage can have a name with spaces
 DATA = "data"  # of the ablation: packed sequences lie under keys of all that makes them, so that all runs share them
 # What only an unfinished piece of work needs.
 NOT_MADE = ("checkpoints", "curves", "*.partial*", "*.lock")
@@ -33,7 +34,7 @@ def keys_of(recipe: Recipe) -> dict[str, str]:
     # It says only who waits for whom: records have hashes of their own, by which each run judges what it finds.
     asked = result_settings(recipe.evaluation) | {"stages": None}
     teacher = [recipe.teacher, recipe.dtype, recipe.backend, recipe.seed, asked]
-    keys = {TEACHER: hashlib.sha256(json.dumps(teacher, sort_keys=True).encode()).hexdigest()}
+    keys = {OF_TEACHER: hashlib.sha256(json.dumps(teacher, sort_keys=True).encode()).hexdigest()}
     return keys | {stage: stage_key(recipe, stage) for stage in stages_of(recipe)}
 
 
@@ -42,7 +43,7 @@ def is_made(folder: Path, recipe: Recipe, stage: str) -> bool:
     if not (folder / RECIPE).is_file():
         return False
     run = RunFolder(folder, recipe)
-    if stage == TEACHER:
+    if stage == OF_TEACHER:
         return _is_evaluated(run, TEACHER)
     evaluated = recipe.evaluation.stages or run.stages
     return run.has_student(stage) and (stage not in evaluated or _is_evaluated(run, run.label(stage)))
@@ -113,7 +114,7 @@ class Sharing:
         for stage, key in self.keys[planned.variant.name].items():
             maker = self.made_by(stage, key)
             # Behind the first stage that nobody has, another could only be one of chance.
-            if maker is None and stage != TEACHER:
+            if maker is None and stage != OF_TEACHER:
                 break
             if maker is not None:
                 _take(RunFolder(self._folder(maker), maker.recipe), partial, stage)
@@ -136,11 +137,11 @@ class Sharing:
 
 def _take(run: RunFolder, into: Path, stage: str) -> None:
     """Gives a folder what another run has made in a stage, or of the teacher's evaluation."""
-    label = TEACHER if stage == TEACHER else run.label(stage)
+    label = TEACHER if stage == OF_TEACHER else run.label(stage)
     evaluation = run.evaluation / label
     if evaluation.is_dir():
         shutil.copytree(evaluation, into / "evaluation" / label, ignore=UNFINISHED)
-    if stage == TEACHER:
+    if stage == OF_TEACHER:
         return
     for name in OF_THE_ROOT:
         if (run.root / name).is_file():
