@@ -132,11 +132,16 @@ def test_a_key_is_of_what_a_stage_depends_on():
 
 def test_who_comes_first_makes_what_others_need(tmp_path):
     made = variants(tmp_path, axes=PAIR, seeds=[0, 1], controls={})
-    sharing = Sharing(tmp_path / "out", made)
+    sharing = Sharing(made, {})
     names = [each.variant.name for each in made]
-    waits = {each.variant.name: sharing.waits_for(each, names) for each in made}
+    waits = {name: sharing.waits_for(name, names) for name in names}
     assert [name for name in names if waits[name] is None] == ["base-seed0", "base-seed1"]  # seeds share nothing
     assert waits["length-128-seed1"] == "base-seed1"
     # Where the base has failed, the next one does it.
     left = names[2:]
-    assert sharing.waits_for(made[2], left) is None and sharing.waits_for(made[4], left) == "objective-reverse_kl-seed0"
+    assert sharing.waits_for(names[2], left) is None
+    assert sharing.waits_for(names[4], left) == "objective-reverse_kl-seed0"
+    assert {each.run_once_in for each in sharing.shared(failed=names[:1])} == {
+        "variants/objective-reverse_kl-seed0",
+        "variants/base-seed1",
+    }

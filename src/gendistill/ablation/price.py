@@ -76,8 +76,7 @@ def price(variants: Sequence[Planned], probes: Mapping[str, Probe]) -> AblationP
         probes: of the base's stages, by name; empty if nothing was measured.
     """
     runs = [each for each in variants if each.variant.control != TEACHER]
-    # Of no folder: nothing is made yet.
-    shared = Sharing(None, runs).shared()
+    shared = Sharing(runs, {}).shared()
     planners = {each.variant.name: _planner(each.recipe) for each in runs}
     base, base_planner = runs[0].recipe, planners[runs[0].variant.name]
     rows = []
