@@ -50,6 +50,7 @@ def make_variants(file: AblationFile, overrides: Sequence[str] = ()) -> list[Pla
     Raises:
         UserError: the base cannot be run, or values do not fit it: all of these are named.
     """
+    # In this order, so that the command line has the last word.
     common = [*as_written(file.settings), *overrides]
     base = load_recipe(file.base, common)
     _check_runs(base)
@@ -63,6 +64,7 @@ def make_variants(file: AblationFile, overrides: Sequence[str] = ()) -> list[Pla
             if row.control is not None:  # what it is, then what the file says of it
                 changes = CONTROLS[row.control](base) | changes
             planned = [_plan(file, row, common, changes, seed) for seed in file.seeds]
+            # Of one seed: what does not fit does not fit any.
             _check_comparable(planned[0], base, file.seeds[0])
             if row.control != "teacher":  # it runs nothing
                 _check_runs(planned[0].recipe)
@@ -86,6 +88,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _rows(file: AblationFile) -> Iterator[_Row]:
+    # First, so that it is the base that makes what the others share.
     yield _Row(None, BASE, {}, "base")
     if file.crossed:
         yield from _crossed(file)
@@ -102,7 +105,7 @@ def _crossed(file: AblationFile) -> Iterator[_Row]:
     axes = [[(axis, None), *((axis, value) for value in values)] for axis, values in file.axes.items()]
     for choice in product(*axes):
         chosen = [(axis, value) for axis, value in choice if value is not None]
-        if not chosen:
+        if not chosen:  # the base
             continue
         overrides: Overrides = {}
         for axis, value in chosen:
@@ -173,6 +176,7 @@ def _check_runs(recipe: Recipe) -> None:
 
 def _window(base: Recipe) -> Overrides:
     """The layers that lose their attention see a window of the text, with the teacher's weights; nothing is trained."""
+    # Exceptions go, which would leave a mixer untrained; of the base's stages none is left to be evaluated.
     return {"student.mixer": "window", "student.mixer_in_layer": {}, "stages": {}, "evaluation.stages": None}
 
 
@@ -188,6 +192,7 @@ def _trained_teacher(base: Recipe) -> Overrides:
     learns = {name: stage for name, stage in base.stages.items() if stage.loss_on == "completion"}
     if not learns:
         raise UserError("controls.trained_teacher: the base has no stage with loss_on: completion to train it in")
+    # Of the teacher's own configuration: the base may name no layer at all.
     layers = load_config(base.teacher).get_text_config().num_hidden_layers
     return {
         "student.keep_attention": list(range(layers)),
@@ -228,4 +233,5 @@ def stages_of(recipe: Recipe) -> Sequence[str]:
 def last_evaluated(recipe: Recipe) -> str:
     """The stage whose student is a run's result: the last one that is evaluated."""
     order = stages_of(recipe)
+    # They may be listed in any order.
     return max(recipe.evaluation.stages or order, key=order.index)
