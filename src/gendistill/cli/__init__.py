@@ -59,15 +59,8 @@ VERBS = [
     doctor,
 ]
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # wherever it is met
-RESUME = (
-    "run",
-    "ablate",
-    "place",
-    "synthesize",
-    "convert",
-    "distill",
-    "evaluate",
-)  # resume from what an earlier call left
+# Resume from what an earlier call left.
+RESUME = ("run", "ablate", "place", "synthesize", "convert", "distill", "evaluate")
 
 
 class _Verbs(TyperGroup):
