@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src/gendistill"
-RECIPES = sorted(str(path) for path in (ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted(str(path) for path in set((ROOT / "recipes").glob("*.yaml")) - set(ROOT.glob("recipes/ablation*")))
 LONGEST_FILE = 400  # lines
 LEAST_COMMENTS = 0.08  # lines with a comment, of all lines
 
@@ -44,6 +44,7 @@ ROOMS = {
     " recipe",
     "synthesize": f"{GROUND} distributed sandbox analysis models inference recipe.data data evaluate.kinds recipe"
     " evaluate",
+    "ablation.result": f"{GROUND} recipe.fields",  # below what reads it: reports
     "placement": f"{GROUND} ops models recipe.fields recipe.data data evaluate.kinds recipe",
     "plan": f"{GROUND} ops models compute inference recipe.data data recipe distill",
     "bench": f"{GROUND} models compute inference recipe.data recipe placement",
@@ -52,8 +53,10 @@ ROOMS = {
     "export": f"{GROUND} analysis models",
     "run": f"{GROUND} ops distributed sandbox analysis models compute inference recipe.fields recipe.data data"
     " evaluate.kinds recipe distill evaluate synthesize placement plan report",
+    "ablation": f"{GROUND} analysis models compute recipe.fields recipe.data recipe ablation.result plan report run",
     "cli": f"{GROUND} ops distributed analysis models compute inference recipe.fields recipe.data data evaluate.kinds"
-    " recipe distill evaluate synthesize placement bench plan report doctor export run",
+    " recipe distill evaluate synthesize placement bench plan report doctor export run"
+    " ablation.result ablation",
 }
 # Said twice because it matters most, and followed through other rooms: a student is loaded, run and exported without
 # the recipe, and whatever generates knows nothing of evaluation.

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from gendistill import __version__
 from gendistill.cli import (
+    ablate,
     bench,
     convert,
     distill,
@@ -41,9 +42,25 @@ from gendistill.visible import visible
 CHATTY = ("torchao", "torch.utils._pytree")
 
 # In the order of --help. A verb is a module of this package with a function `command`, and is called by its name.
-VERBS = [plan, run, place, synthesize, show_batch, convert, distill, evaluate, bench, export, status, inspect, doctor]
+VERBS = [
+    plan,
+    run,
+    ablate,
+    place,
+    synthesize,
+    show_batch,
+    convert,
+    distill,
+    evaluate,
+    bench,
+    export,
+    status,
+    inspect,
+    doctor,
+]
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # wherever it is met
-RESUME = ("run", "place", "synthesize", "convert", "distill", "evaluate")  # resume from what an earlier call left
+# Resume from what an earlier call left.
+RESUME = ("run", "ablate", "place", "synthesize", "convert", "distill", "evaluate")
 
 
 class _Verbs(TyperGroup):
@@ -144,7 +161,7 @@ def main() -> None:
         app()
     except UserError as error:
         _print_error(str(error))
-        sys.exit(2)  # as for an unknown option
+        sys.exit(error.code)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise  # a bug: what a user can do about files has errors of its own
