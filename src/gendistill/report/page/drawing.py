@@ -1,0 +1,197 @@
+"""Plots as SVG: drawn in a light page's colours for files and print, with variables of the page's in their place inside it.
+
+Series are told apart by marker and dashes as well as by colour; the colours are Okabe and Ito's (2008), darkened where a
+thin line of them would be too pale on white.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from gendistill.report.page.parts import Interval
+from gendistill.report.plots import pyplot_to_files
+
+# Each colour of a plot with the page's variable of the same meaning; exact, since nothing else in a plot has colours.
+INK, DIM, GRID = "#1f2328", "#59636e", "#d8dee4"
+SERIES_COLOURS = ("#0072b2", "#d55e00", "#00795a", "#a9508a", "#7a5c00", "#3a4a5c")
+VARIABLES = {INK: "--ink", DIM: "--dim", GRID: "--grid"}
+VARIABLES |= {colour: f"--series-{number}" for number, colour in enumerate(SERIES_COLOURS, 1)}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+POINTS = 200  # of a curve, at most; of longer ones the means of as many spans are drawn
+WIDTH = 6.4  # inches of a whole figure, 460 points; of a panel about half
+
+
+class Style(NamedTuple):
+    """How a series is drawn: by its place among the others."""
+
+    color: str
+    marker: str
+    dashes: Any
+
+
+def style(number: int) -> Style:
+    """The n-th, from 0: no two of the first 84 are the same, and no two neighbours share anything."""
+    return Style(SERIES_COLOURS[number % 6], MARKERS[number % 7], DASHES[number % 4])
+
+
+@contextmanager
+def drawing(width: float, height: float, panels: int = 1) -> Iterator[tuple[Any, Any, list[str]]]:
+    """A figure, its panels side by side, and a list that holds its SVG when the block has ended."""
+    pyplot = pyplot_to_files()
+    settings = {
+        "svg.fonttype": "none",  # letters, which can be searched and take the page's font
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": DIM,
+        "axes.labelcolor": INK,
+        "axes.titlesize": 9,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "text.color": INK,
+        "xtick.color": DIM,
+        "ytick.color": DIM,
+        "grid.color": GRID,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "lines.linewidth": 1.4,
+        "lines.markersize": 5,
+    }
+    with pyplot.rc_context(settings):
+        figure, axes = pyplot.subplots(1, panels, figsize=(width, height), squeeze=False, layout="constrained")
+        drawn: list[str] = []
+        try:
+            yield figure, axes[0] if panels > 1 else axes[0][0], drawn
+            written = io.StringIO()
+            figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
+            drawn.append(_cleaned(written.getvalue()))
+        finally:
+            pyplot.close(figure)
+
+
+def _cleaned(svg: str) -> str:
+    """Without the header of a file, so that it can stand in a page, and without what matplotlib says of itself."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    # Tenths of a point are finer than a screen, and half the bytes.
+    svg = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), svg)
+    return re.sub(r"\n\s*", "\n", svg)
+
+
+def in_page(svg: str, label: str, number: int) -> str:
+    """An SVG as an image in the page, in its colours; `number` keeps its ids apart from those of the others."""
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    svg = re.sub(r'\b(id="|url\(#|href="#)', rf"\g<1>p{number}-", svg)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--sans)", svg)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def dots(
+    title: str,
+    rows: Sequence[str],
+    series: Sequence[tuple[str, Sequence[Interval | None]]],
+    *,
+    reference: float | None = None,
+    reference_label: str = "",
+    x_label: str,
+) -> str:
+    """Values with their intervals, a line for each row, the series one above the other in it."""
+    gap = 0.8 / max(1, len(series))
+    height = 0.75 + len(rows) * max(0.3, 0.17 * len(series))
+    with drawing(WIDTH, height) as (figure, axis, drawn):
+        for number, (name, values) in enumerate(series):
+            color, marker, _ = style(number)
+            for row, found in enumerate(values):
+                if found is None:
+                    continue
+                y = row + gap * (number - (len(series) - 1) / 2)
+                if found.low is not None and found.high is not None:
+                    axis.plot([found.low, found.high], [y, y], color=color, linewidth=1.4, solid_capstyle="butt")
+                axis.plot([found.value], [y], marker=marker, color=color, linestyle="none", markersize=6)
+            # An empty one of the series for the legend, whatever its rows lack.
+            axis.plot([], [], marker=marker, color=color, linestyle="-", label=name)
+        if reference is not None:
+            axis.axvline(reference, color=DIM, linewidth=1, linestyle=(0, (4, 3)))
+            axis.annotate(
+                reference_label,
+                (reference, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(-4, 2),
+                textcoords="offset points",
+                ha="right",
+                va="bottom",
+                fontsize=8,
+                color=DIM,
+            )
+        axis.set_yticks(range(len(rows)), rows)
+        axis.tick_params(axis="y", length=0, labelcolor=INK)
+        axis.set_ylim(len(rows) - 0.45, -0.55)
+        axis.set_xlim(left=0)
+        axis.set_xlabel(x_label)
+        axis.grid(axis="y", visible=False)
+        axis.spines["left"].set_visible(False)
+        figure.legend(loc="outside lower right", ncols=3)
+    return drawn[0]
+
+
+def curves(
+    series: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    width: float = 3.6,
+    height: float = 2.7,
+    x_log: bool = False,
+    y_log: bool = True,
+    markers: bool = False,
+    styles: Sequence[int] | None = None,
+) -> str:
+    """Lines of (name, x, y); `styles` are the places of their styles, if not 0, 1, 2, ..."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    rows_of_legend = -(-len(series) // 2)
+    with drawing(width, height + 0.17 * rows_of_legend) as (figure, axis, drawn):
+        for number, (name, x, y) in enumerate(series):
+            color, marker, dashes = style(number if styles is None else styles[number])
+            thin_x, thin_y = thinned(x, y)
+            every = max(1, len(thin_x) // 8)  # a few markers on a long line, to tell it by
+            axis.plot(
+                thin_x,
+                thin_y,
+                color=color,
+                linestyle=dashes,
+                marker=marker,
+                markevery=1 if markers else every,
+                markersize=4,
+                label=name,
+            )
+        if x_log:
+            axis.set_xscale("log", base=2)
+        else:
+            axis.xaxis.set_major_locator(MaxNLocator(5))
+        if y_log:
+            axis.set_yscale("log")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label, fontsize=8)
+        axis.grid(which="minor", visible=False)
+        if len(series) > 1:
+            figure.legend(loc="outside lower center", ncols=2)
+    return drawn[0]
+
+
+def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """At most POINTS of a curve: the mean of each span of y, at the span's last x."""
+    span = -(-len(x) // POINTS)
+    starts = range(0, len(x), span)
+    ends = [min(start + span, len(x)) for start in starts]
+    means = [sum(y[start:end]) / (end - start) for start, end in zip(starts, ends, strict=True)]
+    return [x[end - 1] for end in ends], means

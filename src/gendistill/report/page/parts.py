@@ -1,0 +1,171 @@
+"""What the page is made of: sections of notes, tables, figures, replies and recipes; knows nothing of HTML."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+NOTHING = "–"  # shown where there is no value
+
+
+class Interval(NamedTuple):
+    """A figure with the ends of its interval; `low` and `high` are None where it has none."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+Value = str | float | int | Interval | None
+
+
+def text(value: Any) -> str:
+    return str(value)
+
+
+def count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    return f"{value:+.1f}"
+
+
+def p_value(value: float) -> str:
+    """Two digits; below a thousandth only that it is."""
+    return "< 0.001" if value < 0.001 else f"{value:.2g}"
+
+
+def decimals(digits: int) -> Callable[[float], str]:
+    return lambda value: f"{value:,.{digits}f}"
+
+
+class Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+        key: its name in CSV and JSON, where values stand as measured: shares, not percent.
+        label: as shown, with the unit.
+        show: how a value is shown; `text` for names, which are set to the left.
+    """
+
+    key: str
+    label: str
+    show: Callable[[Any], str] = text
+
+
+def shown(column: Column, value: Value) -> str:
+    """A value as text: "21.7 (14.1 to 30.5)" with an interval."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, Interval):
+        if value.low is None:
+            return column.show(value.value)
+        return f"{column.show(value.value)} ({column.show(value.low)} to {column.show(value.high)})"
+    return column.show(value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; `name` is that of its files, `note` says below it what the columns hold."""
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Value]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot, as SVG in the colours of a light page.
+
+    Attributes:
+        alt: what it shows, for those who do not see it.
+    """
+
+    name: str
+    title: str
+    svg: str
+    alt: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph; `warns` sets it apart."""
+
+    text: str
+    warns: bool = False
+
+
+class Reply(NamedTuple):
+    """What one model replied to an item."""
+
+    model: str
+    text: str
+    parsed: str | None
+    correct: bool
+    ranks_correct: bool | None
+
+
+@dataclass(frozen=True)
+class Example:
+    """An item with the replies of the teacher and of the students."""
+
+    task: str
+    question: str
+    options: Sequence[tuple[str, bool]]  # text, and whether it is right
+    accepted: str
+    replies: Sequence[Reply]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A text as it is, folded away until it is asked for."""
+
+    title: str
+    text: str
+
+
+Part = Table | Figure | Note | Example | Listing
+
+
+class Number(NamedTuple):
+    """A number of the headline, with the controls beside it."""
+
+    label: str
+    value: str
+    interval: str
+    beside: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with what stands below it; left out where there is nothing."""
+
+    title: str
+    parts: Sequence[Part]
+
+    @property
+    def anchor(self) -> str:
+        return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower())
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that is shown."""
+
+    title: str
+    lead: str  # the result in a sentence
+    numbers: Sequence[Number] = ()
+    sections: Sequence[Section] = field(default_factory=list)
+
+    def of(self, kind: type) -> list[Any]:
+        """All tables, or all figures, in the order of the page."""
+        return [part for section in self.sections for part in section.parts if isinstance(part, kind)]
+
+
