@@ -44,6 +44,7 @@ ROOMS = {
     " recipe",
     "synthesize": f"{GROUND} distributed sandbox analysis models inference recipe.data data evaluate.kinds recipe"
     " evaluate",
+    "ablation.result": f"{GROUND} recipe.fields",  # below what reads it: reports
     "placement": f"{GROUND} ops models recipe.fields recipe.data data evaluate.kinds recipe",
     "plan": f"{GROUND} ops models compute inference recipe.data data recipe distill",
     "bench": f"{GROUND} models compute inference recipe.data recipe placement",
