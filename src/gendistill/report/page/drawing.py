@@ -1,12 +1,12 @@
-"""Plots as SVG: drawn in a light page's colours for files and print, with variables of the page's in their place inside it.
+"""Plots as SVG: files are in the colours of a light page, for print; inside the page its variables take their place.
 
-Series are told apart by marker and dashes as well as by colour; the colours are Okabe and Ito's (2008), darkened where a
-thin line of them would be too pale on white.
+Series are told apart by marker and dashes as well as by colour; the colours are Okabe and Ito's (2008), darkened where
+a thin line of them would be too pale on white.
 """
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ def drawing(width: float, height: float, panels: int = 1) -> Iterator[tuple[Any,
     settings = {
         "svg.fonttype": "none",  # letters, which can be searched and take the page's font
         "font.family": "sans-serif",
+        "text.parse_math": False,  # a name may hold a $
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -91,11 +92,12 @@ def in_page(svg: str, label: str, number: int) -> str:
         svg = svg.replace(colour, f"var({variable})")
     svg = re.sub(r'\b(id="|url\(#|href="#)', rf"\g<1>p{number}-", svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--sans)", svg)
+    svg = re.sub(r'(<svg [^>]*?) (?:width|height)="[^"]*pt"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?) (?:width|height)="[^"]*pt"', r"\1", svg, count=1)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
 def dots(
-    title: str,
     rows: Sequence[str],
     series: Sequence[tuple[str, Sequence[Interval | None]]],
     *,
@@ -195,3 +197,78 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[f
     ends = [min(start + span, len(x)) for start in starts]
     means = [sum(y[start:end]) / (end - start) for start, end in zip(starts, ends, strict=True)]
     return [x[end - 1] for end in ends], means
+
+
+def letters(gold: Mapping[str, float], series: Mapping[str, Mapping[str, float]]) -> str:
+    """Each letter's share of the right answers as a bar, of each model's replies as a marker; shares of 1."""
+    with drawing(WIDTH, 2.4 + 0.17 * -(-len(series) // 3)) as (figure, axis, drawn):
+        places = range(len(gold))
+        axis.bar(places, [100 * share for share in gold.values()], width=0.8, color=GRID, label="right answers")
+        step = 0.7 / max(1, len(series))
+        for number, (name, shares) in enumerate(series.items()):
+            color, marker, _ = style(number)
+            offset = step * (number - (len(series) - 1) / 2)
+            x = [place + offset for place in places]
+            axis.plot(x, [100 * share for share in shares.values()], marker, color=color, label=name)
+        axis.set_xticks(places, list(gold))
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("letter")
+        axis.set_ylabel("replies, percent")
+        axis.grid(axis="x", visible=False)
+        figure.legend(loc="outside lower center", ncols=3)
+    return drawn[0]
+
+
+def layers(rows: Mapping[str, Sequence[str | None]], labels: Mapping[str | None, str]) -> str:
+    """A row of squares for each model, a square a layer: filled where attention is kept, else by its mixer.
+
+    Args:
+        labels: of attention (None) and of each mixer that there is, in the order of the legend.
+    """
+    styles = {kind: style(number) for number, kind in enumerate(labels)}
+    with drawing(WIDTH, 0.95 + 0.3 * len(rows)) as (figure, axis, drawn):
+        for row, kinds in enumerate(rows.values()):
+            for layer, kind in enumerate(kinds):
+                color, marker, _ = styles[kind]
+                filled = color if kind is None else "none"
+                axis.plot(layer, row, marker, markersize=8, markerfacecolor=filled, markeredgecolor=color)
+        for kind, label in labels.items():
+            color, marker, _ = styles[kind]
+            filled = color if kind is None else "none"
+            axis.plot([], [], marker, markersize=7, markerfacecolor=filled, markeredgecolor=color, label=label)
+        axis.set_yticks(range(len(rows)), list(rows))
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.tick_params(axis="y", length=0, labelcolor=INK)
+        number_layers(axis, max(map(len, rows.values())))
+        figure.legend(loc="outside lower center", ncols=3)
+    return drawn[0]
+
+
+def bars(values: Sequence[float | None], marked: Sequence[int], x_label: str, y_label: str) -> str:
+    """A bar for each layer that has a value; those marked are hatched as well as of another colour."""
+    there = {layer: value for layer, value in enumerate(values) if value is not None}
+    low, high = min(there.values()), max(there.values())
+    margin = 0.1 * (high - low or 1)
+    with drawing(WIDTH, 2.5) as (figure, axis, drawn):
+        for kept, name, color, hatch in ((True, "kept", SERIES_COLOURS[1], "//"), (False, "replaced", GRID, "")):
+            own = {layer: value for layer, value in there.items() if (layer in marked) == kept}
+            heights = [value - low + margin for value in own.values()]
+            # From a little below the least: differences are what layers are chosen by.
+            axis.bar(
+                list(own), heights, bottom=low - margin, color=color, hatch=hatch, edgecolor=INK, linewidth=0.5,
+                label=name,
+            )  # fmt: skip
+        axis.set_ylim(low - margin, high + margin)
+        axis.set_ylabel(y_label, fontsize=8)
+        number_layers(axis, len(values))
+        axis.set_xlabel(x_label)
+        figure.legend(loc="outside lower center", ncols=2)
+    return drawn[0]
+
+
+def number_layers(axis: Any, layers: int) -> None:
+    every = -(-layers // 32)  # of deep models not each has room for its number
+    axis.set_xlim(-0.7, layers - 0.3)
+    axis.set_xticks(range(0, layers, every))
+    axis.set_xlabel("layer")
+    axis.grid(axis="y", visible=False)

@@ -167,5 +167,3 @@ class Page:
     def of(self, kind: type) -> list[Any]:
         """All tables, or all figures, in the order of the page."""
         return [part for section in self.sections for part in section.parts if isinstance(part, kind)]
-
-

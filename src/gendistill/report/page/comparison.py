@@ -1,0 +1,59 @@
+"""How the runs came about: their recipes word for word, and in what recipes and versions differ."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gendistill.report.page.parts import Column, Listing, Part, Table
+from gendistill.report.page.reading import RunRecords
+
+NOT_SET = "(not set)"
+NOT_RECORDED = "(not recorded)"
+NO_DIFFERENCE = ("name",)  # a run is called something, which is no setting of it
+
+
+def recipe_parts(runs: Sequence[RunRecords]) -> list[Part]:
+    """What differs, then every recipe as it stands in its run's folder."""
+    listings = [
+        Listing(f"Recipe of {run.name}", (run.root / "recipe.yaml").read_text(encoding="utf-8")) for run in runs
+    ]
+    return [*differing_settings(runs), *_versions(runs), *listings]
+
+
+def differing_settings(runs: Sequence[RunRecords]) -> list[Table]:
+    """Dotted settings that not all runs share, a column for each run; none for a single one."""
+    flat = [dict(flattened(run.settings)) for run in runs]
+    names = list(dict.fromkeys(name for settings in flat for name in settings))
+    rows = []
+    for name in names:
+        values = [str(settings.get(name, NOT_SET)) for settings in flat]
+        if len(set(values)) > 1 and name not in NO_DIFFERENCE:
+            rows.append([name, *values])
+    if not rows:
+        return []
+    columns = [Column("setting", "setting"), *(Column(run.name, run.name) for run in runs)]
+    return [Table("differences", "Settings that differ", columns, rows, "All others are the same in every run.")]
+
+
+def flattened(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("stages.one.tokens", 1000), ...: the leaves of nested settings; an empty section is a leaf."""
+    if isinstance(settings, Mapping):
+        below: Any = settings.items()
+    elif isinstance(settings, list) and any(isinstance(each, Mapping) for each in settings):
+        below = enumerate(settings)  # a list of sections; one of numbers or names is a value
+    else:
+        below = ()
+    entries = [entry for key, value in below for entry in flattened(value, f"{prefix}{key}.")]
+    yield from entries or [(prefix.removesuffix("."), settings)]
+
+
+def _versions(runs: Sequence[RunRecords]) -> list[Table]:
+    """With what every stage was trained; stages of a run may have been on different days."""
+    columns = [Column("run", "run"), Column("stage", "stage")]
+    names = ("gendistill", "torch", "transformers")
+    columns += [Column(name, name) for name in names]
+    rows = []
+    for run in runs:
+        for stage, report in run.reports.items():
+            versions = report.get("machine", {}).get("versions", {})
+            rows.append([run.name, stage, *(versions.get(name, NOT_RECORDED) for name in names)])
+    return [Table("versions", "Versions", columns, rows)] if rows else []

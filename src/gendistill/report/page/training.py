@@ -1,0 +1,177 @@
+"""What was trained, how the losses went and what it cost: read off the lines of metrics.jsonl."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gendistill.distill.tracking import complaint, distant_ends, held_out_ends
+from gendistill.report.page import drawing
+from gendistill.report.page.parts import NOTHING, Column, Figure, Note, Part, Table, count, decimals
+from gendistill.report.page.reading import RunRecords
+from gendistill.report.reply_kl import REPLY_KL_NOTE, SPANS, mean_of_span, smoothed
+from gendistill.report.summary import loss_label
+
+SECONDS_AN_HOUR = 3600
+CURVES_IN_A_PANEL = 8  # more would hide each other
+
+
+def training_parts(runs: Sequence[RunRecords]) -> list[Part]:
+    """Curves and a table of the losses of every stage; what is wrong with one of them stands first."""
+    if not any(run.metrics for run in runs):
+        return []
+    warnings = []
+    for run in runs:
+        for stage, rows in run.metrics.items():
+            if (wrong := complaint(run.recipe.stages[stage], rows)) is not None:
+                warnings.append(Note(f"{run.name}, stage {stage}: {wrong}.", warns=True))
+    return [*warnings, *_loss_figures(runs), _loss_table(runs), *_distant(runs)]
+
+
+def _loss_figures(runs: Sequence[RunRecords]) -> list[Figure]:
+    """A panel for each stage and objective: the runs' curves, and those of records held out."""
+    panels: dict[tuple[str, str], list[RunRecords]] = {}
+    for run in runs:
+        for stage in run.metrics:
+            # Runs whose objectives differ have no axis in common.
+            panels.setdefault((stage, loss_label(run.recipe.stages[stage])), []).append(run)
+    figures = []
+    for number, ((stage, label), having) in enumerate(panels.items()):
+        for start in range(0, len(having), CURVES_IN_A_PANEL):
+            some = having[start : start + CURVES_IN_A_PANEL]
+            suffix = f"_{1 + number}" + (f"_{1 + start // CURVES_IN_A_PANEL}" if start else "")
+            figures.append(_loss_panel(f"loss_{stage}{suffix}", stage, label, some))
+    return figures
+
+
+def _loss_panel(name: str, stage: str, label: str, runs: Sequence[RunRecords]) -> Figure:
+    series = []
+    said = []
+    for run in runs:
+        rows = run.metrics[stage]
+        prefix = f"{run.name}, " if len(runs) > 1 else ""
+        series.append((f"{prefix}training", [row["tokens"] for row in rows], [row["loss"] for row in rows]))
+        said.append(f"{run.name} from {rows[0]['loss']:.4g} to {rows[-1]['loss']:.4g}")
+        held_out = _held_out(rows)
+        if held_out and len(runs) == 1:  # of several runs the table has them: twice as many curves are a tangle
+            series.append(("held out", *map(list, zip(*held_out, strict=True))))
+    svg = drawing.curves(series, x_label="tokens", y_label=label)
+    return Figure(name, stage, svg, f"Loss of stage {stage} over tokens: {'; '.join(said)}")
+
+
+def _held_out(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    points = [(0, rows[0].get("held_out_loss_before"))]
+    points += [(row["tokens"], row.get("held_out_loss")) for row in rows]
+    return [(tokens, loss) for tokens, loss in points if loss is not None]
+
+
+def _loss_table(runs: Sequence[RunRecords]) -> Table:
+    columns = [
+        Column("run", "run"),
+        Column("stage", "stage"),
+        Column("objective", "objective"),
+        Column("tokens", "tokens", count),
+        Column("loss_first", "first step", decimals(4)),
+        Column("loss_last", "last step", decimals(4)),
+        Column("held_out_before", "held out, before", decimals(4)),
+        Column("held_out_after", "held out, after", decimals(4)),
+    ]
+    rows = []
+    for run in runs:
+        for stage, lines in run.metrics.items():
+            label = loss_label(run.recipe.stages[stage]).replace("\n", " ")
+            losses = [lines[0]["loss"], lines[-1]["loss"], *held_out_ends(lines)]
+            rows.append([run.name, stage, label, lines[-1]["tokens"], *losses])
+    note = "Each stage's own objective; held out: on records that no stage trains on. Curves: means of up to "
+    note += f"{drawing.POINTS} spans of steps."
+    return Table("losses", "Losses of every stage", columns, rows, note)
+
+
+def _distant(runs: Sequence[RunRecords]) -> list[Table]:
+    columns = [
+        Column("run", "run"),
+        Column("stage", "stage"),
+        Column("windows", "windows"),
+        Column("before", "before", decimals(4)),
+        Column("after", "after", decimals(4)),
+    ]
+    rows = [
+        [run.name, stage, how.replace("_", " "), *ends]
+        for run in runs
+        for stage, lines in run.metrics.items()
+        for how, ends in distant_ends(lines).items()
+    ]
+    note = "On distant answers that no stage trains on, by the stage's own objective."
+    return [Table("distant_losses", "Losses on distant answers", columns, rows, note)] if rows else []
+
+
+def reply_kl_parts(runs: Sequence[RunRecords]) -> list[Part]:
+    """How far the students' own replies lead them from their teacher, of those that were measured."""
+    measured = {
+        (label if len(runs) == 1 else f"{run.name}, {label}"): found
+        for run in runs
+        for label, found in run.reply_kl.items()
+        if len(runs) == 1 or label == run.last
+    }
+    if not measured:
+        return []
+    series = [(name, *smoothed(found)) for name, found in measured.items()]
+    svg = drawing.curves(
+        series,
+        x_label="position in the reply, tokens",
+        y_label="KL(student || teacher), nats per token",
+        width=drawing.WIDTH,
+        x_log=True,
+        markers=True,
+    )
+    said = "; ".join(f"{name} {found['mean']:.3g}" for name, found in measured.items())
+    figure = Figure("reply_kl", "Reply-KL by position", svg, f"Mean KL in nats a token: {said}")
+    columns = [Column("student", "student"), Column("mean", "all tokens, nats", decimals(4))]
+    columns += [
+        Column(f"at_{first}_{last}", f"{first}-{last}" if last > first else str(first), decimals(4))
+        for first, last in SPANS
+    ]
+    columns.append(Column("replies", "replies", count))
+    rows = []
+    for name, found in measured.items():
+        spans = [mean_of_span(found, first, last) for first, last in SPANS]
+        rows.append([name, found["mean"], *spans, found["counts"]["written"]])
+    return [figure, Table("reply_kl", "Reply-KL by position in the reply", columns, rows, REPLY_KL_NOTE)]
+
+
+def cost_parts(runs: Sequence[RunRecords]) -> list[Part]:
+    """Tokens, seconds and GPU hours of every stage, and of every run in all."""
+    columns = [
+        Column("run", "run"),
+        Column("stage", "stage"),
+        Column("tokens", "tokens", count),
+        Column("seconds", "seconds", decimals(1)),
+        Column("tokens_per_second", "tokens/s", count),
+        Column("device", "device"),
+        Column("processes", "processes", count),
+        Column("gpu_hours", "GPU hours", decimals(4)),
+    ]
+    rows = []
+    for run in runs:
+        stages = [_cost(run, stage, lines) for stage, lines in run.metrics.items()]
+        rows += stages
+        if len(stages) > 1:
+            tokens, seconds = (sum(row[place] for row in stages) for place in (2, 3))
+            hours = [row[7] for row in stages]
+            total = None if None in hours else sum(hours)
+            rows.append([run.name, "all stages", tokens, seconds, tokens / seconds, None, None, total])
+    if not rows:
+        return []
+    note = (
+        "Seconds of the steps' own, without preparing data, evaluating and starting; a stage's GPU hours are its "
+        f"seconds times its processes, 0 on a CPU. {NOTHING} stands where an earlier version did not record the device."
+    )
+    return [Table("cost", "What training cost", columns, rows, note)]
+
+
+def _cost(run: RunRecords, stage: str, lines: Sequence[Mapping[str, Any]]) -> list[Any]:
+    tokens, seconds = lines[-1]["tokens"], sum(line["seconds"] for line in lines)
+    machine = run.reports.get(stage, {}).get("machine")
+    if machine is None:
+        return [run.name, stage, tokens, seconds, tokens / seconds, None, None, None]
+    on_gpu = machine["device"] != "CPU"
+    hours = seconds * machine["processes"] / SECONDS_AN_HOUR if on_gpu else 0.0
+    return [run.name, stage, tokens, seconds, tokens / seconds, machine["device"], machine["processes"], hours]
