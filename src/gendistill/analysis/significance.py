@@ -155,21 +155,6 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
     return min(1.0, 2 * tail / 2**differ)
 
 
-def holm(p: Sequence[float], of: int | None = None) -> list[float]:
-    """p values corrected for many tests by Holm's step-down method (Holm 1979), in their order.
-
-    Args:
-        of: how many tests were made, if these are the smallest of more.
-    """
-    tests = len(p) if of is None else of
-    corrected, least = [0.0] * len(p), 0.0
-    for place, number in enumerate(sorted(range(len(p)), key=p.__getitem__)):
-        # Never below that of a smaller p, or a rejection would stand behind one that is not.
-        least = max(least, min(1.0, (tests - place) * p[number]))
-        corrected[number] = least
-    return corrected
-
-
 def minimum_detectable_effect(one: np.ndarray, other: np.ndarray) -> float | None:
     """The difference, in points, that so many items would show with a chance of POWER at LEVEL.
 

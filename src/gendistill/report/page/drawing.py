@@ -5,6 +5,7 @@ a thin line of them would be too pale on white.
 """
 
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ VARIABLES = {INK: "--ink", DIM: "--dim", GRID: "--grid"}
 VARIABLES |= {colour: f"--series-{number}" for number, colour in enumerate(SERIES_COLOURS, 1)}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+FEW = 30  # points of a curve that has a marker at each
 POINTS = 200  # of a curve, at most; of longer ones the means of as many spans are drawn
 WIDTH = 6.4  # inches of a whole figure, 460 points; of a panel about half
 
@@ -35,6 +37,15 @@ class Style(NamedTuple):
 def style(number: int) -> Style:
     """The n-th, from 0: no two of the first 84 are the same, and no two neighbours share anything."""
     return Style(SERIES_COLOURS[number % 6], MARKERS[number % 7], DASHES[number % 4])
+
+
+class Dots(NamedTuple):
+    """A series of values, one for each row: None where there is none."""
+
+    name: str
+    values: Sequence[Interval | None]
+    style: int  # the place of its style
+    hollow: bool = False
 
 
 @contextmanager
@@ -81,9 +92,13 @@ def _cleaned(svg: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    # Tenths of a point are finer than a screen, and half the bytes.
-    svg = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), svg)
+    # Hundredths of a point are finer than a screen, and half the bytes. In tags alone: what is written stays.
+    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"\d+\.\d{3,}", _hundredths, tag[0]), svg)
     return re.sub(r"\n\s*", "\n", svg)
+
+
+def _hundredths(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
 def in_page(svg: str, label: str, number: int) -> str:
@@ -99,7 +114,7 @@ def in_page(svg: str, label: str, number: int) -> str:
 
 def dots(
     rows: Sequence[str],
-    series: Sequence[tuple[str, Sequence[Interval | None]]],
+    series: Sequence[Dots],
     *,
     reference: float | None = None,
     reference_label: str = "",
@@ -109,17 +124,20 @@ def dots(
     gap = 0.8 / max(1, len(series))
     height = 0.75 + len(rows) * max(0.3, 0.17 * len(series))
     with drawing(WIDTH, height) as (figure, axis, drawn):
-        for number, (name, values) in enumerate(series):
-            color, marker, _ = style(number)
-            for row, found in enumerate(values):
+        for number, own in enumerate(series):
+            color, marker, _ = style(own.style)
+            filled = "none" if own.hollow else color
+            for row, found in enumerate(own.values):
                 if found is None:
                     continue
                 y = row + gap * (number - (len(series) - 1) / 2)
                 if found.low is not None and found.high is not None:
                     axis.plot([found.low, found.high], [y, y], color=color, linewidth=1.4, solid_capstyle="butt")
-                axis.plot([found.value], [y], marker=marker, color=color, linestyle="none", markersize=6)
+                axis.plot(
+                    [found.value], [y], marker, markersize=6, markerfacecolor=filled, markeredgecolor=color, zorder=3
+                )
             # An empty one of the series for the legend, whatever its rows lack.
-            axis.plot([], [], marker=marker, color=color, linestyle="-", label=name)
+            axis.plot([], [], marker=marker, color=color, markerfacecolor=filled, linestyle="-", label=own.name)
         if reference is not None:
             axis.axvline(reference, color=DIM, linewidth=1, linestyle=(0, (4, 3)))
             axis.annotate(
@@ -159,6 +177,7 @@ def curves(
     """Lines of (name, x, y); `styles` are the places of their styles, if not 0, 1, 2, ..."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
+    tell_apart = markers or len(series) > 2  # two are told apart by their dashes
     rows_of_legend = -(-len(series) // 2)
     with drawing(width, height + 0.17 * rows_of_legend) as (figure, axis, drawn):
         for number, (name, x, y) in enumerate(series):
@@ -170,17 +189,18 @@ def curves(
                 thin_y,
                 color=color,
                 linestyle=dashes,
-                marker=marker,
-                markevery=1 if markers else every,
+                marker=marker if tell_apart or len(thin_x) < FEW else None,
+                markevery=1 if markers or len(thin_x) < FEW else every,
                 markersize=4,
                 label=name,
             )
         if x_log:
             axis.set_xscale("log", base=2)
         else:
-            axis.xaxis.set_major_locator(MaxNLocator(5))
+            axis.xaxis.set_major_locator(MaxNLocator(4))
         if y_log:
             axis.set_yscale("log")
+            _label_decades(axis)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label, fontsize=8)
@@ -190,6 +210,18 @@ def curves(
     return drawn[0]
 
 
+def _label_decades(axis: Any) -> None:
+    """Plain numbers on a logarithmic axis, and more of them the fewer decades it spans."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_ylim()
+    decades = math.log10(high / low)
+    between = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0) if decades < 0.8 else (1.0, 2.0, 5.0) if decades < 2 else (1.0,)
+    axis.yaxis.set_major_locator(LogLocator(subs=between))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
 def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
     """At most POINTS of a curve: the mean of each span of y, at the span's last x."""
     span = -(-len(x) // POINTS)
@@ -197,6 +229,29 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[f
     ends = [min(start + span, len(x)) for start in starts]
     means = [sum(y[start:end]) / (end - start) for start, end in zip(starts, ends, strict=True)]
     return [x[end - 1] for end in ends], means
+
+
+def slopes(places: Mapping[str, tuple[int, int]]) -> str:
+    """A line for each model, from its place by ranking to that by generation; dashed if it falls, bold if it rises."""
+    with drawing(WIDTH, 0.7 + 0.26 * len(places)) as (_, axis, drawn):
+        for name, (first, second) in places.items():
+            moved = (first > second) - (first < second)
+            color = {0: DIM, 1: SERIES_COLOURS[0], -1: SERIES_COLOURS[1]}[moved]
+            dashes = DASHES[1] if moved < 0 else "-"
+            marker = {0: "o", 1: "^", -1: "v"}[moved]
+            axis.plot([0, 1], [first, second], marker=marker, color=color, linestyle=dashes, linewidth=1 + (moved > 0))
+            for x, place, side, ha in ((0, first, -8, "right"), (1, second, 8, "left")):
+                where = {"xytext": (side, 0), "textcoords": "offset points", "ha": ha, "va": "center", "fontsize": 8}
+                axis.annotate(f"{name}  {place}" if x == 0 else f"{place}  {name}", (x, place), **where)
+        axis.set_xlim(-1.1, 2.1)  # room for the names
+        axis.set_ylim(len(places) + 0.5, 0.5)
+        axis.set_xticks([0, 1], ["by ranking", "by generation"])
+        axis.tick_params(length=0, labelcolor=INK)
+        axis.set_yticks([])
+        axis.grid(visible=False)
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    return drawn[0]
 
 
 def letters(gold: Mapping[str, float], series: Mapping[str, Mapping[str, float]]) -> str:

@@ -19,13 +19,19 @@ from gendistill.report.page.parts import (
     Table,
     count,
     decimals,
+    file_name,
     p_value,
     percent,
     points,
 )
 from gendistill.report.page.reading import Records
 
-INTERVALS = f"Intervals are of {LEVEL:.0%}"
+INTERVALS = f"Intervals are of {100 * LEVEL:.0f} %"
+STYLES = {"generation": 0, "ranking": 1}  # of the protocols, the same in every plot
+
+MDE_NOTE = "Min. detectable: the difference that so many items show four times in five."
+LEAST_TO_DRAW = 3  # models; two are told by a sentence
+P_PLACE = 6  # of p in a row of `difference_table`; its correction stands behind it
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Compared:
 
     Attributes:
         name: what the page calls it.
-        is_control: it was not distilled by the recipe: the untrained student, or a control of an ablation.
+        control: what it is if it is no result, but something to hold results against: "untrained student".
         seed: of the bootstrap.
     """
 
@@ -42,7 +48,7 @@ class Compared:
     teacher: Records
     student: Records
     seed: int = 0
-    is_control: bool = False
+    control: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,24 +100,27 @@ def headline(judged: Sequence[Judged], results: Sequence[Judged]) -> tuple[str, 
         results: those that are results: one, or several that are compared.
     """
     best = max(results, key=lambda each: _value(each.retention("generation")))
-    controls = [each for each in judged if each.model.is_control]
+    controls = [each for each in judged if each.model.control is not None]
+    who = f"Of {len(results)} runs, {best.name}" if len(results) > 1 else f"After {best.name}, the student"
     numbers = []
     for label, read, scale in (
-        ("retained by generation", lambda each: each.retention("generation"), 100),
-        ("retained by ranking", lambda each: each.retention("ranking"), 100),
+        ("retention by generation", lambda each: each.retention("generation"), 100),
+        ("retention by ranking", lambda each: each.retention("ranking"), 100),
         ("gap between the two", lambda each: each.gap(), 1),
     ):
         found, unit = read(best), " %" if scale == 100 else " points"
         if found is None:
             continue
-        beside = [f"{each.name}: {scale * read(each).value:.1f}{unit}" for each in controls if read(each) is not None]
+        beside = [
+            f"{each.model.control}: {scale * read(each).value:.1f}{unit}" for each in controls if read(each) is not None
+        ]
         interval = f"{scale * found.low:.1f} to {scale * found.high:.1f}{unit}"
         numbers.append(Number(label, f"{scale * found.value:.1f}{unit}", interval, beside))
-    of = f"Of {len(results)} runs, {best.name} keeps most" if len(results) > 1 else f"{best.name} keeps"
     by_generation, by_ranking = best.retention("generation"), best.retention("ranking")
     if by_generation is None:
-        return f"The teacher answers nothing right by generation, so {best.name} has nothing to keep.", numbers
-    lead = f"{of}: {percent(by_generation.value)} % of the teacher's accuracy by generated answers"
+        return "The teacher answers nothing right by generation, so there is nothing that could be retained.", numbers
+    verb = "retains most: " if len(results) > 1 else "retains "
+    lead = f"{who} {verb}{percent(by_generation.value)} % of the teacher's accuracy by generated answers"
     if by_ranking is not None:
         lead += f", {percent(by_ranking.value)} % by ranking"
     return f"{lead}.", numbers
@@ -127,9 +136,10 @@ def retention_figure(judged: Sequence[Judged]) -> Figure:
     for protocol in reversed(PROTOCOLS):  # generation first: it is what the models are for
         found = [each.retention(protocol) for each in judged]
         if any(found):
-            series.append((protocol, [None if one is None else _scaled(one) for one in found]))
+            scaled = [None if one is None else _scaled(one) for one in found]
+            series.append(drawing.Dots(protocol, scaled, STYLES[protocol]))
     svg = drawing.dots(
-        [f"{each.name} (control)" if each.model.is_control else each.name for each in judged],
+        [f"{each.name} ({each.model.control})" if each.model.control else each.name for each in judged],
         series,
         reference=100,
         reference_label="teacher",
@@ -158,30 +168,28 @@ def accuracy_table(judged: Sequence[Judged]) -> Table:
     """Accuracy of teacher and student on each task, under both protocols."""
     columns = [Column("model", "model"), Column("task", "task"), Column("items", "items", count)]
     for accuracy in ACCURACIES:
-        columns += [
-            Column(f"{accuracy}_teacher", f"{accuracy}: teacher, %", percent),
-            Column(f"{accuracy}_student", f"{accuracy}: student, %", percent),
-        ]
-    columns += [Column("unparsed", "unparsed, %", percent), Column("truncated", "truncated, %", percent)]
+        for who in ("teacher", "student"):
+            columns.append(Column(f"{accuracy}_{who}", f"{accuracy}: {who}, %", percent))
+    columns.append(Column("unparsed", "unparsed, %", percent))
     rows = []
     for each in judged:
         for task, row in each.paired.items():
-            cells = []
-            for accuracy in ACCURACIES:
-                cells += [_accuracy(row[accuracy], who) for who in ("teacher", "student")]
-            rows.append([each.name, task, row["items"], *cells, row["unparsed"], row["truncated"]])
+            cells = [_accuracy(row[protocol], who) for protocol in PROTOCOLS for who in ("teacher", "student")]
+            # The same replies graded once more: a third pair of intervals would say little, and fill the page.
+            cells += [row["flexible"][who] for who in ("teacher", "student")]
+            rows.append([each.name, task, row["items"], *cells, row["unparsed"]])
     note = (
         "Generation is graded by strict extraction, flexible are the same replies by flexible extraction. "
-        f"{INTERVALS} (Wilson), of single tasks; means are over tasks of equal weight. Unparsed and truncated: the "
-        "student's replies."
+        f"{INTERVALS} (Wilson), of single tasks; means are over tasks of equal weight. Unparsed: of the "
+        "student's replies, by strict extraction."
     )
     return Table("accuracy", "Accuracy under both protocols", columns, rows, note)
 
 
 def _accuracy(compared: Mapping[str, Any], who: str) -> Interval | None:
+    """None if it is not ranked. Means have no interval here: theirs takes a bootstrap, and is that of retention."""
     if compared[who] is None:
         return None
-    # Means have no interval here: theirs takes a bootstrap, and is that of their retention.
     return Interval(compared[who], *(compared.get(f"{who}_interval") or (None, None)))
 
 
@@ -192,9 +200,10 @@ def accuracy_figure(judged: Judged) -> Figure:
         for who in ("teacher", "student"):
             found = [_accuracy(judged.paired[task][protocol], who) for task in judged.tasks]
             if any(one is not None for one in found):
-                series.append((f"{who}, {protocol}", [None if one is None else _scaled(one) for one in found]))
+                scaled = [None if one is None else _scaled(one) for one in found]
+                series.append(drawing.Dots(f"{who}, {protocol}", scaled, STYLES[protocol], hollow=who == "teacher"))
     said = "; ".join(
-        f"{task}: " + ", ".join(f"{name} {values[number].value:.1f}" for name, values in series if values[number])
+        f"{task}: " + ", ".join(f"{own.name} {own.values[number].value:.1f}" for own in series if own.values[number])
         for number, task in enumerate(judged.tasks)
     )
     svg = drawing.dots(judged.tasks, series, x_label="accuracy, percent")
@@ -236,11 +245,44 @@ def retention_table(judged: Sequence[Judged]) -> Table:
         )
     note = (
         f"{INTERVALS}, by a paired bootstrap over items. Above chance: retention, by generation, of the accuracy "
-        "beyond guessing. Gap: retention by ranking minus by generation. p: McNemar's exact test of student against teacher "
-        f"on the replies; Holm: corrected for the {len(tested)} tests of this table. Min. detectable: the difference "
-        "that so many items show four times in five."
+        "beyond guessing. Gap: retention by ranking minus by generation. p: McNemar's exact test of student against "
+        f"teacher on the replies; Holm: corrected for the {len(tested)} tests of this table. {MDE_NOTE}"
     )
     return Table("retention", "Retention, gap and significance", columns, rows, note)
+
+
+def difference_table(pairs: Sequence[tuple[Judged, Judged]]) -> Table:
+    """Students of several runs beside one another: each pair is a reference and what is compared with it."""
+    columns = [
+        Column("model", "model"),
+        Column("reference", "compared with"),
+        Column("task", "task"),
+        Column("ranking_difference", "ranking: difference, points", points),
+        Column("generation_difference", "generation: difference, points", points),
+        Column("generation_ratio", "generation: ratio, %", percent),
+        Column("p", "p", p_value),
+        Column("p_holm", "p, Holm", p_value),
+        Column("minimum_detectable_effect", "min. detectable, points", decimals(1)),
+    ]
+    rows = []
+    for reference, other in pairs:
+        # As if the reference were the teacher: the same pairing, tests and draws.
+        beside = judge(Compared(other.name, reference.model.student, other.model.student, other.model.seed))
+        for task, paired in beside.paired.items():
+            generation = beside.significance[task]["generation"]
+            differences = [paired[protocol]["difference"] for protocol in PROTOCOLS]
+            ratio = _interval(generation["retention"])
+            tests = [generation.get("p"), None, generation.get("minimum_detectable_effect")]
+            rows.append([other.name, reference.name, task, *differences, ratio, *tests])
+    tested = [row for row in rows if row[P_PLACE] is not None]
+    for row, p in zip(tested, holm([row[P_PLACE] for row in tested]), strict=True):
+        row[P_PLACE + 1] = p
+    note = (
+        f"Difference and ratio of the two students' accuracies on the same items. {INTERVALS}, by a paired bootstrap over "
+        "items; not over seeds. p: McNemar's exact test of the two on the replies; Holm: corrected for the "
+        f"{len(tested)} tests of this table. {MDE_NOTE}"
+    )
+    return Table("between", "One against the other", columns, rows, note)
 
 
 def order_parts(judged: Sequence[Judged]) -> list[Part]:
@@ -265,7 +307,16 @@ def order_parts(judged: Sequence[Judged]) -> list[Part]:
         rows.append([each.name, *places, *(each.paired[MEAN][protocol]["student"] for protocol in PROTOCOLS)])
     note = "Mean accuracy over the tasks that are ranked as well as generated."
     table = Table("order", "Order of the models under both protocols", columns, rows, note)
-    return [*_flips(ranked), table]
+    flips = _flips(ranked)
+    if len(ranked) < LEAST_TO_DRAW:
+        return [*flips, table]
+    places = {row[0]: (row[1], row[2]) for row in rows}
+    said = "; ".join(f"{name} {first} and {second}" for name, (first, second) in places.items())
+    alt = f"Places of the models by ranking and by generation: {said}"
+    figure = Figure(
+        "order", "Order under both protocols", drawing.slopes(places), alt, "Lines that cross are rank flips."
+    )
+    return [*flips, figure, table]
 
 
 def _flips(judged: Sequence[Judged]) -> list[Part]:
@@ -308,10 +359,11 @@ def _flips(judged: Sequence[Judged]) -> list[Part]:
     return [Note(lead), Table("rank_flips", "Rank flips", columns, rows, note)]
 
 
-def reply_parts(judged: Sequence[Judged], teacher: Mapping[str, Diagnostics]) -> list[Part]:
+def reply_parts(judged: Sequence[Judged], results: Sequence[str], teacher: Mapping[str, Diagnostics]) -> list[Part]:
     """How the models reply: what stands out, rates, and the letters they choose.
 
     Args:
+        results: names of those whose diagnoses are told in words; the table has those of all.
         teacher: its diagnostics, by task.
     """
     models = {TEACHER: teacher} | {each.name: each.diagnostics for each in judged}
@@ -325,22 +377,25 @@ def reply_parts(judged: Sequence[Judged], teacher: Mapping[str, Diagnostics]) ->
         Column("median_tokens", "tokens, median", count),
         Column("tokens_90", "tokens, 90 %", count),
         Column("letters", "letters chosen, %"),
+        Column("diagnoses", "diagnoses"),
     ]
     rows = []
     for name, by_task in models.items():
         for task, found in by_task.items():
-            letters = " ".join(f"{letter} {100 * share:.0f}" for letter, share in found.letters.items())
+            letters = " ".join(f"{letter}\u00a0{100 * share:.0f}" for letter, share in found.letters.items())
             rates = (1 - found.unparsed, 1 - found.flexible_unparsed, found.truncated, found.repetitive)
-            rows.append([name, task, *rates, *found.tokens, letters or None])
-    named = [
+            named = "; ".join(diagnosis.name for diagnosis in found.diagnoses)
+            rows.append([name, task, *rates, *found.tokens, letters or None, named or None])
+    said = [
         Note(f"{task}, {name}: {diagnosis.name}. {diagnosis.sentence}", warns=True)
         for name, by_task in models.items()
+        if name == TEACHER or name in results
         for task, found in by_task.items()
         for diagnosis in found.diagnoses
     ]
     note = "Shares of the replies; repetitive: caught in a loop; letters: of the replies that give one."
     return [
-        *(named or [Note("Nothing stands out in the replies.")]),
+        *(said or [Note("Nothing stands out in the replies.")]),
         *_letters(models),
         Table("replies", "Parse rates, lengths and letters", columns, rows, note),
     ]
@@ -356,7 +411,7 @@ def _letters(models: Mapping[str, Mapping[str, Diagnostics]]) -> list[Figure]:
         svg = drawing.letters(found.gold_letters, series)
         said = "; ".join(f"{name}: {_shares(shares)}" for name, shares in series.items())
         alt = f"Share of each letter in percent. Right: {_shares(found.gold_letters)}; {said}"
-        figures.append(Figure(f"letters_{task}", f"Letters chosen: {task}", svg, alt))
+        figures.append(Figure(file_name("letters", task), f"Letters chosen: {task}", svg, alt))
     return figures
 
 

@@ -1,6 +1,6 @@
 """The page of one run, or of several of one teacher: which sections it has, and of what."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gendistill.analysis.diagnostics import diagnose
@@ -13,6 +13,7 @@ from gendistill.report.page.evidence import (
     Judged,
     accuracy_figure,
     accuracy_table,
+    difference_table,
     headline,
     judge,
     order_parts,
@@ -26,20 +27,24 @@ from gendistill.report.page.reading import RunRecords, check_comparable, read_ru
 from gendistill.report.page.training import cost_parts, reply_kl_parts, training_parts
 from gendistill.visible import visible
 
-UNTRAINED = "0-conversion"
+CONTROLS = {"0-conversion": "untrained student"}  # among the students of a run
 
 
 def page_of_run(folder: Path) -> Page:
     """The page of a run: its student after every stage, the untrained one as the control."""
     run = read_run(folder, visible(folder.resolve().name))
     models = [
-        Compared(label, run.teacher, run.records[label], run.recipe.seed, is_control=label == UNTRAINED)
+        Compared(label, run.teacher, run.records[label], run.recipe.seed, control=CONTROLS.get(label))
         for label in run.students
     ]
     judged = list(map(judge, models))
-    title = f"{run.recipe.name}: {Path(run.recipe.teacher).name} distilled into a student"
+    title = f"{run.recipe.name}: {Path(run.recipe.teacher).name} → {_kind(run)}"
     lead, numbers = headline(judged, judged[-1:])
-    return Page(title, lead, numbers, _sections([run], judged, judged[-1:]))
+    return Page(title, lead, numbers, sections_of([run], judged, judged[-1:]))
+
+
+def _kind(run: RunRecords) -> str:
+    return "hybrid" if None in run.layers else "pure student"  # None: a layer that keeps attention
 
 
 def page_of_runs(folders: Sequence[Path], console: Console) -> Page:
@@ -57,7 +62,9 @@ def page_of_runs(folders: Sequence[Path], console: Console) -> Page:
     judged = [judge(Compared(run.name, run.teacher, run.result, run.recipe.seed)) for run in runs]
     lead, numbers = headline(judged, judged)
     teacher = Path(runs[0].recipe.teacher).name
-    return Page(f"{len(runs)} runs of the teacher {teacher}", lead, numbers, _sections(runs, judged, judged))
+    pairs = [(judged[0], other) for other in judged[1:]]
+    sections = sections_of(runs, judged, judged, pairs=pairs)
+    return Page(f"{len(runs)} runs of the teacher {teacher}", lead, numbers, sections)
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
@@ -76,20 +83,39 @@ def names_of(folders: Sequence[Path]) -> list[str]:
     return [visible("/".join(own[-length:])) for own in parts]
 
 
-def _sections(runs: Sequence[RunRecords], judged: Sequence[Judged], results: Sequence[Judged]) -> list[Section]:
-    """From what is asked for first to what it rests on; those without anything are left out."""
+def sections_of(
+    runs: Sequence[RunRecords],
+    judged: Sequence[Judged],
+    results: Sequence[Judged],
+    *,
+    pairs: Sequence[tuple[Judged, Judged]] = (),
+    groups: Mapping[str, Sequence[RunRecords]] | None = None,
+) -> list[Section]:
+    """From what is asked for first to what it rests on; those without anything are left out.
+
+    Args:
+        judged: every model, `results` those that are results: all but controls and earlier stages.
+        pairs: results that are compared, a reference first.
+        groups: see `training_parts`; all runs together if not given.
+    """
     teacher = {task: diagnose(items) for task, items in runs[0].teacher.items()}
+    names = [each.name for each in results]
+    first = [*results, *(each for each in reversed(judged) if each.name not in names)]
+    tested = [each for each in first if each.name in names or each.model.control is not None]
     by_task = [accuracy_figure(results[0])] if len(results) == 1 else []
     sections: dict[str, list[Part]] = {
-        "What was kept": [retention_figure(judged), *by_task, retention_table(judged), accuracy_table(judged)],
-        "Does ranking agree?": order_parts(judged),
-        "How the models reply": reply_parts(judged, teacher),
-        "Training": training_parts(runs),
-        "Along the student's own replies": reply_kl_parts(runs),
+        # Not of every stage of a run: those would be many tests, some of them significant by chance.
+        "Retention": [retention_figure(judged), *by_task, retention_table(tested), accuracy_table(first)],
+        "Differences": [difference_table(pairs)] if pairs else [],
+        # Of a run its stages, the untrained student too; else of what could be chosen: nobody chooses a control.
+        "Rank flips": order_parts(judged if len(results) == 1 else results),
+        "Replies": reply_parts(first, names, teacher),
+        "Training": training_parts(runs, {"": runs} if groups is None else groups),
+        "Reply-KL": reply_kl_parts(runs),
         "Layers": layer_parts(runs),
         "Speed": speed_parts(runs),
         "Cost": cost_parts(runs),
-        "Where teacher and student differ": example_parts([each.model for each in results]),
+        "Examples": example_parts([each.model for each in results]),
         "Recipes and versions": recipe_parts(runs),
     }
     return [Section(title, parts) for title, parts in sections.items() if parts]

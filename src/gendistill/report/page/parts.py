@@ -1,9 +1,11 @@
 """What the page is made of: sections of notes, tables, figures, replies and recipes; knows nothing of HTML."""
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+LONGEST_NAME = 48  # letters of a file
 NOTHING = "–"  # shown where there is no value
 
 
@@ -129,6 +131,15 @@ class Listing:
 
     title: str
     text: str
+
+
+def file_name(*words: str) -> str:
+    """A name for a file: of letters that every system has, and of another ending for words that differ elsewhere."""
+    whole = "_".join(words)
+    plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "_" for letter in whole)
+    if plain == whole and len(plain) <= LONGEST_NAME:
+        return plain
+    return f"{plain[:LONGEST_NAME]}_{zlib.crc32(whole.encode()):08x}"
 
 
 Part = Table | Figure | Note | Example | Listing

@@ -5,7 +5,7 @@ from typing import Any
 
 from gendistill.distill.tracking import complaint, distant_ends, held_out_ends
 from gendistill.report.page import drawing
-from gendistill.report.page.parts import NOTHING, Column, Figure, Note, Part, Table, count, decimals
+from gendistill.report.page.parts import NOTHING, Column, Figure, Note, Part, Table, count, decimals, file_name
 from gendistill.report.page.reading import RunRecords
 from gendistill.report.reply_kl import REPLY_KL_NOTE, SPANS, mean_of_span, smoothed
 from gendistill.report.summary import loss_label
@@ -14,8 +14,12 @@ SECONDS_AN_HOUR = 3600
 CURVES_IN_A_PANEL = 8  # more would hide each other
 
 
-def training_parts(runs: Sequence[RunRecords]) -> list[Part]:
-    """Curves and a table of the losses of every stage; what is wrong with one of them stands first."""
+def training_parts(runs: Sequence[RunRecords], groups: Mapping[str, Sequence[RunRecords]]) -> list[Part]:
+    """Curves and a table of the losses of every stage; what is wrong with one of them stands first.
+
+    Args:
+        groups: runs whose curves share a panel, by what the panels of a group are called; "" for a single group.
+    """
     if not any(run.metrics for run in runs):
         return []
     warnings = []
@@ -23,10 +27,11 @@ def training_parts(runs: Sequence[RunRecords]) -> list[Part]:
         for stage, rows in run.metrics.items():
             if (wrong := complaint(run.recipe.stages[stage], rows)) is not None:
                 warnings.append(Note(f"{run.name}, stage {stage}: {wrong}.", warns=True))
-    return [*warnings, *_loss_figures(runs), _loss_table(runs), *_distant(runs)]
+    figures = [figure for title, some in groups.items() for figure in _loss_figures(title, some)]
+    return [*warnings, *figures, _loss_table(runs), *_distant(runs)]
 
 
-def _loss_figures(runs: Sequence[RunRecords]) -> list[Figure]:
+def _loss_figures(group: str, runs: Sequence[RunRecords]) -> list[Figure]:
     """A panel for each stage and objective: the runs' curves, and those of records held out."""
     panels: dict[tuple[str, str], list[RunRecords]] = {}
     for run in runs:
@@ -34,15 +39,18 @@ def _loss_figures(runs: Sequence[RunRecords]) -> list[Figure]:
             # Runs whose objectives differ have no axis in common.
             panels.setdefault((stage, loss_label(run.recipe.stages[stage])), []).append(run)
     figures = []
-    for number, ((stage, label), having) in enumerate(panels.items()):
+    for (stage, label), having in panels.items():
         for start in range(0, len(having), CURVES_IN_A_PANEL):
-            some = having[start : start + CURVES_IN_A_PANEL]
-            suffix = f"_{1 + number}" + (f"_{1 + start // CURVES_IN_A_PANEL}" if start else "")
-            figures.append(_loss_panel(f"loss_{stage}{suffix}", stage, label, some))
+            title = ": ".join(filter(None, (group, stage)))
+            if len(panels) > len({name for name, _ in panels}):  # a stage has several objectives, and so panels
+                title += f" ({label.splitlines()[0]})"
+            if start:
+                title += f", {1 + start // CURVES_IN_A_PANEL}"
+            figures.append(_loss_panel(title, stage, label, having[start : start + CURVES_IN_A_PANEL]))
     return figures
 
 
-def _loss_panel(name: str, stage: str, label: str, runs: Sequence[RunRecords]) -> Figure:
+def _loss_panel(title: str, stage: str, label: str, runs: Sequence[RunRecords]) -> Figure:
     series = []
     said = []
     for run in runs:
@@ -54,7 +62,7 @@ def _loss_panel(name: str, stage: str, label: str, runs: Sequence[RunRecords]) -
         if held_out and len(runs) == 1:  # of several runs the table has them: twice as many curves are a tangle
             series.append(("held out", *map(list, zip(*held_out, strict=True))))
     svg = drawing.curves(series, x_label="tokens", y_label=label)
-    return Figure(name, stage, svg, f"Loss of stage {stage} over tokens: {'; '.join(said)}")
+    return Figure(file_name("loss", title), title, svg, f"Loss of stage {stage} over tokens: {'; '.join(said)}")
 
 
 def _held_out(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:

@@ -1,0 +1,112 @@
+"""The page of an ablation: its variants beside those of the base, axis by axis, and the controls."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gendistill.ablation.result import Ablation, Variant, read_ablation
+from gendistill.console import Console
+from gendistill.errors import UserError
+from gendistill.report.page.evidence import Compared, Judged, headline, judge
+from gendistill.report.page.make import sections_of
+from gendistill.report.page.parts import Column, Note, Page, Part, Section, Table, count, decimals
+from gendistill.report.page.reading import RunRecords, check_comparable, read_run
+
+CONTROLS = {
+    "window": "untrained window",
+    "teacher": "teacher",
+    "trained_teacher": "teacher trained on the same data",
+}
+
+
+def page_of_ablation(folder: Path, console: Console) -> Page:
+    """The page of what is done of an ablation; what is not, and why, stands in its first table.
+
+    Raises:
+        UserError: nothing is done yet; or see `read_ablation`, `read_run`, `check_comparable`.
+    """
+    ablation = read_ablation(folder)
+    # The teacher itself is what all others are measured by: a row of its own would say 100 %.
+    done = [each for each in ablation.variants if each.state == "done" and each.control != "teacher"]
+    if not any(each.control is None for each in done):
+        raise UserError(
+            f"{folder}: none of its {len(ablation.variants)} variants is done yet; 'gendistill ablate' works"
+        )
+    runs = {}
+    for number, variant in enumerate(done, 1):
+        runs[variant.name] = read_run(folder / variant.folder, variant.name)
+        console.print(f"{number} of {len(done)} read: {variant.name}")
+    check_comparable(list(runs.values()))
+    judged = {variant.name: _judged(variant, runs[variant.name]) for variant in done}
+    results = [judged[each.name] for each in done if each.control is None]
+    lead, numbers = headline(list(judged.values()), results)
+    sections = [
+        Section("Variants", _variant_parts(ablation)),
+        *sections_of(
+            list(runs.values()),
+            list(judged.values()),
+            results,
+            pairs=_pairs(done, judged),
+            groups=_groups(done, runs),
+        ),
+    ]
+    return Page(f"Ablation {ablation.name}", lead, numbers, sections)
+
+
+def _judged(variant: Variant, run: RunRecords) -> Judged:
+    control = None if variant.control is None else CONTROLS[variant.control]
+    return judge(Compared(variant.name, run.teacher, run.result, variant.seed, control))
+
+
+def _pairs(done: Sequence[Variant], judged: Mapping[str, Judged]) -> list[tuple[Judged, Judged]]:
+    """Each variant with the base of its seed, if that is done."""
+    bases = {each.seed: judged[each.name] for each in done if each.axis is None and each.control is None}
+    return [(bases[each.seed], judged[each.name]) for each in done if each.axis is not None and each.seed in bases]
+
+
+def _groups(done: Sequence[Variant], runs: Mapping[str, RunRecords]) -> dict[str, list[RunRecords]]:
+    """By axis: the variants on it behind those of the base; controls by themselves."""
+    bases = [runs[each.name] for each in done if each.axis is None and each.control is None]
+    groups: dict[str, list[RunRecords]] = {}
+    for each in done:
+        if each.axis is not None:
+            groups.setdefault(each.axis, list(bases)).append(runs[each.name])
+    return groups or {"": bases}
+
+
+def _variant_parts(ablation: Ablation) -> list[Part]:
+    """What was tried, how far it is, and which stages were run once for several."""
+    states = [each.state for each in ablation.variants]
+    lead = f"{states.count('done')} of {len(states)} variants are done, with {len(ablation.seeds)} "
+    lead += ("seed" if len(ablation.seeds) == 1 else "seeds") + f" each, on the axes {', '.join(ablation.axes)}."
+    # A variant that failed is a finding: what does not train, or where it stopped.
+    lost = [each for each in ablation.variants if each.state in ("failed", "diverged")]
+    warnings = [
+        Note(f"{each.name} {each.state}: {each.reason or 'no reason is recorded'}", warns=True) for each in lost
+    ]
+    columns = [
+        Column("variant", "variant"),
+        Column("axis", "axis"),
+        Column("value", "value"),
+        Column("seed", "seed", count),
+        Column("state", "state"),
+        Column("tokens", "tokens", count),
+        Column("seconds", "seconds", decimals(1)),
+        Column("overrides", "settings changed"),
+    ]
+    rows = []
+    for each in ablation.variants:
+        changed = "; ".join(f"{name}={value}" for name, value in each.overrides.items())
+        axis = each.axis if each.control is None else "control"
+        rows.append([each.name, axis, each.value, each.seed, each.state, each.tokens, each.seconds, changed or None])
+    note = "Seconds: of a variant's processes, from start to end. Controls have no axis."
+    return [Note(lead), *warnings, Table("variants", "Variants", columns, rows, note), *_shared(ablation)]
+
+
+def _shared(ablation: Ablation) -> list[Table]:
+    columns = [
+        Column("stage", "stage"),
+        Column("run_once_in", "run once in"),
+        Column("used_by", "variants that use it", count),
+    ]
+    rows = [[each.stage, each.run_once_in, len(each.variants)] for each in ablation.shared]
+    return [Table("shared", "Stages that variants share", columns, rows)] if rows else []
