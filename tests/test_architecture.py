@@ -53,8 +53,10 @@ ROOMS = {
     "export": f"{GROUND} analysis models",
     "run": f"{GROUND} ops distributed sandbox analysis models compute inference recipe.fields recipe.data data"
     " evaluate.kinds recipe distill evaluate synthesize placement plan report",
+    "ablation": f"{GROUND} analysis models compute recipe.fields recipe.data recipe ablation.result plan report run",
     "cli": f"{GROUND} ops distributed analysis models compute inference recipe.fields recipe.data data evaluate.kinds"
-    " recipe distill evaluate synthesize placement bench plan report doctor export run",
+    " recipe distill evaluate synthesize placement bench plan report doctor export run"
+    " ablation.result ablation",
 }
 # Said twice because it matters most, and followed through other rooms: a student is loaded, run and exported without
 # the recipe, and whatever generates knows nothing of evaluation.

@@ -4,6 +4,14 @@
 class UserError(ValueError):
     """Bad input. The message says what was given, what is allowed and what to do; the command line prints it alone."""
 
+    code = 2  # exit status, as for an unknown option
+
+
+class Diverged(UserError):
+    """A training whose loss is no number, or outside what was expected: whoever runs many of them tells it apart."""
+
+    code = 3
+
 
 class Stopped(BaseException):
     """The process was asked to end, by Ctrl-C or SIGTERM; the message says what is kept.

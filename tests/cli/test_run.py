@@ -92,7 +92,7 @@ def test_run_writes_everything(unbroken):
             settings.add(stored["recipe_key"])
         parent = (label, stored["weights_sha256"])
         assert not (run / label / "checkpoints").exists()
-    assert len(settings) == 1
+    assert len(settings) == len(STAGES)  # each depends on the stages up to it
     assert len(metrics(run, 4, STAGES[3])) == 12
     # Completion-only: fewer loss tokens than the row has; on plain text nearly all of them.
     assert metrics(run, 4, STAGES[3])[0]["loss_tokens"] < 64 < metrics(run, 3, STAGES[2])[0]["loss_tokens"]

@@ -13,8 +13,8 @@
 
 Variants are rows of one seed, in the order of the table: those of the base (axis null, value "base") come first. Those
 of the same axis and value differ in their seed alone. Of crossed axes, axis and value are joined by "+". A control has
-no axis, and its own name as value. The folder is an ordinary run folder; the control "teacher" names that of the base of
-its seed, in which evaluation/teacher holds its records.
+no axis, and its own name as value. The folder is an ordinary run folder; the control "teacher" names that of the base
+of its seed, in which evaluation/teacher holds its records.
 """
 
 import json

@@ -80,7 +80,7 @@ def compare(teacher: Records, student: Records, seed: int = 0) -> dict[str, dict
     Raises:
         UserError: the two were not evaluated on the same items.
     """
-    _check_same(teacher, student)
+    check_same(teacher, student)
     theirs, ours = outcomes(teacher), outcomes(student)
     measured, drawn = {}, {}
     for number, task in enumerate(theirs):
@@ -185,7 +185,7 @@ def rank_flips(models: Mapping[str, Records]) -> list[dict[str, Any]]:
     """
     flips = []
     for one, other in combinations(models, 2):
-        _check_same(models[one], models[other])
+        check_same(models[one], models[other])
         first, second = _ranked(outcomes(models[one])), _ranked(outcomes(models[other]))
         if not first:
             continue  # nothing that ranking could order
@@ -232,7 +232,7 @@ def _permutation_p(one: dict[str, Outcomes], other: dict[str, Outcomes], observe
     return (larger + 1) / (RESAMPLES + 1)
 
 
-def _check_same(one: Records, other: Records) -> None:
+def check_same(one: Records, other: Records) -> None:
     """By id and question, in order: pairing is by position."""
     for task in one.keys() | other.keys():
         first = [(item["id"], item["question"]) for item in one.get(task, ())]

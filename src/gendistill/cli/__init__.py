@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from gendistill import __version__
 from gendistill.cli import (
+    ablate,
     bench,
     convert,
     distill,
@@ -45,6 +46,7 @@ CHATTY = ("torchao", "torch.utils._pytree")
 VERBS = [
     plan,
     run,
+    ablate,
     place,
     synthesize,
     show_batch,
@@ -59,7 +61,15 @@ VERBS = [
     doctor,
 ]
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # wherever it is met
-RESUME = ("run", "place", "synthesize", "convert", "distill", "evaluate")  # resume from what an earlier call left
+RESUME = (
+    "run",
+    "ablate",
+    "place",
+    "synthesize",
+    "convert",
+    "distill",
+    "evaluate",
+)  # resume from what an earlier call left
 
 
 class _Verbs(TyperGroup):
@@ -160,7 +170,7 @@ def main() -> None:
         app()
     except UserError as error:
         _print_error(str(error))
-        sys.exit(2)  # as for an unknown option
+        sys.exit(error.code)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise  # a bug: what a user can do about files has errors of its own

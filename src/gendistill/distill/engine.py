@@ -30,7 +30,7 @@ from gendistill.distill.schedule import learning_rate_share
 from gendistill.distill.termination import CODE, kept_waiting
 from gendistill.distill.tracking import Curves
 from gendistill.distributed import is_rank_zero, processes, rank
-from gendistill.errors import Stopped, UserError
+from gendistill.errors import Diverged, Stopped, UserError
 from gendistill.files import make_folder, write_atomically
 from gendistill.recipe.stage import Stage
 
@@ -145,8 +145,9 @@ class Trainer:
         """The metrics of all steps, those before a resume included.
 
         Raises:
-            UserError: the loss or gradient is not finite or the loss is not as expected, a step has no loss tokens, the
-                checkpoint belongs to other settings, the disk is full, or memory runs out.
+            Diverged: the loss or gradient is not finite, or the loss is not as expected.
+            UserError: a step has no loss tokens, the checkpoint belongs to other settings, the disk is full, or memory
+                runs out.
             Stopped: SIGTERM came; the step is kept in a checkpoint.
         """
         with self._room_on_disk(), kept_waiting() as is_asked_to_stop:
@@ -293,11 +294,11 @@ class Trainer:
         folder = self.folder / "checkpoints"
         rest = f"The last good checkpoint is kept in {folder}." if checkpoints(folder) else "No checkpoint was due yet."
         if not (math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)):
-            raise UserError(f"{found}. Lower the learning rate, or look at the data of that step. {rest}")
+            raise Diverged(f"{found}. Lower the learning rate, or look at the data of that step. {rest}")
         if self.stage.expected_loss is not None:
             low, high = self.stage.expected_loss
             if not low <= metrics.loss <= high:
-                raise UserError(
+                raise Diverged(
                     f"{found}; expected_loss of this stage is {low:g} to {high:g}. Lower the learning rate or check "
                     f"the data and the stage before; if this loss is right, change expected_loss. {rest}"
                 )

@@ -22,7 +22,7 @@ from gendistill.distill.divergences import predictions
 from gendistill.distill.objectives import inputs_of
 from gendistill.distill.replies import Prompt, ReplyWriter, count_replies, evaluating
 from gendistill.distributed import as_rank_zero_says
-from gendistill.errors import UserError
+from gendistill.errors import Diverged, UserError
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.names import OBJECTIVES
 
@@ -210,7 +210,7 @@ class ReplyKLCheck:
         self.title, self.before, self.bound, self.measure, self.say = title, before, bound, measure, say
 
     def __call__(self, steps: int) -> None:
-        """Raises UserError if the reply-KL has risen after so many steps."""
+        """Raises Diverged if the reply-KL has risen after so many steps."""
         # On the same prompts, with the same random numbers: what differs is the student.
         now = self.measure()
         rise, error = now.rise_since(self.before)
@@ -224,12 +224,12 @@ class ReplyKLCheck:
         )
         # The bound first: a student that was above it from the start may not have risen.
         if not now.mean <= self.bound:
-            raise UserError(
+            raise Diverged(
                 f"{self.title}, step {steps}: the reply-KL on held-out prompts is {now.mean:.3g} nats a token, above "
                 f"reply_kl_bound {self.bound:g} ({self.before.mean:.3g} before the stage). {advice}"
             )
         if rise > max(MOST_STANDARD_ERRORS * error, LEAST_RISE * self.before.mean):
-            raise UserError(
+            raise Diverged(
                 f"{self.title}, step {steps}: the reply-KL on held-out prompts has risen from {self.before.mean:.3g} "
                 f"to {now.mean:.3g} nats a token, by {rise / error:.1f} standard errors ({MOST_STANDARD_ERRORS:g} are "
                 f"allowed). {advice}"

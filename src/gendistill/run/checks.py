@@ -14,6 +14,7 @@ from gendistill.models.families import student_config
 from gendistill.models.loading import load_config
 from gendistill.models.positions import depends_on_length, most_positions
 from gendistill.placement.resolve import placed
+from gendistill.plan.price import Planner
 from gendistill.plan.refusal import gib
 from gendistill.recipe.loading import Recipe
 
@@ -58,6 +59,15 @@ def check_shapes(recipe: Recipe, placement: Path | None = None) -> GendistillCon
         if length > limit:
             raise UserError(f"{name}.sequence_length is {length}; the teacher's positions end at {limit}")
     return config
+
+
+def check_roles(recipe: Recipe, planner: Planner) -> None:
+    """Raises UserError for a stage that trains what its student does not have."""
+    for name, stage in recipe.stages.items():
+        try:
+            planner.parameters(stage)
+        except UserError as error:
+            raise UserError(f"stages.{name}: {error}") from None
 
 
 def _check_dropped_windows(recipe: Recipe, config: GendistillConfig) -> None:

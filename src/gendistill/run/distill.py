@@ -29,8 +29,9 @@ from gendistill.files import folder_in_one_piece, seal, write_atomically
 from gendistill.models.conversion import weights_sha256
 from gendistill.models.loading import load_model
 from gendistill.placement.result import versions
-from gendistill.recipe.fields import result_settings, settings_key
+from gendistill.recipe.fields import result_settings
 from gendistill.recipe.stage import Stage
+from gendistill.run.folder import stage_key
 from gendistill.run.prepare import prepare_distant, prepare_held_out, prepare_stage
 from gendistill.run.reply_kl import held_out_prompts, measure_replies, reply_tokens
 from gendistill.run.run import Run
@@ -43,7 +44,7 @@ class StageReport:
     stage: str  # its name in the recipe
     parent: str  # label of the stage whose student it started from: "0-conversion"
     parent_weights_sha256: str
-    recipe_key: str  # hash of all settings of the recipe that results depend on
+    recipe_key: str  # hash of all settings of the recipe that the student depends on
     data_key: str  # of the packed data set it was trained on, as in its stats.json
     tokens: int  # trained on, padding included
     loss_first: float  # of the first step, as in metrics.jsonl
@@ -197,7 +198,7 @@ def _save(
             stage=name,
             parent=parent.label,
             parent_weights_sha256=parent.weights,
-            recipe_key=settings_key(run.recipe),
+            recipe_key=stage_key(run.recipe, name),
             data_key=data_key,
             tokens=history[-1].tokens,
             loss_first=history[0].loss,

@@ -19,6 +19,8 @@ evaluation/teacher/, evaluation/1-qk_alignment/, ...   records per item
 summary.md, scores.json, loss.svg, reply_kl.svg
 """
 
+import hashlib
+import json
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from datetime import date
@@ -38,6 +40,7 @@ from gendistill.run.lock import LOCK, lock_folder
 # Sections of a recipe whose entries count one by one, and evaluation, which counts for nothing that lies in the folder:
 # records of answers have hashes of their own.
 BY_ENTRY = ("stages", "data", "synthesis", "evaluation")
+RECIPE, DAY = "recipe.yaml", "date.txt"
 
 
 class RunFolder:
@@ -110,10 +113,8 @@ class RunFolder:
             self._check()  # again: until now another process may have been at work there
             # Before the recipe, which makes the folder a run; and once: prompts must be the same on the next day.
             if not self._date.exists():
-                write_atomically(self._date, _dated(str(date.today())))
-            # Every setting, defaults too: a later version with other defaults must not read another run out of it.
-            settings = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
-            write_atomically(self._recipe, signed(settings))
+                write_day(self.root)
+            write_recipe(self.root, self.recipe)
         except OSError as error:
             raise self._unusable(error) from None
 
@@ -122,11 +123,11 @@ class RunFolder:
 
     @property
     def _recipe(self) -> Path:
-        return self.root / "recipe.yaml"
+        return self.root / RECIPE
 
     @property
     def _date(self) -> Path:
-        return self.root / "date.txt"
+        return self.root / DAY
 
     @property
     def day(self) -> date:
@@ -214,6 +215,36 @@ class RunFolder:
         return self.root / "evaluation"  # a folder per model in it, by label
 
 
+def write_day(root: Path) -> None:
+    """Writes down today as the day that chat templates are told."""
+    write_atomically(root / DAY, _dated(str(date.today())))
+
+
+def write_recipe(root: Path, recipe: Recipe) -> None:
+    """Writes a recipe into a folder, which from then on is a run's."""
+    # Every setting, defaults too: a later version with other defaults must not read another run out of it.
+    write_atomically(root / RECIPE, signed(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)))
+
+
+def stage_key(recipe: Recipe, stage: str) -> str:
+    """Hash of all settings that a stage's student depends on, those of the stages before it among them.
+
+    Students of one teacher, made by one version of the project, are equal if their keys are.
+    """
+    names = ["conversion", *recipe.stages]
+    behind = names[: names.index(stage) + 1]
+    values = result_settings(recipe)
+    used = _settled(values, behind, synthesis_behind(recipe, behind))
+    # The order too: two stages in another one end elsewhere, and sorted keys do not tell them apart.
+    return hashlib.sha256(json.dumps([behind, used], sort_keys=True).encode()).hexdigest()
+
+
+def synthesis_behind(recipe: Recipe, stages: Collection[str]) -> list[str]:
+    """The sets of the teacher's writing that these stages learn from, or the conversion measures on."""
+    mixtures = {recipe.conversion.data if name == "conversion" else recipe.stages[name].mixture for name in stages}
+    return sorted({source.synthesis for mixture in mixtures for source in recipe.data[mixture]} - {None})
+
+
 def _dated(day: str) -> str:
     """A day with its checksum, since another day is as good a date as this one."""
     return f"{day} {zlib.crc32(day.encode()):08x}\n"
@@ -222,6 +253,10 @@ def _dated(day: str) -> str:
 def _settled(values: Mapping[str, Any], stages: Collection[str], written: Collection[str]) -> dict[str, Any]:
     """The settings that these stages and these sets of the teacher's writing depend on."""
     trained = {name: values["stages"].get(name) for name in stages if name != "conversion"}
+    # Layers may be placed by short trainings in a stage that has not begun yet.
+    keep = values["student"]["keep_attention"]
+    if isinstance(keep, Mapping) and keep.get("stage") is not None:
+        trained[keep["stage"]] = values["stages"].get(keep["stage"])
     mixtures = {_mixture(stage["data"]) for stage in trained.values() if stage is not None}
     if "conversion" in stages:
         mixtures.add(values["conversion"]["data"])

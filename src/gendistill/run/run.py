@@ -20,8 +20,7 @@ from gendistill.models.loading import load_config, load_model, load_tokenizer
 from gendistill.plan.price import Planner
 from gendistill.plan.refusal import refusal
 from gendistill.recipe.loading import Recipe
-from gendistill.recipe.stage import Stage
-from gendistill.run.checks import check_disk, check_recipe, check_shapes, check_tasks
+from gendistill.run.checks import check_disk, check_recipe, check_roles, check_shapes, check_tasks
 from gendistill.run.folder import RunFolder
 from gendistill.run.teacher import check_teacher, check_tokenizer
 
@@ -67,7 +66,7 @@ class Run:
         # Of all stages, not only those to be trained now: the run will come to them.
         for name, stage in recipe.stages.items():
             check_divisible(name, stage)
-            self._check_roles(name, stage)
+        check_roles(recipe, self.planner)
         self.check_memory(list(recipe.stages) if trains is None else trains)
         if trains is None and recipe.stages:
             check_disk(self.folder.root, self.planner.whole_disk(recipe))
@@ -78,12 +77,6 @@ class Run:
         distributed.barrier()  # no process looks at the folder while the first one makes it
         if makes_results or not self.folder.root.exists():
             on_rank_zero(self.folder.create)
-
-    def _check_roles(self, name: str, stage: Stage) -> None:
-        try:
-            self.planner.parameters(stage)
-        except UserError as error:
-            raise UserError(f"stages.{name}: {error}") from None
 
     def read_placement(self) -> None:
         """The student's configuration with the layers that the run's placement chose, if there is one."""
