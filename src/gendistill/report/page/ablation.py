@@ -3,13 +3,15 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gendistill.ablation.result import Ablation, Variant, read_ablation
+from gendistill.ablation.result import BASE, Ablation, Variant, read_ablation
 from gendistill.console import Console
 from gendistill.errors import UserError
-from gendistill.report.page.evidence import Compared, Judged, headline, judge
-from gendistill.report.page.make import sections_of
-from gendistill.report.page.parts import Column, Note, Page, Part, Section, Table, count, decimals
-from gendistill.report.page.reading import RunRecords, check_comparable, read_run
+from gendistill.report.evaluations import TEACHER
+from gendistill.report.page.evidence import Compared, judge
+from gendistill.report.page.make import Material, sections_of
+from gendistill.report.page.parts import Column, Note, Page, Part, Table, count, decimals
+from gendistill.report.page.reading import Records, RunRecords, check_comparable, read_run
+from gendistill.report.page.rows import Rows, headline
 
 CONTROLS = {
     "window": "untrained window",
@@ -22,45 +24,52 @@ def page_of_ablation(folder: Path, console: Console) -> Page:
     """The page of what is done of an ablation; what is not, and why, stands in its first table.
 
     Raises:
-        UserError: nothing is done yet; or see `read_ablation`, `read_run`, `check_comparable`.
+        UserError: the base is not done yet; or see `read_ablation`, `read_run`, `check_comparable`.
     """
     ablation = read_ablation(folder)
     # The teacher itself is what all others are measured by: a row of its own would say 100 %.
     done = [each for each in ablation.variants if each.state == "done" and each.control != "teacher"]
-    if not any(each.control is None for each in done):
+    if not any(each.row == BASE for each in done):
         raise UserError(
-            f"{folder}: none of its {len(ablation.variants)} variants is done yet; 'gendistill ablate' works"
+            f"{folder}: the base, which all variants are compared with, is not done yet; 'gendistill ablate' resumes it"
         )
     runs = {}
     for number, variant in enumerate(done, 1):
         runs[variant.name] = read_run(folder / variant.folder, variant.name)
         console.print(f"{number} of {len(done)} read: {variant.name}")
-    check_comparable(list(runs.values()))
-    judged = {variant.name: _judged(variant, runs[variant.name]) for variant in done}
-    results = [judged[each.name] for each in done if each.control is None]
-    lead, numbers = headline(list(judged.values()), results)
-    sections = [
-        Section("Variants", _variant_parts(ablation)),
-        *sections_of(
-            list(runs.values()),
-            list(judged.values()),
-            results,
-            pairs=_pairs(done, judged),
-            groups=_groups(done, runs),
-        ),
-    ]
-    return Page(f"Ablation {ablation.name}", lead, numbers, sections)
+    check_comparable(list(runs.values()), by_seed=True)
+    rows = Rows(_records(done, runs), BASE)
+    controls = {each.row: _control(each) for each in done}
+    headed = [rows.row(name, control) for name, control in controls.items()]
+    lead, numbers = headline(headed)
+    material = Material(
+        runs=list(runs.values()),
+        rows=rows,
+        headed=headed,
+        judged=[judge(_compared(each, runs[each.name])) for each in done],
+        results=[each.name for each in done if each.control is None],
+        groups=_groups(done, runs),
+        first={"Variants": _variant_parts(ablation)},
+    )
+    return Page(f"Ablation {ablation.name}", lead, numbers, sections_of(material))
 
 
-def _judged(variant: Variant, run: RunRecords) -> Judged:
-    control = None if variant.control is None else CONTROLS[variant.control]
-    return judge(Compared(variant.name, run.teacher, run.result, variant.seed, control))
+def _records(done: Sequence[Variant], runs: Mapping[str, RunRecords]) -> dict[str, dict[int, Records]]:
+    """By row and seed, as the ablation's own summary compares them: the teacher stands behind the base."""
+    rows: dict[str, dict[int, Records]] = {}
+    for each in done:
+        rows.setdefault(each.row, {})[each.seed] = runs[each.name].result
+        if each.row == BASE:
+            rows.setdefault(TEACHER, {})[each.seed] = runs[each.name].teacher
+    return rows
 
 
-def _pairs(done: Sequence[Variant], judged: Mapping[str, Judged]) -> list[tuple[Judged, Judged]]:
-    """Each variant with the base of its seed, if that is done."""
-    bases = {each.seed: judged[each.name] for each in done if each.axis is None and each.control is None}
-    return [(bases[each.seed], judged[each.name]) for each in done if each.axis is not None and each.seed in bases]
+def _control(variant: Variant) -> str | None:
+    return None if variant.control is None else CONTROLS[variant.control]
+
+
+def _compared(variant: Variant, run: RunRecords) -> Compared:
+    return Compared(variant.name, run.teacher, run.result, variant.seed, _control(variant))
 
 
 def _groups(done: Sequence[Variant], runs: Mapping[str, RunRecords]) -> dict[str, list[RunRecords]]:

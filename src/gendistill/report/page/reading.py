@@ -153,13 +153,15 @@ def _read_bench(path: Path) -> dict[str, Any]:
     return found
 
 
-def check_comparable(runs: Sequence[RunRecords]) -> None:
+def check_comparable(runs: Sequence[RunRecords], *, by_seed: bool = False) -> None:
     """Raises UserError if runs are of different teachers, or were evaluated on other tasks or items.
 
     Retention of one teacher's accuracy says nothing beside that of another's.
     """
-    first = runs[0]
-    for run in runs[1:]:
+    first_of: dict[int, RunRecords] = {}
+    for run in runs:
+        # Items are drawn by the seed, so those of one seed are the same, and each has its own first run.
+        first = first_of.setdefault(run.recipe.seed if by_seed else 0, run)
         theirs, ours = first.teacher, run.teacher
         if list(theirs) != list(ours):
             raise UserError(
@@ -172,9 +174,9 @@ def check_comparable(runs: Sequence[RunRecords]) -> None:
                     f"{first.root} and {run.root} were evaluated on different items of '{task}'; evaluate both with "
                     "the same settings of that task and the same seed"
                 )
-        if _teacher_of(first) != _teacher_of(run):
+        if _teacher_of(runs[0]) != _teacher_of(run):
             raise UserError(
-                f"{first.root} has the teacher {first.recipe.teacher}, {run.root} {run.recipe.teacher}, with other "
+                f"{runs[0].root} has the teacher {runs[0].recipe.teacher}, {run.root} {run.recipe.teacher}, with other "
                 "weights; retention is compared for one teacher. Give runs of one teacher."
             )
 
