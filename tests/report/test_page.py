@@ -291,6 +291,11 @@ VARIANTS = [
 ]
 
 
+def drawn(seed, right, ranked):
+    """Items of a seed's own."""
+    return [record | {"id": 100 * seed + record["id"]} for record in choices(right, ranked)]
+
+
 @pytest.fixture(scope="module")
 def ablation(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablation")
@@ -299,8 +304,7 @@ def ablation(tmp_path_factory):
         if each["state"] == "done" and each.get("control") != "teacher":
             right = {"base": 12, "high": 20, "window": 2}[each["value"]] + each["seed"]
             # Each seed draws items of its own.
-            shift = [record | {"id": record["id"] + 100 * each["seed"]} for record in choices(right, 20)]
-            taught = [record | {"id": record["id"] + 100 * each["seed"]} for record in choices(23, 23)]
+            shift, taught = (drawn(each["seed"], *counts) for counts in ((right, 20), (23, 23)))
             models = {"teacher": {"choice": taught}, "1-logit_distillation": {"choice": shift}}
             make_run(folder / each["folder"], models, seed=each["seed"])
     shared = [dict(stage="conversion", variants=["base-seed0", "rate-high-seed0"], run_once_in="variants/base-seed0")]
@@ -327,6 +331,10 @@ def test_an_ablation_is_compared_over_seeds_and_items(ablation):
     assert shown["generation_difference_low"] < shown["generation_difference"] < shown["generation_difference_high"]
     assert "untrained window: " in text  # beside the headline
     assert table(folder, "shared") == [{"stage": "conversion", "run_once_in": "variants/base-seed0", "used_by": 2}]
+    # One item, and the replies of those that were asked it: a seed's items are its own.
+    shown = re.findall(r"<h4><bdi>(.*?)</bdi>", text)
+    assert set(shown) == {"teacher", "base-seed0", "rate-high-seed0"}
+    assert {"teacher, seed 0", "teacher, seed 1"} <= {row["model"] for row in table(folder, "replies")}
     assert "has a page of its own" in refused(ablation, ablation / "variants/base-seed0")
 
 

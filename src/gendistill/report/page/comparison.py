@@ -11,12 +11,16 @@ NOT_RECORDED = "(not recorded)"
 NO_DIFFERENCE = ("name",)  # a run is called something, which is no setting of it
 
 
-def recipe_parts(runs: Sequence[RunRecords]) -> list[Part]:
-    """What differs, then every recipe as it stands in its run's folder."""
+def recipe_parts(runs: Sequence[RunRecords], results: Sequence[str]) -> list[Part]:
+    """What differs, then every recipe as it stands in its run's folder.
+
+    Args:
+        results: names of the runs whose settings are compared: a control lacks whole sections.
+    """
     listings = [
         Listing(f"Recipe of {run.name}", (run.root / "recipe.yaml").read_text(encoding="utf-8")) for run in runs
     ]
-    return [*differing_settings(runs), *_versions(runs), *listings]
+    return [*differing_settings([run for run in runs if run.name in results]), *_versions(runs), *listings]
 
 
 def differing_settings(runs: Sequence[RunRecords]) -> list[Table]:
@@ -25,13 +29,20 @@ def differing_settings(runs: Sequence[RunRecords]) -> list[Table]:
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     rows = []
     for name in names:
-        values = [str(settings.get(name, NOT_SET)) for settings in flat]
+        values = [_shown(settings.get(name, NOT_SET)) for settings in flat]
         if len(set(values)) > 1 and name not in NO_DIFFERENCE:
             rows.append([name, *values])
     if not rows:
         return []
     columns = [Column("setting", "setting"), *(Column(run.name, run.name) for run in runs)]
     return [Table("differences", "Settings that differ", columns, rows, "All others are the same in every run.")]
+
+
+def _shown(value: Any) -> str:
+    """As in YAML, where a person would look for it."""
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return "null" if value is None else str(value)
 
 
 def flattened(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

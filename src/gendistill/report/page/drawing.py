@@ -21,6 +21,7 @@ VARIABLES = {INK: "--ink", DIM: "--dim", GRID: "--grid"}
 VARIABLES |= {colour: f"--series-{number}" for number, colour in enumerate(SERIES_COLOURS, 1)}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+CHARACTER = 0.09  # inches of a letter of the legend, and some for its line
 FEW = 30  # points of a curve that has a marker at each
 POINTS = 200  # of a curve, at most; of longer ones the means of as many spans are drawn
 WIDTH = 6.4  # inches of a whole figure, 460 points; of a panel about half
@@ -178,7 +179,8 @@ def curves(
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     tell_apart = markers or len(series) > 2  # two are told apart by their dashes
-    rows_of_legend = -(-len(series) // 2)
+    columns = 2 if max(len(name) for name, *_ in series) * CHARACTER * 2 < width else 1
+    rows_of_legend = -(-len(series) // columns)
     with drawing(width, height + 0.17 * rows_of_legend) as (figure, axis, drawn):
         for number, (name, x, y) in enumerate(series):
             color, marker, dashes = style(number if styles is None else styles[number])
@@ -206,7 +208,7 @@ def curves(
         axis.set_ylabel(y_label, fontsize=8)
         axis.grid(which="minor", visible=False)
         if len(series) > 1:
-            figure.legend(loc="outside lower center", ncols=2)
+            figure.legend(loc="outside lower center", ncols=columns)
     return drawn[0]
 
 

@@ -14,17 +14,14 @@ from gendistill.report.page.parts import (
     Column,
     Figure,
     Interval,
-    Note,
-    Part,
     Table,
     count,
     decimals,
-    file_name,
     p_value,
     percent,
     points,
 )
-from gendistill.report.page.reading import Records
+from gendistill.report.page.reading import Records, items_of
 
 INTERVALS = f"Intervals are of {100 * LEVEL:.0f} %"
 STYLES = {"generation": 0, "ranking": 1}  # of the protocols, the same in every plot
@@ -72,6 +69,16 @@ class Judged:
 
     def gap(self, task: str = MEAN) -> Interval | None:
         return interval(self.significance[task]["gap"])
+
+
+def by_items(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
+    """Models that were asked the same, by what tells the groups apart: "" for a single one, else ", seed 1"."""
+    groups: dict[Any, list[Judged]] = {}
+    for each in judged:
+        groups.setdefault(items_of(each.model.teacher), []).append(each)
+    if len(groups) == 1:
+        return {"": list(judged)}
+    return {f", seed {group[0].model.seed}": group for group in groups.values()}
 
 
 def judge(model: Compared) -> Judged:
@@ -185,63 +192,3 @@ def retention_table(judged: Sequence[Judged], *, means: bool) -> Table:
         f"teacher on the replies; Holm: corrected for the {len(tested)} tests of this table. {MDE_NOTE}"
     )
     return Table("retention", "Retention, gap and significance", columns, rows, note)
-
-
-def reply_parts(judged: Sequence[Judged], results: Sequence[str], teacher: Mapping[str, Diagnostics]) -> list[Part]:
-    """How the models reply: what stands out, rates, and the letters they choose.
-
-    Args:
-        results: names of those whose diagnoses are told in words; the table has those of all.
-        teacher: its diagnostics, by task.
-    """
-    models = {TEACHER: teacher} | {each.name: each.diagnostics for each in judged}
-    columns = [
-        Column("model", "model"),
-        Column("task", "task"),
-        Column("parsed", "parsed: strict, %", percent),
-        Column("flexible_parsed", "parsed: flexible, %", percent),
-        Column("truncated", "truncated, %", percent),
-        Column("repetitive", "repetitive, %", percent),
-        Column("median_tokens", "tokens, median", count),
-        Column("tokens_90", "tokens, 90 %", count),
-        Column("letters", "letters chosen, %"),
-        Column("diagnoses", "diagnoses"),
-    ]
-    rows = []
-    for name, by_task in models.items():
-        for task, found in by_task.items():
-            letters = " ".join(f"{letter}\u00a0{100 * share:.0f}" for letter, share in found.letters.items())
-            rates = (1 - found.unparsed, 1 - found.flexible_unparsed, found.truncated, found.repetitive)
-            named = "; ".join(diagnosis.name for diagnosis in found.diagnoses)
-            rows.append([name, task, *rates, *found.tokens, letters or None, named or None])
-    said = [
-        Note(f"{task}, {name}: {diagnosis.name}. {diagnosis.sentence}", warns=True)
-        for name, by_task in models.items()
-        if name == TEACHER or name in results
-        for task, found in by_task.items()
-        for diagnosis in found.diagnoses
-    ]
-    note = "Shares of the replies; repetitive: caught in a loop; letters: of the replies that give one."
-    return [
-        *(said or [Note("Nothing stands out in the replies.")]),
-        *_letters(models),
-        Table("replies", "Parse rates, lengths and letters", columns, rows, note),
-    ]
-
-
-def _letters(models: Mapping[str, Mapping[str, Diagnostics]]) -> list[Figure]:
-    """A plot for each task whose replies are letters: what was right, and what each model chose."""
-    figures = []
-    for task, found in models[TEACHER].items():
-        if not found.letters:
-            continue
-        series = {name: by_task[task].letters for name, by_task in models.items()}
-        svg = drawing.letters(found.gold_letters, series)
-        said = "; ".join(f"{name}: {_shares(shares)}" for name, shares in series.items())
-        alt = f"Share of each letter in percent. Right: {_shares(found.gold_letters)}; {said}"
-        figures.append(Figure(file_name("letters", task), f"Letters chosen: {task}", svg, alt))
-    return figures
-
-
-def _shares(letters: Mapping[str, float]) -> str:
-    return ", ".join(f"{letter} {100 * share:.0f}" for letter, share in letters.items())

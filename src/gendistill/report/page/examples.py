@@ -6,7 +6,7 @@ from typing import Any
 
 from gendistill.names import LETTERS
 from gendistill.report.evaluations import TEACHER
-from gendistill.report.page.evidence import Compared
+from gendistill.report.page.evidence import Compared, Judged, by_items
 from gendistill.report.page.parts import Example, Note, Part, Reply
 
 EXAMPLES = 10
@@ -17,9 +17,11 @@ STUDENTS_SHOWN = 6  # beside the teacher
 Record = Mapping[str, Any]
 
 
-def example_parts(models: Sequence[Compared]) -> list[Part]:
+def example_parts(judged: Sequence[Judged]) -> list[Part]:
     """Up to EXAMPLES items, from all tasks in turn: first those that the teacher has right and a student wrong."""
-    models = models[:STUDENTS_SHOWN]
+    # Seeds draw items of their own, and one item is shown with the replies of all.
+    same = next(iter(by_items(judged).values()))
+    models = [each.model for each in same[:STUDENTS_SHOWN]]
     by_task = [_differing(task, models) for task in models[0].teacher]
     # One of each task in turn, so that a task with many does not fill the list.
     in_turn = [found for round_ in zip_longest(*by_task) for found in round_ if found is not None]

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gendistill.analysis.diagnostics import diagnose
 from gendistill.console import Console
 from gendistill.errors import UserError
 from gendistill.report.evaluations import TEACHER
@@ -16,12 +15,12 @@ from gendistill.report.page.evidence import (
     accuracy_figure,
     accuracy_table,
     judge,
-    reply_parts,
     retention_table,
 )
 from gendistill.report.page.examples import example_parts
 from gendistill.report.page.parts import Page, Part, Section
 from gendistill.report.page.reading import RunRecords, check_comparable, read_run
+from gendistill.report.page.replies import reply_parts
 from gendistill.report.page.rows import Row, Rows, difference_parts, headline, order_parts, retention_figure, row_of
 from gendistill.report.page.training import cost_parts, reply_kl_parts, training_parts
 from gendistill.visible import visible
@@ -107,7 +106,6 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 def sections_of(material: Material) -> list[Section]:
     """From what is asked for first to what it rests on; those without anything are left out."""
     runs, judged, results = material.runs, material.judged, material.results
-    teacher = {task: diagnose(items) for task, items in runs[0].teacher.items()}
     of_results = [each for each in judged if each.name in results]
     # Not of every stage of a run: those would be many tests, some of them significant by chance.
     tested = [each for each in judged if each.name in results or each.model.control is not None]
@@ -121,13 +119,13 @@ def sections_of(material: Material) -> list[Section]:
         **material.first,
         "Retention": [*retention, *differences, retention_table(tested, means=single), accuracy_table(judged)],
         "Rank flips": order_parts(material.rows),
-        "Replies": reply_parts(judged, results, teacher),
+        "Replies": reply_parts(judged, results),
         "Training": training_parts(runs, material.groups),
         "Reply-KL": reply_kl_parts(runs),
         "Layers": layer_parts(runs),
         "Speed": speed_parts(runs),
         "Cost": cost_parts(runs),
-        "Examples": example_parts([each.model for each in of_results]),
-        "Recipes and versions": recipe_parts(runs),
+        "Examples": example_parts(of_results),
+        "Recipes and versions": recipe_parts(runs, results),
     }
     return [Section(title, parts) for title, parts in sections.items() if parts]

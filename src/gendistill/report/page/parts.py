@@ -1,10 +1,11 @@
 """What the page is made of: sections of notes, tables, figures, replies and recipes; knows nothing of HTML."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+MOST_WARNINGS = 6  # that are read one by one
 LONGEST_NAME = 48  # letters of a file
 NOTHING = "–"  # shown where there is no value
 
@@ -135,14 +136,28 @@ class Listing:
 
 def file_name(*words: str) -> str:
     """A name for a file: of letters that every system has, and of another ending for words that differ elsewhere."""
-    whole = "_".join(words)
+    whole = "_".join(filter(None, words))
     plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "_" for letter in whole)
     if plain == whole and len(plain) <= LONGEST_NAME:
         return plain
     return f"{plain[:LONGEST_NAME]}_{zlib.crc32(whole.encode()):08x}"
 
 
+def batches(things: Sequence[Any], size: int) -> Iterator[tuple[str, Sequence[Any]]]:
+    """So many at a time, each with what its title ends in: nothing, then ", 2", ", 3"."""
+    for start in range(0, len(things), size):
+        yield f", {1 + start // size}" if start else "", things[start : start + size]
+
+
 Part = Table | Figure | Note | Example | Listing
+
+
+def warnings(of: str, lines: Sequence[str]) -> list[Part]:
+    """Paragraphs that warn; of many, as an ablation has them, one, with the others folded away."""
+    if len(lines) <= MOST_WARNINGS:
+        return [Note(line, warns=True) for line in lines]
+    listing = Listing(f"The warnings on the {of}", "\n".join(lines))
+    return [Note(f"{len(lines)} warnings on the {of}.", warns=True), listing]
 
 
 class Number(NamedTuple):

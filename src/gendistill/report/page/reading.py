@@ -169,7 +169,7 @@ def check_comparable(runs: Sequence[RunRecords], *, by_seed: bool = False) -> No
                 "compared on the same tasks: evaluate them with the same evaluation section"
             )
         for task in theirs:
-            if _items(theirs[task]) != _items(ours[task]):
+            if items_of({task: theirs[task]}) != items_of({task: ours[task]}):
                 raise UserError(
                     f"{first.root} and {run.root} were evaluated on different items of '{task}'; evaluate both with "
                     "the same settings of that task and the same seed"
@@ -181,8 +181,10 @@ def check_comparable(runs: Sequence[RunRecords], *, by_seed: bool = False) -> No
             )
 
 
-def _items(records: Sequence[Mapping[str, Any]]) -> list[tuple[Any, str]]:
-    return [(record["id"], record["question"]) for record in records]
+def items_of(records: Records) -> tuple[Any, ...]:
+    """What a model was asked, of all its tasks; equal where it was the same."""
+    asked = ((task, record["id"], record["question"]) for task, items in records.items() for record in items)
+    return tuple(asked)
 
 
 def _teacher_of(run: RunRecords) -> Any:

@@ -203,7 +203,7 @@ def order_parts(rows: Rows) -> list[Part]:
     names = orders["generation"]
     if len(names) < 2 or not orders["ranking"]:
         return []
-    places = {name: (1 + orders["ranking"].index(name), 1 + names.index(name)) for name in names}
+    accuracies = {name: [rows.found["rows"][name][by]["accuracy"]["value"] for by in PROTOCOLS] for name in names}
     columns = [
         Column("model", "model"),
         Column("ranking_place", "place by ranking", count),
@@ -213,17 +213,26 @@ def order_parts(rows: Rows) -> list[Part]:
     ]
     cells = []
     for name in names:
-        accuracies = [rows.found["rows"][name][by]["accuracy"]["value"] for by in PROTOCOLS]
-        cells.append([name, *places[name], *accuracies])
+        # Equal ones share the better place.
+        places = [1 + sum(other[by] > own for other in accuracies.values()) for by, own in enumerate(accuracies[name])]
+        cells.append([name, *places, *accuracies[name]])
     note = "Mean accuracy over the tasks that are ranked as well as generated."
     table = Table("order", "Order of the models under both protocols", columns, cells, note)
     figures = []
     if len(names) >= LEAST_TO_DRAW:
-        said = "; ".join(f"{name} {first} and {second}" for name, (first, second) in places.items())
+        lines = _lines(accuracies)
+        said = "; ".join(f"{name} {first} and {second}" for name, (first, second) in lines.items())
         alt = f"Places of the models by ranking and by generation: {said}"
-        svg = drawing.slopes(places)
+        svg = drawing.slopes(lines)
         figures = [Figure("order", "Order under both protocols", svg, alt, "Lines that cross are rank flips.")]
     return [*_flips(flips, pairs, rows), *figures, table]
+
+
+def _lines(accuracies: Mapping[str, Sequence[float]]) -> dict[str, tuple[int, int]]:
+    """Places by ranking and by generation; a tie by one is ordered as the other has it, so that it crosses nothing."""
+    by_ranking = sorted(accuracies, key=lambda name: [-accuracies[name][0], -accuracies[name][1]])
+    by_generation = sorted(accuracies, key=lambda name: [-accuracies[name][1], -accuracies[name][0]])
+    return {name: (1 + by_ranking.index(name), 1 + by_generation.index(name)) for name in by_generation}
 
 
 def _flips(flips: Sequence[Mapping[str, Any]], pairs: int, rows: Rows) -> list[Part]:

@@ -5,12 +5,25 @@ from typing import Any
 
 from gendistill.distill.tracking import complaint, distant_ends, held_out_ends
 from gendistill.report.page import drawing
-from gendistill.report.page.parts import NOTHING, Column, Figure, Note, Part, Table, count, decimals, file_name
+from gendistill.report.page.parts import (
+    NOTHING,
+    Column,
+    Figure,
+    Part,
+    Table,
+    batches,
+    count,
+    decimals,
+    file_name,
+    percent,
+    warnings,
+)
 from gendistill.report.page.reading import RunRecords
 from gendistill.report.reply_kl import REPLY_KL_NOTE, SPANS, mean_of_span, smoothed
 from gendistill.report.summary import loss_label
 
 SECONDS_AN_HOUR = 3600
+ENDS = {"ended_early": "early", "at_limit": "at limit", "looping": "looping"}  # of replies, by their counts
 CURVES_IN_A_PANEL = 8  # more would hide each other
 
 
@@ -22,13 +35,13 @@ def training_parts(runs: Sequence[RunRecords], groups: Mapping[str, Sequence[Run
     """
     if not any(run.metrics for run in runs):
         return []
-    warnings = []
+    wrong = []
     for run in runs:
         for stage, rows in run.metrics.items():
-            if (wrong := complaint(run.recipe.stages[stage], rows)) is not None:
-                warnings.append(Note(f"{run.name}, stage {stage}: {wrong}.", warns=True))
+            if (said := complaint(run.recipe.stages[stage], rows)) is not None:
+                wrong.append(f"{run.name}, stage {stage}: {said}.")
     figures = [figure for title, some in groups.items() for figure in _loss_figures(title, some)]
-    return [*warnings, *figures, _loss_table(runs), *_distant(runs)]
+    return [*warnings("losses", wrong), *figures, _loss_table(runs), *_distant(runs)]
 
 
 def _loss_figures(group: str, runs: Sequence[RunRecords]) -> list[Figure]:
@@ -40,13 +53,11 @@ def _loss_figures(group: str, runs: Sequence[RunRecords]) -> list[Figure]:
             panels.setdefault((stage, loss_label(run.recipe.stages[stage])), []).append(run)
     figures = []
     for (stage, label), having in panels.items():
-        for start in range(0, len(having), CURVES_IN_A_PANEL):
-            title = ": ".join(filter(None, (group, stage)))
-            if len(panels) > len({name for name, _ in panels}):  # a stage has several objectives, and so panels
-                title += f" ({label.splitlines()[0]})"
-            if start:
-                title += f", {1 + start // CURVES_IN_A_PANEL}"
-            figures.append(_loss_panel(title, stage, label, having[start : start + CURVES_IN_A_PANEL]))
+        title = ": ".join(filter(None, (group, stage)))
+        if [name for name, _ in panels].count(stage) > 1:
+            title += f" ({label.splitlines()[0]})"
+        for number, some in batches(having, CURVES_IN_A_PANEL):
+            figures.append(_loss_panel(f"{title}{number}", stage, label, some))
     return figures
 
 
@@ -55,8 +66,8 @@ def _loss_panel(title: str, stage: str, label: str, runs: Sequence[RunRecords]) 
     said = []
     for run in runs:
         rows = run.metrics[stage]
-        prefix = f"{run.name}, " if len(runs) > 1 else ""
-        series.append((f"{prefix}training", [row["tokens"] for row in rows], [row["loss"] for row in rows]))
+        name = run.name if len(runs) > 1 else "training"
+        series.append((name, [row["tokens"] for row in rows], [row["loss"] for row in rows]))
         said.append(f"{run.name} from {rows[0]['loss']:.4g} to {rows[-1]['loss']:.4g}")
         held_out = _held_out(rows)
         if held_out and len(runs) == 1:  # of several runs the table has them: twice as many curves are a tangle
@@ -121,9 +132,28 @@ def reply_kl_parts(runs: Sequence[RunRecords]) -> list[Part]:
     }
     if not measured:
         return []
-    series = [(name, *smoothed(found)) for name, found in measured.items()]
+    panels = batches(list(measured.items()), CURVES_IN_A_PANEL)
+    figures = [_reply_kl_figure(number, dict(some)) for number, some in panels]
+    columns = [Column("student", "student"), Column("mean", "all tokens, nats", decimals(4))]
+    columns += [
+        Column(f"at_{first}_{last}", f"{first}-{last}" if last > first else str(first), decimals(4))
+        for first, last in SPANS
+    ]
+    columns += [Column("replies", "replies", count), Column("tokens", "tokens", decimals(1))]
+    columns += [Column(key, f"{label}, %", percent) for key, label in ENDS.items()]
+    rows = []
+    for name, found in measured.items():
+        spans = [mean_of_span(found, first, last) for first, last in SPANS]
+        counts = found["counts"]
+        written = counts["written"]
+        ends = [counts[key] / written for key in ENDS]
+        rows.append([name, found["mean"], *spans, written, counts["tokens"] / written, *ends])
+    return [*figures, Table("reply_kl", "Reply-KL by position in the reply", columns, rows, REPLY_KL_NOTE)]
+
+
+def _reply_kl_figure(number: str, measured: Mapping[str, Mapping[str, Any]]) -> Figure:
     svg = drawing.curves(
-        series,
+        [(name, *smoothed(found)) for name, found in measured.items()],
         x_label="position in the reply, tokens",
         y_label="KL(student || teacher), nats per token",
         width=drawing.WIDTH,
@@ -131,18 +161,8 @@ def reply_kl_parts(runs: Sequence[RunRecords]) -> list[Part]:
         markers=True,
     )
     said = "; ".join(f"{name} {found['mean']:.3g}" for name, found in measured.items())
-    figure = Figure("reply_kl", "Reply-KL by position", svg, f"Mean KL in nats a token: {said}")
-    columns = [Column("student", "student"), Column("mean", "all tokens, nats", decimals(4))]
-    columns += [
-        Column(f"at_{first}_{last}", f"{first}-{last}" if last > first else str(first), decimals(4))
-        for first, last in SPANS
-    ]
-    columns.append(Column("replies", "replies", count))
-    rows = []
-    for name, found in measured.items():
-        spans = [mean_of_span(found, first, last) for first, last in SPANS]
-        rows.append([name, found["mean"], *spans, found["counts"]["written"]])
-    return [figure, Table("reply_kl", "Reply-KL by position in the reply", columns, rows, REPLY_KL_NOTE)]
+    title = f"Reply-KL by position{number}"
+    return Figure(file_name("reply_kl", number), title, svg, f"Mean KL in nats a token: {said}")
 
 
 def cost_parts(runs: Sequence[RunRecords]) -> list[Part]:
