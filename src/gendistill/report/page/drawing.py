@@ -176,7 +176,7 @@ def curves(
     styles: Sequence[int] | None = None,
 ) -> str:
     """Lines of (name, x, y); `styles` are the places of their styles, if not 0, 1, 2, ..."""
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator
 
     tell_apart = markers or len(series) > 2  # two are told apart by their dashes
     columns = 2 if max(len(name) for name, *_ in series) * CHARACTER * 2 < width else 1
@@ -198,18 +198,24 @@ def curves(
             )
         if x_log:
             axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_locator(LogLocator(base=2, numticks=6))
+            axis.xaxis.set_major_formatter(FuncFormatter(_in_powers_of_two))
         else:
             axis.xaxis.set_major_locator(MaxNLocator(4))
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         if y_log:
             axis.set_yscale("log")
             _label_decades(axis)
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label, fontsize=8)
         axis.grid(which="minor", visible=False)
         if len(series) > 1:
             figure.legend(loc="outside lower center", ncols=columns)
     return drawn[0]
+
+
+def _in_powers_of_two(value: float, _: int) -> str:
+    return f"{value / 1024:g}K" if value >= 1024 else f"{value:g}"
 
 
 def _label_decades(axis: Any) -> None:

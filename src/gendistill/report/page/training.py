@@ -136,7 +136,7 @@ def reply_kl_parts(runs: Sequence[RunRecords]) -> list[Part]:
     figures = [_reply_kl_figure(number, dict(some)) for number, some in panels]
     columns = [Column("student", "student"), Column("mean", "all tokens, nats", decimals(4))]
     columns += [
-        Column(f"at_{first}_{last}", f"{first}-{last}" if last > first else str(first), decimals(4))
+        Column(f"at_{first}_{last}", f"{first}\u2011{last}" if last > first else str(first), decimals(4))
         for first, last in SPANS
     ]
     columns += [Column("replies", "replies", count), Column("tokens", "tokens", decimals(1))]
