@@ -46,6 +46,14 @@ def demo_figures(results: Path) -> dict[str, dict]:
     }
 
 
+def ablation_figures(results: Path) -> dict[str, dict]:
+    """How long the shipped ablation takes on a CPU, killed twice on its way."""
+    raw = json.loads((results / "ablation.json").read_text())
+    return {
+        "ablation_cpu_minutes": {"value": raw["minutes"], "unit": "minutes", "source": "results/cpu/ablation.json"},
+    }
+
+
 def graded_replies_figures(tests: Path) -> dict[str, dict]:
     """How many replies of real models the readings are held against, from the table of the tests."""
     table = json.loads((tests / "evaluate/kinds/shared/real_replies.json").read_text(encoding="utf-8"))

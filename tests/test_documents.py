@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from readme import MARK, PAGES, filled
 
 from cli_tools import RECIPE, STAGE, in_process
+from gendistill.ablation.file import AblationFile, as_written, read_ablation_file
 from gendistill.cli import app
 from gendistill.recipe.evaluation import Evaluation
 from gendistill.recipe.loading import Recipe, load_recipe
@@ -26,7 +27,8 @@ from gendistill.recipe.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "ARCHITECTURE.md", *PAGES]
-RECIPES = [*sorted((ROOT / "recipes").glob("*.yaml")), ROOT / "benchmarks/synthesize_sample.yaml"]
+ABLATIONS = sorted((ROOT / "recipes").glob("ablation*.yaml"))
+RECIPES = [*sorted(set((ROOT / "recipes").glob("*.yaml")) - set(ABLATIONS)), ROOT / "benchmarks/synthesize_sample.yaml"]
 LEDGER = json.loads((ROOT / "results/figures.json").read_text())
 CLI = typer.main.get_command(app)
 EXTRAS = re.search(r"\[project.optional-dependencies\]\n(.*?)\n\n", (ROOT / "pyproject.toml").read_text(), re.DOTALL)[1]
@@ -38,7 +40,7 @@ SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 # A number with one of these units behind it was measured, and stands in the ledger.
 MEASURED = re.compile(r"\d[\d,.]*\s+(?:tokens\s+(?:a|per)\s+second|tokens/s|GiB|s|seconds|times\s+as\s+fast)\b")
 PROGRAMS = ("gendistill", "make", "pip", "python", "torchrun")
-PLACEHOLDERS = {"RECIPE", "recipe.yaml", "RUN"}  # stand for the reader's own files
+PLACEHOLDERS = {"FILE", "RECIPE", "recipe.yaml", "RUN"}  # stand for the reader's own files
 # Verbs that answer in seconds; the others train, and have tests of their own.
 QUICK = {"show-batch", "inspect", "evaluate"}
 
@@ -79,6 +81,17 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_shipped_recipes_load(path):
     assert load_recipe(path).stages is not None
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.name)
+def test_shipped_ablations_load(path):
+    """Every value fits the base's settings; what only its teacher and its data can tell is left out."""
+    file = read_ablation_file(path)
+    common = as_written(file.settings)
+    assert len(file.axes) == 6 and len(file.seeds) == 2
+    for values in file.axes.values():
+        for overrides in values.values():
+            assert load_recipe(file.base, [*common, *as_written(overrides)]) != load_recipe(file.base, common)
 
 
 @pytest.mark.parametrize(("page", "line", "language", "text"), list(blocks()), ids=lambda value: str(value)[:20])
@@ -134,7 +147,7 @@ def check_gendistill(arguments, run):
     if not rest:
         return  # the verb is only named
     given = CLI.commands[verb].make_context(verb, list(rest)).params
-    file = given.get("recipe") or given.get("run")
+    file = given.get("recipe") or given.get("run") or given.get("file")
     there = file is not None and file.exists()
     assert file is None or there or str(file) in PLACEHOLDERS, f"gendistill {' '.join(arguments)}: {file} is not there"
     if "recipe" in given and there:
@@ -148,9 +161,14 @@ def check_gendistill(arguments, run):
 
 
 def check_yaml(text):
-    """A part of a recipe, the settings of a stage, or a file with a task."""
+    """A part of a recipe, the settings of a stage, an ablation, or a file with a task."""
     settings = yaml.safe_load(text)
     keys = set(settings)
+    if "axes" in keys:
+        file = AblationFile.model_validate(settings)
+        for overrides in (overrides for values in file.axes.values() for overrides in values.values()):
+            load_recipe(ROOT / "recipes" / file.base, [*as_written(file.settings), *as_written(overrides)])
+        return
     if keys <= set(Recipe.model_fields):
         for key, value in settings.items():
             TypeAdapter(Recipe.model_fields[key].annotation).validate_python(value)

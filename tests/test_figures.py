@@ -5,6 +5,7 @@ import json
 from figures import (
     LEDGER,
     ROOT,
+    ablation_figures,
     bench_figures,
     cold_start_figures,
     demo_figures,
@@ -27,6 +28,7 @@ from figures import (
 from test_suite import seconds_by_file, share_of_cli
 
 SUITE = ROOT / "results/cpu/test_suite.json"
+ABLATION = ROOT / "results/cpu/ablation.json"
 ON_POLICY = ROOT / "results/gpu/on_policy_cost.json"
 WINDOW = ROOT / "results/window/table.json"
 
@@ -39,6 +41,8 @@ def test_ledger_follows_from_its_sources():
     expected |= bench_figures(ROOT / "results/gpu/bench")
     expected |= graded_replies_figures(ROOT / "tests") | hostile_figures(ROOT / "results/cpu")
     expected |= trials_figures(ROOT / "results/cpu")
+    if ABLATION.exists():  # not before it is measured
+        expected |= ablation_figures(ABLATION.parent)
     if SUITE.exists():  # not yet where the suite is timed for the first time, which has to pass
         expected |= suite_figures(SUITE.parent)
     if WINDOW.exists():  # not before the table is measured

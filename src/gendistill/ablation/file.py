@@ -14,6 +14,7 @@ controls:
   teacher:
 """
 
+import json
 import re
 from itertools import product
 from pathlib import Path
@@ -58,6 +59,7 @@ class AblationFile(Settings):
 
     name: FileName
     base: str = Field(description="recipe, relative to the ablation file's folder")
+    settings: Overrides = Field({}, description="changes to the base, and so to all variants")
     seeds: Annotated[list[int], Field(min_length=1)] = Field([0], description="of every variant, so that seeds pair")
     axes: dict[FileName, Axis] = Field(min_length=1)
     crossed: bool = Field(
@@ -102,3 +104,9 @@ def read_ablation_file(path: Path) -> AblationFile:
         lines = [f"  {'.'.join(map(str, each['loc'])) or 'ablation'}: {each['msg']}" for each in error.errors()]
         raise UserError(f"{path}: {len(lines)} setting(s) to mend\n" + "\n".join(lines)) from None
     return found.model_copy(update={"base": located(found.base, path.parent)})
+
+
+def as_written(overrides: Overrides) -> list[str]:
+    """Overrides as a command line has them, "dotted.key=value"."""
+    # JSON is YAML, which their values are read as.
+    return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]

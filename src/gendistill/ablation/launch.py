@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from gendistill.errors import UserError
 
 
@@ -71,6 +69,8 @@ class Local:
 
 def visible_gpus() -> list[str]:
     """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    import torch  # here, since every job of a cluster imports this module, and only starts a process that does
+
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name for name in given.split(",") if name][: torch.cuda.device_count()]

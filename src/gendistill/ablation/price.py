@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gendistill.ablation.result import SharedStage
-from gendistill.ablation.sharing import TEACHER as EVALUATION
 from gendistill.ablation.sharing import Sharing
 from gendistill.ablation.variants import Planned
 from gendistill.compute import compute_to_price
@@ -14,6 +13,7 @@ from gendistill.plan.price import Planner
 from gendistill.plan.refusal import gib
 from gendistill.recipe.loading import Recipe
 from gendistill.recipe.stage import Stage
+from gendistill.report.evaluations import TEACHER
 from gendistill.run.checks import check_shapes
 from gendistill.run.probe import Probe
 
@@ -75,9 +75,8 @@ def price(variants: Sequence[Planned], probes: Mapping[str, Probe]) -> AblationP
     Args:
         probes: of the base's stages, by name; empty if nothing was measured.
     """
-    runs = [each for each in variants if each.variant.control != EVALUATION]
-    # Of no folder: nothing is made yet.
-    shared = Sharing(None, runs).shared()
+    runs = [each for each in variants if each.variant.control != TEACHER]
+    shared = Sharing(runs, {}).shared()
     planners = {each.variant.name: _planner(each.recipe) for each in runs}
     base, base_planner = runs[0].recipe, planners[runs[0].variant.name]
     rows = []
@@ -86,7 +85,7 @@ def price(variants: Sequence[Planned], probes: Mapping[str, Probe]) -> AblationP
         taken = [s.stage for s in shared if name in s.variants and s.run_once_in != each.variant.folder]
         own = {stage: settings for stage, settings in each.recipe.stages.items() if stage not in taken}
         hours = None
-        if own.keys() <= probes.keys():
+        if probes and own.keys() <= probes.keys():
             hours = sum(
                 probes[stage].hours(settings)
                 * _work(planners[name], settings)

@@ -69,7 +69,7 @@ class Variant(Settings):
 class SharedStage(Settings):
     """A stage that several variants have in common, and where it is run."""
 
-    stage: str  # "conversion", a stage of the recipe, or "teacher" for the evaluation of that
+    stage: str  # "conversion", a stage of the recipe, or "evaluation of the teacher"
     variants: Annotated[list[FileName], Field(min_length=2)]
     run_once_in: Below
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from gendistill.ablation.result import SharedStage
@@ -17,14 +17,15 @@ from gendistill.ablation.variants import Planned, stages_of
 from gendistill.files import make_folder, put_in_place
 from gendistill.recipe.fields import result_settings
 from gendistill.recipe.loading import Recipe
-from gendistill.run.folder import DAY, RECIPE, RunFolder, stage_key, synthesis_behind, write_day, write_recipe
+from gendistill.report.evaluations import TEACHER
+from gendistill.run.folder import DAY, RunFolder, stage_key, synthesis_behind, write_day, write_recipe
 
-TEACHER = "teacher"  # its evaluation, beside the stages
+OF_TEACHER = "evaluation of the teacher"  # beside the stages; no stage can have a name with spaces
 DATA = "data"  # of the ablation: packed sequences lie under keys of all that makes them, so that all runs share them
-# What only an unfinished piece of work needs.
+# What only an unfinished piece of work needs; and curves, of which TensorBoard would show the same ones twice.
 NOT_MADE = ("checkpoints", "curves", "*.partial*", "*.lock")
 UNFINISHED = shutil.ignore_patterns(*NOT_MADE)
-# Of a run's root, what a stage may depend on besides its settings.
+# Of a run's root, what a stage may depend on besides its settings: the teacher by hash, the day, the layers chosen.
 OF_THE_ROOT = ("teacher.json", DAY, "placement.json", "placement.jsonl", "placement.svg")
 
 
@@ -33,73 +34,78 @@ def keys_of(recipe: Recipe) -> dict[str, str]:
     # It says only who waits for whom: records have hashes of their own, by which each run judges what it finds.
     asked = result_settings(recipe.evaluation) | {"stages": None}
     teacher = [recipe.teacher, recipe.dtype, recipe.backend, recipe.seed, asked]
-    keys = {TEACHER: hashlib.sha256(json.dumps(teacher, sort_keys=True).encode()).hexdigest()}
+    keys = {OF_TEACHER: hashlib.sha256(json.dumps(teacher, sort_keys=True).encode()).hexdigest()}
     return keys | {stage: stage_key(recipe, stage) for stage in stages_of(recipe)}
 
 
-def is_made(folder: Path, recipe: Recipe, stage: str) -> bool:
+def is_made(run: RunFolder, stage: str) -> bool:
     """Whether a run has a stage's student, evaluated if it is to be; or the teacher's evaluation."""
-    if not (folder / RECIPE).is_file():
-        return False
-    run = RunFolder(folder, recipe)
-    if stage == TEACHER:
+    if stage == OF_TEACHER:
         return _is_evaluated(run, TEACHER)
-    evaluated = recipe.evaluation.stages or run.stages
+    evaluated = run.recipe.evaluation.stages or run.stages
+    # With its answers, or everybody who takes the student would ask it the same questions again.
     return run.has_student(stage) and (stage not in evaluated or _is_evaluated(run, run.label(stage)))
 
 
 def _is_evaluated(run: RunFolder, label: str) -> bool:
+    # The small file beside the records is written last.
     return all((run.evaluation / label / f"{task}.meta.json").is_file() for task in run.recipe.evaluation.tasks)
 
 
 class Sharing:
     """Who makes what, among variants in the order in which they are to run."""
 
-    def __init__(self, root: Path | None, variants: Sequence[Planned]):
-        """`root` is the ablation's folder; None for a plan of one that has not begun."""
-        self.root, self.variants = root, variants
+    def __init__(self, variants: Sequence[Planned], folders: Mapping[str, RunFolder]):
+        """`folders` are the variants' runs by name; none for a plan of what has not begun."""
+        self.variants, self.folders = variants, folders
         self.keys = {each.variant.name: keys_of(each.recipe) for each in variants}
 
-    def made_by(self, stage: str, key: str) -> Planned | None:
+    def made_by(self, stage: str, key: str) -> str | None:
         """The first variant that has what has this key; None if nobody has it yet."""
-        if self.root is None:
-            return None
-        return next((each for each in self._with(stage, key) if is_made(self._folder(each), each.recipe, stage)), None)
+        return next((name for name in self._with(stage, key) if self._has(name, stage)), None)
 
-    def waits_for(self, planned: Planned, active: Sequence[str]) -> str | None:
-        """The name of an earlier variant, among those waiting or running, that is to make something first; or None."""
-        for stage, key in self.keys[planned.variant.name].items():
-            earlier = self._with(stage, key)
-            # Itself comes among them, and nobody behind it is waited for.
-            before = [each.variant.name for each in earlier[: earlier.index(planned)]]
-            ahead = [name for name in before if name in active]
+    def _has(self, name: str, stage: str) -> bool:
+        return name in self.folders and is_made(self.folders[name], stage)
+
+    def waits_for(self, name: str, active: Collection[str]) -> str | None:
+        """An earlier variant, among those `active` (waiting or running), that is to make something first; or None."""
+        for stage, key in self.keys[name].items():
+            group = self._with(stage, key)
+            # Nobody behind it is waited for, or two could wait for each other.
+            ahead = [other for other in group[: group.index(name)] if other in active]
             if ahead and self.made_by(stage, key) is None:
                 return ahead[0]
         return None
 
-    def shared(self, failed: Sequence[str] = ()) -> list[SharedStage]:
+    def shared(self, failed: Collection[str] = ()) -> list[SharedStage]:
         """What several variants have in common, each with the one that runs it: the first that has not failed to."""
-        found: dict[tuple[str, str], list[Planned]] = {}
-        for each in self.variants:
-            for stage, key in self.keys[each.variant.name].items():
-                found.setdefault((stage, key), []).append(each)
-        return [
-            SharedStage(
-                stage=stage,
-                variants=[each.variant.name for each in group],
-                run_once_in=self._maker(stage, key, group, failed).variant.folder,
-            )
-            for (stage, key), group in found.items()
-            if len(group) > 1
-        ]
+        places = {each.variant.name: each.variant.folder for each in self.variants}
+        found: dict[tuple[str, str], list[str]] = {}
+        for name, keys in self.keys.items():
+            for item in keys.items():
+                found.setdefault(item, []).append(name)
+        shared = []
+        for (stage, key), group in found.items():
+            if len(group) == 1:
+                continue
+            # Who has it has made it, unless it was taken: then the one before has it as well, and comes first.
+            left = [name for name in group if name not in failed]
+            maker = self.made_by(stage, key) or (left or group)[0]
+            shared.append(SharedStage(stage=stage, variants=group, run_once_in=places[maker]))
+        return shared
 
-    def _maker(self, stage: str, key: str, group: Sequence[Planned], failed: Sequence[str]) -> Planned:
-        has = self.made_by(stage, key)
-        return has or next((each for each in group if each.variant.name not in failed), group[0])
+    def _with(self, stage: str, key: str) -> list[str]:
+        """Names of the variants that need what has this key, in their order."""
+        return [name for name, keys in self.keys.items() if keys.get(stage) == key]
 
-    def lay_out(self, planned: Planned) -> None:
-        """Makes a variant's folder, with what others have made of it; one that is there gets its recipe only."""
-        final = self._folder(planned)
+    def lay_out(self, root: Path, planned: Planned) -> None:
+        """Makes a variant's folder, with what others have made of it; one that is there gets its recipe only.
+
+        Args:
+            root: of the ablation.
+        """
+        name = planned.variant.name
+        final = self.folders[name].root
         if final.exists():
             write_recipe(final, planned.recipe)  # what has not begun may have changed
             return
@@ -107,49 +113,40 @@ class Sharing:
         partial = final.with_name(f"{final.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         make_folder(partial)
-        shutil.copy2(self._day(), partial / DAY)
-        make_folder(self.root / DATA)
-        (partial / DATA).symlink_to(os.path.relpath(self.root / DATA, final))
-        for stage, key in self.keys[planned.variant.name].items():
+        # One that begins after midnight must not be told another day than those whose stages it takes.
+        if not (root / DAY).exists():
+            write_day(root)
+        shutil.copy2(root / DAY, partial / DAY)
+        make_folder(root / DATA)
+        # Relative, so that the ablation's folder may be moved as a whole.
+        (partial / DATA).symlink_to(os.path.relpath(root / DATA, final))
+        for stage, key in self.keys[name].items():
             maker = self.made_by(stage, key)
-            # Behind the first stage that nobody has, another could only be one of chance.
-            if maker is None and stage != TEACHER:
-                break
             if maker is not None:
-                _take(RunFolder(self._folder(maker), maker.recipe), partial, stage)
+                _take(self.folders[maker], partial, stage)
         # Last, since it makes the folder a run, in which nothing strange may lie.
         write_recipe(partial, planned.recipe)
         put_in_place(partial, final)
 
-    def _day(self) -> Path:
-        """The day of all runs: one that begins after midnight must not be told another than those it shares with."""
-        if not (self.root / DAY).exists():
-            write_day(self.root)
-        return self.root / DAY
-
-    def _with(self, stage: str, key: str) -> list[Planned]:
-        return [each for each in self.variants if self.keys[each.variant.name].get(stage) == key]
-
-    def _folder(self, planned: Planned) -> Path:
-        return self.root / planned.variant.folder
-
 
 def _take(run: RunFolder, into: Path, stage: str) -> None:
     """Gives a folder what another run has made in a stage, or of the teacher's evaluation."""
-    label = TEACHER if stage == TEACHER else run.label(stage)
+    label = TEACHER if stage == OF_TEACHER else run.label(stage)
     evaluation = run.evaluation / label
     if evaluation.is_dir():
         shutil.copytree(evaluation, into / "evaluation" / label, ignore=UNFINISHED)
-    if stage == TEACHER:
+    if stage == OF_TEACHER:
         return
     for name in OF_THE_ROOT:
         if (run.root / name).is_file():
             shutil.copy2(run.root / name, into / name)
+    # What a later stage learns from may be another set by the same name.
     for name in synthesis_behind(run.recipe, [stage]):
         _link(run.synthesis(name), into / "synthesis" / name)
     # Under keys of all that makes them, as data; few and small, so that all are taken.
     if run.distant.is_dir():
         _link(run.distant, into / "distant")
+    # Metrics and reports are small, and some of them are written again where they do not fit: copies.
     shutil.copytree(run.stage(stage), into / label, ignore=shutil.ignore_patterns("student", *NOT_MADE))
     _link(run.student(stage), into / label / "student")
 

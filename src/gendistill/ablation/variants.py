@@ -1,12 +1,11 @@
 """The variants of an ablation: their settings, checked against the base before anything runs."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from gendistill.ablation.file import AblationFile, Overrides
+from gendistill.ablation.file import AblationFile, Overrides, as_written
 from gendistill.ablation.result import BASE, JOINED, Control, Variant
 from gendistill.compute import compute_to_price
 from gendistill.errors import UserError
@@ -39,21 +38,25 @@ class _Row:
     control: Control | None = None
 
 
-def make_variants(file: AblationFile) -> list[Planned]:
+def make_variants(file: AblationFile, overrides: Sequence[str] = ()) -> list[Planned]:
     """All variants in the order of the table, the base's first; every recipe loaded and checked.
+
+    Args:
+        overrides: "dotted.key=value", of all variants, behind the file's own settings.
 
     Raises:
         UserError: the base cannot be run, or values do not fit it: all of these are named.
     """
-    base = load_recipe(file.base)
+    common = [*as_written(file.settings), *overrides]
+    base = load_recipe(file.base, common)
     _check_runs(base)
     found, problems = [], []
     for row in _rows(file):
         try:
-            overrides = row.overrides
+            changes = row.overrides
             if row.control is not None:  # what it is, then what the file says of it
-                overrides = CONTROLS[row.control](base) | overrides
-            planned = [_plan(file, row, overrides, seed) for seed in file.seeds]
+                changes = CONTROLS[row.control](base) | changes
+            planned = [_plan(file, row, common, changes, seed) for seed in file.seeds]
             _check_comparable(planned[0], base, file.seeds[0])
             if row.control != "teacher":  # it runs nothing
                 _check_runs(planned[0].recipe)
@@ -95,10 +98,8 @@ def _crossed(file: AblationFile) -> Iterator[_Row]:
         yield _Row(*names, overrides, where)
 
 
-def _plan(file: AblationFile, row: _Row, overrides: Overrides, seed: int) -> Planned:
-    # JSON is YAML, which overrides are written in.
-    settings = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-    recipe = load_recipe(file.base, [*settings, f"seed={seed}"])
+def _plan(file: AblationFile, row: _Row, common: Sequence[str], changes: Overrides, seed: int) -> Planned:
+    recipe = load_recipe(file.base, [*common, *as_written(changes), f"seed={seed}"])
     label = row.value if row.axis is None else f"{row.axis}-{row.value}"
     name = f"{label}-seed{seed}".replace(JOINED, "-")
     # The teacher is evaluated by every run, the base's first of all.
@@ -108,7 +109,7 @@ def _plan(file: AblationFile, row: _Row, overrides: Overrides, seed: int) -> Pla
         axis=row.axis,
         value=row.value,
         seed=seed,
-        overrides=overrides,
+        overrides=changes,
         folder=f"{VARIANTS}/{run}",
         control=row.control,
     )

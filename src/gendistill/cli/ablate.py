@@ -13,6 +13,10 @@ JOBS_OF_A_CLUSTER = 16  # at a time, if --jobs says nothing
 
 def command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="ablation file (YAML)")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="settings of all variants, e.g. teacher=FOLDER"),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="folder to work in; ablations/NAME if not given")] = None,
     only: Annotated[
         list[str] | None,
@@ -46,7 +50,7 @@ def command(
     from gendistill.console import Console
 
     console = Console()
-    planned = make_variants(found)
+    planned = make_variants(found, overrides or ())
     if dry_run:
         _print_plan(planned, console, probe)
         return
