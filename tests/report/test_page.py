@@ -15,7 +15,7 @@ from gendistill.ablation.result import Ablation, write_ablation
 from gendistill.analysis.ablation import compare_rows
 from gendistill.analysis.scores import MEAN, Scores, TaskScore, paired_table, wilson
 from gendistill.analysis.significance import compare
-from gendistill.report.page import drawing
+from gendistill.report.page import charts, drawing
 from gendistill.report.page.comparison import flattened
 from gendistill.report.page.formats import to_csv, to_json, to_latex, to_markdown_table
 from gendistill.report.page.make import names_of
@@ -377,7 +377,7 @@ def test_files_have_plain_names():
 
 
 def test_a_plot_keeps_its_numbers_and_takes_the_page_s_colours():
-    svg = drawing.curves([("loss", [1000.0, 2000.0], [0.0151234, 0.005])], x_label="tokens", y_label="loss")
+    svg = charts.curves([("loss", [1000.0, 2000.0], [0.0151234, 0.005])], x_label="tokens", y_label="loss")
     assert ">0.015<" in svg and ">0.005<" in svg  # rounding is for the shapes alone
     assert drawing.INK in svg and "var(" not in svg  # a file has colours
     inside = drawing.in_page(svg, "what it shows", 7)
@@ -387,9 +387,9 @@ def test_a_plot_keeps_its_numbers_and_takes_the_page_s_colours():
 
 
 def test_a_long_curve_is_drawn_by_means():
-    x, y = drawing.thinned(list(range(1, 1001)), [float(step) for step in range(1, 1001)])
-    assert len(x) == drawing.POINTS and x[0] == 5 and y[0] == 3.0 and x[-1] == 1000
-    assert drawing.thinned([1, 2], [3.0, 4.0]) == ([1, 2], [3.0, 4.0])
+    x, y = charts.thinned(list(range(1, 1001)), [float(step) for step in range(1, 1001)])
+    assert len(x) == charts.POINTS and x[0] == 5 and y[0] == 3.0 and x[-1] == 1000
+    assert charts.thinned([1, 2], [3.0, 4.0]) == ([1, 2], [3.0, 4.0])
 
 
 def test_series_are_told_apart_without_colour():

@@ -5,7 +5,7 @@ from statistics import median
 from typing import Any
 
 from gendistill.names import MIXERS, look_up
-from gendistill.report.page import drawing
+from gendistill.report.page import charts
 from gendistill.report.page.parts import Column, Figure, Interval, Part, Table, count, decimals
 from gendistill.report.page.reading import RunRecords
 from gendistill.report.placement import PLACEMENT_HEADER, placement_cells
@@ -27,7 +27,7 @@ def layer_parts(runs: Sequence[RunRecords]) -> list[Part]:
         kinds = dict.fromkeys(kind for run in having for kind in run.layers)
         labels = {None: ATTENTION} | {kind: look_up(MIXERS, kind, "mixer").label for kind in kinds if kind is not None}
         said = "; ".join(f"{run.name} {_kept(run.layers)}" for run in having)
-        svg = drawing.layers({run.name: run.layers for run in having}, labels)
+        svg = charts.layers({run.name: run.layers for run in having}, labels)
         alt = f"Layers that keep softmax attention: {said}"
         parts.append(Figure("layers", "What each layer holds", svg, alt))
     chosen = {run.name: run.placement for run in runs if run.placement is not None}
@@ -47,7 +47,7 @@ def _kept(layers: Sequence[str | None]) -> str:
 def _by_layer(run: str, number: int, result: dict[str, Any]) -> Figure:
     label, _, unit = result["by_layer"]["label"].partition(": ")
     values = result["by_layer"]["values"]
-    svg = drawing.bars(values, result["layers"], "layer", unit.replace(", ", ",\n"))
+    svg = charts.bars(values, result["layers"], unit.replace(", ", ",\n"))
     said = ", ".join(f"layer {layer} {value:.4g}" for layer, value in enumerate(values) if value is not None)
     title = f"Each layer, {label}: {run}"
     return Figure(f"placement_by_layer_{number}", title, svg, f"{unit}. {said}")
@@ -76,7 +76,7 @@ def _speed_figures(runs: Sequence[RunRecords]) -> list[Figure]:
                     series[model if len(runs) == 1 else f"{run.name}, {model}"] = points
         if not series:
             continue
-        svg = drawing.curves(
+        svg = charts.curves(
             [(name, *map(list, zip(*points, strict=True))) for name, points in series.items()],
             x_label="context, tokens",
             y_label=label,

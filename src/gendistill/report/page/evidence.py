@@ -9,7 +9,7 @@ from gendistill.analysis.diagnostics import Diagnostics, diagnose
 from gendistill.analysis.scores import ACCURACIES, MEAN, Scores, TaskScore, paired_table
 from gendistill.analysis.significance import LEVEL, PROTOCOLS, compare
 from gendistill.report.evaluations import TEACHER
-from gendistill.report.page import drawing
+from gendistill.report.page import charts
 from gendistill.report.page.parts import (
     Column,
     Figure,
@@ -138,12 +138,12 @@ def accuracy_figure(judged: Judged) -> Figure:
             found = [_accuracy(judged.paired[task][protocol], who) for task in judged.tasks]
             if any(one is not None for one in found):
                 values = [None if one is None else scaled(one) for one in found]
-                series.append(drawing.Dots(f"{who}, {protocol}", values, STYLES[protocol], hollow=who == "teacher"))
+                series.append(charts.Dots(f"{who}, {protocol}", values, STYLES[protocol], hollow=who == "teacher"))
     said = "; ".join(
         f"{task}: " + ", ".join(f"{own.name} {own.values[number].value:.1f}" for own in series if own.values[number])
         for number, task in enumerate(judged.tasks)
     )
-    svg = drawing.dots(judged.tasks, series, x_label="accuracy, percent")
+    svg = charts.dots(judged.tasks, series, x_label="accuracy, percent")
     title = f"Accuracy by task: {judged.name}"
     return Figure("accuracy_by_task", title, svg, f"Accuracy in percent. {said}", f"{INTERVALS} (Wilson).")
 

@@ -12,7 +12,17 @@ from gendistill.visible import visible
 # What LaTeX would obey, and the signs of the tables here that its 7-bit fonts do not have.
 LATEX = {char: f"\\{char}" for char in "&%$#_{}"}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
-LATEX |= {"\u2011": "-", "\u00a0": "~", "–": "--", "−": "$-$", "×": r"$\times$", "±": r"$\pm$", "…": r"\dots{}", "⟨": r"$\langle$", "⟩": r"$\rangle$"}
+LATEX |= {
+    "\u2011": "-",
+    "\u00a0": "~",
+    "–": "--",
+    "−": "$-$",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "…": r"\dots{}",
+    "⟨": r"$\langle$",
+    "⟩": r"$\rangle$",
+}
 
 
 def to_csv(table: Table) -> str:

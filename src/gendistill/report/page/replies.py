@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from gendistill.analysis.diagnostics import Diagnostics, diagnose
 from gendistill.report.evaluations import TEACHER
-from gendistill.report.page import drawing
+from gendistill.report.page import charts
 from gendistill.report.page.evidence import Judged, by_items
 from gendistill.report.page.parts import (
     Column,
@@ -90,7 +90,7 @@ def _letters(which: str, models: Models) -> list[Figure]:
             said = "; ".join(f"{name}: {_shares(shares)}" for name, shares in series.items())
             alt = f"Share of each letter in percent. Right: {_shares(found.gold_letters)}; {said}"
             title = f"Letters chosen: {task}{which}{number}"
-            svg = drawing.letters(found.gold_letters, series)
+            svg = charts.letters(found.gold_letters, series)
             figures.append(Figure(file_name("letters", f"{task}{which}{number}"), title, svg, alt))
     return figures
 

@@ -10,7 +10,7 @@ from gendistill.analysis.ablation import compare_rows
 from gendistill.analysis.diagnostics import SIGNIFICANT
 from gendistill.analysis.significance import PROTOCOLS, Records
 from gendistill.report.evaluations import TEACHER
-from gendistill.report.page import drawing
+from gendistill.report.page import charts
 from gendistill.report.page.evidence import INTERVALS, STYLES, Judged, interval, scaled
 from gendistill.report.page.parts import (
     Column,
@@ -132,8 +132,8 @@ def retention_figure(rows: Sequence[Row], over: str) -> Figure:
     for by in reversed(PROTOCOLS):
         found = [row.retention[by] for row in rows]
         if any(found):
-            series.append(drawing.Dots(by, [None if one is None else scaled(one) for one in found], STYLES[by]))
-    svg = drawing.dots(
+            series.append(charts.Dots(by, [None if one is None else scaled(one) for one in found], STYLES[by]))
+    svg = charts.dots(
         [row.name if row.control in (None, row.name) else f"{row.name} ({row.control})" for row in rows],
         series,
         reference=100,
@@ -223,7 +223,7 @@ def order_parts(rows: Rows) -> list[Part]:
         lines = _lines(accuracies)
         said = "; ".join(f"{name} {first} and {second}" for name, (first, second) in lines.items())
         alt = f"Places of the models by ranking and by generation: {said}"
-        svg = drawing.slopes(lines)
+        svg = charts.slopes(lines)
         figures = [Figure("order", "Order under both protocols", svg, alt, "Lines that cross are rank flips.")]
     return [*_flips(flips, pairs, rows), *figures, table]
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gendistill.distill.tracking import complaint, distant_ends, held_out_ends
-from gendistill.report.page import drawing
+from gendistill.report.page import charts
+from gendistill.report.page.drawing import WIDTH
 from gendistill.report.page.parts import (
     NOTHING,
     Column,
@@ -72,7 +73,7 @@ def _loss_panel(title: str, stage: str, label: str, runs: Sequence[RunRecords]) 
         held_out = _held_out(rows)
         if held_out and len(runs) == 1:  # of several runs the table has them: twice as many curves are a tangle
             series.append(("held out", *map(list, zip(*held_out, strict=True))))
-    svg = drawing.curves(series, x_label="tokens", y_label=label)
+    svg = charts.curves(series, x_label="tokens", y_label=label)
     return Figure(file_name("loss", title), title, svg, f"Loss of stage {stage} over tokens: {'; '.join(said)}")
 
 
@@ -100,7 +101,7 @@ def _loss_table(runs: Sequence[RunRecords]) -> Table:
             losses = [lines[0]["loss"], lines[-1]["loss"], *held_out_ends(lines)]
             rows.append([run.name, stage, label, lines[-1]["tokens"], *losses])
     note = "Each stage's own objective; held out: on records that no stage trains on. Curves: means of up to "
-    note += f"{drawing.POINTS} spans of steps."
+    note += f"{charts.POINTS} spans of steps."
     return Table("losses", "Losses of every stage", columns, rows, note)
 
 
@@ -152,11 +153,11 @@ def reply_kl_parts(runs: Sequence[RunRecords]) -> list[Part]:
 
 
 def _reply_kl_figure(number: str, measured: Mapping[str, Mapping[str, Any]]) -> Figure:
-    svg = drawing.curves(
+    svg = charts.curves(
         [(name, *smoothed(found)) for name, found in measured.items()],
         x_label="position in the reply, tokens",
         y_label="KL(student || teacher), nats per token",
-        width=drawing.WIDTH,
+        width=WIDTH,
         x_log=True,
         markers=True,
     )
