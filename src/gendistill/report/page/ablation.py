@@ -33,12 +33,14 @@ def page_of_ablation(folder: Path, console: Console) -> Page:
         raise UserError(
             f"{folder}: the base, which all variants are compared with, is not done yet; 'gendistill ablate' resumes it"
         )
+    # Each by itself: seconds of reading in all, of which a line says how far it is.
     runs = {}
     for number, variant in enumerate(done, 1):
         runs[variant.name] = read_run(folder / variant.folder, variant.name)
         console.print(f"{number} of {len(done)} read: {variant.name}")
     check_comparable(list(runs.values()), by_seed=True)
     rows = Rows(_records(done, runs), BASE)
+    # A row of the plot for all seeds of a variant.
     controls = {each.row: _control(each) for each in done}
     headed = [rows.row(name, control) for name, control in controls.items()]
     lead, numbers = headline(headed)
@@ -74,12 +76,13 @@ def _compared(variant: Variant, run: RunRecords) -> Compared:
 
 def _groups(done: Sequence[Variant], runs: Mapping[str, RunRecords]) -> dict[str, list[RunRecords]]:
     """By axis: the variants on it behind those of the base; controls by themselves."""
+    # Of every seed, so that a curve lies beside that of its own seed.
     bases = [runs[each.name] for each in done if each.axis is None and each.control is None]
     groups: dict[str, list[RunRecords]] = {}
     for each in done:
         if each.axis is not None:
             groups.setdefault(each.axis, list(bases)).append(runs[each.name])
-    return groups or {"": bases}
+    return groups or {"": bases}  # only the base is done yet
 
 
 def _variant_parts(ablation: Ablation) -> list[Part]:
@@ -105,6 +108,7 @@ def _variant_parts(ablation: Ablation) -> list[Part]:
     rows = []
     for each in ablation.variants:
         changed = "; ".join(f"{name}={value}" for name, value in each.overrides.items())
+        # Of a variant of the base it is empty: it changes nothing.
         axis = each.axis if each.control is None else "control"
         rows.append([each.name, axis, each.value, each.seed, each.state, each.tokens, each.seconds, changed or None])
     note = "Seconds: of a variant's processes, from start to end. Controls have no axis."

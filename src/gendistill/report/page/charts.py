@@ -12,7 +12,7 @@ FEW = 30  # points of a curve that has a marker at each
 POINTS = 200  # of a curve, at most; of longer ones the means of as many spans are drawn
 # Which multiples of a power of ten a logarithmic axis names, by how many decades it spans at most.
 DIGITS = {0.8: (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0), 2: (1.0, 2.0, 5.0), math.inf: (1.0,)}
-# Colour, marker, dashes and width of a model that has by generation a better place than by ranking (1), or a worse (-1).
+# Colour, marker, dashes and width of a model whose place by generation is better than by ranking (1), or worse (-1).
 MOVES = {0: (DIM, "o", "-", 1), 1: (SERIES_COLOURS[0], "^", "-", 2), -1: (SERIES_COLOURS[1], "v", DASHES[1], 1)}
 
 

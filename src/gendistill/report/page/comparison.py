@@ -17,6 +17,7 @@ def recipe_parts(runs: Sequence[RunRecords], results: Sequence[str]) -> list[Par
     Args:
         results: names of the runs whose settings are compared: a control lacks whole sections.
     """
+    # Word for word, with its hash: the exact recipe, to be copied out and run again.
     listings = [
         Listing(f"Recipe of {run.name}", (run.root / "recipe.yaml").read_text(encoding="utf-8")) for run in runs
     ]
@@ -26,6 +27,7 @@ def recipe_parts(runs: Sequence[RunRecords], results: Sequence[str]) -> list[Par
 def differing_settings(runs: Sequence[RunRecords]) -> list[Table]:
     """Dotted settings that not all runs share, a column for each run; none for a single one."""
     flat = [dict(flattened(run.settings)) for run in runs]
+    # In the order of the recipe; a section that only some have comes behind.
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     rows = []
     for name in names:
@@ -53,6 +55,7 @@ def flattened(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         below = enumerate(settings)  # a list of sections; one of numbers or names is a value
     else:
         below = ()
+    # Nothing below: a value, or a section that is empty, which another run's may not be.
     entries = [entry for key, value in below for entry in flattened(value, f"{prefix}{key}.")]
     yield from entries or [(prefix.removesuffix("."), settings)]
 
@@ -65,6 +68,7 @@ def _versions(runs: Sequence[RunRecords]) -> list[Table]:
     rows = []
     for run in runs:
         for stage, report in run.reports.items():
+            # Not in reports of earlier versions.
             versions = report.get("machine", {}).get("versions", {})
             rows.append([run.name, stage, *(versions.get(name, NOT_RECORDED) for name in names)])
     return [Table("versions", "Versions", columns, rows)] if rows else []

@@ -21,9 +21,11 @@ MEASURED = {
 
 def layer_parts(runs: Sequence[RunRecords]) -> list[Part]:
     """Which layers keep attention, and what was measured to choose them."""
+    # A run without a student in its folder, as a published excerpt, says nothing of its layers.
     having = [run for run in runs if run.layers]
     parts: list[Part] = []
     if having:
+        # In the order in which they are met, each once.
         kinds = dict.fromkeys(kind for run in having for kind in run.layers)
         labels = {None: ATTENTION} | {kind: look_up(MIXERS, kind, "mixer").label for kind in kinds if kind is not None}
         said = "; ".join(f"{run.name} {_kept(run.layers)}" for run in having)
@@ -32,6 +34,7 @@ def layer_parts(runs: Sequence[RunRecords]) -> list[Part]:
         parts.append(Figure("layers", "What each layer holds", svg, alt))
     chosen = {run.name: run.placement for run in runs if run.placement is not None}
     if chosen:
+        # Cells as `gendistill place --compare` has them: texts already.
         columns = [Column(name.replace("/", "_per_"), name) for name in PLACEMENT_HEADER]
         note = "Scores on recall prompts: mean -log p of the right answers' tokens, and answers right word for word."
         parts.append(Table("placement", "How the layers were chosen", columns, placement_cells(chosen), note))
@@ -45,6 +48,7 @@ def _kept(layers: Sequence[str | None]) -> str:
 
 
 def _by_layer(run: str, number: int, result: dict[str, Any]) -> Figure:
+    # "alone: -log p of the right answers, nats a token": how it was measured, then what.
     label, _, unit = result["by_layer"]["label"].partition(": ")
     values = result["by_layer"]["values"]
     svg = charts.bars(values, result["layers"], unit.replace(", ", ",\n"))
@@ -71,11 +75,12 @@ def _speed_figures(runs: Sequence[RunRecords]) -> list[Figure]:
                 rows = [
                     row for row in run.bench["rows"] if (row["model"], row["form"], row["batch"]) == (model, "best", 1)
                 ]
+                # Empty where that context ran out of memory.
                 points = [(row["context"], scale * _median(row[key])) for row in rows if row[key]]
                 if points:
                     series[model if len(runs) == 1 else f"{run.name}, {model}"] = points
         if not series:
-            continue
+            continue  # a cache's bytes are asked of CUDA's allocator only
         svg = charts.curves(
             [(name, *map(list, zip(*points, strict=True))) for name, points in series.items()],
             x_label="context, tokens",
@@ -117,6 +122,7 @@ def _speed_table(runs: Sequence[RunRecords]) -> Table:
             times = [_spread(row[key]) for key in ("first", "token")]
             cells = [run.name, row["model"], row["form"], row["context"], row["batch"], *times]
             rows.append([*cells, row.get("tokens_per_second"), peak, cache, row["error"]])
+    # Runs may have been measured on several machines, which are then all named.
     devices = ", ".join(dict.fromkeys(run.bench["machine"]["device"] for run in runs))
     note = f"On {devices}. Medians, with the least and the most of the repetitions. Forms: see docs/bench.md."
     return Table("speed", "Speed and memory by context", columns, rows, note)

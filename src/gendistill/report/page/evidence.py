@@ -23,6 +23,7 @@ from gendistill.report.page.parts import (
 )
 from gendistill.report.page.reading import Records, items_of
 
+# Shares as measured; `percent` multiplies by a hundred when they are shown.
 INTERVALS = f"Intervals are of {100 * LEVEL:.0f} %"
 STYLES = {"generation": 0, "ranking": 1}  # of the protocols, the same in every plot
 
@@ -73,6 +74,7 @@ class Judged:
 
 def by_items(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
     """Models that were asked the same, by what tells the groups apart: "" for a single one, else ", seed 1"."""
+    # By the items and not by the seed: a task may be asked whole, and then all seeds ask the same.
     groups: dict[Any, list[Judged]] = {}
     for each in judged:
         groups.setdefault(items_of(each.model.teacher), []).append(each)
@@ -85,6 +87,7 @@ def judge(model: Compared) -> Judged:
     teacher = Scores(TEACHER, {task: TaskScore.from_records(items) for task, items in model.teacher.items()})
     student = Scores(model.name, {task: TaskScore.from_records(items) for task, items in model.student.items()})
     rows = paired_table(teacher, {model.name: student})[model.name]
+    # The same calls as for scores.json, with the same seed: the page and the run's summary say one thing.
     return Judged(
         model=model,
         paired={row["task"]: row for row in rows},
@@ -94,10 +97,12 @@ def judge(model: Compared) -> Judged:
 
 
 def interval(estimate: Mapping[str, Any]) -> Interval | None:
+    """Of an `Estimate` as JSON has it."""
     return None if estimate["value"] is None else Interval(estimate["value"], *estimate["interval"])
 
 
 def scaled(found: Interval) -> Interval:
+    """A share in percent."""
     return Interval(*(None if each is None else 100 * each for each in found))
 
 
@@ -127,12 +132,14 @@ def _accuracy(compared: Mapping[str, Any], who: str) -> Interval | None:
     """None if it is not ranked. Means have no interval here: theirs takes a bootstrap, and is that of retention."""
     if compared[who] is None:
         return None
+    # A key that means lack, and None where a task is not ranked.
     return Interval(compared[who], *(compared.get(f"{who}_interval") or (None, None)))
 
 
 def accuracy_figure(judged: Judged) -> Figure:
     """Accuracy by task: teacher and student, under both protocols."""
     series = []
+    # Colour says the protocol, hollow or filled who it is: four colours would say neither.
     for protocol in reversed(PROTOCOLS):
         for who in ("teacher", "student"):
             found = [_accuracy(judged.paired[task][protocol], who) for task in judged.tasks]
@@ -159,7 +166,7 @@ def retention_table(judged: Sequence[Judged], *, means: bool) -> Table:
         Column("task", "task"),
         Column("ranking_retention", "ranking: retention, %", percent),
         Column("generation_retention", "generation: retention, %", percent),
-        Column("generation_above_chance", "above chance, %", percent),
+        Column("generation_above_chance", "above chance, %", percent),  # of what guessing does not give
         Column("gap", "gap, points", points),
         Column("p", "p", p_value),
         Column("p_holm", "p, Holm", p_value),
@@ -168,6 +175,7 @@ def retention_table(judged: Sequence[Judged], *, means: bool) -> Table:
     found = [
         (each, task, row) for each in judged for task, row in each.significance.items() if means or task in each.tasks
     ]
+    # Means are over unlike items, on which there is no test.
     tested = {number: row["generation"]["p"] for number, (_, _, row) in enumerate(found) if "p" in row["generation"]}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     rows = []

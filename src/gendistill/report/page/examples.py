@@ -27,7 +27,7 @@ def example_parts(judged: Sequence[Judged]) -> list[Part]:
     in_turn = [found for round_ in zip_longest(*by_task) for found in round_ if found is not None]
     if not in_turn:
         return [Note("Teacher and student are right on the same items.")]
-    total = sum(len(task) for task in by_task)
+    total = sum(len(task) for task in by_task)  # so that ten of fifty and ten of ten are not taken for the same
     shown = in_turn[:EXAMPLES]
     lead = f"{len(shown)} of the {total:,} items on which teacher and student differ by generation."
     return [Note(lead), *(_example(task, number, models) for task, number in shown)]
@@ -48,6 +48,7 @@ def _differing(task: str, models: Sequence[Compared]) -> list[tuple[str, int]]:
 
 def _example(task: str, number: int, models: Sequence[Compared]) -> Example:
     record = models[0].teacher[task][number]
+    # The letters that the prompt had, so that a reply of one can be read.
     options = [
         (f"{letter}. {option}", index in record["gold"])
         for index, (letter, option) in enumerate(zip(LETTERS, record["choices"], strict=False))

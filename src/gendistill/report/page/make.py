@@ -83,6 +83,7 @@ def page_of_runs(folders: Sequence[Path], console: Console) -> Page:
     headed = [rows.row(run.name) for run in runs]
     lead, numbers = headline(headed)
     material = Material(runs, rows, headed, judged, [run.name for run in runs], {"": runs})
+    # By the recipe's own word for it: a folder's last part, or a hub id's.
     title = f"{len(runs)} runs of the teacher {Path(runs[0].recipe.teacher).name}"
     return Page(title, lead, numbers, sections_of(material))
 
@@ -98,6 +99,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
         twice = next(folder for folder, own in zip(folders, parts, strict=True) if parts.count(own) > 1)
         raise UserError(f"{twice} is given twice; give each run once")
     length = 1
+    # "teacher" is what the page calls the teacher; a run folder of that name is called by its parent's as well.
     while len({own[-length:] for own in parts}) < len(parts) or (TEACHER,) in {own[-length:] for own in parts}:
         length += 1
     return [visible("/".join(own[-length:])) for own in parts]
@@ -110,6 +112,7 @@ def sections_of(material: Material) -> list[Section]:
     # Not of every stage of a run: those would be many tests, some of them significant by chance.
     tested = [each for each in judged if each.name in results or each.model.control is not None]
     single = len(results) == 1
+    # A single run's retention is drawn anew over items, as in its summary; rows of seeds over those as well.
     retention = [retention_figure(material.headed, material.rows.over if not single else "items")]
     if single:
         retention.append(accuracy_figure(of_results[0]))

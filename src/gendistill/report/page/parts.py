@@ -1,5 +1,6 @@
 """What the page is made of: sections of notes, tables, figures, replies and recipes; knows nothing of HTML."""
 
+import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -60,10 +61,16 @@ class Column(NamedTuple):
     show: Callable[[Any], str] = text
 
 
+def known(value: Any) -> Any:
+    """A value, or None for one that is no number: the loss of what diverged, which JSON has no word for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def shown(column: Column, value: Value) -> str:
     """A value as text: "21.7 (14.1 to 30.5)" with an interval."""
     if value is None:
         return NOTHING
+    # An interval whose ends are not known is shown as its value alone: means have none of Wilson's.
     if isinstance(value, Interval):
         if value.low is None:
             return column.show(value.value)
@@ -77,7 +84,7 @@ class Table:
 
     name: str
     title: str
-    columns: Sequence[Column]
+    columns: Sequence[Column]  # the first holds what a row is of
     rows: Sequence[Sequence[Value]]
     note: str = ""
 
@@ -110,9 +117,9 @@ class Reply(NamedTuple):
 
     model: str
     text: str
-    parsed: str | None
+    parsed: str | None  # by strict extraction
     correct: bool
-    ranks_correct: bool | None
+    ranks_correct: bool | None  # None: the task is not ranked
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class Example:
     task: str
     question: str
     options: Sequence[tuple[str, bool]]  # text, and whether it is right
-    accepted: str
+    accepted: str  # answers that count as right; empty where there are options
     replies: Sequence[Reply]
 
 
@@ -137,9 +144,11 @@ class Listing:
 def file_name(*words: str) -> str:
     """A name for a file: of letters that every system has, and of another ending for words that differ elsewhere."""
     whole = "_".join(filter(None, words))
+    # Names of tasks and runs may hold what a file's may not, a slash first of all.
     plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "_" for letter in whole)
     if plain == whole and len(plain) <= LONGEST_NAME:
         return plain
+    # Two names that differ only in what was replaced, or far behind, still have two files.
     return f"{plain[:LONGEST_NAME]}_{zlib.crc32(whole.encode()):08x}"
 
 
@@ -156,6 +165,7 @@ def warnings(of: str, lines: Sequence[str]) -> list[Part]:
     """Paragraphs that warn; of many, as an ablation has them, one, with the others folded away."""
     if len(lines) <= MOST_WARNINGS:
         return [Note(line, warns=True) for line in lines]
+    # All at once would push the numbers off the screen.
     listing = Listing(f"The warnings on the {of}", "\n".join(lines))
     return [Note(f"{len(lines)} warnings on the {of}.", warns=True), listing]
 
@@ -164,9 +174,9 @@ class Number(NamedTuple):
     """A number of the headline, with the controls beside it."""
 
     label: str
-    value: str
+    value: str  # with its unit
     interval: str
-    beside: Sequence[str]
+    beside: Sequence[str]  # the same of each control, in words
 
 
 @dataclass(frozen=True)
@@ -178,6 +188,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
+        # Titles are our own and differ in their letters.
         return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower())
 
 

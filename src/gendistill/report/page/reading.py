@@ -69,14 +69,17 @@ def read_run(root: Path, name: str) -> RunRecords:
     """
     evaluations = Evaluations(root)
     path = root / "recipe.yaml"
+    # A recipe that somebody edited is not the one that the numbers are of.
     if not is_as_signed(path):
         raise UserError(f"{path}: changed since the run wrote it; 'gendistill run' with its recipe writes it anew")
     settings = read_yaml(path, "recipe")
+    # Without a folder: paths in it are absolute already.
     recipe = parse_recipe(settings, f"recipe {path}")
     if TEACHER not in evaluations.models:
         raise UserError(f"{root}: the teacher has not been evaluated; 'gendistill evaluate' does that")
     last = evaluations.label("student")
     tasks = evaluations.common_tasks([TEACHER, last])
+    # Records last, since they are what takes time: all labels of a task at once are checked for the same items.
     labels = [label for label in evaluations.models if _has_all(root, label, tasks)]
     by_task = {task: evaluations.records(task, labels) for task in tasks}
     stages = [CONVERSION, *recipe.stages]
@@ -129,8 +132,7 @@ def _layers(folders: Sequence[Path]) -> list[str | None]:
     for folder in reversed(list(folders)):
         path = folder / "student/config.json"
         if path.is_file():
-            config = read_json(path)
-            return list(config["mixers"])
+            return list(read_json(path)["mixers"])
     return []
 
 
@@ -147,7 +149,7 @@ def _read_bench(path: Path) -> dict[str, Any]:
     """Raises UserError if it is none that `gendistill bench` wrote; the advice of `read_json` would delete the run."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        found["rows"], found["machine"]["device"]
+        found["rows"], found["machine"]["device"]  # what the page reads of it
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: is damaged; 'gendistill bench' writes it anew") from None
     return found

@@ -89,6 +89,7 @@ def headline(rows: Sequence[Row]) -> tuple[str, list[Number]]:
     Args:
         rows: controls, and results: one, or several that are compared.
     """
+    # By generation: what a model is for. Ranking may prefer another, which the section on rank flips says.
     results = [row for row in rows if row.control is None]
     controls = [row for row in rows if row.control is not None]
     best = max(results, key=lambda row: _value(row.retention["generation"]))
@@ -111,6 +112,7 @@ def headline(rows: Sequence[Row]) -> tuple[str, list[Number]]:
 
 
 def _value(found: Interval | None) -> float:
+    # Where the teacher got nothing right, all rows have none, and the first is as good as any.
     return -1 if found is None else found.value
 
 
@@ -128,10 +130,11 @@ def _number(
 
 def retention_figure(rows: Sequence[Row], over: str) -> Figure:
     """Retention under both protocols, a line for each row."""
+    # One colour and marker for a protocol, here and in every other plot.
     series = []
     for by in reversed(PROTOCOLS):
         found = [row.retention[by] for row in rows]
-        if any(found):
+        if any(found):  # no task may be ranked
             series.append(charts.Dots(by, [None if one is None else scaled(one) for one in found], STYLES[by]))
     svg = charts.dots(
         [row.name if row.control in (None, row.name) else f"{row.name} ({row.control})" for row in rows],
@@ -157,6 +160,7 @@ def difference_parts(rows: Rows) -> list[Part]:
         columns += [Column(f"{by}_{what}", f"{by}: {label}", percent) for by in PROTOCOLS]
     cells = []
     for name, row in rows.found["rows"].items():
+        # All accuracies first, then all retentions: neighbours are of one unit.
         figures = [_figure(row, by, what) for what in ("accuracy", "retention") for by in PROTOCOLS]
         cells.append([name, len(row["seeds"]), row["items"], *figures])
     note = f"Means over the tasks that are ranked as well as generated. {INTERVALS}, by a bootstrap over {rows.over}."
@@ -177,16 +181,18 @@ def _differences(rows: Rows) -> list[Part]:
         ]
     cells: list[list[Any]] = []
     for name, row in rows.found["rows"].items():
+        # The base differs from itself by nothing, and from the teacher by what retention says.
         if name in (rows.base, TEACHER):
             continue
         own = [name]
         for by in PROTOCOLS:
-            tested = row[by] or {}
+            tested = row[by] or {}  # None: nothing is ranked
             own += [_figure(row, by, "difference"), tested.get("p"), tested.get("p_corrected")]
         cells.append(own)
     if not cells:
         return []
     cells.sort(key=lambda own: -abs(own[4].value if own[4] is not None else 0))  # by generation
+    # The corrected p alone: of a hundred differences five are below 0.05 by chance.
     certain = [own[0] for own in cells if own[6] is not None and own[6] < SIGNIFICANT]
     lead = f"Beyond chance by generation, after correction: {', '.join(certain) or 'no difference'}."
     note = (
@@ -202,7 +208,7 @@ def order_parts(rows: Rows) -> list[Part]:
     orders, flips, pairs = (rows.found[key] for key in ("orders", "flips", "pairs"))
     names = orders["generation"]
     if len(names) < 2 or not orders["ranking"]:
-        return []
+        return []  # one model has no order, and what is not ranked no second one
     accuracies = {name: [rows.found["rows"][name][by]["accuracy"]["value"] for by in PROTOCOLS] for name in names}
     columns = [
         Column("model", "model"),
@@ -230,6 +236,7 @@ def order_parts(rows: Rows) -> list[Part]:
 
 def _lines(accuracies: Mapping[str, Sequence[float]]) -> dict[str, tuple[int, int]]:
     """Places by ranking and by generation; a tie by one is ordered as the other has it, so that it crosses nothing."""
+    # Both from the best down; the other protocol decides between equal ones.
     by_ranking = sorted(accuracies, key=lambda name: [-accuracies[name][0], -accuracies[name][1]])
     by_generation = sorted(accuracies, key=lambda name: [-accuracies[name][1], -accuracies[name][0]])
     return {name: (1 + by_ranking.index(name), 1 + by_generation.index(name)) for name in by_generation}
@@ -237,6 +244,7 @@ def _lines(accuracies: Mapping[str, Sequence[float]]) -> dict[str, tuple[int, in
 
 def _flips(flips: Sequence[Mapping[str, Any]], pairs: int, rows: Rows) -> list[Part]:
     """A sentence on the flips, with both orders of the clearest, and a table of all."""
+    # That there is none is a finding, too: the cheaper protocol would have chosen the same.
     if not flips:
         return [Note(f"Both protocols order all {pairs} pairs of models alike: no rank flips.")]
     certain = [flip for flip in flips if flip["p_corrected"] < SIGNIFICANT]

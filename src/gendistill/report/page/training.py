@@ -35,7 +35,7 @@ def training_parts(runs: Sequence[RunRecords], groups: Mapping[str, Sequence[Run
         groups: runs whose curves share a panel, by what the panels of a group are called; "" for a single group.
     """
     if not any(run.metrics for run in runs):
-        return []
+        return []  # converted and evaluated, and nothing trained
     wrong = []
     for run in runs:
         for stage, rows in run.metrics.items():
@@ -54,6 +54,7 @@ def _loss_figures(group: str, runs: Sequence[RunRecords]) -> list[Figure]:
             panels.setdefault((stage, loss_label(run.recipe.stages[stage])), []).append(run)
     figures = []
     for (stage, label), having in panels.items():
+        # The axis it is on, of an ablation; and what is minimised, where values of the axis differ in that.
         title = ": ".join(filter(None, (group, stage)))
         if [name for name, _ in panels].count(stage) > 1:
             title += f" ({label.splitlines()[0]})"
@@ -78,6 +79,7 @@ def _loss_panel(title: str, stage: str, label: str, runs: Sequence[RunRecords]) 
 
 
 def _held_out(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    # Before the first step, then wherever it was measured: `get`, since earlier versions had none.
     points = [(0, rows[0].get("held_out_loss_before"))]
     points += [(row["tokens"], row.get("held_out_loss")) for row in rows]
     return [(tokens, loss) for tokens, loss in points if loss is not None]
@@ -97,6 +99,7 @@ def _loss_table(runs: Sequence[RunRecords]) -> Table:
     rows = []
     for run in runs:
         for stage, lines in run.metrics.items():
+            # A mixture has a line for each of its terms.
             label = loss_label(run.recipe.stages[stage]).replace("\n", " ")
             losses = [lines[0]["loss"], lines[-1]["loss"], *held_out_ends(lines)]
             rows.append([run.name, stage, label, lines[-1]["tokens"], *losses])
@@ -125,6 +128,7 @@ def _distant(runs: Sequence[RunRecords]) -> list[Table]:
 
 def reply_kl_parts(runs: Sequence[RunRecords]) -> list[Part]:
     """How far the students' own replies lead them from their teacher, of those that were measured."""
+    # Of a single run the students of all stages, of several that of each one's last.
     measured = {
         (label if len(runs) == 1 else f"{run.name}, {label}"): found
         for run in runs
@@ -145,7 +149,7 @@ def reply_kl_parts(runs: Sequence[RunRecords]) -> list[Part]:
     rows = []
     for name, found in measured.items():
         spans = [mean_of_span(found, first, last) for first, last in SPANS]
-        counts = found["counts"]
+        counts = found["counts"]  # as `distill.replies.COUNTS` has them
         written = counts["written"]
         ends = [counts[key] / written for key in ENDS]
         rows.append([name, found["mean"], *spans, written, counts["tokens"] / written, *ends])
@@ -182,9 +186,10 @@ def cost_parts(runs: Sequence[RunRecords]) -> list[Part]:
     for run in runs:
         stages = [_cost(run, stage, lines) for stage, lines in run.metrics.items()]
         rows += stages
-        if len(stages) > 1:
+        if len(stages) > 1:  # the sum of one would be its row again
             tokens, seconds = (sum(row[place] for row in stages) for place in (2, 3))
             hours = [row[7] for row in stages]
+            # A sum without one of them would be too small, and look whole.
             total = None if None in hours else sum(hours)
             rows.append([run.name, "all stages", tokens, seconds, tokens / seconds, None, None, total])
     if not rows:
@@ -198,6 +203,7 @@ def cost_parts(runs: Sequence[RunRecords]) -> list[Part]:
 
 def _cost(run: RunRecords, stage: str, lines: Sequence[Mapping[str, Any]]) -> list[Any]:
     tokens, seconds = lines[-1]["tokens"], sum(line["seconds"] for line in lines)
+    # In reports since devices and versions are recorded there.
     machine = run.reports.get(stage, {}).get("machine")
     if machine is None:
         return [run.name, stage, tokens, seconds, tokens / seconds, None, None, None]

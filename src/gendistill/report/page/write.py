@@ -18,7 +18,7 @@ from gendistill.errors import UserError
 from gendistill.files import SUMS, damage_of, folder_in_one_piece, make_folder, seal, write_atomically
 from gendistill.report.page.drawing import in_page
 from gendistill.report.page.formats import FORMATS, is_name
-from gendistill.report.page.parts import Column, Figure, Interval, Page, Part, Section, Table, Value, shown
+from gendistill.report.page.parts import Column, Figure, Interval, Page, Part, Section, Table, Value, known, shown
 from gendistill.visible import visible
 
 PAGE = "report.html"
@@ -36,11 +36,13 @@ def write_page(page: Page, folder: Path) -> Path:
     folder = folder.resolve()
     check_folder(folder)
     with folder_in_one_piece(folder) as partial:
+        # Values as they were measured, beside what the page shows of them.
         for table in page.of(Table):
             for ending, to_text in FORMATS.items():
                 _write(partial / TABLES / f"{table.name}.{ending}", to_text(table))
         for figure in page.of(Figure):
             _write(partial / PLOTS / f"{figure.name}.svg", figure.svg)
+        # Each folder by itself: a seal is of the files that lie in a folder, not of those below.
         for below in (TABLES, PLOTS):
             make_folder(partial / below)
             seal(partial / below)
@@ -61,8 +63,10 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder} is a file; give a folder to write with --output")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
+    # Somebody's own folder, in which files of many names would be lost.
     if not (folder / PAGE).is_file() or not (folder / SUMS).is_file():
         raise UserError(f"{folder} is not empty and holds no earlier report. Give another --output.")
+    # What a person put there or changed, notes on a table say, is no earlier report's any more.
     parts = {folder: {PAGE, TABLES, PLOTS}, folder / TABLES: None, folder / PLOTS: None}
     for each, expected in parts.items():
         if changed := _changed(each, expected):
@@ -80,10 +84,12 @@ def _changed(folder: Path, expected: set[str] | None) -> str | None:
 
 def to_html(page: Page) -> str:
     """The page as one file that loads nothing."""
+    # Files of the package, so that each can be read and edited as what it is.
     css, script, template = (
         (files("gendistill.report.page") / name).read_text(encoding="utf-8")
         for name in ("page.css", "page.js", "page.html")
     )
+    # A name that the template has and nobody gave is an error, never an empty place.
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=_finalize
     )
@@ -91,9 +97,9 @@ def to_html(page: Page) -> str:
     return environment.from_string(template).render(
         page=page,
         version=__version__,
-        css=Markup(css),
+        css=Markup(css),  # our own, and no text of anybody's: put in as it is
         script=Markup(script),
-        policy=policy(f"\n{script}\n"),
+        policy=policy(f"\n{script}\n"),  # byte by byte what stands between the tags
         formats=SHOWN_FORMATS,
         blocks=blocks,
         is_name=is_name,
@@ -107,6 +113,7 @@ def to_html(page: Page) -> str:
 
 def policy(script: str) -> str:
     """What the browser is to let the page do: run this one script, and load nothing, whatever the replies hold."""
+    # Styles need no hash: plots have them in attributes, and nothing can be fetched by them.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
 
@@ -126,7 +133,10 @@ def sort_key(value: Value) -> Markup:
     """What the script sorts a cell by: the number as measured; a name sorts as it is shown."""
     if value is None:
         return Markup(" data-empty")
-    number = value.value if isinstance(value, Interval) else value
+    number = known(value.value if isinstance(value, Interval) else value)
+    if number is None:
+        return Markup(" data-empty")
+    # As Python writes it, with all digits: two that look equal still have an order.
     return Markup(f' data-value="{number!r}"') if isinstance(number, int | float) else Markup("")
 
 
@@ -144,6 +154,7 @@ def ends(column: Column, value: Value) -> str:
 
 def width(figure: Figure) -> int:
     """In pixels, at which its letters have the size they were drawn for."""
+    # In points; a browser's pixel is three quarters of one.
     points = re.search(r'viewBox="0 0 ([\d.]+) ', figure.svg)
     assert points is not None, figure.name
     return round(float(points[1]) * PIXELS_A_POINT)
