@@ -58,6 +58,7 @@ def page_of_ablation(folder: Path, console: Console) -> Page:
 
 def _records(done: Sequence[Variant], runs: Mapping[str, RunRecords]) -> dict[str, dict[int, Records]]:
     """By row and seed, as the ablation's own summary compares them: the teacher stands behind the base."""
+    # Of the base alone the teacher is taken: all variants of a seed have one, and were asked the same.
     rows: dict[str, dict[int, Records]] = {}
     for each in done:
         rows.setdefault(each.row, {})[each.seed] = runs[each.name].result

@@ -62,6 +62,7 @@ def flattened(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _versions(runs: Sequence[RunRecords]) -> list[Table]:
     """With what every stage was trained; stages of a run may have been on different days."""
+    # By stage: a run may have been resumed on another machine, or after an upgrade.
     columns = [Column("run", "run"), Column("stage", "stage")]
     names = ("gendistill", "torch", "transformers")
     columns += [Column(name, name) for name in names]

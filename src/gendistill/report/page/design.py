@@ -27,6 +27,7 @@ def layer_parts(runs: Sequence[RunRecords]) -> list[Part]:
     if having:
         # In the order in which they are met, each once.
         kinds = dict.fromkeys(kind for run in having for kind in run.layers)
+        # Attention first, whatever layer is the first: it is what the picture is looked at for.
         labels = {None: ATTENTION} | {kind: look_up(MIXERS, kind, "mixer").label for kind in kinds if kind is not None}
         said = "; ".join(f"{run.name} {_kept(run.layers)}" for run in having)
         svg = charts.layers({run.name: run.layers for run in having}, labels)
@@ -67,6 +68,7 @@ def speed_parts(runs: Sequence[RunRecords]) -> list[Part]:
 
 def _speed_figures(runs: Sequence[RunRecords]) -> list[Figure]:
     """At batch 1, in the best form of each model."""
+    # Other batches and forms are in the table: a line for each of them would hide these.
     figures = []
     for key, (label, scale) in MEASURED.items():
         series = {}
@@ -128,6 +130,7 @@ def _speed_table(runs: Sequence[RunRecords]) -> Table:
     return Table("speed", "Speed and memory by context", columns, rows, note)
 
 
+# Of a column in bench.json, what its bytes are divided by.
 _BYTES = {"peak": 2**-30, "cache": 2**-20}
 
 

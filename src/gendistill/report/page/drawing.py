@@ -78,7 +78,8 @@ def drawing(width: float, height: float) -> Iterator[tuple[Any, Any, list[str]]]
 
 
 def _cleaned(svg: str) -> str:
-    """Without the header of a file, so that it can stand in a page, and without what matplotlib says of itself."""
+    """An SVG of matplotlib as it can stand in a page, and with half the bytes."""
+    # The header of an XML file has no place in a page, nor what matplotlib says of itself.
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
@@ -93,6 +94,7 @@ def _hundredths(number: re.Match[str]) -> str:
 
 def in_page(svg: str, label: str, number: int) -> str:
     """An SVG as an image in the page, in its colours; `number` keeps its ids apart from those of the others."""
+    # Exact: no colour of the table is part of another's digits.
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
     # matplotlib gives equal shapes equal ids, and all plots are in one document here.

@@ -25,6 +25,7 @@ from gendistill.report.page.reading import Records, items_of
 
 # Shares as measured; `percent` multiplies by a hundred when they are shown.
 INTERVALS = f"Intervals are of {100 * LEVEL:.0f} %"
+# Places of styles, see `drawing.style`.
 STYLES = {"generation": 0, "ranking": 1}  # of the protocols, the same in every plot
 
 MDE_NOTE = "Min. detectable: the difference that so many items show four times in five."
@@ -108,6 +109,7 @@ def scaled(found: Interval) -> Interval:
 
 def accuracy_table(judged: Sequence[Judged]) -> Table:
     """Accuracy of teacher and student on each task, under both protocols."""
+    # Shares as measured, for the files; in percent for a reader.
     columns = [Column("model", "model"), Column("task", "task"), Column("items", "items", count)]
     for accuracy in ACCURACIES:
         for who in ("teacher", "student"):
@@ -146,6 +148,7 @@ def accuracy_figure(judged: Judged) -> Figure:
             if any(one is not None for one in found):
                 values = [None if one is None else scaled(one) for one in found]
                 series.append(charts.Dots(f"{who}, {protocol}", values, STYLES[protocol], hollow=who == "teacher"))
+    # All numbers in words: who does not see the plot reads them.
     said = "; ".join(
         f"{task}: " + ", ".join(f"{own.name} {own.values[number].value:.1f}" for own in series if own.values[number])
         for number, task in enumerate(judged.tasks)
@@ -169,7 +172,7 @@ def retention_table(judged: Sequence[Judged], *, means: bool) -> Table:
         Column("generation_above_chance", "above chance, %", percent),  # of what guessing does not give
         Column("gap", "gap, points", points),
         Column("p", "p", p_value),
-        Column("p_holm", "p, Holm", p_value),
+        Column("p_holm", "p, Holm", p_value),  # for all tests of the table together
         Column("minimum_detectable_effect", "min. detectable, points", decimals(1)),
     ]
     found = [

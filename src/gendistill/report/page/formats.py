@@ -78,6 +78,7 @@ def to_markdown_table(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     r"""A `tabular` with the rules of booktabs; the caption is the paper's own."""
+    # Names to the left, numbers to the right, as in the page.
     columns = "".join("l" if is_name(column) else "r" for column in table.columns)
     header = " & ".join(_latex(column.label) for column in table.columns)
     rows = [" & ".join(map(_latex, row)) for row in _cells(table)]
@@ -98,6 +99,7 @@ def to_latex(table: Table) -> str:
 
 def _cells(table: Table) -> list[list[str]]:
     """As shown, on one line each: names may come from anywhere."""
+    # A line break would end a row of Markdown, and of LaTeX a paragraph.
     return [
         [" ".join(visible(shown(column, value)).split()) for column, value in zip(table.columns, row, strict=True)]
         for row in table.rows
@@ -110,7 +112,7 @@ def _latex(cell: str) -> str:
 
 def is_name(column: Column) -> bool:
     """Whether a column holds names, and not numbers."""
-    return column.show is text
+    return column.show is text  # all other ways to show a value are of numbers
 
 
 # By the ending of the file.

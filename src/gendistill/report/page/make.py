@@ -52,7 +52,7 @@ class Material:
 def page_of_run(folder: Path) -> Page:
     """The page of a run: its student after every stage, the untrained one as the control."""
     run = read_run(folder, visible(folder.resolve().name))
-    seed = run.recipe.seed
+    seed = run.recipe.seed  # of the bootstrap, as in the run's own summary
     judged = [
         judge(Compared(label, run.teacher, run.records[label], seed, CONTROLS.get(label))) for label in run.students
     ]
@@ -82,6 +82,7 @@ def page_of_runs(folders: Sequence[Path], console: Console) -> Page:
     rows = Rows(by_seed, runs[0].name)
     headed = [rows.row(run.name) for run in runs]
     lead, numbers = headline(headed)
+    # The first is what the others are compared with, and the page says so above each table.
     material = Material(runs, rows, headed, judged, [run.name for run in runs], {"": runs})
     # By the recipe's own word for it: a folder's last part, or a hub id's.
     title = f"{len(runs)} runs of the teacher {Path(runs[0].recipe.teacher).name}"
@@ -114,7 +115,7 @@ def sections_of(material: Material) -> list[Section]:
     single = len(results) == 1
     # A single run's retention is drawn anew over items, as in its summary; rows of seeds over those as well.
     retention = [retention_figure(material.headed, material.rows.over if not single else "items")]
-    if single:
+    if single:  # of several runs this would be a plot of dozens of rows, which the table has
         retention.append(accuracy_figure(of_results[0]))
     # Of a single run the stages are no rivals: what differs is told by its losses and by their order.
     differences = [] if single else difference_parts(material.rows)

@@ -77,12 +77,13 @@ def read_run(root: Path, name: str) -> RunRecords:
     recipe = parse_recipe(settings, f"recipe {path}")
     if TEACHER not in evaluations.models:
         raise UserError(f"{root}: the teacher has not been evaluated; 'gendistill evaluate' does that")
-    last = evaluations.label("student")
+    last = evaluations.label("student")  # that of the furthest stage
+    # Those that both ends have: a task that was added later may be asked of the last student only.
     tasks = evaluations.common_tasks([TEACHER, last])
     # Records last, since they are what takes time: all labels of a task at once are checked for the same items.
     labels = [label for label in evaluations.models if _has_all(root, label, tasks)]
     by_task = {task: evaluations.records(task, labels) for task in tasks}
-    stages = [CONVERSION, *recipe.stages]
+    stages = [CONVERSION, *recipe.stages]  # numbered in this order, see `run.folder`
     folders = {stage: root / f"{place}-{stage}" for place, stage in enumerate(stages)}
     return RunRecords(
         name=name,
@@ -123,6 +124,7 @@ def _metrics(folders: Mapping[str, Path]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _reply_kl(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    # By the folder's name, which is the label of the student in it.
     paths = {folder.name: folder / "reply_kl.json" for folder in folders}
     return {label: read_json(path)["reply_kl"] for label, path in paths.items() if path.is_file()}
 
@@ -160,6 +162,7 @@ def check_comparable(runs: Sequence[RunRecords], *, by_seed: bool = False) -> No
 
     Retention of one teacher's accuracy says nothing beside that of another's.
     """
+    # What is compared has to be asked the same, by every task and question, and in one order.
     first_of: dict[int, RunRecords] = {}
     for run in runs:
         # Items are drawn by the seed, so those of one seed are the same, and each has its own first run.

@@ -33,6 +33,7 @@ def reply_parts(judged: Sequence[Judged], results: Sequence[str]) -> list[Part]:
     """
     # Seeds draw items of their own: the teacher has replies to each of those, and right letters differ.
     groups = {which: _with_teacher(which, some) for which, some in by_items(judged).items()}
+    # Of controls and earlier stages a diagnosis is expected, and stands in the table.
     said = [
         f"{task}, {name}: {diagnosis.name}. {diagnosis.sentence}"
         for models in groups.values()
@@ -42,6 +43,7 @@ def reply_parts(judged: Sequence[Judged], results: Sequence[str]) -> list[Part]:
         for diagnosis in found.diagnoses
     ]
     figures = [figure for which, models in groups.items() for figure in _letters(which, models)]
+    # That nothing was found is said, or a reader would look for the paragraph.
     said_or_none = warnings("replies", said) or [Note("Nothing stands out in the replies.")]
     return [*said_or_none, *figures, _table(groups)]
 
@@ -73,7 +75,9 @@ def _table(groups: Mapping[str, Models]) -> Table:
 
 
 def _cells(found: Diagnostics) -> list[Value]:
+    # Spaces at which no line breaks keep a letter with its share.
     letters = " ".join(f"{letter}\u00a0{100 * share:.0f}" for letter, share in found.letters.items())
+    # What could be read, not what could not: the higher the better, as all other columns of a reply.
     rates = (1 - found.unparsed, 1 - found.flexible_unparsed, found.truncated, found.repetitive)
     named = "; ".join(diagnosis.name for diagnosis in found.diagnoses)
     return [*rates, *found.tokens, letters or None, named or None]
@@ -84,7 +88,7 @@ def _letters(which: str, models: Models) -> list[Figure]:
     figures = []
     for task, found in next(iter(models.values())).items():
         if not found.letters:
-            continue
+            continue  # no options to choose from
         for number, some in batches(list(models.items()), MODELS_IN_A_PLOT):
             series = {name: by_task[task].letters for name, by_task in some}
             said = "; ".join(f"{name}: {_shares(shares)}" for name, shares in series.items())

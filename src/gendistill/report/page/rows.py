@@ -155,6 +155,7 @@ def _said(row: Row) -> str:
 
 def difference_parts(rows: Rows) -> list[Part]:
     """Every row's accuracy and retention, and its difference from the base: the largest by generation first."""
+    # Accuracy says how good a model is, retention how much of the teacher is left in it.
     columns = [Column("row", "model"), Column("seeds", "seeds", count), Column("items", "items", count)]
     for what, label in (("accuracy", "accuracy, %"), ("retention", "retention, %")):
         columns += [Column(f"{by}_{what}", f"{by}: {label}", percent) for by in PROTOCOLS]
@@ -248,6 +249,7 @@ def _flips(flips: Sequence[Mapping[str, Any]], pairs: int, rows: Rows) -> list[P
     if not flips:
         return [Note(f"Both protocols order all {pairs} pairs of models alike: no rank flips.")]
     certain = [flip for flip in flips if flip["p_corrected"] < SIGNIFICANT]
+    # Named, with both orders: a count of flips says nothing that could be acted on.
     first, second = flips[0]["rows"]  # the least p stands first
     lead = (
         f"Ranking and generation disagree on {len(flips)} of {pairs} pairs of models, beyond chance on {len(certain)}. "

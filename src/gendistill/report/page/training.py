@@ -65,7 +65,7 @@ def _loss_figures(group: str, runs: Sequence[RunRecords]) -> list[Figure]:
 
 def _loss_panel(title: str, stage: str, label: str, runs: Sequence[RunRecords]) -> Figure:
     series = []
-    said = []
+    said = []  # the same in words, for those who do not see it
     for run in runs:
         rows = run.metrics[stage]
         name = run.name if len(runs) > 1 else "training"
@@ -207,6 +207,7 @@ def _cost(run: RunRecords, stage: str, lines: Sequence[Mapping[str, Any]]) -> li
     machine = run.reports.get(stage, {}).get("machine")
     if machine is None:
         return [run.name, stage, tokens, seconds, tokens / seconds, None, None, None]
+    # An hour of a CPU is no hour of a GPU, however many processes it has.
     on_gpu = machine["device"] != "CPU"
     hours = seconds * machine["processes"] / SECONDS_AN_HOUR if on_gpu else 0.0
     return [run.name, stage, tokens, seconds, tokens / seconds, machine["device"], machine["processes"], hours]

@@ -125,6 +125,7 @@ def _finalize(value: object) -> object:
 
 def blocks(section: Section) -> Iterator[tuple[str, Sequence[Part]]]:
     """Neighbours of one kind together: plots stand side by side."""
+    # By the class's name, which the template asks for.
     for kind, parts in groupby(section.parts, key=lambda part: type(part).__name__):
         yield kind, list(parts)
 
