@@ -9,6 +9,7 @@ from gendistill.ablation.variants import make_variants
 from gendistill.errors import UserError
 from gendistill.recipe.loading import parse_recipe
 
+RATES = ("learning_rate", "weight_decay", "gradient_clip", "schedule.final")
 PAIR = {"objective": {f"{LAST}.objective": ["reverse_kl"]}, "length": {f"{LAST}.tokens": [128, 256]}}
 
 
@@ -43,6 +44,15 @@ def test_crossed_axes_have_every_choice(tmp_path):
         variants(tmp_path, axes=PAIR | {"other": {f"{LAST}.tokens": [64]}}, crossed=True)
 
 
+def test_names_of_folders_are_short_and_their_own(tmp_path):
+    axes = {f"axis_{n}_with_a_long_name": {f"stages.block_alignment.{key}": [0.25]} for n, key in enumerate(RATES)}
+    names = [each.variant.name for each in variants(tmp_path, axes=axes, crossed=True, controls={})]
+    assert len(set(names)) == len(names) == 2 ** len(axes) and max(map(len, names)) < 100
+    same = {"a": {"b-c": {f"{LAST}.tokens": 128}}, "a-b": {"c": {f"{LAST}.tokens": 256}}}
+    with pytest.raises(UserError, match="two values come to the same name of a folder: a-b-c-seed0; give one another"):
+        variants(tmp_path, axes=same, controls={})
+
+
 def test_settings_of_all_variants(tmp_path):
     made = variants(tmp_path, ["held_out=0.1"], axes=PAIR, settings={f"{LAST}.weight_decay": 0.5})
     assert {each.recipe.held_out for each in made} == {0.1}
@@ -70,19 +80,21 @@ def test_all_values_that_do_not_fit_are_listed(tmp_path):
         stage={"stages.logits.tokens": [128]},
         layers={"student.keep_attention": [[2, 80]]},
         frozen={f"{LAST}.train": [["mixer_qkv"]]},
+        seed={"seed": [4]},
         items={"evaluation.tasks.facts.items": [9]},
         fine={f"{LAST}.tokens": [128]},
     )
     with pytest.raises(UserError) as error:
         variants(tmp_path, axes=axes, controls={"trained_teacher": None})
     lines = str(error.value).splitlines()
-    assert lines[0].startswith("7 value(s) do not fit ")
+    assert lines[0].startswith("8 value(s) do not fit ")
     for where, what in {
         "axes.objective.reverse_k": "did you mean 'reverse_kl'?",
         "axes.objective.forward_kl": "is what the base has already",
         "axes.stage.128": "there is no 'logits'",
         "axes.layers.2-80": "80",
         "axes.frozen.mixer_qkv": "unknown role 'mixer_qkv'",
+        "axes.seed.4": "changes seed: ",
         "axes.items.9": "changes evaluation.tasks: results of other teachers, seeds or items are not comparable",
         "controls.trained_teacher": "the base has no stage with loss_on: completion",
     }.items():

@@ -21,7 +21,7 @@ from gendistill.distill.objectives import Alignment, EndToEnd
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.schedule import learning_rate_share
 from gendistill.distill.tracking import flatten
-from gendistill.errors import UserError
+from gendistill.errors import Diverged, UserError
 from gendistill.models.mixers.layer import LinearAttention
 from gendistill.models.modeling import LlamaMLP, describe
 from gendistill.recipe.stage import Schedule
@@ -416,9 +416,7 @@ def test_a_run_gone_wrong_stops_and_keeps_the_last_good_checkpoint(make_stage, r
     unbroken = run(stage, folder="unbroken")
     with (
         watching(lambda number, sums, objective: spoil(sums, objective) if number == 5 else sums),
-        pytest.raises(
-            UserError, match=f"(?s)test, step 5: .*{message}.*The last good checkpoint is kept in "
-        ) as caught,
+        pytest.raises(Diverged, match=f"(?s)test, step 5: .*{message}.*The last good checkpoint is kept in ") as caught,
     ):
         run(stage, folder="stopped")
     folder = unbroken.folder.parent / "stopped"
@@ -429,7 +427,7 @@ def test_a_run_gone_wrong_stops_and_keeps_the_last_good_checkpoint(make_stage, r
 
 
 def test_a_diverging_run_stops(make_stage, run, short):
-    with pytest.raises(UserError, match=r"the loss is (nan|inf).*Lower the learning rate.*No checkpoint was due"):
+    with pytest.raises(Diverged, match=r"the loss is (nan|inf).*Lower the learning rate.*No checkpoint was due"):
         run(make_stage(learning_rate=1e30))
 
 

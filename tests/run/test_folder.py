@@ -12,7 +12,7 @@ import yaml
 from cli_tools import RECIPE, environment
 from gendistill.errors import UserError
 from gendistill.recipe.loading import load_recipe, parse_recipe
-from gendistill.run.folder import RunFolder
+from gendistill.run.folder import RunFolder, stage_key
 from gendistill.run.lock import holder_of, lock_folder
 
 HOLD = """
@@ -128,6 +128,23 @@ def test_what_has_begun_may_not(begun, change):
     with pytest.raises(UserError, match=f"another recipe; different: {change}"):
         RunFolder(begun, recipe(MAY_NOT[change]))
     assert (begun / "recipe.yaml").read_text() == before
+
+
+def test_the_stage_that_places_layers_is_behind_the_conversion(tmp_path):
+    """It has not begun itself, and yet the layers were chosen by short trainings in it."""
+    place = dict(method="kl", layers=2, student="aligned", stage="logit_distillation", tokens=256)
+    before = recipe(("student", "keep_attention", place))
+    folder = RunFolder(tmp_path / "run", before)
+    folder.create()
+    folder.student("conversion").mkdir(parents=True)
+    changed, other = (
+        recipe(("student", "keep_attention", place), ("stages", stage, "learning_rate", 1e-5))
+        for stage in ("logit_distillation", "block_alignment")
+    )
+    with pytest.raises(UserError, match=r"different: stages\.logit_distillation\.learning_rate\."):
+        RunFolder(folder.root, changed)
+    RunFolder(folder.root, other)
+    assert stage_key(changed, "conversion") != stage_key(before, "conversion") == stage_key(other, "conversion")
 
 
 def test_a_stage_that_has_begun_keeps_its_place(begun):

@@ -37,6 +37,7 @@ def _named(axis: Any) -> Any:
         return axis
     found: dict[str, Any] = {}
     for name, values in axis.items():
+        # A named value is a mapping of settings, so that a list can only be a setting's values.
         if isinstance(values, list):
             found |= {_plain(value): {name: value} for value in values}
         else:
@@ -46,6 +47,7 @@ def _named(axis: Any) -> Any:
 
 def _plain(value: Any) -> str:
     """A value as a part of a file's name: [2, 5] -> "2-5"."""
+    # What is left of an empty list is nothing, and a folder needs a name.
     return re.sub(r"[^A-Za-z0-9._]+", "-", str(value)).strip("-.") or "none"
 
 
@@ -71,6 +73,7 @@ class AblationFile(Settings):
 
     @model_validator(mode="after")
     def check(self):
+        # As two rows of the same figures it would be taken for a second opinion.
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds}: one stands twice; a seed gives the same results again")
         if taken := {BASE, "window", "teacher", "trained_teacher"} & self.axes.keys():
@@ -85,6 +88,7 @@ class AblationFile(Settings):
         """That no two axes change the same setting: one of two values would win without a word."""
         changed = [(axis, key) for axis, values in self.axes.items() for value in values.values() for key in value]
         for (axis, key), (other, below) in product(changed, repeat=2):
+            # A section and a setting in it, too: "stages" would take "stages.one.tokens" away again.
             if axis != other and f"{below}.".startswith(f"{key}."):
                 raise ValueError(f"axes {axis} and {other} are crossed, and both change {below}")
 
@@ -101,8 +105,10 @@ def read_ablation_file(path: Path) -> AblationFile:
     try:
         found = AblationFile.model_validate(settings)
     except ValidationError as error:
+        # All of them: a user should not have to start once per mistake.
         lines = [f"  {'.'.join(map(str, each['loc'])) or 'ablation'}: {each['msg']}" for each in error.errors()]
         raise UserError(f"{path}: {len(lines)} setting(s) to mend\n" + "\n".join(lines)) from None
+    # Absolute, since it is written into the ablation's folder, and read from anywhere.
     return found.model_copy(update={"base": located(found.base, path.parent)})
 
 

@@ -41,6 +41,7 @@ class Launcher(Protocol):
 
 def run_command(recipe: Path, output: Path) -> list[str]:
     """The command that runs a variant, on any machine with this interpreter and these folders."""
+    # Absolute: a job may begin in another folder.
     return [sys.executable, "-m", "gendistill.cli", "run", str(recipe.absolute()), "--output", str(output.absolute())]
 
 
@@ -56,14 +57,17 @@ class Local:
     def __init__(self, device: str, jobs: int | None):
         """`device` is the recipe's: auto, cpu or cuda; `jobs` how many processes at a time, None for as many as fit."""
         self.gpus = [] if device == "cpu" else visible_gpus()
-        # All of a CPU's cores work for one process already.
+        # All of a CPU's cores work for one process already; a GPU holds the models of one.
         self.places = jobs or len(self.gpus) or 1
 
     def start(self, command: Sequence[str], log: Path, place: int) -> subprocess.Popen:
         environment = dict(os.environ)
         if self.gpus:
+            # With more places than GPUs, as --jobs may ask for, several share one.
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[place % len(self.gpus)]
+        # Of errors only those of the last attempt, in which the reason of a failure is looked for.
         with open(log, "a") as output, open(errors_of(log), "w") as errors:
+            # In the queue's own process group, so that Ctrl-C and a kill of the group reach both.
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=environment)
 
 
@@ -73,6 +77,7 @@ def visible_gpus() -> list[str]:
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
+        # Whoever started the queue has a part of the machine: its names, which may be UUIDs, are passed on.
         return [name for name in given.split(",") if name][: torch.cuda.device_count()]
     return [str(number) for number in range(torch.cuda.device_count())]
 
@@ -92,8 +97,10 @@ class Cluster:
             import submitit
         except ImportError:
             raise UserError('--cluster needs submitit: pip install "gendistill[cluster]"') from None
+        # As many as are to be in the cluster's own queue at a time.
         self.places = jobs
         try:
+            # By its own words what it is called with: it checks names of settings, and whether there is such a cluster.
             self.executor = submitit.AutoExecutor(folder, cluster=kind)
             self.executor.update_parameters(**settings)
         except (RuntimeError, ValueError, NameError, TypeError) as error:
@@ -120,7 +127,7 @@ class _Job:
         return self.wait() if self.job.done() else None
 
     def terminate(self) -> None:
-        self.job.cancel()
+        self.job.cancel()  # a running stage resumes from its last checkpoint
 
     def wait(self) -> int:
         # A job that the cluster ended (time, memory) has no result; which exception says so depends on how.

@@ -54,6 +54,7 @@ class AblationPrice:
     def notes(self) -> list[str]:
         tokens = sum(row.tokens for row in self.rows)
         alone = sum(stage.whole_tokens for row in self.rows for stage in row.planned.recipe.stages.values())
+        # Of n that need a stage, n - 1 do not run it.
         spared = sum(len(stage.variants) - 1 for stage in self.shared)
         lines = [
             f"{len(self.shared)} stages are run once for several variants, which spares {spared} runs of them: "
@@ -61,6 +62,7 @@ class AblationPrice:
             f"disk: at most {gib(self.disk_bytes)} GiB; shared stages are linked, not copied",
         ]
         hours = [row.hours for row in self.rows]
+        # A sum over some variants only would be taken for all.
         if None not in hours:
             lines.append(
                 f"training in all: {sum(hours):.3g} hours on one device, from a probe of the base and each variant's "
@@ -86,6 +88,7 @@ def price(variants: Sequence[Planned], probes: Mapping[str, Probe]) -> AblationP
         own = {stage: settings for stage, settings in each.recipe.stages.items() if stage not in taken}
         hours = None
         if probes and own.keys() <= probes.keys():
+            # By the base's own rate: to measure every variant's would take longer than many of them.
             hours = sum(
                 probes[stage].hours(settings)
                 * _work(planners[name], settings)
@@ -93,6 +96,7 @@ def price(variants: Sequence[Planned], probes: Mapping[str, Probe]) -> AblationP
                 for stage, settings in own.items()
             )
         rows.append(RowPrice(each, sum(stage.whole_tokens for stage in own.values()), hours))
+    # Of what variants write themselves; how much of it is shared depends on who fails.
     disk = sum(planners[each.variant.name].whole_disk(each.recipe) for each in runs)
     return AblationPrice(rows, shared, disk)
 

@@ -36,7 +36,7 @@ ENDED: tuple[State, ...] = ("done", "failed", "diverged")
 
 @dataclass
 class _Running:
-    """A process, the place that it takes, and when it began (`time.monotonic`)."""
+    """A variant's process, the place that it takes, and when it began (`time.monotonic`)."""
 
     process: Process
     place: int
@@ -58,7 +58,7 @@ class Queue:
         """
         self.root, self.file, self.console = root, file, console
         self.planned = {each.variant.name: each for each in planned}
-        # The teacher's row is a part of the base's run.
+        # Those that have a run of their own: the teacher's row is a part of the base's.
         self.runs = [each.variant.name for each in planned if each.variant.control != TEACHER]
         # In somebody's folder an ablation would be lost, or would overwrite something.
         if root.exists() and not (root / FILE).exists() and any(path.name != LOCK for path in root.iterdir()):
@@ -189,8 +189,8 @@ class Queue:
         for name, running in list(self.running.items()):
             code = running.process.poll()
             if code is None:
-                continue
-            del self.running[name]
+                continue  # it runs
+            del self.running[name]  # its place is free
             if code != 0 and self._holder(name) is not None:
                 # Another process was faster to take the folder: it is that one's to end.
                 self._change(name, state="waiting")
@@ -202,6 +202,7 @@ class Queue:
     def _end(self, name: str, code: int, seconds: float) -> None:
         recipe = self.planned[name].recipe
         if code == 0:
+            # With those of stages that it has taken from others: what its student was trained on.
             tokens = sum(stage.whole_tokens for stage in recipe.stages.values())
             self._change(name, state="done", tokens=tokens, seconds=round(seconds, 1))
             return
@@ -241,6 +242,7 @@ class Queue:
             running.process.wait()
             self._change(name, state="waiting", write=False)
         self.running.clear()
+        # Once: a second signal may come while many are written.
         self._write()
 
     def _change(self, name: str, *, write: bool = True, **values) -> None:

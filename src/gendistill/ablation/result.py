@@ -87,6 +87,7 @@ class Ablation(Settings):
 
     @model_validator(mode="after")
     def check(self) -> Self:
+        # Reports look rows up by name, and colour them by axis.
         names = [variant.name for variant in self.variants]
         if doubled := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"variants {', '.join(sorted(doubled))} stand twice")
@@ -112,6 +113,7 @@ def read_ablation(folder: Path) -> Ablation:
     path = folder / FILE
     if not path.is_file():
         raise UserError(f"{folder} is no ablation's folder (no {FILE}); give one that 'gendistill ablate' made")
+    # Written whole at once, so that only a disk, a hand or another version can have done this.
     try:
         return Ablation.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:

@@ -32,6 +32,7 @@ def summarise(root: Path, ablation: Ablation, planned: Mapping[str, Planned]) ->
     done = [variant for variant in ablation.variants if variant.state == "done"]
     if not any(variant.row == BASE for variant in done):
         return None
+    # First, since two teachers may have been asked the same items.
     _check_teachers(root, done)
     rows: dict[str, dict[int, Records]] = {}
     for variant in done:
@@ -46,6 +47,7 @@ def summarise(root: Path, ablation: Ablation, planned: Mapping[str, Planned]) ->
         if variant.state != "done"
     ]
     found |= {"name": ablation.name, "effects": effects(ablation, found), "not_done": not_done}
+    # The numbers first, which the text is made of.
     write_atomically(root / "summary.json", json.dumps(found, indent=1) + "\n")
     write_atomically(root / NAME, _markdown(ablation, found))
     return root / NAME
@@ -58,6 +60,7 @@ def effects(ablation: Ablation, found: Mapping[str, Any]) -> list[dict[str, Any]
         row = found["rows"].get(variant.row)
         if variant.axis is None or row is None:
             continue
+        # By generation: what a model answers is what it is for.
         points = row["generation"]["difference"]["value"]
         before = largest.get(variant.axis)
         if points is not None and (before is None or abs(points) > abs(before["generation"])):
@@ -78,6 +81,7 @@ def _records(root: Path, variant: Variant, planned: Planned, label: str | None =
     if label is None:
         is_teacher = variant.control == TEACHER
         label = TEACHER if is_teacher else RunFolder(folder, recipe).label(last_evaluated(recipe))
+    # Records that have changed since they were written are refused there.
     evaluations = Evaluations(folder)
     return {task: evaluations.records(task, [label])[label] for task in recipe.evaluation.tasks}
 
@@ -87,6 +91,7 @@ def _check_teachers(root: Path, done: Sequence[Variant]) -> None:
     teachers: dict[str, str] = {}
     for variant in done:
         recorded = read_json(root / variant.folder / "teacher.json")
+        # By content: where its files lie, and when they were last touched, makes no other teacher.
         files = {name: about["sha256"] for name, about in recorded["files"].items()}
         described = json.dumps([files, recorded["tokenizer"]], sort_keys=True)
         teachers.setdefault(described, variant.name)
@@ -99,6 +104,7 @@ def _check_teachers(root: Path, done: Sequence[Variant]) -> None:
 
 
 def _markdown(ablation: Ablation, found: Mapping[str, Any]) -> str:
+    # An order of nothing where no task is ranked.
     names = {by: ", ".join(order) or NOTHING for by, order in found["orders"].items()}
     parts = [
         f"# {ablation.name}",
@@ -122,6 +128,7 @@ def _markdown(ablation: Ablation, found: Mapping[str, Any]) -> str:
 
 
 def _because(reason: str | None) -> str:
+    # On one line, or the list would end at the first break.
     return "" if reason is None else f": {' '.join(reason.split())}"
 
 
@@ -164,6 +171,7 @@ def _flips(found: Mapping[str, Any]) -> list[str]:
         return ["No two rows change places."]
     lines = []
     for flip in found["flips"]:
+        # All are named, also those that another draw of items would turn round again.
         certain = "" if flip["p_corrected"] < CERTAIN else " (within chance)"
         lines.append(
             f"- {flip['rows'][0]} before {flip['rows'][1]} by ranking ({flip['ranking']:+.1f} points), behind it by "

@@ -47,6 +47,7 @@ def compare_rows(rows: Mapping[str, Seeds], base: str, teacher: str, seed: int =
     Raises:
         UserError: two rows were not evaluated on the same items.
     """
+    # Pairing is by position, so that other items would be compared without a sign of it.
     _check_items(rows)
     drawn = _Drawn(rows, seed)
     found = {name: _row(drawn, name, base, teacher) for name in rows}
@@ -54,6 +55,7 @@ def compare_rows(rows: Mapping[str, Seeds], base: str, teacher: str, seed: int =
     corrected = holm([found[name][by]["p"] for name, by in tests])
     for (name, by), p in zip(tests, corrected, strict=True):
         found[name][by]["p_corrected"] = p
+    # Without ranking there is one order, and nothing that it could contradict.
     pairs = list(combinations(rows, 2)) if drawn.is_ranked else []
     return {
         "rows": found,
@@ -89,6 +91,7 @@ class _Drawn:
         self.rows, self.seed = rows, seed
         first = outcomes(next(iter(next(iter(rows.values())).values())))
         ranked = [task for task, outcome in first.items() if outcome.ranked]
+        # The same tasks for both protocols: a gap between them must not be one between tasks.
         self.is_ranked, self.tasks = bool(ranked), ranked or list(first)
         self.measured: dict[tuple[int, str], np.ndarray] = {}
         self.drawn: dict[tuple[int, str], np.ndarray] = {}
@@ -96,6 +99,7 @@ class _Drawn:
             self._draw(number)
 
     def _draw(self, number: int) -> None:
+        # A row may lack a seed, of a variant that failed; the others are not drawn otherwise for it.
         names = [name for name, seeds in self.rows.items() if number in seeds]
         found = {name: outcomes(self.rows[name][number]) for name in names}
         measured = np.zeros((len(names), 2))
@@ -142,7 +146,7 @@ def _row(drawn: _Drawn, name: str, base: str, teacher: str) -> dict[str, Any]:
     seeds = drawn.seeds(name)
     items = sum(len(drawn.rows[name][seed][task]) for seed in seeds for task in drawn.tasks)
     row: dict[str, Any] = {"seeds": seeds, "items": items}
-    measured, means = drawn.mean(name, seeds)
+    measured, means = drawn.mean(name, seeds)  # [2], [RESAMPLES, 2]
     for place, by in enumerate(PROTOCOLS):
         if np.isnan(measured[place]):
             row[by] = None
@@ -159,7 +163,7 @@ def _retention(drawn: _Drawn, name: str, teacher: str, place: int) -> dict[str, 
     if not seeds:
         return vars(Estimate(None, None))
     (ours, our_draws), (theirs, their_draws) = drawn.mean(name, seeds), drawn.mean(teacher, seeds)
-    if not theirs[place] > 0:
+    if not theirs[place] > 0:  # nan too
         return vars(Estimate(None, None))
     # A draw in which the teacher has nothing right has no ratio.
     has = their_draws[:, place] > 0
@@ -170,8 +174,10 @@ def _difference(drawn: _Drawn, name: str, other: str, place: int) -> dict[str, A
     """Points by which a row exceeds another, over the seeds that both have, and p."""
     seeds = drawn.seeds(name, other)
     if not seeds:
+        # Nothing can be said of them; as a comparison that found nothing it stays among those corrected for.
         return {"difference": vars(Estimate(None, None)), "p": 1.0}
     (ours, our_draws), (theirs, their_draws) = drawn.mean(name, seeds), drawn.mean(other, seeds)
+    # Draw by draw on the same seeds and items, so that what makes both better or worse falls out.
     draws = 100 * (our_draws[:, place] - their_draws[:, place])
     return {"difference": _estimate(100 * (ours[place] - theirs[place]), draws), "p": _p(draws)}
 
@@ -199,6 +205,7 @@ def _flips(drawn: _Drawn, pairs: Sequence[tuple[str, str]]) -> list[dict[str, An
     tested = []
     for one, other in pairs:
         by = [_difference(drawn, one, other, place) for place in range(len(PROTOCOLS))]
+        # One that is zero, or was never measured, turns no order round.
         tested.append((one, other, *(found["difference"]["value"] or 0.0 for found in by), max(f["p"] for f in by)))
     # Of all pairs, since each of them could have been found.
     corrected = holm([p for *_, p in tested])

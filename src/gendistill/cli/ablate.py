@@ -61,11 +61,13 @@ def command(
     else:
         launcher = Cluster(cluster, root / "cluster", settings, jobs or JOBS_OF_A_CLUSTER)
     queue.run(launcher, only or ())
+    # Also of a part of the rows: with --only, or where some have failed.
     ablation = queue.ablation()
     path = summarise(root, ablation, queue.planned)
     counts = Counter(variant.state for variant in ablation.variants)
     console.print(f"{found.name}: {', '.join(f'{number} {state}' for state, number in counts.items())}")
     console.print("no summary: the base is not done" if path is None else f"summary: {path}")
+    # One that diverged has a result to show; one that failed has none yet.
     if failed := [variant for variant in ablation.variants if variant.state == "failed"]:
         reasons = "\n".join(f"  {variant.name}: {variant.reason}" for variant in failed)
         raise UserError(f"{len(failed)} variant(s) failed; the same command tries them again\n{reasons}")
@@ -86,9 +88,12 @@ def _print_plan(planned: list, console, probe: bool) -> None:
     """Variants with what each has to run itself, what is shared, and the price of it all."""
     from gendistill.ablation.price import price
     from gendistill.cli.plan import measure
+    from gendistill.compute import compute_to_price
 
     base = planned[0].recipe
-    probes = measure(base, list(base.stages)) if probe else {}
+    # A recipe for a GPU is priced without one as well, but for its hours.
+    here = compute_to_price(base).is_present
+    probes = measure(base, list(base.stages)) if probe and here else {}
     found = price(planned, probes)
     console.print(f"{len(found.rows)} variants")
     for row in found.rows:

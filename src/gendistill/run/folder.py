@@ -241,6 +241,7 @@ def stage_key(recipe: Recipe, stage: str) -> str:
 
 def synthesis_behind(recipe: Recipe, stages: Collection[str]) -> list[str]:
     """The sets of the teacher's writing that these stages learn from, or the conversion measures on."""
+    # By source, since several mixtures may hold the same set.
     mixtures = {recipe.conversion.data if name == "conversion" else recipe.stages[name].mixture for name in stages}
     return sorted({source.synthesis for mixture in mixtures for source in recipe.data[mixture]} - {None})
 
