@@ -15,13 +15,14 @@ from gendistill.ablation.result import Ablation, write_ablation
 from gendistill.analysis.ablation import compare_rows
 from gendistill.analysis.scores import MEAN, Scores, TaskScore, paired_table, wilson
 from gendistill.analysis.significance import compare
+from gendistill.files import seal, write_jsonl
 from gendistill.report.page import charts, drawing
 from gendistill.report.page.comparison import flattened
 from gendistill.report.page.formats import to_csv, to_json, to_latex, to_markdown_table
 from gendistill.report.page.make import names_of
 from gendistill.report.page.parts import Column, Interval, Table, decimals, file_name, percent
 from gendistill.report.page.write import check_folder
-from run_maker import MACHINE, choices, make_run, programs, three_models
+from run_maker import MACHINE, choices, make_run, metrics, programs, three_models
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDENT = {"choice": choices(14, 20), "programs": programs(6)}
@@ -367,6 +368,19 @@ def test_a_table_in_every_format():
     latex = to_latex(TABLE)
     assert r"\begin{tabular}{lrr}" in latex and r"model & kept, \% & loss \\" in latex
     assert r"a|b\_1 & 50.0 (25.0 to 75.0) & -- \\" in latex
+
+
+def test_a_loss_that_is_no_number_is_drawn_around_and_sorts_last(tmp_path):
+    made = make_run(tmp_path / "run", three_models(STUDENT))
+    lines = metrics()
+    lines[-1]["loss"] = float("nan")
+    write_jsonl(made / "1-logit_distillation/metrics.jsonl", lines)
+    seal(made / "1-logit_distillation")
+    folder = written(made)
+    assert table(folder, "losses")[0]["loss_last"] is None
+    assert "NaN" not in (folder / "tables/losses.json").read_text()
+    assert re.search(r'<td class="number" data-empty><bdi>nan</bdi></td>', page(folder))
+    assert "its loss ended above where it began" in page(folder)
 
 
 def test_files_have_plain_names():
