@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from ablation_tools import ABLATION, BASE, LAST, InProcess, run_queue, write_ablation_file
 from cli_tools import command, environment, in_process
-from gendistill.ablation.result import read_ablation
+from gendistill.ablation.result import read_ablation, write_ablation
 from gendistill.errors import UserError
 from gendistill.models.conversion import weights_sha256
 
@@ -143,35 +145,29 @@ def test_another_teacher_is_not_compared(finished, tmp_path):
 
 
 def test_killed_twice_it_ends_the_same(finished, tmp_path):
-    """kill -9 of the queue alone, whose process goes on, and of all that runs; each in the middle of a training."""
+    """kill -9 in the middle of two trainings; the command itself, with processes of its own, brings it to its end."""
     path = write_ablation_file(tmp_path, axes=ONE_AXIS, controls={})
     root = tmp_path / "out"
-    call = command("ablate", path, "--output", root)
-
-    def kill_at(log, of_group):
-        process = subprocess.Popen(
-            call,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment(),
-            start_new_session=True,
-        )
+    queue = "import sys; from pathlib import Path; from ablation_tools import run_queue"
+    queue += "; run_queue(*map(Path, sys.argv[1:]))"
+    tools = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    for name, stage in ((BASE_RUN, "1-block_alignment"), (OTHER, "2-logit_distillation")):
+        # Variants run in the queue's process here, which spares starts.
+        process = subprocess.Popen([sys.executable, "-c", queue, str(path), str(root)], env=environment() | tools)
+        log = root / "variants" / name / stage / "metrics.jsonl"
         deadline = time.time() + 120
         while not log.exists() or not log.read_text():
             assert process.poll() is None and time.time() < deadline, "ended by itself, or no progress"
-            time.sleep(0.005)
-        kill = os.killpg if of_group else os.kill
-        kill(process.pid, signal.SIGKILL)
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
         process.wait()
-
-    kill_at(root / "variants" / BASE_RUN / "1-block_alignment/metrics.jsonl", of_group=False)
-    assert states(root)[BASE_RUN] == "running"
-    kill_at(root / "variants" / OTHER / "2-logit_distillation/metrics.jsonl", of_group=True)
-    assert not (root / "variants" / OTHER / "2-logit_distillation/student").exists(), "killed too late"
+        assert not (log.parent / "student").exists(), "killed too late to show anything"
+        assert read_ablation(root).shared[-1].run_once_in == f"variants/{BASE_RUN}"
+    call = command("ablate", path, "--output", root)
     done = subprocess.run(call, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert states(root) == {BASE_RUN: "done", OTHER: "done"}
-    assert f"{root / 'summary.md'}" in done.stdout
+    assert f"{root / 'summary.md'}" in done.stdout and (root / "logs" / f"{OTHER}.log").read_text()
     for name in (BASE_RUN, OTHER):
         assert results(root, name) == results(finished, name)
     # Corrected for another number of rows, but else the same figures.
@@ -181,16 +177,37 @@ def test_killed_twice_it_ends_the_same(finished, tmp_path):
         assert figures[0] == figures[1]
 
 
+def test_what_a_killed_queue_has_left_is_waited_for(finished, tmp_path):
+    """A process that still holds a variant's folder ends it; only then the variant, and what needs it, goes on."""
+    root = shutil.copytree(finished, tmp_path / "out", symlinks=True)
+    ablation = read_ablation(root)
+    left = [
+        each.model_copy(update={"state": "running"}) if each.name == BASE_RUN else each for each in ablation.variants
+    ]
+    write_ablation(root, ablation.model_copy(update={"variants": left}))
+    with holding(root / "variants" / BASE_RUN, seconds=1) as holder:
+        launcher = InProcess()
+        run_queue(finished.parent / "ablation.yaml", root, launcher)
+        assert holder.poll() is not None and launcher.started == [BASE_RUN]
+    assert states(root) == states(finished) and results(root, BASE_RUN) == results(finished, BASE_RUN)
+
+
+@contextmanager
+def holding(folder, seconds):
+    """A process that has a folder's lock for so long."""
+    hold = "import sys, time; from pathlib import Path; from gendistill.run.lock import lock_folder"
+    hold += "; lock_folder(Path(sys.argv[1])); print(flush=True); time.sleep(float(sys.argv[2]))"
+    call = [sys.executable, "-c", hold, str(folder), str(seconds)]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, env=environment()) as process:
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
 def test_two_queues_in_one_folder_are_refused(ablation_file, tmp_path):
     root = tmp_path / "out"
     root.mkdir()
-    hold = f"from pathlib import Path; from gendistill.run.lock import lock_folder; lock_folder(Path({str(root)!r}))"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", f"{hold}; print(flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    holder.stdout.readline()
-    with pytest.raises(UserError, match=f"another process works there: process {holder.pid} "):
+    with holding(root, seconds=60), pytest.raises(UserError, match="another process works there: process "):
         run_queue(ablation_file, root)
-    holder.communicate(b"\n")
     with pytest.raises(UserError, match="is not empty and holds no ablation"):
         run_queue(ablation_file, tmp_path)

@@ -1,5 +1,7 @@
 """The ablation file and its variants, before anything runs."""
 
+from datetime import date
+
 import pytest
 
 from ablation_tools import BASE, LAST, write_ablation_file
@@ -111,6 +113,8 @@ def test_all_values_that_do_not_fit_are_listed(tmp_path):
         ({"axes": {}}, "axes: "),
         ({"axes": {"a b": {"seed": [1]}}}, "names files"),
         ({"axes": {"base": PAIR["length"]}}, "base names rows of another sort"),
+        ({"axes": {"a": {"b": [1, "1"]}}}, "two values are called 1; name them"),
+        ({"axes": {"a": {"b": [date(2026, 1, 31)]}}}, "date is not JSON serializable.*quote what is a text"),
         ({"controls": {"best": None}}, "controls.best"),
         ({"controls": {"teacher": {"seed": 1}}}, "takes no settings"),
     ],

@@ -35,14 +35,17 @@ def _named(axis: Any) -> Any:
     """An axis as named values: a setting with a list of values is unfolded, what is one already stays."""
     if not isinstance(axis, dict):
         return axis
-    found: dict[str, Any] = {}
+    named: list[tuple[str, Any]] = []
     for name, values in axis.items():
         # A named value is a mapping of settings, so that a list can only be a setting's values.
         if isinstance(values, list):
-            found |= {_plain(value): {name: value} for value in values}
+            named += [(_plain(value), {name: value}) for value in values]
         else:
-            found[name] = values
-    return found
+            named.append((name, values))
+    names = [name for name, _ in named]
+    if doubled := sorted({str(name) for name in names if names.count(name) > 1}):
+        raise ValueError(f"two values are called {', '.join(doubled)}; name them, as NAME: {{SETTING: VALUE}}")
+    return dict(named)
 
 
 def _plain(value: Any) -> str:
@@ -80,6 +83,11 @@ class AblationFile(Settings):
             raise ValueError(f"axes: {', '.join(sorted(taken))} names rows of another sort; choose another name")
         if self.controls.get("teacher"):
             raise ValueError("controls.teacher: the teacher stays as it is, so it takes no settings")
+        try:
+            json.dumps(self.model_dump())
+        except TypeError as error:
+            # YAML reads 2026-01-31 as a date, which no setting is.
+            raise ValueError(f"values are numbers, texts, lists and mappings ({error}); quote what is a text") from None
         if self.crossed:
             self._check_apart()
         return self
