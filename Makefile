@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test transformers-tests clean
+.PHONY: demo test transformers-tests browser-tests clean
 
 demo: $(VENV)/installed
 	$(RUN)/gendistill run recipes/demo.yaml
@@ -11,12 +11,17 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m "not gpu and not transformers_tests" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m "not gpu and not transformers_tests and not browser" -n 2 --dist loadfile
 
 # transformers' own common model tests, on our model: a minute, and fetches its source distribution.
 transformers-tests: $(VENV)/installed
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable ".[transformers-tests]"
 	OMP_NUM_THREADS=1 $(RUN)/python scripts/common_tests.py
+
+# Report pages in a headless browser, checked for accessibility: needs npm, and fetches 126 MB into tests/browser.
+browser-tests: $(VENV)/installed
+	npm ci --prefix tests/browser --no-audit --no-fund --loglevel error
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m browser tests/report/test_page_in_browser.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

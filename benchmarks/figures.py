@@ -256,6 +256,14 @@ def hostile_figures(results: Path) -> dict[str, dict]:
     }
 
 
+def report_page_figures(results: Path) -> dict[str, dict]:
+    """The largest of the report pages that benchmarks/report_page.py has written."""
+    pages = json.loads((results / "report_page.json").read_text())["pages"]
+    largest = max(page["bytes"] for page in pages)
+    source = "results/cpu/report_page.json"
+    return {"report_page_kb": {"value": round(largest / 1000, 1), "unit": "kB", "source": source}}
+
+
 def trials_figures(results: Path) -> dict[str, dict]:
     """What small runs survive, from benchmarks/trials: kills, flipped bytes, full disks."""
     raw = json.loads((results / "trials.json").read_text())

@@ -48,7 +48,7 @@ ROOMS = {
     "placement": f"{GROUND} ops models recipe.fields recipe.data data evaluate.kinds recipe",
     "plan": f"{GROUND} ops models compute inference recipe.data data recipe distill",
     "bench": f"{GROUND} models compute inference recipe.data recipe placement",
-    "report": f"{GROUND} analysis recipe.data data evaluate.kinds recipe distill evaluate",
+    "report": f"{GROUND} analysis recipe.data data evaluate.kinds recipe distill evaluate ablation.result",
     "doctor": f"{GROUND} ops models compute",
     "export": f"{GROUND} analysis models",
     "run": f"{GROUND} ops distributed sandbox analysis models compute inference recipe.fields recipe.data data"

@@ -19,6 +19,7 @@ from figures import (
     plan_accuracy_figures,
     prepare_figures,
     prepare_memory_figures,
+    report_page_figures,
     student_parameters,
     suite_figures,
     synthesize_figures,
@@ -41,7 +42,7 @@ def test_ledger_follows_from_its_sources():
     expected |= embedded_window_figures(ROOT / "results/window")
     expected |= bench_figures(ROOT / "results/gpu/bench")
     expected |= graded_replies_figures(ROOT / "tests") | hostile_figures(ROOT / "results/cpu")
-    expected |= trials_figures(ROOT / "results/cpu")
+    expected |= trials_figures(ROOT / "results/cpu") | report_page_figures(ROOT / "results/cpu")
     if ABLATION.exists():  # not before it is measured
         expected |= ablation_figures(ABLATION.parent)
     if SUITE.exists():  # not yet where the suite is timed for the first time, which has to pass

@@ -90,6 +90,8 @@ def test_run_writes_everything(unbroken):
             assert f"| {held_out[0]:.4f} | {held_out[1]:.4f} |" in summary
             assert (stored["loss_first"], stored["loss_last"], stored["tokens"]) == (losses[0], losses[-1], 12 * 2 * 64)
             settings.add(stored["recipe_key"])
+            assert (stored["machine"]["device"], stored["machine"]["processes"]) == ("CPU", 1)
+            assert {"gendistill", "torch", "transformers"} == set(stored["machine"]["versions"])
         parent = (label, stored["weights_sha256"])
         assert not (run / label / "checkpoints").exists()
     assert len(settings) == len(STAGES)  # each depends on the stages up to it

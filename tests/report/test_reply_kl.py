@@ -2,7 +2,7 @@
 
 import pytest
 
-from gendistill.report.reply_kl import REPLY_KL_HEADER, _smoothed, plot_reply_kl, reply_kl_cells
+from gendistill.report.reply_kl import REPLY_KL_HEADER, plot_reply_kl, reply_kl_cells, smoothed
 
 # Four replies: of 1, 3, 3 and 20 tokens, of which the last is at its limit.
 FOUND = dict(
@@ -26,7 +26,7 @@ def test_a_row_for_each_student():
 
 
 def test_curves_double_their_spans(tmp_path):
-    positions, means = _smoothed(FOUND)
+    positions, means = smoothed(FOUND)
     assert positions == [1, 2, 4, 8, 16, 20]
     assert means == pytest.approx([0.1, 0.2, (3 * 0.5 + 0.4) / 4, 0.4, 0.4, 0.4])
     same = FOUND | {"by_position": [0.0] * 20}  # as of the teacher itself, which a logarithm does not take

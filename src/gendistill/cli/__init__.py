@@ -27,6 +27,7 @@ from gendistill.cli import (
     inspect,
     place,
     plan,
+    report,
     run,
     show_batch,
     status,
@@ -56,6 +57,7 @@ VERBS = [
     export,
     status,
     inspect,
+    report,
     doctor,
 ]
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # wherever it is met

@@ -34,7 +34,7 @@ def reply_kl_cells(measured: Measured) -> list[list[str]]:
     for label, found in measured.items():
         counts = found["counts"]  # as `distill.replies.COUNTS` has them
         shares = [f"{100 * counts[name] / counts['written']:.0f}" for name in ("ended_early", "at_limit", "looping")]
-        spans = [_mean(found, first, last) for first, last in SPANS]
+        spans = [mean_of_span(found, first, last) for first, last in SPANS]
         means = ["–" if mean is None else f"{mean:.4f}" for mean in (found["mean"], *spans)]
         # Ends included, which a reply at its limit has none of.
         tokens = f"{counts['tokens'] / counts['written']:.0f}"
@@ -42,7 +42,7 @@ def reply_kl_cells(measured: Measured) -> list[list[str]]:
     return cells
 
 
-def _mean(found: Mapping[str, Any], first: int, last: int) -> float | None:
+def mean_of_span(found: Mapping[str, Any], first: int, last: int) -> float | None:
     """Over the tokens at positions `first` to `last`, from 1; None if no reply is so long."""
     span = slice(first - 1, last)
     counts = found["tokens_by_position"][span]
@@ -57,7 +57,7 @@ def plot_reply_kl(path: Path, measured: Measured) -> None:
     pyplot = pyplot_to_files()
     figure, axis = pyplot.subplots(figsize=(6, 4))
     for label, found in measured.items():
-        positions, means = _smoothed(found)
+        positions, means = smoothed(found)
         axis.plot(positions, means, linewidth=1, marker="o", markersize=3, label=label)
     # Errors grow over a reply, and by orders of magnitude from stage to stage.
     axis.set_xscale("log", base=2)
@@ -73,14 +73,14 @@ def plot_reply_kl(path: Path, measured: Measured) -> None:
     write_atomically(path, drawn.getvalue())
 
 
-def _smoothed(found: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
+def smoothed(found: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
     """Means over positions 1, 2, 3-4, 5-8, 9-16, ..., drawn at each one's end."""
     positions, means = [], []
     first, last = 1, 1  # then 2 to 2, 3 to 4, 5 to 8
     longest = len(found["by_position"])
     while first <= longest:
         # Identical to the teacher is 0, which a logarithmic axis has no place for.
-        means.append(max(_mean(found, first, last), 1e-9))
+        means.append(max(mean_of_span(found, first, last), 1e-9))
         positions.append(min(last, longest))
         first, last = last + 1, 2 * last
     return positions, means

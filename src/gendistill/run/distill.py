@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -27,6 +28,7 @@ from gendistill.errors import UserError
 from gendistill.files import folder_in_one_piece, seal, write_atomically
 from gendistill.models.conversion import weights_sha256
 from gendistill.models.loading import load_model
+from gendistill.placement.result import versions
 from gendistill.recipe.fields import result_settings
 from gendistill.recipe.stage import Stage
 from gendistill.run.folder import stage_key
@@ -50,6 +52,7 @@ class StageReport:
     held_out_loss_first: float | None  # on records that no stage trains on, before the first step; None: there are none
     held_out_loss_last: float | None  # after the last
     weights_sha256: str  # of this student's own weights
+    machine: Mapping[str, Any]  # where it was trained: "device", "processes", "versions"
 
 
 @dataclass(frozen=True)
@@ -203,9 +206,15 @@ def _save(
             held_out_loss_first=history[0].held_out_loss_before,
             held_out_loss_last=history[-1].held_out_loss,
             weights_sha256=weights_sha256(partial),
+            machine=_machine(run),
         )
         write_atomically(partial / run.folder.report(name).name, json.dumps(asdict(report), indent=1) + "\n")
     _drop_checkpoints(run, name)
+
+
+def _machine(run: Run) -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if run.compute.device == "cuda" else "CPU"
+    return {"device": device, "processes": run.compute.processes, "versions": versions()}
 
 
 def _drop_checkpoints(run: Run, name: str) -> None:
