@@ -1,9 +1,11 @@
 """The chat as a person has it, through a pseudo-terminal, and as a script has it, through pipes."""
 
 import fcntl
+import io
 import os
 import pty
 import re
+import select
 import subprocess
 import termios
 import time
@@ -33,13 +35,14 @@ class Terminal:
     def type(self, text):
         os.write(self.master, text.encode())
 
-    def wait_for(self, pattern, seconds=120):
+    def wait_for(self, pattern, seconds=60):
         """What is shown up to the pattern and with it, which then counts as read."""
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.shown, re.DOTALL)):
-            assert time.monotonic() < end, self.shown
+            ready, _, _ = select.select([self.master], [], [], max(0, end - time.monotonic()))
+            assert ready, f"no {pattern!r} within {seconds} s: {self.shown!r}"
             try:
-                self.shown += os.read(self.master, 4096).decode()
+                self.shown += os.read(self.master, 4096).decode(errors="replace")
             except OSError:  # the process has ended
                 raise AssertionError(f"no {pattern!r} in {self.shown!r}") from None
         self.shown = self.shown[found.end() :]
@@ -49,14 +52,14 @@ class Terminal:
 def test_a_conversation_on_a_terminal():
     terminal = Terminal("chat", "embedded", "--temperature", "50", "--max-new-tokens", "900")
     try:
-        shown = terminal.wait_for("> $")
+        shown = terminal.wait_for("the chat.*> $")
         assert "/reset, /help, /exit; Ctrl-C stops a reply" in shown
         terminal.type(f"{QUESTION}\n")
         terminal.wait_for(r"student: .{40}")  # it has begun, and at this temperature has no end
         terminal.type("\x03")
-        shown = terminal.wait_for("> $")
+        shown = terminal.wait_for(r"cut: stopped\].*> $")
         assert re.search(r"\d+ tokens, [\d.]+ tokens/s, the first after [\d.]+ s; context \d+ of 1,024; cache", shown)
-        assert "cut: stopped" in shown
+        time.sleep(0.5)  # readline notices no signal between its prompt and its waiting for a key
         terminal.type("\x03")
         terminal.wait_for("/exit or Ctrl-D leaves.*> $")
         terminal.type("/reste\n")
@@ -68,40 +71,23 @@ def test_a_conversation_on_a_terminal():
         os.close(terminal.master)
 
 
-def ask(questions, *arguments):
-    """Questions by a pipe; output, errors, exit code."""
-    done = subprocess.run(
-        command("chat", *arguments), input=questions, capture_output=True, env=environment(), check=False
-    )
-    return done.stdout.decode(), done.stderr.decode(), done.returncode
-
-
-def test_lines_of_a_pipe_are_questions():
-    given = f"{QUESTION}\n\n/reset\nWhat is 23 + 58?\n".encode() + b"\xff\xfe?\n"
-    output, errors, code = ask(given, "embedded", "--teacher", "embedded", "--max-new-tokens", "12")
+def test_lines_of_a_pipe_are_questions(monkeypatch):
+    given = f"{QUESTION}\n\n/reset\nWhat is 23 + 58?\n/reste\n".encode() + b"\xff\xfe?\n/exit\nnot asked\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), "utf-8"))
+    code, output = in_process("chat", "embedded", "--teacher", "embedded", "--max-new-tokens", "12")
     lines = output.splitlines()
-    assert code == 0
+    assert code == 0, output
     assert lines[:2] == ["student: Tokyo", "teacher: Tokyo"]
-    assert lines[2].startswith("student: 23 + 58: 3 + 8") and lines[3] == lines[2].replace("student", "teacher")
-    assert len(lines) == 6 and "\x1b" not in output
-    assert "student: reply cut: --max-new-tokens 12 reached" in errors and "Traceback" not in errors
+    assert lines[2].startswith("student: 23 + 58: 3 + 8")
+    assert lines[3] == "student: reply cut: --max-new-tokens 12 reached"  # goes to stderr
+    assert lines[4] == lines[2].replace("student", "teacher")
+    assert lines[6] == "unknown command /reste; known: /reset, /help, /exit"
+    assert "\x1b" not in output and "Traceback" not in output
 
 
-def test_a_reader_that_has_enough_ends_the_chat_without_a_traceback():
-    chat = subprocess.Popen(
-        command("chat", "embedded"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(),
-        text=True,
-    )
-    chat.stdin.write(f"{QUESTION}\n")
-    chat.stdin.flush()
-    assert chat.stdout.readline() == "Tokyo\n"
-    chat.stdout.close()
-    _, errors = chat.communicate(f"{QUESTION}\n", timeout=60)
-    assert (chat.returncode, errors) == (1, "")
+def test_replies_of_a_single_model_are_printed_as_they_are(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(QUESTION.encode()), "utf-8"))
+    assert in_process("chat", "embedded") == (0, "Tokyo\n")
 
 
 def test_mistakes_are_one_line(tmp_path):

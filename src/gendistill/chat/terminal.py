@@ -38,6 +38,7 @@ def chat(conversations: Sequence[Conversation], console: Console) -> None:
         elif question.startswith("/") and question.lstrip("/").isalpha():  # a path or a sum is a question
             console.print(f"unknown command {question}; known: {', '.join(COMMANDS)}")
         else:
+            # One after the other, so that both can be read as they come in.
             for conversation in conversations:
                 _answer(conversation, question, console, named=is_person or len(conversations) > 1, figures=is_person)
 
@@ -62,7 +63,7 @@ def _questions(is_person: bool, console: Console) -> Iterator[str]:
             # A person who presses it once too often shall not lose the conversation.
             console.print("\n/exit or Ctrl-D leaves")
             continue
-        if line:
+        if line:  # an empty one asks nothing
             yield line
 
 
