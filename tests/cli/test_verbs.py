@@ -12,7 +12,7 @@ from gendistill import __version__, cli
 from gendistill.errors import UserError
 
 NAMES = (
-    "plan run place synthesize show-batch convert distill evaluate bench chat export status inspect doctor".split()
+    "init plan run place synthesize show-batch convert distill evaluate bench chat export status inspect doctor".split()
 )  # as --help lists them
 
 

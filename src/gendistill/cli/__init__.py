@@ -24,6 +24,7 @@ from gendistill.cli import (
     doctor,
     evaluate,
     export,
+    init,
     inspect,
     place,
     plan,
@@ -43,6 +44,7 @@ CHATTY = ("torchao", "torch.utils._pytree")
 
 # In the order of --help. A verb is a module of this package with a function `command`, and is called by its name.
 VERBS = [
+    init,
     plan,
     run,
     place,
@@ -92,6 +94,10 @@ def _options(
     ] = None,
 ) -> None:
     """Turn a pretrained Transformer language model into a fast hybrid that still answers."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise UserError("the folder that this shell stands in was deleted; change to another one (cd)") from None
     # Errors and warnings go to stderr, and are left there.
     target = Path(os.devnull) if quiet else log_file
     if target is not None:
@@ -109,14 +115,14 @@ def make_app(verbs: Iterable[ModuleType]) -> typer.Typer:
         cls=_Verbs,
         help="Turn a pretrained Transformer language model into a fast hybrid that still answers.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,  # a traceback that is a bug report, not a page of boxes
     )
     app.callback()(_options)
     for verb in verbs:
         # "gendistill.cli.show_batch" is called as show-batch.
         name = verb.__name__.rpartition(".")[-1].replace("_", "-")
-        app.command(name)(verb.command)
+        examples = getattr(verb, "EXAMPLES", "")
+        app.command(name, epilog=f"Examples:\n{examples}" if examples else None)(verb.command)
     return app
 
 
