@@ -42,7 +42,8 @@ from gendistill.visible import visible
 # extensions for other GPUs, torch of torchao's way to register them.
 CHATTY = ("torchao", "torch.utils._pytree")
 
-# In the order of --help. A verb is a module of this package with a function `command`, and is called by its name.
+# In the order of --help. A verb is a module of this package with a function `command` and its `EXAMPLES`, and is
+# called by its name.
 VERBS = [
     init,
     plan,
@@ -121,8 +122,9 @@ def make_app(verbs: Iterable[ModuleType]) -> typer.Typer:
     for verb in verbs:
         # "gendistill.cli.show_batch" is called as show-batch.
         name = verb.__name__.rpartition(".")[-1].replace("_", "-")
-        examples = getattr(verb, "EXAMPLES", "")
-        app.command(name, epilog=f"Examples:\n{examples}" if examples else None)(verb.command)
+        # A paragraph each, or typer would run them together.
+        examples = "\n\n".join(["Examples:", *getattr(verb, "EXAMPLES", ())])
+        app.command(name, epilog=examples)(verb.command)
     return app
 
 

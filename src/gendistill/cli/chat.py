@@ -4,11 +4,10 @@ from typing import Annotated, Literal
 
 import typer
 
-EXAMPLES = """
-gendistill chat runs/demo/4-instruction_distillation/student --teacher embedded
-
-gendistill chat embedded < questions.txt
-"""
+EXAMPLES = (
+    "gendistill chat runs/demo/4-instruction_distillation/student --teacher embedded",
+    "gendistill chat embedded < questions.txt",
+)
 
 
 def command(

@@ -9,13 +9,11 @@ import typer
 from gendistill.cli.options import Chats, Hours, Text
 from gendistill.errors import UserError
 
-EXAMPLES = """
-gendistill init embedded > recipe.yaml
-
-gendistill init /path/to/model --text corpus.txt --hours 1 > recipe.yaml
-
-gendistill init --schema > recipe.schema.json
-"""
+EXAMPLES = (
+    "gendistill init embedded > recipe.yaml",
+    "gendistill init /path/to/model --text corpus.txt --hours 1 > recipe.yaml",
+    "gendistill init --schema > recipe.schema.json",
+)
 
 
 def command(

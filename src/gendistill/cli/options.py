@@ -16,7 +16,7 @@ Output = Annotated[Path | None, typer.Option(help="folder to work in; runs/NAME 
 Text = Annotated[str | None, typer.Option(metavar="PATH", help="plain text to train on: file, folder or pattern")]
 Chats = Annotated[str | None, typer.Option(metavar="PATH", help="conversations to train on: file, folder or pattern")]
 Hours = Annotated[
-    float | None, typer.Option(min=0.01, help="that the whole run may take, about; 0.5 on a CPU, 2 on a GPU if absent")
+    float | None, typer.Option(min=0.001, help="that the whole run may take, about; 0.5 on a CPU, 2 on a GPU if absent")
 ]
 
 

@@ -9,6 +9,8 @@ import typer
 from gendistill.cli.options import Overrides, RecipeFile
 from gendistill.errors import UserError
 
+EXAMPLES = ("gendistill plan recipes/demo.yaml --no-probe --json plan.json",)
+
 
 def command(
     recipe: RecipeFile,

@@ -12,13 +12,13 @@ from gendistill.cli.options import Chats, Hours, Output, Overrides, Text, open_r
 from gendistill.errors import UserError
 from gendistill.files import EMBEDDED
 
-EXAMPLES = """
-gendistill run recipes/demo.yaml
+EXAMPLES = (
+    "gendistill run recipes/demo.yaml",
+    "gendistill run embedded --yes",
+    "gendistill run /path/to/model --text corpus.txt --chats chats.jsonl --hours 1",
+)
 
-gendistill run embedded --yes
-
-gendistill run /path/to/model --text corpus.txt --chats chats.jsonl --hours 1
-"""
+FEW_STEPS = 20  # of a stage, below which a price is no offer
 
 
 def command(
@@ -152,7 +152,13 @@ def show_price(offer, console) -> None:
 
     show_plan(offer.recipe, console, probes=offer.probes)
     parts = ", ".join(f"{part} {seconds / 60:.1f}" for part, seconds in offer.seconds.items() if seconds)
-    console.print(f"the whole run: about {sum(offer.seconds.values()) / 60:.0f} minutes ({parts})")
+    total = sum(offer.seconds.values())
+    console.print(f"the whole run: about {total / 60:.1f} minutes ({parts})")
+    if total > 1.2 * offer.wanted_seconds:
+        hours = f"{offer.wanted_seconds / 3600:.3g} hours"
+        console.print(f"that is more than the {hours} it was to take: a smaller run of this model says nothing")
+    if few := [name for name, stage in offer.recipe.stages.items() if stage.steps < FEW_STEPS]:
+        console.print(f"too few steps to learn from in {', '.join(few)}: give more --hours")
     if not offer.recipe.stages:
         console.print("nothing is trained: give --text PATH and --chats PATH (plain text, conversations) for that")
 

@@ -91,13 +91,14 @@ class Offer(NamedTuple):
 
     Attributes:
         text: of the file.
-        seconds: of each part of the run, about.
+        seconds: of each part of the run, about; together more than `wanted_seconds` where no run takes less.
         probes: by stage.
     """
 
     text: str
     recipe: Recipe
     seconds: dict[str, float]
+    wanted_seconds: float
     probes: dict[str, Probe]
 
 
@@ -125,7 +126,6 @@ def default_recipe(asked: Asked, console: Console) -> Offer:
     tokenizer = load_tokenizer(asked.teacher, config.vocab_size)
     render_prompt(tokenizer, [{"role": "user", "content": "hi"}])  # layers are chosen, and models judged, by chats
     compute = start_compute(_Auto())
-    console.print(f"{asked.model}: measures on {compute.device} what a run takes")
     hours = HOURS[compute.device] if asked.hours is None else asked.hours
     draft = Draft(
         name=asked.name,
@@ -139,13 +139,14 @@ def default_recipe(asked: Asked, console: Console) -> Offer:
         holds={name: count_tokens(source, tokenizer) for name, source in sources.items()},
     )
     draft.fit_memory()
+    console.print(f"{asked.model}: measures on {compute.device} what a run takes")
     model = load_model(asked.teacher, compute.dtype, compute.device)
     per_token = seconds_per_token(model)
     del model  # the probe loads its own
     draft.choose_counts(per_token)
     probes = probe_stages(draft.recipe(), list(draft.mixtures), console)
     draft.choose_budgets(per_token, probes)
-    return Offer(draft.text(), draft.recipe(), draft.parts(per_token, probes), probes)
+    return Offer(draft.text(), draft.recipe(), draft.parts(per_token, probes), draft.seconds, probes)
 
 
 def chat_fields(record: Mapping, name: str) -> dict[str, str]:

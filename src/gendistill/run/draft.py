@@ -23,7 +23,8 @@ from gendistill.run.checks import check_shapes
 from gendistill.run.duration import evaluated_models, evaluation_tokens, placement_tokens, run_seconds
 from gendistill.run.probe import Probe
 
-# Recall prompts and their tokens, by which layers are chosen; the first that fits the time is taken, or the last.
+# Recall prompts and their tokens, by which layers are chosen; the first that fits the time. Where none does, layers
+# stand evenly spread.
 PLACEMENTS = ((12, 4096), (8, 2048), (4, 1024), (2, 768))
 ANSWER_ROOM = 64  # positions that a prompt leaves for its answer
 SHARE = 0.3  # of the time, that the choice of layers may take, and the evaluation as much
@@ -42,7 +43,7 @@ class Shape(NamedTuple):
     probe_steps: int
 
 
-SHAPES = {"cpu": Shape(1024, 2, 4096, 1024, 3), "cuda": Shape(2048, 16, 16_384, 4096, 20)}
+SHAPES = {"cpu": Shape(1024, 2, 2048, 1024, 3), "cuda": Shape(2048, 16, 16_384, 4096, 20)}
 MICRO_BATCHES = {"cpu": (1,), "cuda": (8, 4, 2, 1)}  # the first that fits in memory
 
 
@@ -94,7 +95,7 @@ class Draft:
     sources: dict[str, Source]
     holds: dict[str, int]
     micro_batch: int = 1
-    placement: tuple[int, int] = PLACEMENTS[-1]
+    placement: tuple[int, int] | None = PLACEMENTS[-1]  # None: evenly spread
     items: int = ITEMS[0]
     budgets: dict[str, int] = field(default_factory=dict)
 
@@ -168,6 +169,8 @@ class Draft:
             self.placement = (prompts, min(length, self.positions - ANSWER_ROOM))
             if placement_tokens(self.recipe().student.keep_attention, self.layers) * per_token <= most:
                 break
+        else:
+            self.placement = None
         recipe = self.recipe()
         one = evaluated_models(recipe) * evaluation_tokens(recipe) / self.items * per_token
         self.items = max(ITEMS[0], min(ITEMS[1], int(most / one)))
@@ -192,7 +195,14 @@ class Draft:
 
     def text(self) -> str:
         """The file."""
-        keep, (prompts, length) = max(1, self.layers // 4), self.placement
+        keep = max(1, self.layers // 4)
+        if self.placement is None:
+            chosen = "evenly spread; `method: beam` measures which are best, and takes more hours"
+            method = f"method: uniform, layers: {keep}"
+        else:
+            chosen = "chosen by measuring the teacher on recall prompts beyond the window"
+            prompts, length = self.placement
+            method = f"method: beam, layers: {keep}, prompts: {prompts}, length: {length}, window: {self.window}"
         # Nothing trains without data; then windows alone, of which nothing is new, lose least.
         mixer = "kda        # Kimi Delta Attention, beside the window" if self.sources else "window"
         bound = (
@@ -211,8 +221,8 @@ teacher: {json.dumps(self.teacher, ensure_ascii=False)}
 device: {self.compute.device}
 
 student:
-  # {keep} of {self.layers} layers, chosen by measuring the teacher on recall prompts beyond the window.
-  keep_attention: {{method: beam, layers: {keep}, prompts: {prompts}, length: {length}, window: {self.window}}}
+  # {keep} of {self.layers} layers, {chosen}.
+  keep_attention: {{{method}}}
   mixer: {mixer}
   window: {self.window}        # tokens that the other layers see, with the first ones
   sinks: {DEFAULT_SINKS}

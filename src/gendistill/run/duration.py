@@ -4,17 +4,19 @@ Rough by nature: what a token costs depends on what it is read with. All counts 
 """
 
 import time
+from statistics import median
 
 import torch
 from transformers import PreTrainedModel
 
 from gendistill.distill.reply_kl import MOST_NEW_TOKENS, PROMPTS
 from gendistill.recipe.loading import Recipe
-from gendistill.recipe.placement import Beam
+from gendistill.recipe.placement import Beam, Fixed
 from gendistill.run.probe import Probe
 
 READ = {"cpu": 1024, "cuda": 2**14}  # tokens of the measurement
 ROW = 512  # tokens in a row of it
+MEASURED = 3  # passes
 # Tokens read in the time of one that is generated in a batch, whose weights are fetched anew for it.
 DECODED = 4
 # Passes over the conversion's tokens: the proof, the teacher's loss, and for each initialisation calibration and loss.
@@ -29,9 +31,12 @@ def seconds_per_token(model: PreTrainedModel) -> float:
     tokens = READ[model.device.type]
     ids = torch.zeros(tokens // ROW, ROW, dtype=torch.long, device=model.device)
     model.model(input_ids=ids, use_cache=False)  # the first pass loads kernels
-    began = _now(model)
-    model.model(input_ids=ids, use_cache=False)
-    return (_now(model) - began) / tokens
+    seconds = []
+    for _ in range(MEASURED):
+        began = _now(model)
+        model.model(input_ids=ids, use_cache=False)
+        seconds.append(_now(model) - began)
+    return median(seconds) / tokens  # other programs come and go
 
 
 def _now(model: PreTrainedModel) -> float:
@@ -40,10 +45,13 @@ def _now(model: PreTrainedModel) -> float:
     return time.perf_counter()
 
 
-def placement_tokens(keep: Beam, layers: int) -> int:
-    """Tokens through the whole model in a beam search of width 1 over all layers."""
+def placement_tokens(keep: Beam | Fixed, layers: int) -> int:
+    """Tokens through the whole model in a beam search of width 1 over all layers; none where nothing is measured."""
+    if isinstance(keep, Fixed):
+        return 0
     # Sets that grow by layer n share what lies below n: n + 1 of `layers` sets are apart at the n-th layer.
     layer_passes = keep.layers * (layers * (layers + 1) // 2 + layers)
+    layer_passes += 2 * layers  # the whole teacher, and none kept
     return keep.prompts * keep.length * layer_passes // layers
 
 
