@@ -89,6 +89,7 @@ def print_results(run, teacher, students: dict) -> None:
     run.console.print(to_rich("stage by stage: ranking/generation, percent", *stages_cells(teacher, students)))
     run.console.print(to_rich("teacher and student, percent", PAIRED_HEADER, paired_cells(rows)))
     run.console.print(f"summary: {summarise(run.folder, teacher, students)}")
+    # Of the last stage, whether or not it was evaluated.
     student = run.folder.student(run.folder.stages[-1])
     run.console.print(
         f"talk to it: gendistill chat {shlex.quote(str(student))} --teacher {shlex.quote(run.recipe.teacher)}"
@@ -116,7 +117,7 @@ def made_recipe(model: str, text: str | None, chats: str | None, hours: float | 
     from gendistill.run.defaults import Asked, default_recipe
 
     console, asked = Console(), Asked(model, text, chats, hours)
-    file = output.with_name(output.name + ".yaml")
+    file = output.with_name(output.name + ".yaml")  # beside the folder, which takes nothing but a run's own files
     if file.is_file():
         # Measured again, its budgets would differ, and the run could not resume.
         before = file.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
@@ -131,10 +132,12 @@ def made_recipe(model: str, text: str | None, chats: str | None, hours: float | 
         raise UserError(
             f"torchrun takes a recipe: make one with 'gendistill init {model} > recipe.yaml', without torchrun"
         )
+    # Before minutes of measuring, not after.
     if not yes and not sys.stdin.isatty():
         raise UserError("nobody is there to be asked whether the price is right (stdin is no terminal): give --yes")
     offer = default_recipe(asked, console)
     show_price(offer, console)
+    # Nothing is written until the price is agreed to.
     if not yes and not typer.confirm("run it?"):
         raise typer.Exit(1)
     try:

@@ -77,10 +77,12 @@ class Asked:
             UserError: they cannot be read, or are no conversations.
         """
         found = {}
+        # In this order: alignment takes the first.
         if self.text is not None:
             found["text"] = Source(path=self._located(self.text), epochs=EPOCHS)
         if self.chats is not None:
             path = self._located(self.chats)
+            # One record shows what its fields are called; those after it are checked when they are read.
             fields = chat_fields(next(read_records(Source(path=path))), self.chats)
             found["chats"] = Source(path=path, **fields, epochs=EPOCHS)
         return found
@@ -126,6 +128,7 @@ def default_recipe(asked: Asked, console: Console) -> Offer:
     tokenizer = load_tokenizer(asked.teacher, config.vocab_size)
     render_prompt(tokenizer, [{"role": "user", "content": "hi"}])  # layers are chosen, and models judged, by chats
     compute = start_compute(_Auto())
+    # Half an hour of a CPU shows what a hybrid keeps; a GPU trains something in two.
     hours = HOURS[compute.device] if asked.hours is None else asked.hours
     draft = Draft(
         name=asked.name,

@@ -100,7 +100,7 @@ class Draft:
     budgets: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.shape = SHAPES[self.compute.device]
+        self.shape = SHAPES[self.compute.device]  # a device that is not in the table is a bug
         # Of each stage the mixture: blocks and logits are matched on text where there is some, replies on chats.
         first = next(iter(self.sources), None)
         mixtures = {"block_alignment": first, "logit_distillation": "text", "instruction_distillation": "chats"}
@@ -118,7 +118,7 @@ class Draft:
 
     @property
     def window(self) -> int:
-        # A window that sees whole prompts would be no hybrid.
+        # A window that sees whole prompts would be no hybrid, whatever the model's size.
         return min(DEFAULT_WINDOW, self.positions // 2)
 
     @property
@@ -132,6 +132,7 @@ class Draft:
             UserError: they do not hold one.
         """
         mixture = self.mixtures[stage]
+        # Data that run dry end a stage in an error, hours in.
         tokens = round(self.holds[mixture] * EPOCHS * USED)
         if tokens < self.step:
             raise UserError(
@@ -154,6 +155,7 @@ class Draft:
         for micro_batch in MICRO_BATCHES[self.compute.device]:
             self.micro_batch = micro_batch
             recipe = self.recipe()
+            # By shapes alone: nothing is loaded.
             planner = Planner(load_config(self.teacher), check_shapes(recipe), self.compute)
             found = [refusal(name, stage, planner, device, memory) for name, stage in recipe.stages.items()]
             reasons = [reason for reason in found if reason is not None]
@@ -171,17 +173,19 @@ class Draft:
                 break
         else:
             self.placement = None
+        # Fewer items than the least would say nothing, so that they may take more than their share.
         recipe = self.recipe()
         one = evaluated_models(recipe) * evaluation_tokens(recipe) / self.items * per_token
         self.items = max(ITEMS[0], min(ITEMS[1], int(most / one)))
 
     def choose_budgets(self, per_token: float, probes: dict[str, Probe]) -> None:
         """Tokens of each stage, by the tokens a second that a probe of it has measured."""
-        without = self.parts(per_token, {})
+        without = self.parts(per_token, {})  # all but training, which no probe stands for here
         left = max(0.0, self.seconds - sum(without.values()))
         shares = sum(STAGES[stage].share for stage in self.mixtures)
         recipe = self.recipe()
         for stage, probe in probes.items():
+            # Start-up is in the price, and small beside hours.
             seconds = left * STAGES[stage].share / shares
             steps = int(seconds * probe.tokens_per_second(recipe.stages[stage]) / self.step)
             self.budgets[stage] = self._most_steps(stage, max(1, steps)) * self.step
@@ -191,6 +195,7 @@ class Draft:
         return run_seconds(self.recipe(), self.layers, per_token, probes)
 
     def recipe(self) -> Recipe:
+        # From the file and no other way, so that what is priced is what is written.
         return parse_recipe(yaml.safe_load(self.text()), self.first_line)
 
     def text(self) -> str:
@@ -249,6 +254,7 @@ evaluation:
         return "\n".join([comment, *lines])
 
     def _stage(self, stage: str) -> str:
+        # Two lines a stage: what it does, and how large it is.
         settings, data = STAGES[stage], self.mixtures[stage]
         sizes = f"sequence_length: {self.sequence_length}, sequences_per_step: {self.shape.sequences_per_step}"
         return f"""

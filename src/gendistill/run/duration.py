@@ -47,7 +47,7 @@ def _now(model: PreTrainedModel) -> float:
 
 def placement_tokens(keep: Beam | Fixed, layers: int) -> int:
     """Tokens through the whole model in a beam search of width 1 over all layers; none where nothing is measured."""
-    if isinstance(keep, Fixed):
+    if isinstance(keep, Fixed):  # a place is looked up
         return 0
     # Sets that grow by layer n share what lies below n: n + 1 of `layers` sets are apart at the n-th layer.
     layer_passes = keep.layers * (layers * (layers + 1) // 2 + layers)
@@ -59,6 +59,7 @@ def evaluation_tokens(recipe: Recipe) -> int:
     """Tokens that the evaluation of one model reads; of tasks whose prompts have a length that is given."""
     # Each prompt is read for ranking and for generation.
     tasks = recipe.evaluation.tasks.values()
+    # What is generated is counted to the budget, though most replies are shorter.
     return sum(task.items * (2 * getattr(task, "length", SHORT) + DECODED * task.max_new_tokens) for task in tasks)
 
 
@@ -75,6 +76,7 @@ def run_seconds(recipe: Recipe, layers: int, per_token: float, probes: dict[str,
     if any(stage.loss_on == "completion" for stage in stages.values()):
         # Teacher and student read each reply once more.
         replies = (1 + len(stages)) * PROMPTS * MOST_NEW_TOKENS * (DECODED + 2)
+    # By the probes, on a student of the same shape.
     training = sum(probe.hours(stages[name]) * 3600 + probe.start_up_seconds for name, probe in probes.items())
     return {
         "loading": LOADED_SECONDS,
