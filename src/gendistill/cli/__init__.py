@@ -70,7 +70,7 @@ class _Verbs(TyperGroup):
         # Here: typer would end with the status alone.
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, typer.Abort):  # the second is a Ctrl-C that answers a question
             raise Stopped(f"interrupted{_what_next(ctx.invoked_subcommand)}", 128 + signal.SIGINT) from None
 
     def resolve_command(self, ctx, args):
