@@ -5,6 +5,7 @@ recipe and overrides are loaded; those that a CPU answers at once with the embed
 with a finished run. What is of no known kind fails, so that nothing is passed over.
 """
 
+import itertools
 import json
 import re
 import shlex
@@ -40,7 +41,7 @@ SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 # A number with one of these units behind it was measured, and stands in the ledger.
 MEASURED = re.compile(r"\d[\d,.]*\s+(?:tokens\s+(?:a|per)\s+second|tokens/s|GiB|s|seconds|times\s+as\s+fast)\b")
 PROGRAMS = ("gendistill", "make", "pip", "python", "torchrun")
-PLACEHOLDERS = {"FILE", "RECIPE", "recipe.yaml", "RUN"}  # stand for the reader's own files
+PLACEHOLDERS = {"FILE", "MODEL", "RECIPE", "recipe.yaml", "RUN", "runs/NAME.yaml"}  # the reader's own files
 # Verbs that answer in seconds; the others train, and have tests of their own.
 QUICK = {"show-batch", "inspect", "evaluate"}
 
@@ -142,7 +143,9 @@ def check_command(words, run):
 
 def check_gendistill(arguments, run):
     """The verb, its options, and the recipe with its overrides; runs what is quick, if its files are there."""
-    verb, *rest = arguments
+    verb, *rest = itertools.takewhile(lambda word: word not in ("<", ">"), arguments)  # the rest is the shell's
+    if verb.startswith("--"):
+        return CLI.make_context("gendistill", [verb, *rest], resilient_parsing=True)
     assert verb in CLI.commands, f"gendistill {verb}: no such verb"
     if not rest:
         return  # the verb is only named

@@ -52,7 +52,7 @@ def test_a_probe_that_is_stopped_claims_to_keep_nothing(recipe, gendistill, monk
 
     monkeypatch.setattr("gendistill.run.probe.probe_stage", stop)
     code, output = gendistill("plan", recipe)
-    assert code == 143 and "gendistill: stopped by SIGTERM; plan keeps nothing\n" in output
+    assert code == 143 and "gendistill: stopped by SIGTERM; a probe keeps nothing\n" in output
 
 
 def test_without_a_probe_there_are_no_hours(recipe, gendistill, tmp_path):

@@ -1,18 +1,21 @@
 """The command line itself: a verb is a module in one list, and an unknown one is answered with those there are."""
 
+import json
 import re
+import shlex
 import subprocess
 from types import ModuleType
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from cli_tools import command, environment
+from cli_tools import command, environment, in_process
 from gendistill import __version__, cli
 from gendistill.errors import UserError
 
-NAMES = "plan run ablate place synthesize show-batch convert distill evaluate bench export status inspect".split()
-NAMES += ["report", "doctor"]  # as --help lists them
+NAMES = "init plan run ablate place synthesize show-batch convert distill evaluate bench chat export status".split()
+NAMES += ["inspect", "report", "doctor"]  # as --help lists them
 
 
 def test_a_verb_is_a_module_in_the_list():
@@ -38,6 +41,37 @@ def test_an_unknown_verb_is_answered_with_all_there_are(verb):
     assert str(caught.value) == f"unknown verb '{verb}'; known: {', '.join(NAMES)}"
 
 
+@pytest.mark.parametrize("verb", cli.VERBS, ids=lambda verb: verb.__name__.rpartition(".")[-1])
+def test_examples_are_shown_and_can_be_typed(verb):
+    name = verb.__name__.rpartition(".")[-1].replace("_", "-")
+    shown = CliRunner().invoke(cli.app, [name, "--help"], env={"COLUMNS": "200"}).output
+    for example in verb.EXAMPLES:
+        assert example in shown
+        program, called, *arguments = shlex.split(re.split(" [<>] ", example)[0])  # the rest is the shell's
+        assert (program, called) == ("gendistill", name)
+        typer.main.get_command(cli.app).commands[name].make_context(name, arguments)  # raises where one is unknown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_verbs(shell, monkeypatch):
+    script = CliRunner().invoke(cli.app, ["--show-completion", shell], prog_name="gendistill")
+    assert script.exit_code == 0 and "_GENDISTILL_COMPLETE" in script.output, script.output
+    monkeypatch.setenv("_GENDISTILL_COMPLETE", f"complete_{shell}")
+    for name in ("COMP_WORDS", "_TYPER_COMPLETE_ARGS"):
+        monkeypatch.setenv(name, "gendistill sta")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    done = CliRunner().invoke(cli.app, [], prog_name="gendistill")
+    assert "status" in done.output and "doctor" not in done.output, done.output
+
+
+def test_a_folder_that_is_gone_is_one_line_for_the_user(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    code, output = in_process("status", "run")
+    assert code == 2 and output.startswith("gendistill: the folder that this shell stands in was deleted"), output
+
+
 def test_an_unknown_verb_is_one_line_for_the_user():
     done = subprocess.run(command("evalute"), capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 2
@@ -61,6 +95,15 @@ def test_status_says_how_far_a_run_is(gendistill, recipe, converted_run):
     lines = output.splitlines()
     assert code == 0 and lines[:2] == [f"{converted_run}: no process works there", "0-conversion: done"]
     assert lines[2].startswith("1-qk_alignment: done, step 2, loss ") and lines[3] == "2-block_alignment: not begun"
+    code, output = gendistill("status", converted_run, "--json")
+    told = json.loads(output)
+    assert (code, told["process"]) == (0, None)
+    assert [(stage["stage"], stage["done"], stage["step"]) for stage in told["stages"]][:3] == [
+        ("0-conversion", True, None),
+        ("1-qk_alignment", True, 2),
+        ("2-block_alignment", False, None),
+    ]
+    assert f"loss {told['stages'][1]['loss']:.4f}, held out {told['stages'][1]['held_out_loss']:.4f}" in lines[2]
     assert gendistill("status", converted_run.parent)[0] == 2
     # What a kill left behind the student goes, and one changed byte of what status reads is said.
     left = converted_run / "1-qk_alignment/checkpoints/step-00000002"

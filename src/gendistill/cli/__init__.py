@@ -19,11 +19,13 @@ from gendistill import __version__
 from gendistill.cli import (
     ablate,
     bench,
+    chat,
     convert,
     distill,
     doctor,
     evaluate,
     export,
+    init,
     inspect,
     place,
     plan,
@@ -42,8 +44,10 @@ from gendistill.visible import visible
 # extensions for other GPUs, torch of torchao's way to register them.
 CHATTY = ("torchao", "torch.utils._pytree")
 
-# In the order of --help. A verb is a module of this package with a function `command`, and is called by its name.
+# In the order of --help. A verb is a module of this package with a function `command` and its `EXAMPLES`, and is
+# called by its name.
 VERBS = [
+    init,
     plan,
     run,
     ablate,
@@ -54,6 +58,7 @@ VERBS = [
     distill,
     evaluate,
     bench,
+    chat,
     export,
     status,
     inspect,
@@ -70,7 +75,7 @@ class _Verbs(TyperGroup):
         # Here: typer would end with the status alone.
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, typer.Abort):  # the second is a Ctrl-C that answers a question
             raise Stopped(f"interrupted{_what_next(ctx.invoked_subcommand)}", 128 + signal.SIGINT) from None
 
     def resolve_command(self, ctx, args):
@@ -95,6 +100,10 @@ def _options(
     ] = None,
 ) -> None:
     """Turn a pretrained Transformer language model into a fast hybrid that still answers."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise UserError("the folder that this shell stands in was deleted; change to another one (cd)") from None
     # Errors and warnings go to stderr, and are left there.
     target = Path(os.devnull) if quiet else log_file
     if target is not None:
@@ -112,14 +121,15 @@ def make_app(verbs: Iterable[ModuleType]) -> typer.Typer:
         cls=_Verbs,
         help="Turn a pretrained Transformer language model into a fast hybrid that still answers.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,  # a traceback that is a bug report, not a page of boxes
     )
     app.callback()(_options)
     for verb in verbs:
         # "gendistill.cli.show_batch" is called as show-batch.
         name = verb.__name__.rpartition(".")[-1].replace("_", "-")
-        app.command(name)(verb.command)
+        # A paragraph each, or typer would run them together.
+        examples = "\n\n".join(["Examples:", *getattr(verb, "EXAMPLES", ())])
+        app.command(name, epilog=examples)(verb.command)
     return app
 
 

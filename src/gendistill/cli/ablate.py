@@ -8,6 +8,10 @@ import typer
 
 from gendistill.errors import UserError
 
+EXAMPLES = (
+    "gendistill ablate recipes/ablation.yaml --dry-run",
+    "gendistill ablate recipes/ablation.yaml --only duration-50_000",
+)
 JOBS_OF_A_CLUSTER = 16  # at a time, if --jobs says nothing
 
 

@@ -9,6 +9,11 @@ import typer
 
 from gendistill.errors import UserError
 
+EXAMPLES = (
+    "gendistill bench runs/demo/4-instruction_distillation/student --teacher embedded",
+    "gendistill bench --shape qwen3-0.6b --contexts 1024,8192 --batches 1",
+)
+
 
 def command(
     student: Annotated[Path | None, typer.Argument(help="folder of a student; none with --shape")] = None,

@@ -2,6 +2,8 @@
 
 from gendistill.cli.options import Output, Overrides, RecipeFile, open_run
 
+EXAMPLES = ("gendistill convert recipes/demo.yaml",)
+
 
 def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = None) -> None:
     """Convert the teacher and measure the untrained student."""

@@ -7,6 +7,8 @@ import typer
 from gendistill.cli.options import Output, Overrides, RecipeFile, open_run
 from gendistill.errors import UserError
 
+EXAMPLES = ("gendistill distill recipes/demo.yaml --stage qk_alignment",)
+
 
 def command(
     recipe: RecipeFile,

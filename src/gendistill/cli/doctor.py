@@ -13,6 +13,8 @@ from gendistill.errors import UserError
 WIDTH_OF_REASON = 200  # characters of a kernel's complaint, which can run over pages
 CHECKS_LISTED = 12  # of one failure; the tables and --json have them all
 
+EXAMPLES = ("gendistill doctor --json doctor.json",)
+
 
 def command(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one")] = "auto",

@@ -8,6 +8,11 @@ import typer
 from gendistill.cli.options import Output, Overrides, open_run
 from gendistill.errors import UserError
 
+EXAMPLES = (
+    "gendistill evaluate recipes/demo.yaml --stage block_alignment",
+    "gendistill evaluate --model embedded --tasks gsm8k --items 100",
+)
+
 
 def command(
     recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="recipe file (YAML)")] = None,

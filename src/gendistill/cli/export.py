@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+EXAMPLES = ("gendistill export runs/demo/4-instruction_distillation/student exported",)
+
 
 def command(
     student: Annotated[Path, typer.Argument(metavar="STUDENT", help="a student's folder")],

@@ -7,6 +7,11 @@ import typer
 
 from gendistill.errors import UserError
 
+EXAMPLES = (
+    "gendistill inspect runs/demo",
+    'gendistill inspect runs/demo --task facts --where "teacher right, student wrong"',
+)
+
 
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],

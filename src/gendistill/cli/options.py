@@ -12,6 +12,13 @@ Overrides = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option(help="folder to work in; runs/NAME of the recipe if not given")]
 
+# Of a model that has no recipe, see `run.defaults`.
+Text = Annotated[str | None, typer.Option(metavar="PATH", help="plain text to train on: file, folder or pattern")]
+Chats = Annotated[str | None, typer.Option(metavar="PATH", help="conversations to train on: file, folder or pattern")]
+Hours = Annotated[
+    float | None, typer.Option(min=0.001, help="that the whole run may take, about; 0.5 on a CPU, 2 on a GPU if absent")
+]
+
 
 def open_run(recipe: Path, overrides: list[str] | None, output: Path | None, **how):
     """The run of a recipe; importing torch and transformers only now keeps --help fast.

@@ -8,6 +8,10 @@ import typer
 from gendistill.cli.options import Output, Overrides, RecipeFile, open_run
 from gendistill.errors import UserError
 
+EXAMPLES = (
+    'gendistill place recipes/demo.yaml "student.keep_attention={method: beam, layers: 2, length: 512, window: 32}"',
+)
+
 
 def command(
     recipe: RecipeFile,

@@ -1,14 +1,15 @@
 """gendistill plan: what a run will cost, before it starts."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gendistill.cli.options import Overrides, RecipeFile
-from gendistill.errors import Stopped, UserError
+from gendistill.errors import UserError
+
+EXAMPLES = ("gendistill plan recipes/demo.yaml --no-probe --json plan.json",)
 
 
 def command(
@@ -29,14 +30,29 @@ def command(
 
     settings = load_recipe(recipe, overrides or ())
 
+    report = show_plan(settings, Console(), probe=probe)
+    if json_file is not None:
+        from gendistill.files import write_atomically
+
+        write_atomically(json_file, json.dumps(report, indent=1) + "\n")
+
+
+def show_plan(settings, console, *, probe: bool = True, probes: dict | None = None) -> dict:
+    """Prints what a recipe costs; returns every figure of it, sizes in bytes.
+
+    Args:
+        probe: measure stages.
+        probes: those that were measured before, so that none is measured now.
+    """
     # Only now, so that a mistake in the recipe shows at once: torch takes seconds to import.
     from gendistill.compute import compute_to_price
+    from gendistill.console import Console
     from gendistill.models.loading import load_config
     from gendistill.plan.price import Planner
     from gendistill.plan.refusal import refusal
     from gendistill.run.checks import check_shapes
+    from gendistill.run.probe import probe_stages
 
-    console = Console()
     compute = compute_to_price(settings)
     planner = Planner(load_config(settings.teacher), check_shapes(settings), compute)
     prices = {name: planner.price(stage) for name, stage in settings.stages.items()}
@@ -45,9 +61,10 @@ def command(
     if memory is not None:  # else the device is not here, or the system does not say
         reasons = {stage: refusal(stage, settings.stages[stage], planner, name, memory) for stage in prices}
         refusals = {stage: reason for stage, reason in reasons.items() if reason is not None}
-    # What cannot fit would end the probe, and with it the whole plan.
-    probed = [stage for stage in prices if stage not in refusals] if probe and compute.is_present else []
-    probes = measure(settings, probed)
+    if probes is None:
+        # What cannot fit would end the probe, and with it the whole plan.
+        probed = [stage for stage in prices if stage not in refusals] if probe and compute.is_present else []
+        probes = probe_stages(settings, probed, Console(stderr=True))  # the plan on stdout can be piped
 
     # One report, for the notes and for --json, so that the two cannot differ.
     report = describe(settings, planner, prices, probes, refusals, (name, memory))
@@ -55,31 +72,7 @@ def command(
         console.print(to_table(settings, planner, prices, probes))
     for line in notes(report, settings, probes, asked=probe, present=compute.is_present):
         console.print(line)
-    if json_file is not None:
-        from gendistill.files import write_atomically
-
-        write_atomically(json_file, json.dumps(report, indent=1) + "\n")
-
-
-def measure(settings, stages: list[str]) -> dict:
-    """Probes of the stages by name, made in a folder that is gone afterwards."""
-    if not stages:
-        return {}
-    from gendistill.console import Console
-    from gendistill.run.probe import STEPS, probe_stage
-    from gendistill.run.run import Run
-
-    # On stderr: the plan on stdout can be piped.
-    console = Console(stderr=True)
-    what = f"up to {STEPS} steps of {', '.join(stages)}"
-    console.print(f"measuring {what}, with the recipe's teacher and data (--no-probe measures nothing)")
-    # Data sets and the probe's steps need a run folder, which must not stand in the way of the real one.
-    with tempfile.TemporaryDirectory(prefix="gendistill-plan-") as folder:
-        run = Run(settings, Path(folder) / "run", console, makes_results=False)
-        try:
-            return {name: probe_stage(run, name) for name in stages}
-        except Stopped as stopped:  # what a stage that is trained would say of its checkpoint is not true here
-            raise Stopped("stopped by SIGTERM; plan keeps nothing", stopped.code) from None
+    return report
 
 
 def describe(settings, planner, prices: dict, probes: dict, refusals: dict, device: tuple) -> dict:

@@ -7,6 +7,8 @@ import typer
 
 from gendistill.errors import UserError
 
+EXAMPLES = ("gendistill report runs/demo", "gendistill report runs/first runs/second --output comparison")
+
 
 def command(
     runs: Annotated[

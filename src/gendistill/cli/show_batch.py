@@ -8,6 +8,8 @@ import typer
 from gendistill.cli.options import Output, Overrides, RecipeFile, open_run
 from gendistill.errors import UserError
 
+EXAMPLES = ("gendistill show-batch recipes/demo.yaml --stage instruction_distillation --page batch.html",)
+
 
 def command(
     recipe: RecipeFile,

@@ -8,6 +8,8 @@ from gendistill.cli.options import Output, Overrides, RecipeFile, open_run
 
 SetName = Annotated[str | None, typer.Option("--set", help="one set of the synthesis section; all if not given")]
 
+EXAMPLES = ("gendistill synthesize benchmarks/synthesize_sample.yaml",)
+
 
 def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = None, name: SetName = None) -> None:
     """Have the teacher write replies to the prompts of the synthesis section; resumes where it stopped."""

@@ -32,9 +32,18 @@ def _as_tuple(value: Any) -> Any:
     return () if value is None else (value,) if isinstance(value, str) else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]  # one name or several, kept as a tuple
+class _OneOrSeveral:
+    """Tells the JSON schema what `_as_tuple` takes besides a list."""
+
+    def __get_pydantic_json_schema__(self, core_schema, handler) -> dict[str, Any]:
+        several = handler(core_schema)
+        return {"anyOf": [several, several["items"], {"type": "null"}]}
+
+
+# One name or several, kept as a tuple.
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), _OneOrSeveral()]
 # One text or several at which a reply ends; an empty one would end it before its first token.
-StopTexts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
+StopTexts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple), _OneOrSeveral()]
 
 
 def _names_files(name: str) -> str:
@@ -142,4 +151,14 @@ def one_of(table: Collection[str], what: str) -> Any:
             raise ValueError(f"unknown {what} '{name}'; {meant}Known: {', '.join(table)}")
         return name
 
-    return Annotated[str, AfterValidator(check)]
+    return Annotated[str, AfterValidator(check), _Known(table)]
+
+
+class _Known:
+    """Tells the JSON schema which names a table has, when it is asked for."""
+
+    def __init__(self, table: Collection[str]):
+        self.table = table
+
+    def __get_pydantic_json_schema__(self, core_schema, handler) -> dict[str, Any]:
+        return handler(core_schema) | {"enum": list(self.table)}

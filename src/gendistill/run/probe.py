@@ -1,18 +1,23 @@
 """What a stage's first steps say about all of it: the hours that `plan` cannot work out."""
 
 import gc
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 
 import torch
 
+from gendistill.console import Console
 from gendistill.distill.objectives import unmeasured_conversion_report
 from gendistill.distill.on_policy import Writing
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.stage import train_stage
+from gendistill.errors import Stopped
 from gendistill.models.conversion import convert
+from gendistill.recipe.loading import Recipe
 from gendistill.recipe.stage import Stage
 from gendistill.run.distill import teacher_for
 from gendistill.run.prepare import prepare_held_out, prepare_stage
@@ -46,6 +51,21 @@ class Probe:
 
     def tokens_per_second(self, stage: Stage) -> float:
         return self.sequences_per_step * stage.sequence_length / self.step_seconds
+
+
+def probe_stages(recipe: Recipe, stages: Sequence[str], console: Console) -> dict[str, Probe]:
+    """Probes of the stages by name, made in a folder that is gone afterwards."""
+    if not stages:
+        return {}
+    what = f"up to {STEPS} steps of {', '.join(stages)}"
+    console.print(f"measuring {what}, with the recipe's teacher and data")
+    # Data sets and the probe's steps need a run folder, which must not stand in the way of the real one.
+    with tempfile.TemporaryDirectory(prefix="gendistill-plan-") as folder:
+        run = Run(recipe, Path(folder) / "run", console, makes_results=False)
+        try:
+            return {name: probe_stage(run, name) for name in stages}
+        except Stopped as stopped:  # what a stage that is trained would say of its checkpoint is not true here
+            raise Stopped("stopped by SIGTERM; a probe keeps nothing", stopped.code) from None
 
 
 def probe_stage(run: Run, name: str) -> Probe:
