@@ -40,7 +40,7 @@ class Measured(Method):
     sinks: NonNegativeInt = Field(4, description="first tokens of a prompt, which each query sees too")
     student: str | None = Field(None, description="folder of an aligned student without attention; for others: mixer")
     length: PositiveInt = Field(4096, description="tokens of a prompt")
-    prompts: PositiveInt = 12
+    prompts: PositiveInt = Field(12, description="recall prompts that a set of layers is measured on")
     keys: PositiveInt = Field(1, description="values that a prompt asks for")
 
     @model_validator(mode="after")
@@ -106,9 +106,9 @@ class Gates(Measured):
 
     method: Literal["gates"]
     others: Literal["mixer"] = "mixer"
-    steps: PositiveInt = 100
-    prompts_per_step: PositiveInt = 4
-    learning_rate: Positive = 0.1
+    steps: PositiveInt = Field(100, description="of training the gates")
+    prompts_per_step: PositiveInt = Field(4, description="prompts of a step")
+    learning_rate: Positive = Field(0.1, description="of the gates")
     penalty: Positive = Field(0.1, description="weight of the gates' sum beside the divergence in nats a token")
 
 
