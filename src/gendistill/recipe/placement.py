@@ -18,7 +18,7 @@ class FromFile(Settings):
 class Method(Settings):
     """What all methods share."""
 
-    method: str
+    method: str = Field(description="one of those below")
     layers: PositiveInt = Field(description="how many keep softmax attention")
 
 
@@ -88,7 +88,7 @@ class Restored(Measured):
     """Each layer alone given back to an aligned student without attention; those that bring it nearest are kept."""
 
     method: Literal["kl"]
-    others: Literal["mixer"] = "mixer"
+    others: Literal["mixer"] = Field("mixer", description="the linear mixers of `student`, always")
     stage: str | None = Field(
         None, description="stage of the recipe, of objective forward_kl, that each such student is trained in first"
     )
@@ -105,7 +105,7 @@ class Gates(Measured):
     """One gate a layer between attention and the aligned mixer, trained; those most open to attention are kept."""
 
     method: Literal["gates"]
-    others: Literal["mixer"] = "mixer"
+    others: Literal["mixer"] = Field("mixer", description="the linear mixers of `student`, always")
     steps: PositiveInt = Field(100, description="of training the gates")
     prompts_per_step: PositiveInt = Field(4, description="prompts of a step")
     learning_rate: Positive = Field(0.1, description="of the gates")

@@ -23,7 +23,8 @@ class TaskSettings(Settings):
 
     # Recipes give these; each kind adds its own. Nothing a kind does not know is accepted, so no setting is ignored.
     task: str | None = Field(None, description="task file to start from; read while the recipe is loaded, then null")
-    kind: str  # a Literal in each kind, with its name in `KINDS` as the default
+    # A Literal in each kind, with its name in `KINDS` as the default.
+    kind: str = Field(description="one of those below; given by most task files")
     version: PositiveInt = Field(1, description="of the questions and the grading; raised when scores may change")
     items: PositiveInt | None = Field(None, description="number of items, drawn by the recipe's seed; all if absent")
     max_new_tokens: PositiveInt = Field(32, description="budget of a reply, in tokens")

@@ -1,0 +1,193 @@
+"""Writes docs/verbs/: a page for each verb from the command line's own help, and the table of verbs on their index.
+
+    python scripts/verb_pages.py
+
+What a verb takes is said once, in src/gendistill/cli/; here stand only examples, and where to read on.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import typer
+from typer.core import TyperArgument, TyperCommand, TyperOption
+
+from gendistill.cli import app
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs/verbs"
+CLI = typer.main.get_command(app)
+
+
+class Page(NamedTuple):
+    """What the help of a verb does not say."""
+
+    examples: str  # shell commands, each below a comment that says what it is for
+    read_on: str  # links, as a sentence
+
+
+PAGES = {
+    "plan": Page(
+        "# what the demo costs, without measuring\ngendistill plan demo --no-probe\n"
+        "# the same with twice the tokens in a stage, all figures into a file\n"
+        "gendistill plan demo stages.block_alignment.tokens=500000 --no-probe --json plan.json",
+        "What each setting means: [recipes](../recipes.md).",
+    ),
+    "run": Page(
+        "# everything, in runs/demo\ngendistill run demo\n"
+        "# another mixer, in a folder of its own\n"
+        "gendistill run demo student.mixer=gated_deltanet --output runs/gated",
+        "Step by step: [tutorial](../tutorial.md). What it writes: [reading the report](../reading-the-report.md).",
+    ),
+    "place": Page(
+        "# two of the embedded teacher's eight layers, by a beam search of short prompts\n"
+        "gendistill place demo 'student.keep_attention={method: beam, layers: 2, length: 256, window: 32}'",
+        "[Which layers keep attention](../placement.md), [choosing layers and windows](../choosing-layers.md).",
+    ),
+    "synthesize": Page(
+        "# all sets of the recipe's synthesis section\ngendistill synthesize RECIPE\n"
+        "# one of them\ngendistill synthesize RECIPE --set answers",
+        "[Data that the teacher writes](../data.md).",
+    ),
+    "show-batch": Page(
+        "# what the last stage of the demo learns first\n"
+        "gendistill show-batch demo --stage instruction_distillation --rows 1\n"
+        "# the same as a page for a browser\n"
+        "gendistill show-batch demo --stage instruction_distillation --page batch.html",
+        "[Data](../data.md), [choosing data](../choosing-data.md).",
+    ),
+    "convert": Page(
+        "# the untrained student and its conversion report, in runs/demo/0-conversion\ngendistill convert demo",
+        "[Choosing layers and windows](../choosing-layers.md).",
+    ),
+    "distill": Page(
+        "# the stages that are not done\ngendistill distill demo\n"
+        "# one of them\ngendistill distill demo --stage qk_alignment",
+        "[Recipes](../recipes.md), [on-policy stages](../on-policy.md).",
+    ),
+    "evaluate": Page(
+        "# teacher and last student of a run\ngendistill evaluate recipes/demo.yaml\n"
+        "# any causal model, without a recipe\n"
+        "gendistill evaluate --model FOLDER_OR_ID --tasks gsm8k,arc_easy --items 100",
+        "[Evaluation](../evaluation.md), [tasks](../tasks.md), [long contexts](../evaluation-long-context.md).",
+    ),
+    "bench": Page(
+        "# a shape with random weights: nothing is downloaded\n"
+        "gendistill bench --shape qwen3-0.6b --contexts 2048,8192 --batches 1\n"
+        "# a student beside its teacher\n"
+        "gendistill bench runs/demo/4-instruction_distillation/student --teacher embedded --contexts 256",
+        "[How fast, and how fast it could be](../bench.md).",
+    ),
+    "export": Page(
+        "# a folder that loads without gendistill\n"
+        "gendistill export runs/demo/4-instruction_distillation/student exported",
+        "[A student that others can load](../export.md).",
+    ),
+    "status": Page("gendistill status runs/demo", "[Reading the report](../reading-the-report.md)."),
+    "inspect": Page(
+        "# who is right where\ngendistill inspect runs/demo\n"
+        "# the items that only the teacher gets right\n"
+        'gendistill inspect runs/demo --task choice --where "teacher right, student wrong"',
+        "All conditions: [evaluation](../evaluation.md#looking-at-items).",
+    ),
+    "doctor": Page(
+        "gendistill doctor\n# all figures into a file, to compare machines\ngendistill doctor --json doctor.json",
+        "[Numerics](../numerics.md).",
+    ),
+}
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
+
+
+def pages() -> dict[Path, str]:
+    """Every page's text by its file."""
+    verbs = {FOLDER / f"{verb}.md": page(verb, command) for verb, command in CLI.commands.items()}
+    return verbs | {FOLDER / "index.md": index()}
+
+
+def page(verb: str, command: TyperCommand) -> str:
+    """The page of one verb; KeyError if PAGES has no example of it."""
+    arguments = [cells for cells in rows(command) if cells[0] == "argument"]
+    options = [cells for cells in rows(command) if cells[0] == "option"]
+    parts = [
+        f"<!-- written by scripts/verb_pages.py -->\n# {verb}",
+        command.help,
+        f"```sh\n{PAGES[verb].examples}\n```",
+        table(("argument", "meaning"), [(name, meaning) for _, name, meaning, _ in arguments]),
+        table(("option", "meaning", "default"), [cells[1:] for cells in options]),
+        PAGES[verb].read_on,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def rows(command: TyperCommand) -> Iterator[tuple[str, str, str, str]]:
+    """Of each parameter its kind, name, meaning and default, as cells of a table."""
+    context = command.make_context(command.name, [], resilient_parsing=True)
+    for parameter in command.params:
+        if isinstance(parameter, TyperArgument):
+            yield "argument", f"`{parameter.metavar or parameter.name.upper()}`", cell(parameter.help), ""
+        elif isinstance(parameter, TyperOption) and parameter.name != "help":
+            value = "" if parameter.is_flag else f" {parameter.metavar or parameter.display_type(context)}"
+            names = [f"`{name}{value}`" for name in (*parameter.opts, *parameter.secondary_opts)]
+            # Within code a bar cannot be escaped.
+            yield "option", " ".join(names).replace("|", ", "), cell(parameter.help), default_of(parameter)
+
+
+def default_of(option: TyperOption) -> str:
+    if option.required:
+        return "required"
+    if option.is_flag:
+        return "on" if option.default and option.secondary_opts else ""
+    return "" if option.default is None else f"`{option.default}`"
+
+
+def cell(text: str | None) -> str:
+    """Within a table a bar ends a cell."""
+    return (text or "").replace("|", "\\|")
+
+
+def table(header: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
+    """A table in Markdown; nothing if it has no rows."""
+    if not body:
+        return ""
+    lines = [header, tuple("---" for _ in header), *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def index() -> str:
+    """The table of verbs, and what holds for all of them."""
+    body = [(f"[{verb}]({verb}.md)", cell(command.help)) for verb, command in CLI.commands.items()]
+    parts = [
+        "<!-- written by scripts/verb_pages.py -->\n# Commands",
+        f"{CLI.help} In the order in which they are needed:",
+        table(("verb", "does"), body),
+        COMMON,
+    ]
+    return "\n\n".join(parts)
+
+
+COMMON = """\
+## What holds for all of them
+
+- A recipe is a YAML file, or the name of a shipped one (`demo`, `window`, `qwen2.5-1.5b`, `qwen3-0.6b`). Settings behind it,
+  `dotted.key=value`, change it for this call: [recipes](../recipes.md).
+- Verbs that work in a run folder take `runs/NAME`, or `--output`. Killed, they resume with the same command. One process at
+  a time works in a folder.
+- Between `gendistill` and the verb, `--quiet` prints errors and warnings only, `--log-file FILE` prints into a file, behind
+  what it holds, and `--version` prints the version.
+- In a terminal long work shows bars; in a pipe or a file it prints plain lines, one a minute.
+
+| exit status | means |
+| --- | --- |
+| 0 | done |
+| 1 | `doctor` found something off; from any other verb a bug, whose traceback is the report to send |
+| 2 | a mistake in the call, the recipe or the files, told in one message; or no room on the disk |
+| 130, 143 | interrupted; stopped by SIGTERM. What is whole is kept |
+"""
+
+
+if __name__ == "__main__":
+    main()
