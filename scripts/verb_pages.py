@@ -40,7 +40,8 @@ PAGES = {
     ),
     "place": Page(
         "# two of the embedded teacher's eight layers, by a beam search of short prompts\n"
-        "gendistill place demo 'student.keep_attention={method: beam, layers: 2, length: 256, window: 32}'",
+        "gendistill place demo \\\n"
+        "    'student.keep_attention={method: beam, layers: 2, length: 256, window: 32}'",
         "[Which layers keep attention](../placement.md), [choosing layers and windows](../choosing-layers.md).",
     ),
     "synthesize": Page(
@@ -65,7 +66,7 @@ PAGES = {
         "[Recipes](../recipes.md), [on-policy stages](../on-policy.md).",
     ),
     "evaluate": Page(
-        "# teacher and last student of a run\ngendistill evaluate recipes/demo.yaml\n"
+        "# teacher and last student of a run\ngendistill evaluate RECIPE\n"
         "# any causal model, without a recipe\n"
         "gendistill evaluate --model FOLDER_OR_ID --tasks gsm8k,arc_easy --items 100",
         "[Evaluation](../evaluation.md), [tasks](../tasks.md), [long contexts](../evaluation-long-context.md).",
@@ -113,7 +114,7 @@ def page(verb: str, command: TyperCommand) -> str:
     arguments = [cells for cells in rows(command) if cells[0] == "argument"]
     options = [cells for cells in rows(command) if cells[0] == "option"]
     parts = [
-        f"<!-- written by scripts/verb_pages.py -->\n# {verb}",
+        f"# {verb}\n\n<!-- written by scripts/verb_pages.py -->",
         command.help,
         f"```sh\n{PAGES[verb].examples}\n```",
         table(("argument", "meaning"), [(name, meaning) for _, name, meaning, _ in arguments]),
@@ -161,7 +162,7 @@ def index() -> str:
     """The table of verbs, and what holds for all of them."""
     body = [(f"[{verb}]({verb}.md)", cell(command.help)) for verb, command in CLI.commands.items()]
     parts = [
-        "<!-- written by scripts/verb_pages.py -->\n# Commands",
+        "# Commands\n\n<!-- written by scripts/verb_pages.py -->",
         f"{CLI.help} In the order in which they are needed:",
         table(("verb", "does"), body),
         COMMON,
@@ -172,12 +173,12 @@ def index() -> str:
 COMMON = """\
 ## What holds for all of them
 
-- A recipe is a YAML file, or the name of a shipped one (`demo`, `window`, `qwen2.5-1.5b`, `qwen3-0.6b`). Settings behind it,
-  `dotted.key=value`, change it for this call: [recipes](../recipes.md).
-- Verbs that work in a run folder take `runs/NAME`, or `--output`. Killed, they resume with the same command. One process at
-  a time works in a folder.
-- Between `gendistill` and the verb, `--quiet` prints errors and warnings only, `--log-file FILE` prints into a file, behind
-  what it holds, and `--version` prints the version.
+- A recipe is a YAML file, or the name of a shipped one (`demo`, `window`). Settings behind it, `dotted.key=value`,
+  change it for this call: [recipes](../recipes.md).
+- Verbs that work in a run folder take `runs/NAME`, or `--output`. Killed, they resume with the same command. One
+  process at a time works in a folder.
+- Between `gendistill` and the verb, `--quiet` prints errors and warnings only, `--log-file FILE` prints into a file,
+  behind what it holds, and `--version` prints the version.
 - In a terminal long work shows bars; in a pipe or a file it prints plain lines, one a minute.
 
 | exit status | means |

@@ -1,7 +1,7 @@
 """The tutorial, followed: every command of the page, in its order, in one folder.
 
-The page's recipe is a tiny one here, under the same name, so that a command takes a second where it takes minutes; `make
-tutorial` follows the page with the real one, in a fresh clone.
+The page's recipe is a tiny one here, under the same name, so that a command takes a second where it takes minutes;
+`make tutorial` follows the page with the real one, in a fresh clone.
 """
 
 import shlex
@@ -40,7 +40,7 @@ def test_every_command_does_what_it_says(clone, capsys):
         if language == "python":
             exec(compile(text, "tutorial", "exec"), {"__name__": "tutorial"})
             continue
-        for line in text.splitlines():
+        for line in text.replace("\\\n", " ").splitlines():
             if line in OTHERS:
                 continue
             words = shlex.split("gendistill run recipes/demo.yaml" if line == "make demo" else line)
@@ -60,7 +60,7 @@ def test_make_tutorial_runs_the_same_commands():
     """As one script that bash can read, without what waits for a person or wants a model."""
     whole = script(TEXT)
     assert subprocess.run(["bash", "-n"], input=whole, text=True, check=False).returncode == 0
-    assert all(line in whole for _, text in blocks(TEXT) for line in text.splitlines())
+    assert all(line in whole for _, text in blocks(TEXT) for line in text.replace("\\\n", " ").splitlines())
     assert whole.startswith("set -e\n") and not any(words in whole for words in NOT_FOLLOWED)
 
 
