@@ -36,6 +36,10 @@ TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILIN
 
 FENCED = re.compile(r"^ *(`{3,})(\w*)\n(.*?)^ *\1 *$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?<=\n\n)(?: {4}\S.*\n)+")
+LINK = re.compile(r"(?<!`)\[[^\]]*\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+# A file or folder of the repository, named in the text.
+NAMED = re.compile(r"(?:src|tests|docs|scripts|recipes|results|benchmarks)/[\w./-]+")
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 # A number with one of these units behind it was measured, and stands in the ledger.
 MEASURED = re.compile(r"\d[\d,.]*\s+(?:tokens\s+(?:a|per)\s+second|tokens/s|GiB|s|seconds|times\s+as\s+fast)\b")
@@ -188,6 +192,27 @@ def check_text(text):
     """What a program printed or a model was asked: no commands, which would not be checked."""
     commands = [line for line in text.splitlines() if line.split()[:1] and line.split()[0] in PROGRAMS]
     assert not commands, f"mark the block as sh: {commands}"
+
+
+def anchors(page):
+    """What a heading is linked by: its words in small letters, with hyphens between them."""
+    headings = HEADING.findall(FENCED.sub("", page.read_text(encoding="utf-8")))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """To a file of the repository, and to a heading in it; also where the page is read as a file, not on the site."""
+    for target, anchor in LINK.findall(FENCED.sub("", page.read_text(encoding="utf-8"))):
+        file = page.parent / target if target else page
+        assert file.exists(), f"{target}: not there"
+        assert not anchor or anchor in anchors(file), f"{target}#{anchor}: no such heading"
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+def test_files_that_are_named_are_there(page):
+    spans = SPAN.findall(FENCED.sub("", page.read_text(encoding="utf-8")))
+    assert [span for span in spans if NAMED.fullmatch(span) and not (ROOT / span).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

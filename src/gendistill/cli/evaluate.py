@@ -10,7 +10,9 @@ from gendistill.errors import UserError
 
 
 def command(
-    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="recipe file (YAML)")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="recipe file (YAML), or the name of a shipped one")
+    ] = None,
     overrides: Overrides = None,
     output: Output = None,
     stage: Annotated[
