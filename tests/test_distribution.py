@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gendistill import __version__
 
@@ -78,3 +79,25 @@ def test_the_wheel_alone_knows_the_demo(built, tmp_path):
 def test_the_changelog_has_this_version():
     """Under the heading that a release is announced by."""
     assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("tag", "code"), [(f"v{__version__}", 0), (__version__, 1), ("v99.0.0", 1)])
+def test_a_tag_of_another_version_is_not_published(tag, code):
+    """The workflow's own check, run here."""
+    jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8"))["jobs"]
+    check = next(step["run"] for step in jobs["build"]["steps"] if step.get("name") == "The tag names the version")
+    done = subprocess.run(["bash", "-e", "-c", check], cwd=ROOT, env=os.environ | {"GITHUB_REF_NAME": tag}, check=False)
+    assert done.returncode == code
+
+
+def test_the_workflow_uses_no_secret_and_what_contributors_type():
+    """Trusted publishing: the registry believes the workflow's identity, which only the last job may prove."""
+    text = (ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8")
+    workflow = yaml.safe_load(text)
+    assert "secrets." not in text and workflow["permissions"] == {}
+    assert {name for name, job in workflow["jobs"].items() if "id-token" in job["permissions"]} == {"publish"}
+    assert workflow["jobs"]["publish"]["needs"] == "build"
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for job in workflow["jobs"].values():
+        for target in [step["run"].split()[1] for step in job["steps"] if step.get("run", "").startswith("make ")]:
+            assert f"\n{target}:" in makefile, target
