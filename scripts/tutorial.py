@@ -7,6 +7,7 @@ demo is installed and run as on a new machine, which takes minutes. The first co
 """
 
 import argparse
+import os
 import re
 import subprocess
 import tempfile
@@ -45,7 +46,10 @@ def _quoted(line: str) -> str:
 def follow(folder: Path) -> None:
     """Clones what is committed into the folder, and runs the page's script there."""
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-    subprocess.run(["bash", "-c", script(PAGE.read_text(encoding="utf-8"))], cwd=folder, check=True)
+    # Nothing of the environment that this was started from: it would be found before the clone's own.
+    own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    page = (folder / "docs/tutorial.md").read_text(encoding="utf-8")
+    subprocess.run(["bash", "-c", script(page)], cwd=folder, env=own, check=True)
 
 
 if __name__ == "__main__":
