@@ -148,6 +148,7 @@ class Synthesis(Settings):
     prompts: Annotated[list[Prompts], Field(min_length=1)] = Field(description="what the teacher is prompted with")
     samples: PositiveInt = Field(1, description="replies to each prompt")
     temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0 takes the likeliest token each time")
+    # With temperature 0 nothing is sampled, so nothing is cut off.
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="of sampled replies: tokens beyond this share of the probability are left out"
     )

@@ -173,6 +173,7 @@ class Evaluation(Settings):
         None, description="prompts at a time; as many as fit if absent. Scores do not depend on it"
     )
     temperature: Annotated[float, Field(ge=0.0)] = Field(0.0, description="0: greedy replies")
+    # Of no effect on greedy replies, which take the likeliest token whatever else there is.
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="of sampled replies: tokens beyond this share of the probability are left out"
     )

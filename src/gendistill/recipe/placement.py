@@ -106,6 +106,7 @@ class Gates(Measured):
 
     method: Literal["gates"]
     others: Literal["mixer"] = Field("mixer", description="the linear mixers of `student`, always")
+    # One number a layer is trained, so that few steps and a large rate suffice.
     steps: PositiveInt = Field(100, description="of training the gates")
     prompts_per_step: PositiveInt = Field(4, description="prompts of a step")
     learning_rate: Positive = Field(0.1, description="of the gates")

@@ -34,6 +34,7 @@ class Schedule(Settings):
     shape: Literal["wsd", "cosine"] = Field(
         "wsd", description="wsd: a plateau, then a linear fall; cosine: a fall from the end of the warm-up on"
     )
+    # Shares, not steps: a stage with another budget keeps its shape.
     warmup: Fraction = Field(0.1, description="share of the steps in which the rate rises linearly")
     decay: Fraction = Field(0.1, description="share of the steps, the last ones, in which wsd falls")
     final: Fraction = Field(0.02, description="share of the peak that is left at the last step")
@@ -114,6 +115,7 @@ class Stage(Settings):
         0.0, description="share of sequences in which the recurrence has to do without the window beside it"
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="of AdamW; matrices only")
+    # By the norm of all roles together, so that one that explodes holds the others back, too.
     gradient_clip: Positive = Field(1.0, description="largest norm of a step's gradient")
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         "adamw", description="adamw_8bit keeps its state in 8 bits, by torchao; master weights stay float32"
