@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test transformers-tests browser-tests clean
+.PHONY: demo test docs tutorial dist transformers-tests browser-tests clean
 
 demo: $(VENV)/installed
 	$(RUN)/gendistill run recipes/demo.yaml
@@ -12,6 +12,19 @@ test: $(VENV)/installed
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m "not gpu and not transformers_tests and not browser" -n 2 --dist loadfile
+
+# The site of docs/, in site/; any warning is an error.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
+
+# docs/tutorial.md word by word in a fresh clone: minutes, installation and all.
+tutorial: $(VENV)/installed
+	$(RUN)/python scripts/tutorial.py
+
+# The source distribution, and the wheel built from it, in dist/.
+dist: $(VENV)/installed
+	rm -rf dist
+	$(RUN)/python -m build --no-isolation
 
 # transformers' own common model tests, on our model: a minute, and fetches its source distribution.
 transformers-tests: $(VENV)/installed
@@ -29,4 +42,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site dist

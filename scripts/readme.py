@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from figures import window_retention  # noqa: E402
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NUMBER = re.compile(r"(?P<number>\d[\d,]*(?:\.\d+)?)(?P<percent> %)?<!-- (?P<name>\w+) -->")
 HARDWARE = re.compile(r"\w+<!-- (?P<name>\w+)\.hardware -->")
 MARK = re.compile(r"<!-- (\w+)(?:\.hardware)? -->")

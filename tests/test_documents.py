@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 import shutil
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,10 +25,11 @@ from gendistill.ablation.file import AblationFile, as_written, read_ablation_fil
 from gendistill.cli import app
 from gendistill.recipe.evaluation import Evaluation
 from gendistill.recipe.loading import Recipe, load_recipe
+from gendistill.recipe.shipped import shipped_recipes
 from gendistill.recipe.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "ARCHITECTURE.md", *PAGES]
+DOCUMENTS = [ROOT / "ARCHITECTURE.md", ROOT / "AGENTS.md", ROOT / "CHANGELOG.md", *PAGES]
 ABLATIONS = sorted((ROOT / "recipes").glob("ablation*.yaml"))
 RECIPES = [*sorted(set((ROOT / "recipes").glob("*.yaml")) - set(ABLATIONS)), ROOT / "benchmarks/synthesize_sample.yaml"]
 LEDGER = json.loads((ROOT / "results/figures.json").read_text())
@@ -37,11 +39,16 @@ TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILIN
 
 FENCED = re.compile(r"^ *(`{3,})(\w*)\n(.*?)^ *\1 *$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?<=\n\n)(?: {4}\S.*\n)+")
+LINK = re.compile(r"(?<!`)\[[^\]]*\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+# A file or folder of the repository, named in the text.
+NAMED = re.compile(r"(?:src|tests|docs|scripts|recipes|results|benchmarks)/[\w./-]+")
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 # A number with one of these units behind it was measured, and stands in the ledger.
 MEASURED = re.compile(r"\d[\d,.]*\s+(?:tokens\s+(?:a|per)\s+second|tokens/s|GiB|s|seconds|times\s+as\s+fast)\b")
 PROGRAMS = ("gendistill", "make", "pip", "python", "torchrun")
 PLACEHOLDERS = {"FILE", "MODEL", "RECIPE", "recipe.yaml", "RUN", "runs/NAME.yaml"}  # the reader's own files
+AHEAD = {"serve"}  # verbs that the tutorial knows before they are there
 # Verbs that answer in seconds; the others train, and have tests of their own.
 QUICK = {"show-batch", "inspect", "evaluate"}
 
@@ -98,7 +105,9 @@ def test_shipped_ablations_load(path):
 @pytest.mark.parametrize(("page", "line", "language", "text"), list(blocks()), ids=lambda value: str(value)[:20])
 def test_block(page, line, language, text, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    check = {"sh": check_shell, "yaml": check_yaml, "python": check_python, "json": check_json}
+    # Of the tutorial only what commands say: tests/test_tutorial.py runs them, in their order.
+    shell = partial(check_shell, run=page != "tutorial.md")
+    check = {"sh": shell, "yaml": check_yaml, "python": check_python, "json": check_json}
     check |= {"text": check_text, "": check_text}
     assert language in check, f"{page}:{line}: no check for blocks of '{language}'"
     check[language](text)
@@ -110,11 +119,11 @@ def test_command_in_the_text(page, command, folder, monkeypatch):
     check_command(shlex.split(command), run=False)
 
 
-def check_shell(text):
+def check_shell(text, run):
     """Commands, one a line but for those that a backslash goes on with; comments are ignored."""
     for line in text.replace("\\\n", " ").splitlines():
         if words := shlex.split(line, comments=True):
-            check_command(words, run=True)
+            check_command(words, run)
 
 
 def check_command(words, run):
@@ -137,6 +146,8 @@ def check_command(words, run):
         assert arguments[1].startswith("gendistill.") and find_spec(arguments[1]), words
     elif program == "python":
         assert (ROOT / arguments[0]).is_file(), words
+    elif program == ".":
+        assert arguments == [".venv/bin/activate"], words  # which `make demo` creates
     else:
         raise AssertionError(f"no check for the command '{program}'")
 
@@ -144,6 +155,9 @@ def check_command(words, run):
 def check_gendistill(arguments, run):
     """The verb, its options, and the recipe with its overrides; runs what is quick, if its files are there."""
     verb, *rest = itertools.takewhile(lambda word: word not in ("<", ">"), arguments)  # the rest is the shell's
+    if verb in AHEAD:
+        assert verb not in CLI.commands, f"gendistill {verb} is there: take it out of AHEAD"
+        return
     if verb.startswith("--"):
         return CLI.make_context("gendistill", [verb, *rest], resilient_parsing=True)
     assert verb in CLI.commands, f"gendistill {verb}: no such verb"
@@ -151,7 +165,7 @@ def check_gendistill(arguments, run):
         return  # the verb is only named
     given = CLI.commands[verb].make_context(verb, list(rest)).params
     file = given.get("recipe") or given.get("run") or given.get("file")
-    there = file is not None and file.exists()
+    there = file is not None and (file.exists() or str(file) in shipped_recipes())
     assert file is None or there or str(file) in PLACEHOLDERS, f"gendistill {' '.join(arguments)}: {file} is not there"
     if "recipe" in given and there:
         recipe = load_recipe(file, given["overrides"] or ())
@@ -199,6 +213,27 @@ def check_text(text):
     """What a program printed or a model was asked: no commands, which would not be checked."""
     commands = [line for line in text.splitlines() if line.split()[:1] and line.split()[0] in PROGRAMS]
     assert not commands, f"mark the block as sh: {commands}"
+
+
+def anchors(page):
+    """What a heading is linked by: its words in small letters, with hyphens between them."""
+    headings = HEADING.findall(FENCED.sub("", page.read_text(encoding="utf-8")))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """To a file of the repository, and to a heading in it; also where the page is read as a file, not on the site."""
+    for target, anchor in LINK.findall(FENCED.sub("", page.read_text(encoding="utf-8"))):
+        file = page.parent / target if target else page
+        assert file.exists(), f"{target}: not there"
+        assert not anchor or anchor in anchors(file), f"{target}#{anchor}: no such heading"
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+def test_files_that_are_named_are_there(page):
+    spans = SPAN.findall(FENCED.sub("", page.read_text(encoding="utf-8")))
+    assert [span for span in spans if NAMED.fullmatch(span) and not (ROOT / span).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -27,6 +27,7 @@ from gendistill.errors import UserError
 from gendistill.files import located
 from gendistill.recipe.fields import FileName, Settings
 from gendistill.recipe.reading import read_yaml
+from gendistill.recipe.shipped import shipped_ablations
 
 Overrides = dict[str, Any]  # dotted settings of the recipe, and their values
 
@@ -107,8 +108,11 @@ def read_ablation_file(path: Path) -> AblationFile:
     Raises:
         UserError: it cannot be read, or settings are unknown or out of bounds: all of them are named.
     """
+    shipped = shipped_ablations()
+    if not path.is_file():  # a file of a shipped one's name wins
+        path = shipped.get(str(path), path)
     if not path.is_file():
-        raise UserError(f"{path}: no such ablation. Ablations are YAML files; the project ships some in recipes/.")
+        raise UserError(f"{path}: no such ablation. Ablations are YAML files; shipped by name: {', '.join(shipped)}.")
     settings = read_yaml(path, "ablation")
     try:
         found = AblationFile.model_validate(settings)

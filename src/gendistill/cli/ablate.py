@@ -91,13 +91,13 @@ def _cluster_settings(cluster: str | None, given: list[str]) -> dict:
 def _print_plan(planned: list, console, probe: bool) -> None:
     """Variants with what each has to run itself, what is shared, and the price of it all."""
     from gendistill.ablation.price import price
-    from gendistill.cli.plan import measure
     from gendistill.compute import compute_to_price
+    from gendistill.run.probe import probe_stages
 
     base = planned[0].recipe
     # A recipe for a GPU is priced without one as well, but for its hours.
     here = compute_to_price(base).is_present
-    probes = measure(base, list(base.stages)) if probe and here else {}
+    probes = probe_stages(base, list(base.stages), console) if probe and here else {}
     found = price(planned, probes)
     console.print(f"{len(found.rows)} variants")
     for row in found.rows:

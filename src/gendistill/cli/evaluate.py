@@ -15,7 +15,9 @@ EXAMPLES = (
 
 
 def command(
-    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="recipe file (YAML)")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="recipe file (YAML), or the name of a shipped one")
+    ] = None,
     overrides: Overrides = None,
     output: Output = None,
     stage: Annotated[

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file (YAML)")]
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="recipe file (YAML), or the name of a shipped one: demo")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, e.g. stages.qk_alignment.tokens=1000"),

@@ -118,22 +118,24 @@ class Prompts(Settings):
     continuation: the first `prompt_tokens` tokens of `text`, without a chat template.
     """
 
-    kind: Literal["instruction", "multiple_choice", "short_answer", "last_number", "code", "continuation"]
+    kind: Literal["instruction", "multiple_choice", "short_answer", "last_number", "code", "continuation"] = Field(
+        description="what is asked for, as told above"
+    )
     path: LocalPath | None = Field(None, description="as in a data source")
-    hub: str | None = None
-    subset: str | None = None
-    split: str | None = None
+    hub: str | None = Field(None, description="as in a data source")
+    subset: str | None = Field(None, description="as in a data source")
+    split: str | None = Field(None, description="as in a data source")
     # Names of fields in a record; which of them are read depends on the kind.
-    prompt: str = "prompt"
-    input: str | None = None
-    completion: str | None = None
-    question: str = "question"
-    choices: str = "choices"
-    answer: str = "answer"
-    tests: str = "tests"
-    text: str = "text"
-    # Continuations take so much of a text; the teacher writes on from there.
-    prompt_tokens: PositiveInt = 64
+    prompt: str = Field("prompt", description="field with the instruction, or the request for a program")
+    input: str | None = Field(None, description="field with what goes below the prompt")
+    completion: str | None = Field(None, description="field with a reply of somebody else's, kept as the reference")
+    question: str = Field("question", description="field")
+    choices: str = Field("choices", description="field with the options")
+    answer: str = Field("answer", description="field with the known answer")
+    tests: str = Field("tests", description="field with a program that is run after the reply's")
+    text: str = Field("text", description="field with the text of a continuation")
+    # The teacher writes on from there.
+    prompt_tokens: PositiveInt = Field(64, description="first tokens of a text that a continuation begins with")
     records: PositiveInt | None = Field(None, description="how many, drawn by the recipe's seed; all if absent")
 
     @model_validator(mode="after")
@@ -150,14 +152,17 @@ class Prompts(Settings):
 class Synthesis(Settings):
     """A set of records that the teacher writes: its replies to prompts, those that pass the checks."""
 
-    prompts: Annotated[list[Prompts], Field(min_length=1)]
+    prompts: Annotated[list[Prompts], Field(min_length=1)] = Field(description="what the teacher is prompted with")
     samples: PositiveInt = Field(1, description="replies to each prompt")
     temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0 takes the likeliest token each time")
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    # With temperature 0 nothing is sampled, so nothing is cut off.
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="of sampled replies: tokens beyond this share of the probability are left out"
+    )
     max_new_tokens: PositiveInt = Field(256, description="a reply that has not ended by then is rejected")
     stop: StopTexts = Field((), description="texts at which a reply ends, besides the end of the turn")
     min_new_tokens: PositiveInt = Field(1, description="a reply of fewer tokens, its end not counted, is rejected")
-    batch_size: PositiveInt = 64
+    batch_size: PositiveInt = Field(64, description="prompts at a time")
     # What rejects a reply.
     known_answer: bool = Field(True, description="reject replies that do not reach the known answer")
     margin: Annotated[float, Field(ge=0)] | None = Field(

@@ -166,13 +166,17 @@ class Harness(Settings):
 
 
 class Evaluation(Settings):
-    # By names of the user's, which name files of the run folder.
-    tasks: dict[FileName, Task] = Field(min_length=1)
+    tasks: dict[FileName, Task] = Field(
+        min_length=1, description="by names of your own, which name files of the run folder"
+    )
     batch_size: Annotated[PositiveInt | None, KEEPS_RESULTS] = Field(
         None, description="prompts at a time; as many as fit if absent. Scores do not depend on it"
     )
     temperature: Annotated[float, Field(ge=0.0)] = Field(0.0, description="0: greedy replies")
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    # Of no effect on greedy replies, which take the likeliest token whatever else there is.
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="of sampled replies: tokens beyond this share of the probability are left out"
+    )
     stop: StopTexts = Field((), description="texts at which replies of all tasks end, besides those of each task")
     stages: list[str] | None = Field(None, description="'conversion' and stages after which to evaluate; all if absent")
     harness: Harness | None = Field(None, description="tasks of lm-evaluation-harness to evaluate besides")

@@ -26,6 +26,7 @@ from gendistill.recipe.evaluation import Evaluation
 from gendistill.recipe.fields import KEEPS_RESULTS, MAPPING, ONE, FileName, Settings, hint, one_of, recipe_folder
 from gendistill.recipe.placement import Restored
 from gendistill.recipe.reading import parse_yaml, read_yaml
+from gendistill.recipe.shipped import shipped_recipes
 from gendistill.recipe.stage import Stage
 from gendistill.recipe.student import Conversion, Student
 
@@ -40,12 +41,14 @@ def _located_teacher(name: str, info: ValidationInfo) -> str:
 class Recipe(Settings):
     """A complete run."""
 
-    name: FileName
+    name: FileName = Field(description="names the run folder, runs/NAME")
     teacher: Annotated[str, AfterValidator(_located_teacher)] = Field(
         description="'embedded', a Hugging Face folder (relative to the recipe's), or a hub id"
     )
-    seed: int = 0
-    device: Annotated[Literal["auto", "cpu", "cuda"], KEEPS_RESULTS] = "auto"
+    seed: int = Field(0, description="of new tensors, of the order of data, and of which items are drawn")
+    device: Annotated[Literal["auto", "cpu", "cuda"], KEEPS_RESULTS] = Field(
+        "auto", description="auto: the GPU if there is one"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="precision of the arithmetic: bfloat16 on CUDA, float32 on a CPU; master weights are float32",
@@ -56,17 +59,19 @@ class Recipe(Settings):
     compile: Annotated[Literal["auto"] | bool, KEEPS_RESULTS] = Field(
         "auto", description="torch.compile and CUDA graphs in training; auto: on a CUDA device"
     )
-    student: Student
-    conversion: Conversion = Conversion()
-    data: dict[str, Annotated[list[Source], Field(min_length=1)]]
-    synthesis: dict[FileName, Synthesis] = {}
+    student: Student = Field(description="what the student looks like")
+    conversion: Conversion = Field(Conversion(), description="how the untrained student is initialised and measured")
+    data: dict[str, Annotated[list[Source], Field(min_length=1)]] = Field(
+        description="mixtures by name, each a list of sources"
+    )
+    synthesis: dict[FileName, Synthesis] = Field({}, description="sets of records that the teacher writes, by name")
     held_out: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.01,
         description="share of every source's records that no stage trains on; the loss of each stage is measured on "
         "them as well. 0: none",
     )
     stages: dict[FileName, Stage] = Field(description="in their order; none: the student is converted and evaluated")
-    evaluation: Evaluation
+    evaluation: Evaluation = Field(description="what teacher and student are asked")
 
     @model_validator(mode="after")
     def check(self):
@@ -133,22 +138,33 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads, overrides and checks a recipe.
 
     Args:
-        path: a YAML file. Relative paths in it and in overrides are relative to its folder.
+        path: a YAML file, or the name of a shipped recipe ("demo"). Relative paths in a file and in its overrides are
+            relative to its folder; a name has no folder, so those in its overrides are relative to the current one.
         overrides: "dotted.key=value" strings, the value in YAML ("student.keep_attention=[0, 4]").
 
     Raises:
         UserError: the file is missing or no YAML mapping, a key is unknown (with the nearest known one), or a value is
             out of bounds.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such recipe. Recipes are YAML files; the project ships some in recipes/.")
+    path, folder = _find_recipe(Path(path))
     settings = read_yaml(path, "recipe")
     # Before the check, so that a checked recipe is never changed, and the run folder keeps what was really used.
     for override in overrides:
         _apply(settings, override)
-    _find_placement(settings, path.parent)
-    return parse_recipe(settings, origin=str(path), folder=path.parent.absolute())
+    _find_placement(settings, folder)
+    return parse_recipe(settings, origin=str(path), folder=folder.absolute())
+
+
+def _find_recipe(path: Path) -> tuple[Path, Path]:
+    """The file of a recipe, and the folder that its relative paths are relative to."""
+    shipped = shipped_recipes()
+    # A file wins: whoever calls one of their own "demo" means that.
+    if path.is_file():
+        return path, path.parent
+    if str(path) in shipped:
+        return shipped[str(path)], Path()
+    known = ", ".join(shipped) or "none are installed"
+    raise UserError(f"{path}: no such recipe. Give a YAML file, or the name of a shipped recipe: {known}")
 
 
 def parse_recipe(settings: dict[str, Any], origin: str, folder: Path | None = None) -> Recipe:

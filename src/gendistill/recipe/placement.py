@@ -18,7 +18,7 @@ class FromFile(Settings):
 class Method(Settings):
     """What all methods share."""
 
-    method: str
+    method: str = Field(description="one of those below")
     layers: PositiveInt = Field(description="how many keep softmax attention")
 
 
@@ -40,7 +40,7 @@ class Measured(Method):
     sinks: NonNegativeInt = Field(4, description="first tokens of a prompt, which each query sees too")
     student: str | None = Field(None, description="folder of an aligned student without attention; for others: mixer")
     length: PositiveInt = Field(4096, description="tokens of a prompt")
-    prompts: PositiveInt = 12
+    prompts: PositiveInt = Field(12, description="recall prompts that a set of layers is measured on")
     keys: PositiveInt = Field(1, description="values that a prompt asks for")
 
     @model_validator(mode="after")
@@ -88,7 +88,7 @@ class Restored(Measured):
     """Each layer alone given back to an aligned student without attention; those that bring it nearest are kept."""
 
     method: Literal["kl"]
-    others: Literal["mixer"] = "mixer"
+    others: Literal["mixer"] = Field("mixer", description="the linear mixers of `student`, always")
     stage: str | None = Field(
         None, description="stage of the recipe, of objective forward_kl, that each such student is trained in first"
     )
@@ -105,10 +105,11 @@ class Gates(Measured):
     """One gate a layer between attention and the aligned mixer, trained; those most open to attention are kept."""
 
     method: Literal["gates"]
-    others: Literal["mixer"] = "mixer"
-    steps: PositiveInt = 100
-    prompts_per_step: PositiveInt = 4
-    learning_rate: Positive = 0.1
+    others: Literal["mixer"] = Field("mixer", description="the linear mixers of `student`, always")
+    # One number a layer is trained, so that few steps and a large rate suffice.
+    steps: PositiveInt = Field(100, description="of training the gates")
+    prompts_per_step: PositiveInt = Field(4, description="prompts of a step")
+    learning_rate: Positive = Field(0.1, description="of the gates")
     penalty: Positive = Field(0.1, description="weight of the gates' sum beside the divergence in nats a token")
 
 

@@ -31,10 +31,13 @@ class Schedule(Settings):
     last `decay` share of the steps.
     """
 
-    shape: Literal["wsd", "cosine"] = "wsd"
-    warmup: Fraction = 0.1
-    decay: Fraction = 0.1
-    final: Fraction = 0.02
+    shape: Literal["wsd", "cosine"] = Field(
+        "wsd", description="wsd: a plateau, then a linear fall; cosine: a fall from the end of the warm-up on"
+    )
+    # Shares, not steps: a stage with another budget keeps its shape.
+    warmup: Fraction = Field(0.1, description="share of the steps in which the rate rises linearly")
+    decay: Fraction = Field(0.1, description="share of the steps, the last ones, in which wsd falls")
+    final: Fraction = Field(0.02, description="share of the peak that is left at the last step")
 
     @model_validator(mode="after")
     def check(self):
@@ -93,28 +96,33 @@ class Stage(Settings):
         description="what is minimised; several with their weights as {forward_kl: 1, cross_entropy: 0.01}"
     )
     temperature: Positive = Field(1.0, description="divides the logits of the divergences, which grow by its square")
-    loss_on: Literal["all", "completion"] = "all"
-    train: list[Role]
+    loss_on: Literal["all", "completion"] = Field(
+        "all", description="which tokens are learnt: every one, or those of replies"
+    )
+    train: list[Role] = Field(description=f"roles whose parameters train: {', '.join(ROLES)}")
     data: Data = Field(
         description="name of a mixture in the recipe's data section; or {on_policy: NAME} for replies of the student"
     )
     tokens: PositiveInt = Field(description="token budget of the stage, rounded up to whole steps")
-    sequence_length: Annotated[int, Field(ge=2)]
-    sequences_per_step: PositiveInt
+    sequence_length: Annotated[int, Field(ge=2)] = Field(description="tokens of a packed sequence")
+    sequences_per_step: PositiveInt = Field(description="packed sequences in a step of the optimizer, of all processes")
     micro_batch: Annotated[PositiveInt, KEEPS_RESULTS] = Field(
         description="sequences in memory at once; changes nothing but memory and speed"
     )
     learning_rate: LearningRates = Field(description="peak; for all roles or role by role")
-    schedule: Schedule = Schedule()
+    schedule: Schedule = Field(Schedule(), description="of the learning rate over the stage")
     window_dropout: Fraction = Field(
         0.0, description="share of sequences in which the recurrence has to do without the window beside it"
     )
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    gradient_clip: Positive = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="of AdamW; matrices only")
+    # By the norm of all roles together, so that one that explodes holds the others back, too.
+    gradient_clip: Positive = Field(1.0, description="largest norm of a step's gradient")
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         "adamw", description="adamw_8bit keeps its state in 8 bits, by torchao; master weights stay float32"
     )
-    gradient_checkpointing: Annotated[bool, KEEPS_RESULTS] = False
+    gradient_checkpointing: Annotated[bool, KEEPS_RESULTS] = Field(
+        False, description="layers run again in the backward pass: less memory, more time"
+    )
     checkpoint_every: Annotated[PositiveInt, KEEPS_RESULTS] = Field(100, description="steps between checkpoints")
     held_out_every: Annotated[PositiveInt, KEEPS_RESULTS] = Field(
         100, description="steps between two measurements of the loss on records held out; first and last are always"

@@ -26,11 +26,18 @@ class Student(Settings):
     sinks: NonNegativeInt | None = Field(
         None, description="first tokens that a window sees too; by default 4 with mixer window, else none"
     )
-    gate_activation: Literal["silu", "sigmoid"] = "silu"
-    output_norm: bool = True
-    conv_activation: Literal["none", "silu"] = "none"
-    log_decay_bound: Annotated[float, Field(lt=0)] | None = None  # None: a token may forget everything
-    expand_kv: bool = False
+    # By default what starts as the identity: the untrained student is then as near its teacher as it can be.
+    gate_activation: Literal["silu", "sigmoid"] = Field(
+        "silu", description="of the output gate; silu starts as the identity, sigmoid at a half"
+    )
+    output_norm: bool = Field(True, description="RMSNorm of each head before the output gate")
+    conv_activation: Literal["none", "silu"] = Field(
+        "none", description="of the short convolutions; none starts as the identity"
+    )
+    log_decay_bound: Annotated[float, Field(lt=0)] | None = Field(
+        None, description="lowest log decay of a token; from -5 up faster kernels serve. None: it may forget everything"
+    )
+    expand_kv: bool = Field(False, description="keys and values of their own for every query head")
 
     @model_validator(mode="after")
     def check_exceptions(self) -> Self:
@@ -48,8 +55,9 @@ class Conversion(Settings):
         "standard", description="; ".join(f"{name}: {what}" for name, what in INITIALISATIONS.items())
     )
     data: str = Field("text", description="mixture to measure on")
-    tokens: PositiveInt = 8192  # few: every initialisation is measured on them, on a CPU too
-    sequence_length: PositiveInt = 512
+    # Few: every initialisation is measured on them, on a CPU too.
+    tokens: PositiveInt = Field(8192, description="of text to measure on")
+    sequence_length: PositiveInt = Field(512, description="tokens of a packed sequence")
     max_loss: Positive | None = Field(
         None, description="nats a token; a worse untrained student is refused. None: a uniform guess's, ln(vocabulary)"
     )

@@ -23,10 +23,11 @@ class TaskSettings(Settings):
 
     # Recipes give these; each kind adds its own. Nothing a kind does not know is accepted, so no setting is ignored.
     task: str | None = Field(None, description="task file to start from; read while the recipe is loaded, then null")
-    kind: str  # a Literal in each kind, with its name in `KINDS` as the default
+    # A Literal in each kind, with its name in `KINDS` as the default.
+    kind: str = Field(description="one of those below; given by most task files")
     version: PositiveInt = Field(1, description="of the questions and the grading; raised when scores may change")
     items: PositiveInt | None = Field(None, description="number of items, drawn by the recipe's seed; all if absent")
-    max_new_tokens: PositiveInt = 32
+    max_new_tokens: PositiveInt = Field(32, description="budget of a reply, in tokens")
     stop: StopTexts = Field((), description="texts at which a reply ends, besides the end of the turn")
 
     def check_machine(self) -> None:
@@ -163,8 +164,8 @@ class FewShotTask(SourcedTask):
     shots: Annotated[int, Field(ge=0)] = Field(0, description="few-shot examples before the question")
     shots_by: str | None = Field(None, description="field; examples come from records that agree with the item in it")
     shots_path: str | None = Field(None, description="where the examples are, if not where the items are")
-    shots_hub: str | None = None
-    shots_subset: Names = ()
+    shots_hub: str | None = Field(None, description="hub data set with the examples, if not the items'")
+    shots_subset: Names = Field((), description="configurations of that data set")
     shots_split: str = Field("train", description="split with the examples")
 
     @model_validator(mode="after")

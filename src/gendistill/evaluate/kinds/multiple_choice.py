@@ -46,7 +46,7 @@ class MultipleChoice(FewShotTask):
     choice_count: PositiveInt | None = Field(None, description="options of every record; any number if absent")
     shuffle: bool = Field(False, description="options in an order drawn by the recipe's seed")
     answer: Names = Field(("answer",), min_length=1, description="field")
-    corrections: Corrections | None = None
+    corrections: Corrections | None = Field(None, description="answers that were checked again")
     # How they are ranked and generated.
     rank_by: Literal["letter", "text", "text_per_token", "text_per_byte"] = Field(
         "letter",
