@@ -9,7 +9,7 @@ import torch
 
 from gendistill import distributed
 from gendistill.errors import UserError
-from gendistill.names import look_up
+from gendistill.names import STRATEGIES, look_up
 from gendistill.ops import set_backend
 
 # Dense bfloat16 operations a second by a word of the GPU's name, from NVIDIA's data sheets, without sparsity. The first
@@ -46,6 +46,7 @@ class ComputeSettings(Protocol):
     dtype: str  # auto, float32, bfloat16
     backend: str
     compile: str | bool  # auto, true, false
+    strategy: str  # auto, replicas, fsdp
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class Compute:
     compiled: bool  # layers by torch.compile, and micro-batches as CUDA graphs where they can be captured
     kernels: bool  # the recurrence by fla's kernels, not in plain torch
     processes: int = 1  # that share the work
+    # How they hold the models: "whole" by one, "replicas" or "fsdp" by many; "auto" until a stage's price is known.
+    strategy: str = "whole"
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of each layer, and gathers a layer when its turn comes."""
+        return self.strategy == "fsdp"
 
     @property
     def fused(self) -> bool:
@@ -130,13 +138,14 @@ def _compute_on(device: str, settings: ComputeSettings, processes: int) -> Compu
     on_gpu = device == "cuda"
     # bfloat16 is what a GPU's matrix units are fast at; most CPUs emulate it.
     dtypes = {"auto": torch.bfloat16 if on_gpu else torch.float32, "bfloat16": torch.bfloat16, "float32": torch.float32}
+    strategies = {name: name for name in STRATEGIES}
     compiled = on_gpu if settings.compile == "auto" else bool(settings.compile)
     return Compute(
         device=device,
         dtype=look_up(dtypes, settings.dtype, "dtype"),
-        # Compiled layers and CUDA graphs were never tried with FSDP's hooks.
-        compiled=compiled and processes == 1,
+        compiled=compiled,
         kernels=on_gpu
         and settings.backend in ("auto", "kernels"),  # as `ops.linear_attention` chooses for CUDA tensors
         processes=processes,
+        strategy="whole" if processes == 1 else look_up(strategies, settings.strategy, "strategy"),
     )

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 from cli_tools import RECIPE
-from gendistill import cli, distributed
+from gendistill import cli, distributed, errors
 from gendistill.compute import Compute
 from gendistill.data.dataset import PackedDataset
 from gendistill.distill import engine
@@ -36,7 +36,8 @@ from gendistill.files import seal
 from gendistill.recipe.stage import Stage
 from small_models import make_student, make_teacher, tokens
 
-LENGTH, STEPS = 16, 50
+LENGTH, STEPS = 16, 12  # 50 steps: benchmarks/trials
+STRATEGIES = ("replicas", "fsdp")
 POWER = {"attention_mean_square": 0.3, "update_mean_square": 0.5, "hidden_mean_square": 2.0}
 LOGITS = dict(objective="forward_kl", train=["mixer", "mlp", "norm"])
 IN_FOUR = dict(sequences_per_step=4, micro_batch=1)  # several micro-batches on each of two processes
@@ -92,7 +93,7 @@ SHORT_RECIPE = RECIPE | dict(
 )
 
 
-HELD_OUT = "held out"  # folder of five rows: two processes cannot share them evenly
+HELD_OUT, HELD_OUT_ROWS = "held out", 5  # a folder, of rows that two processes cannot share evenly
 
 
 def write_rows(folder: Path, rows: int = 4 * STEPS) -> None:
@@ -105,14 +106,20 @@ def write_rows(folder: Path, rows: int = 4 * STEPS) -> None:
         np.save(folder / f"{name}.npy", column)
     (folder / "stats.json").write_text(json.dumps({"key": "rows", "stats": {}}))
     seal(folder)
-    if rows > 5:
+    if rows > HELD_OUT_ROWS:
         (folder / HELD_OUT).mkdir()
-        write_rows(folder / HELD_OUT, 5)
+        write_rows(folder / HELD_OUT, HELD_OUT_ROWS)
 
 
-def run_case(name: str, root: Path, folder: str | None = None, **changes) -> None:
-    """Runs a case, or resumes with it, in root/folder; root holds the data set, `changes` are of the stage."""
+def run_case(name: str, root: Path, folder: str | None = None, strategy: str = "fsdp", **changes) -> None:
+    """Runs a case, or resumes with it, in root/folder; root holds the data set, `changes` are of the stage.
+
+    Args:
+        strategy: of many processes.
+    """
     case, folder = CASES[name], root / (folder or name)
+    strategy = strategy if distributed.processes() > 1 else "whole"
+    compute = Compute("cpu", case.dtype, False, False, processes=distributed.processes(), strategy=strategy)
     settings = dict(sequence_length=LENGTH, sequences_per_step=2, micro_batch=2, learning_rate=1e-4)
     settings |= case.stage | changes
     settings = dict(data="text", tokens=case.steps * settings["sequences_per_step"] * LENGTH) | settings
@@ -122,7 +129,7 @@ def run_case(name: str, root: Path, folder: str | None = None, **changes) -> Non
     teacher = None
     if stage.needs_teacher:
         teacher = _shorten(make_teacher(case.family)).to(case.dtype).requires_grad_(False)
-        if distributed.processes() > 1:
+        if compute.is_sharded:
             shard(teacher, compares="end_to_end", dtype=case.dtype, device="cpu")
     seen = _watch_dtypes(student.model.layers[0].linear_attn)
     _, optimizer = train_stage(
@@ -132,7 +139,7 @@ def run_case(name: str, root: Path, folder: str | None = None, **changes) -> Non
         PackedDataset(root),
         conversion_report={"layers": [{"layer": i} | POWER for i in student.config.layers_of_type("linear_attention")]},
         vocabulary=97,
-        compute=Compute("cpu", case.dtype, compiled=False, kernels=False, processes=distributed.processes()),
+        compute=compute,
         folder=folder,
         fingerprint={"case": name},
         title=name,
@@ -173,10 +180,11 @@ class Stopped(Exception):
     pass
 
 
-def run_until_step_8(stop: Callable[[], None], root: Path, folder: str) -> None:
-    """Runs the short case and calls `stop` in the middle of that step: it has done the first of its micro-batches."""
+def run_until(step: int, stop: Callable[[], None], root: Path, folder: str, strategy: str = "fsdp") -> None:
+    """Runs the short case and calls `stop` in the middle of a step: it has done the first of its micro-batches."""
     original, calls = engine.Trainer._micro_batch, count(1)
-    at = 7 * IN_FOUR["sequences_per_step"] // distributed.processes() + 1
+    held_out = -(-HELD_OUT_ROWS // distributed.processes())  # micro-batches before the first step
+    at = held_out + (step - 1) * IN_FOUR["sequences_per_step"] // distributed.processes() + 1
 
     def micro_batch(self, *args):
         sums = original(self, *args)
@@ -185,15 +193,15 @@ def run_until_step_8(stop: Callable[[], None], root: Path, folder: str) -> None:
         return sums
 
     with mock.patch.object(engine.Trainer, "_micro_batch", micro_batch):
-        run_case("short", root, folder)
+        run_case("short", root, folder, strategy)
 
 
-def run_and_stop(root: Path, folder: str) -> None:
+def run_and_stop(root: Path, folder: str, strategy: str = "fsdp") -> None:
     def stop():
         raise Stopped
 
     try:
-        run_until_step_8(stop, root, folder)
+        run_until(8, stop, root, folder, strategy)
     except Stopped:
         return
     raise AssertionError("it was not stopped")
@@ -201,6 +209,21 @@ def run_and_stop(root: Path, folder: str) -> None:
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_and_terminate(root: Path, folder: str) -> None:
+    """SIGTERM comes to the last process alone, in step 4; checkpoints are due after steps 3 and 6."""
+
+    def stop():
+        if distributed.rank() == distributed.processes() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        run_until(4, stop, root, folder, "replicas")
+    except errors.Stopped as stopped:
+        (root / folder / f"said-{distributed.rank()}").write_text(str(stopped))
+        return
+    raise AssertionError("it was not stopped")
 
 
 def run_on_a_full_disk(root: Path, folder: str) -> None:
@@ -244,12 +267,19 @@ def main(root: Path) -> None:
     distributed.start("cpu")
     last = distributed.rank() == distributed.processes() - 1
     if last and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        run_until_step_8(die, root, "killed")
-    run_case("short", root, "killed")
-    for name in CASES:
-        run_case(name, root)
-    run_case("short", root, "one, then two")
-    run_and_stop(root, "two, then one")
+        run_until(8, die, root, "killed", "replicas")
+    run_case("short", root, "killed", "replicas")
+    for strategy in STRATEGIES:
+        for name in CASES:
+            run_case(name, root, f"{strategy}, {name}", strategy)
+        run_and_stop(root, f"{strategy}, then one", strategy)
+        # The folder holds what one process left.
+        run_case("short", root, f"one, then {strategy}", strategy)
+    for first, then in (STRATEGIES, STRATEGIES[::-1]):
+        run_and_stop(root, f"{first}, then {then}", first)
+        run_case("short", root, f"{first}, then {then}", then)
+    run_and_terminate(root, "terminated")
+    run_case("short", root, "terminated", "fsdp")
     errors = {
         "disk": error_of(lambda: run_on_a_full_disk(root, "full")),
         "optimizer": error_of(lambda: run_case("short", root, "8 bit", optimizer="adamw_8bit")),

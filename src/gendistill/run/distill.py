@@ -137,6 +137,9 @@ def _train(
     # Loaded in float32 for the masters; `train_stage` rounds the model to the precision of the arithmetic.
     student = load_model(str(parent.folder), torch.float32, run.compute.device).train()
     run.console.print(_trained_table(name, stage, set_trainable(student, stage.train)))
+    compute = run.compute_for(stage)
+    if compute.processes > 1:
+        run.console.print(f"{name}: {compute.processes} processes, strategy {compute.strategy}")
     history, optimizer = train_stage(
         stage,
         teacher_for(run, stage),
@@ -145,7 +148,7 @@ def _train(
         # Its mean squares of the teacher's activations scale the losses of every stage.
         conversion_report=run.folder.read_report("conversion"),
         vocabulary=len(run.tokenizer),
-        compute=run.compute,
+        compute=compute,
         folder=run.folder.stage(name),
         fingerprint=_fingerprint(stage, dataset.key, parent.weights, str(run.compute.dtype)),
         title=name,
@@ -162,10 +165,10 @@ def _train(
 
 
 def teacher_for(run: Run, stage: Stage) -> PreTrainedModel | None:
-    """The teacher; with many processes one of its own, sharded, and none where the objective needs none."""
+    """The teacher; one of the stage's own where it is sharded, and none where the objective needs none."""
     if not stage.needs_teacher:
         return None
-    if run.compute.processes == 1:
+    if not run.compute_for(stage).is_sharded:
         return run.teacher
     run.release_teacher()  # whole, for evaluation; there is no room for both
     teacher = run.load_teacher()

@@ -62,6 +62,7 @@ class _Auto:
     dtype: str = "auto"
     backend: str = "auto"
     compile: bool = False
+    strategy: str = "auto"
 
 
 def evaluate_any(name: str, evaluation: Evaluation, *, seed: int, device: str, folder: Path) -> Scores:

@@ -72,7 +72,7 @@ def probe_stage(run: Run, name: str) -> Probe:
         dataset,
         conversion_report=unmeasured_conversion_report(run.config),
         vocabulary=len(run.tokenizer),
-        compute=run.compute,
+        compute=run.compute_for(stage),
         folder=run.folder.stage(name),
         fingerprint={},  # for checkpoints, of which a probe writes none
         title=f"probe of {name}",
