@@ -3,7 +3,8 @@
 import atexit
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -36,8 +37,8 @@ def start(device: str) -> None:
         store, own_rank, together = next(rendezvous("env://", timeout=MEETING))
     except dist.DistError as error:
         raise UserError(
-            f"process {os.environ['RANK']} cannot reach the others at {address} ({str(error).splitlines()[0]}). Is that "
-            "port open between the hosts, and free of other programs? torchrun's --rdzv-endpoint HOST:PORT chooses it"
+            f"process {os.environ['RANK']} cannot reach the others at {address} ({str(error).splitlines()[0]}). Is "
+            "that port open between the hosts, and free of other programs? torchrun's --rdzv-endpoint chooses another"
         ) from None
     # torchrun keeps one store over its restarts (pytorch#135712): addresses of the dead are not to be found in it.
     store = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
@@ -53,8 +54,8 @@ def _take_gpu() -> None:
     own, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if own >= there:
         raise UserError(
-            f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes on this host, which has {there} GPU(s); start "
-            f"it with --nproc-per-node {there}"
+            f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes on this host, which has {there} GPU(s); "
+            f"start it with --nproc-per-node {there}"
         )
     if not dist.is_nccl_available():
         raise UserError(
@@ -119,7 +120,7 @@ def as_rank_zero_says(do: Callable[[], T]) -> T:
 
 
 def check_equal(settings: Mapping[str, str]) -> None:
-    """Raises UserError, in all processes, unless each of the settings is one in all of them; names those that differ."""
+    """Raises UserError, in all processes, unless each setting is the same in all of them; names those that differ."""
     first, *others = of_all_processes(settings)
     for other, own in enumerate(others, 1):
         if different := [name for name in first if own[name] != first[name]]:
@@ -136,6 +137,30 @@ def of_all_processes(own: T) -> list[T]:
     parts: list = [None] * dist.get_world_size()  # written over
     dist.all_gather_object(parts, own)  # over gloo, as barriers
     return parts
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part of work that is dealt out to all of them in turn.
+
+    Attributes:
+        number: of the process, from 0.
+        processes: that share the work.
+    """
+
+    number: int = 0
+    processes: int = 1
+
+    def of(self, things: Sequence[T]) -> Sequence[T]:
+        # In turn, not in blocks: what is sorted by length is heavy at one end.
+        return things[self.number :: self.processes]
+
+
+WHOLE = Share()
+
+
+def own_share() -> Share:
+    return Share(rank(), processes())
 
 
 def report_errors_once(do: Callable[P, T]) -> Callable[P, T]:

@@ -31,9 +31,16 @@ from gendistill.distill.replies import ReplyTokens
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.sharding import shard
 from gendistill.distill.stage import train_stage
+from gendistill.embedded import teacher_folder
 from gendistill.errors import UserError
+from gendistill.evaluate.partial import Partial
+from gendistill.evaluate.run import evaluate_model
 from gendistill.files import seal
+from gendistill.models.loading import load_model, load_tokenizer
+from gendistill.recipe.data import Synthesis
+from gendistill.recipe.evaluation import Evaluation
 from gendistill.recipe.stage import Stage
+from gendistill.synthesize.run import synthesize
 from small_models import make_student, make_teacher, tokens
 
 LENGTH, STEPS = 16, 12  # 50 steps: benchmarks/trials
@@ -226,6 +233,32 @@ def run_and_terminate(root: Path, folder: str) -> None:
     raise AssertionError("it was not stopped")
 
 
+def ask(folder: Path, answers: int | None = None) -> None:
+    """The embedded teacher is evaluated, in folder/model, and writes a set, in folder/set; or resumes with both.
+
+    Args:
+        answers: of this process, after which the evaluation is stopped; None: it ends, and the set is written.
+    """
+    model, tokenizer = load_model(str(teacher_folder()), torch.float32, "cpu"), load_tokenizer("embedded", 2048)
+    share, tasks = distributed.own_share(), {name: RECIPE["evaluation"]["tasks"][name] for name in TASKS}
+    evaluation = Evaluation(tasks=tasks, batch_size=3)  # of eight items: three batches, which two cannot share evenly
+    original, calls = Partial.add, count(1)
+
+    def add(self, finished):
+        original(self, finished)
+        if next(calls) == answers:
+            raise Stopped
+
+    with mock.patch.object(Partial, "add", add), suppress(Stopped):
+        evaluate_model(model, tokenizer, evaluation, seed=0, folder=folder, label="model", progress=False, share=share)
+    if answers is not None:
+        return
+    prompts = [dict(kind="multiple_choice", path="embedded:choice", records=3)]  # each at four letters
+    synthesis = Synthesis(prompts=prompts, max_new_tokens=16, batch_size=5, margin=0.05)
+    how = dict(seed=0, folder=folder / "set", teacher="embedded", console=Console(quiet=True), share=share)
+    synthesize(model, tokenizer, synthesis, {}, **how)
+
+
 def run_on_a_full_disk(root: Path, folder: str) -> None:
     """Runs the short case; the last process cannot write its part of the second checkpoint."""
     original = engine.save_checkpoint
@@ -278,6 +311,9 @@ def main(root: Path) -> None:
     for first, then in (STRATEGIES, STRATEGIES[::-1]):
         run_and_stop(root, f"{first}, then {then}", first)
         run_case("short", root, f"{first}, then {then}", then)
+    ask(root / "asked")
+    ask(root / "asked, then one", answers=2)
+    ask(root / "one, then asked")  # one process has begun
     run_and_terminate(root, "terminated")
     run_case("short", root, "terminated", "fsdp")
     errors = {

@@ -62,6 +62,7 @@ def one(tmp_path_factory):
     torch.set_num_threads(1)  # more would get in each other's way
     for name in cases.CASES:
         cases.run_case(name, root)
+    cases.ask(root / "asked")
     yield root
     torch.set_num_threads(threads)
 
@@ -74,6 +75,7 @@ def ended(one, tmp_path_factory):
     (root / "tiny.yaml").write_text(yaml.safe_dump(cases.SHORT_RECIPE, sort_keys=False))
     for strategy in cases.STRATEGIES:
         cases.run_and_stop(root, f"one, then {strategy}")
+    cases.ask(root / "one, then asked", answers=2)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
         + [cases.__file__, str(root)],
@@ -161,6 +163,25 @@ def test_one_process_resumes_where_two_stopped(one, two, strategy):
 @pytest.mark.parametrize("name", ["replicas, then fsdp", "fsdp, then replicas"])
 def test_a_stage_resumes_under_the_other_strategy(one, two, name):
     assert_same_trajectory(two / name, one / "short")
+
+
+@pytest.mark.parametrize("name", ["asked", "asked, then one", "one, then asked"])
+def test_records_do_not_depend_on_how_many_processes_answered(one, two, name):
+    """To the byte, in float32; nor on how many each attempt had."""
+    if name.endswith("one"):
+        left = sorted(path.name for path in (two / name / "model").iterdir())
+        assert left == ["facts.partial.jsonl", "facts.partial.jsonl.1"]
+        # Behind the line that says of what, each process's own answers.
+        assert all((two / name / "model" / file).read_text().count("\n") > 1 for file in left)
+        cases.ask(two / name)
+    files = sorted(path.relative_to(one / "asked") for path in (one / "asked").rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(two / name) for path in (two / name).rglob("*") if path.is_file())
+    timed = ("stats.json", "SHA256SUMS")
+    for file in files:
+        assert file.name in timed or (two / name / file).read_bytes() == (one / "asked" / file).read_bytes(), file
+    stats, expected = (json.loads((folder / "set/stats.json").read_text()) for folder in (two / name, one / "asked"))
+    assert stats.pop("seconds_this_time") > 0 and expected.pop("seconds_this_time") > 0
+    assert stats == expected and stats["replies"] == 12
 
 
 def test_sigterm_to_one_process_stops_all_behind_the_same_step(one, two):

@@ -34,7 +34,7 @@ class Replicas:
         self.mesh = dist.init_device_mesh(device, (processes(),))
 
     def own_rows(self, whole: torch.Tensor) -> torch.Tensor:
-        """The part of a whole tensor that this process steps, a view; the last processes may have fewer rows, or none."""
+        """The rows of a whole tensor that this process steps, a view; the last processes may have fewer, or none."""
         rows = _rows(whole)
         return whole[rank() * rows : (rank() + 1) * rows]
 
@@ -70,7 +70,7 @@ class Replicas:
         torch._foreach_copy_([own.view(-1) for own in owns], parts)
 
     def gather_rows(self, owns: Sequence[torch.Tensor], wholes: Sequence[torch.Tensor]) -> None:
-        """Writes whole tensors from the rows of all processes, rounded to the wholes' precision before they are sent."""
+        """Writes whole tensors from all processes' rows, which are rounded to the wholes' precision before they go."""
         before = None
         for bucket in _buckets(wholes):
             whole, own = [wholes[i] for i in bucket], [owns[i] for i in bucket]

@@ -119,7 +119,7 @@ def train_stage(
 
 
 def _spread(student: GendistillForCausalLM, stage: Stage, compute: Compute) -> Replicas | None:
-    """Gives the student to the processes by the compute's strategy; returns the exchange of those that have it whole."""
+    """Gives the student to the processes by the compute's strategy; returns the exchange if each has it whole."""
     match compute.strategy:
         case "whole":
             return None

@@ -1,7 +1,7 @@
 """What each process holds of a stage's models, gradients and optimizer, by strategy; sizes in bytes.
 
-`replicas` shares out masters and optimizer state by rows (`distill/replicas.py`), `fsdp` also the layers themselves, and
-gathers one when its turn comes (`distill/sharding.py`).
+`replicas` shares out masters and optimizer state by rows (`distill/replicas.py`), `fsdp` also the layers themselves,
+and gathers one when its turn comes (`distill/sharding.py`).
 """
 
 from typing import NamedTuple
