@@ -95,7 +95,8 @@ class Compute:
             # In all, not what is free: what other programs hold now says little of the hours to come.
             return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
         sizes = main_memory()
-        return "this machine", sizes and round(sizes[1] * 2**30)
+        # Processes on one machine share its memory; a GPU each has for itself.
+        return "this machine", sizes and round(sizes[1] * 2**30 / distributed.processes_here())
 
 
 def start_compute(settings: ComputeSettings) -> Compute:
@@ -110,14 +111,14 @@ def start_compute(settings: ComputeSettings) -> Compute:
     return _compute_on(device, settings, distributed.processes())
 
 
-def compute_to_price(settings: ComputeSettings) -> Compute:
-    """What one process would compute with; takes nothing.
+def compute_to_price(settings: ComputeSettings, processes: int = 1) -> Compute:
+    """What so many processes would compute with; takes nothing.
 
     Without a GPU, a recipe that does not ask for the CPU is priced for a GPU all the same: it is written for one, and
     the price is to be known before one is rented.
     """
     device = look_up({"auto": "cuda", "cuda": "cuda", "cpu": "cpu"}, settings.device, "device")
-    return _compute_on(device, settings, processes=1)
+    return _compute_on(device, settings, processes)
 
 
 def present_device(setting: str) -> str:
@@ -138,7 +139,7 @@ def _compute_on(device: str, settings: ComputeSettings, processes: int) -> Compu
     on_gpu = device == "cuda"
     # bfloat16 is what a GPU's matrix units are fast at; most CPUs emulate it.
     dtypes = {"auto": torch.bfloat16 if on_gpu else torch.float32, "bfloat16": torch.bfloat16, "float32": torch.float32}
-    strategies = {name: name for name in STRATEGIES}
+    strategies = {name: name for name in STRATEGIES}  # `auto` stays, until a stage's price is known
     compiled = on_gpu if settings.compile == "auto" else bool(settings.compile)
     return Compute(
         device=device,

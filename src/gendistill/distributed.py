@@ -72,6 +72,7 @@ def _meet(store: dist.Store, own_rank: int, together: int) -> None:
         UserError: some have not come within MEETING; says which.
     """
     store.set(f"here {own_rank}", "")
+    # By the store, which torchrun keeps: a group cannot be made before all are there, and waits for PATIENCE.
     try:
         store.wait([f"here {other}" for other in range(together)], MEETING)
     except dist.DistError:
@@ -84,6 +85,11 @@ def _meet(store: dist.Store, own_rank: int, together: int) -> None:
 
 def processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def processes_here() -> int:
+    """Of the processes, those on this host."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if dist.is_initialized() and "LOCAL_WORLD_SIZE" in os.environ else 1
 
 
 def rank() -> int:
@@ -121,6 +127,7 @@ def as_rank_zero_says(do: Callable[[], T]) -> T:
 
 def check_equal(settings: Mapping[str, str]) -> None:
     """Raises UserError, in all processes, unless each setting is the same in all of them; names those that differ."""
+    # All come to the same end, so that none goes on and waits for the rest.
     first, *others = of_all_processes(settings)
     for other, own in enumerate(others, 1):
         if different := [name for name in first if own[name] != first[name]]:

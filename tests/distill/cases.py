@@ -20,6 +20,7 @@ from unittest import mock
 import numpy as np
 import torch
 from rich.console import Console
+from torch.distributed.tensor import DTensor
 
 from cli_tools import RECIPE
 from gendistill import cli, distributed, errors
@@ -27,6 +28,7 @@ from gendistill.compute import Compute
 from gendistill.data.dataset import PackedDataset
 from gendistill.distill import engine
 from gendistill.distill.on_policy import Writing
+from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.distill.replies import ReplyTokens
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.sharding import shard
@@ -37,6 +39,8 @@ from gendistill.evaluate.partial import Partial
 from gendistill.evaluate.run import evaluate_model
 from gendistill.files import seal
 from gendistill.models.loading import load_model, load_tokenizer
+from gendistill.plan.holding import holding
+from gendistill.plan.price import Planner
 from gendistill.recipe.data import Synthesis
 from gendistill.recipe.evaluation import Evaluation
 from gendistill.recipe.stage import Stage
@@ -155,10 +159,33 @@ def run_case(name: str, root: Path, folder: str | None = None, strategy: str = "
         held_out=PackedDataset(root / HELD_OUT),
     )
     weights = optimizer.weights()
+    if teacher is not None:
+        counts = Planner(teacher.config, student.config, compute).parameters(stage)
+        planned = holding(strategy, counts, case.dtype.itemsize, compute.processes)
+        memory = {"planned": planned._asdict(), "held": bytes_held(teacher, student, optimizer)}
+        (folder / f"memory-{distributed.rank()}.json").write_text(json.dumps(memory))
     if distributed.is_rank_zero():
         torch.save(weights, folder / "weights.pt")
         student.save_pretrained(folder / "student", state_dict=weights)  # empties the dictionary
         (folder / "seen.json").write_text(json.dumps(seen))
+
+
+def bytes_held(teacher, student, optimizer: MasterOptimizer) -> dict[str, int]:
+    """What this process holds of each kind that plan knows, by plan's names."""
+
+    def bytes_of(tensors) -> int:
+        local = {id(x): x.to_local() if isinstance(x, DTensor) else x for x in tensors}  # tied ones once
+        return sum(x.numel() * x.element_size() for x in local.values())
+
+    own = [id(parameter) for parameter in student.parameters()]
+    masters = list(optimizer.masters.values())
+    return {
+        "teacher": bytes_of(teacher.parameters()),
+        "student": bytes_of(student.parameters()),
+        "masters": bytes_of(master for master in masters if id(master) not in own),
+        "gradients": bytes_of([*optimizer.sums.values(), *(master.grad for master in masters)]),
+        "stepped": bytes_of(masters) // 4,
+    }
 
 
 def _shorten(model):

@@ -129,6 +129,15 @@ def test_two_processes_round_as_one(one, two, strategy):
     assert seen == {name: f"torch.{'float32' if name in DECAY_GATE else 'bfloat16'}" for name in seen}
 
 
+@pytest.mark.parametrize("case", ["bfloat16", "logits", "mixers"])
+@pytest.mark.parametrize("strategy", ["whole", *cases.STRATEGIES])
+def test_plan_knows_to_the_byte_what_each_process_holds(one, two, case, strategy):
+    folders = [one / case] if strategy == "whole" else [two / f"{strategy}, {case}"] * 2
+    for rank, folder in enumerate(folders):
+        memory = json.loads((folder / f"memory-{rank}.json").read_text())
+        assert memory["held"] == {name: memory["planned"][name] for name in memory["held"]}
+
+
 @by_either
 @pytest.mark.parametrize("case", ["hidden states, tied embedding", "data only, head of its own", "bfloat16"])
 def test_the_gathered_student_is_a_folder_for_transformers(two, case, strategy):

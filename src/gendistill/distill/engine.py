@@ -192,6 +192,7 @@ class Trainer:
 
     def _is_asked_to_stop(self) -> bool:
         """Whether SIGTERM came; of many processes to any, as all of them have read from the same step's sums."""
+        # Alone there is nobody to agree with, and no step to wait for.
         return self.has_sigterm() if processes() == 1 else self.others_stop
 
     def _one_behind(self, steps: Iterable[Step]) -> Iterable[tuple[_Running, bool]]:

@@ -162,6 +162,7 @@ class MasterOptimizer:
         """The model's weights by name, the trained ones in float32, put together from all processes."""
         frozen = {name: p.detach() for name, p in self.model.named_parameters() if name not in self.masters}
         trained = {name: self._of_all(name, master.detach()) for name, master in self.masters.items()}
+        # In the model's order; each is gathered by itself, by all processes.
         named = {name: frozen.get(name, trained.get(name)) for name, _ in self.model.named_parameters()}
         return {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in named.items()}
 

@@ -49,9 +49,10 @@ class Replicas:
             wholes: of one precision, contiguous; on every process its own sums.
             owns: written to; shaped as `own_rows`.
         """
-        before = None
+        before = None  # the bucket under way
         for bucket in _buckets(wholes):
             whole, own = [wholes[i] for i in bucket], [owns[i] for i in bucket]
+            # Places of rows that the last processes do not have stay as they are: nobody reads their sums.
             sent = whole[0].new_empty(processes(), sum(map(_most, whole)))  # [N, all R * W]
             received = torch.empty_like(sent[0])
             _copy(_pieces(whole, sent), to_whole=False)
@@ -62,6 +63,7 @@ class Replicas:
             before = work, received, own, [_most(x) for x in whole]
         if before is not None:
             self._receive(*before)
+        # gloo has no means, and a sum in float32 cannot overflow.
         torch._foreach_div_(list(owns), processes())
 
     def _receive(self, work: dist.Work, received: torch.Tensor, owns: list[torch.Tensor], sizes: list[int]) -> None:
@@ -77,7 +79,7 @@ class Replicas:
             sent = whole[0].new_empty(sum(map(_most, whole)))  # [all R * W]
             received = sent.new_empty(processes(), len(sent))  # [N, all R * W]
             parts = [part[: x.numel()] for part, x in zip(sent.split([_most(w) for w in whole]), own, strict=True)]
-            torch._foreach_copy_(parts, [x.reshape(-1) for x in own])
+            torch._foreach_copy_(parts, [x.reshape(-1) for x in own])  # rounds: half of the bytes need not be sent
             work = _all_gather(received.view(-1), sent, async_op=True)
             if before is not None:
                 self._spread(*before)
@@ -102,6 +104,7 @@ def _most(whole: torch.Tensor) -> int:
 
 def _buckets(wholes: Sequence[torch.Tensor]) -> Iterator[list[int]]:
     """Indices of tensors that go together: of one precision, and at most so many bytes, or one tensor alone."""
+    # Weights in 16 bits, and the decay gates in float32.
     for _, alike in groupby(sorted(range(len(wholes)), key=lambda i: str(wholes[i].dtype)), lambda i: wholes[i].dtype):
         bucket, held = [], 0
         for i in alike:
@@ -111,7 +114,7 @@ def _buckets(wholes: Sequence[torch.Tensor]) -> Iterator[list[int]]:
                 bucket, held = [], 0
             bucket.append(i)
             held += size
-        yield bucket
+        yield bucket  # never empty: a precision is there because some tensor has it
 
 
 def _pieces(wholes: Sequence[torch.Tensor], laid_out: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -19,11 +19,11 @@ from gendistill.names import Pass
 from gendistill.recipe.stage import Stage
 
 
-def check_divisible(name: str, stage: Stage) -> None:
+def check_divisible(name: str, stage: Stage, processes: int) -> None:
     """Raises UserError if a step's sequences cannot be dealt out evenly."""
-    if stage.sequences_per_step % processes():
+    if stage.sequences_per_step % processes:
         raise UserError(
-            f"stages.{name}: sequences_per_step {stage.sequences_per_step} cannot be dealt out to {processes()} "
+            f"stages.{name}: sequences_per_step {stage.sequences_per_step} cannot be dealt out to {processes} "
             "processes; start a number of processes that divides it"
         )
 

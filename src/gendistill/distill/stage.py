@@ -123,7 +123,7 @@ def _spread(student: GendistillForCausalLM, stage: Stage, compute: Compute) -> R
     match compute.strategy:
         case "whole":
             return None
-        case "replicas":
+        case "replicas":  # also for one process that asks for it, to measure what the exchange costs
             return Replicas(compute.device)
         case "fsdp":
             shard(student, compares=stage.compares, dtype=compute.dtype, device=compute.device)

@@ -48,6 +48,7 @@ class Partial:
         self.file.close()
 
     def _files(self) -> list[Path]:
+        # No task's records end in a number, so that these are no other task's.
         return sorted(self.first.parent.glob(f"{self.first.name}*"))
 
     def _take(self, lines: list[dict[str, Any]]) -> None:
@@ -80,6 +81,7 @@ class Partial:
     def gather(self) -> None:
         """Takes over the answers of all processes, which all must call it; no answer is missing then."""
         before = len(self.rankings) + len(self.replies)
+        # What an earlier attempt left all have read; it comes again from each and is the same.
         for rankings, replies in of_all_processes((self.rankings, self.replies)):
             self.rankings |= rankings
             self.replies |= replies

@@ -21,19 +21,19 @@ from gendistill.errors import UserError
 from gendistill.evaluate.items import load_counted
 from gendistill.evaluate.kinds import grade
 from gendistill.evaluate.kinds.base import TaskSettings
-from gendistill.evaluate.kinds.item import Grades, Item
+from gendistill.evaluate.kinds.item import Item
 from gendistill.evaluate.partial import Partial
-from gendistill.evaluate.ranking import Ranking, candidate_ids, rank
+from gendistill.evaluate.ranking import candidate_ids, rank
+from gendistill.evaluate.records import make_record, text_sha256
 from gendistill.files import file_sha256, make_folder, read_jsonl, write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
-from gendistill.inference.generation import Reply, generate
+from gendistill.inference.generation import generate
 from gendistill.inference.stopping import end_ids
 from gendistill.models.positions import most_positions
 from gendistill.recipe.evaluation import Evaluation
 
 FORMAT = 4  # of the records; raise it when their content or the extraction of answers changes
 LONGEST_CHECKED = 4  # items, by characters, whose prompts are rendered before there is a model
-LONGEST_TEXT = 20_000  # characters of a prompt kept in a record; of longer ones the ends
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _records(tokenizer: PreTrainedTokenizerBase, questions: _Questions, partial:
     for index, item in enumerate(questions.items):
         prompt = tokenizer.decode(questions.prompts[index])
         forms = [answers[index], *islice(other_forms, len(questions.task.other_forms(item)))]
-        records.append(_record(questions.task, item, prompt, rankings.get(index), forms))
+        records.append(make_record(questions.task, item, prompt, rankings.get(index), forms))
     return records
 
 
@@ -247,57 +247,6 @@ def _generate(
 
 def _stop_texts(evaluation: Evaluation, task: TaskSettings) -> list[str]:
     return [*evaluation.stop, *task.stop]
-
-
-def _record(
-    task: TaskSettings, item: Item, prompt: str, ranking: Ranking | None, forms: Sequence[tuple[Reply, Grades]]
-) -> dict[str, Any]:
-    """All that is kept of an item; `forms` are reply and grades of the item and of its other forms."""
-    record = {
-        "id": item.id,
-        "question": _text(item.question),
-        "choices": list(item.choices),
-        "candidates": list(item.candidates),
-        "gold": list(item.gold),
-        "answers": list(item.answers),
-        "prompt": _text(prompt),
-    }
-    record |= _ranked(task, item, ranking)
-    record |= _replied(*forms[0])
-    return record | task.notes(item, [(reply.text, grades) for reply, grades in forms])
-
-
-def _ranked(task: TaskSettings, item: Item, ranking: Ranking | None) -> dict[str, Any]:
-    if ranking is None:  # keys stay, so that all records of a task can be read alike
-        return {"scores": None, "ranked": None, "ranking_correct": None}
-    first = task.ranked_first(ranking.prediction, ranking.by)
-    record: dict[str, Any] = {"scores": list(ranking.scores)}  # nats, by letter where there are options
-    if ranking.by:
-        record["text_scores"] = list(ranking.text_scores)
-    record |= {"ranked": item.candidates[first], "ranking_correct": first in item.gold}
-    if ranking.by:
-        record["ranking_by"] = {form: best in item.gold for form, best in ranking.by.items()}
-    return record
-
-
-def _replied(reply: Reply, grades: Grades) -> dict[str, Any]:
-    return {
-        "reply": reply.text,
-        "reply_tokens": reply.tokens,
-        "truncated": reply.truncated,
-        "parsed": grades.strict.parsed,
-        "generation_correct": grades.strict.correct,
-        "flexible_parsed": grades.flexible.parsed,
-        "flexible_correct": grades.flexible.correct,
-    } | grades.notes
-
-
-def _text(text: str) -> str:
-    """A text for a record: of a very long one the two ends."""
-    if len(text) <= LONGEST_TEXT:
-        return text
-    end = LONGEST_TEXT // 2  # the hash tells two texts apart that differ in the middle
-    return f"{text[:end]}\n[{len(text) - 2 * end:,} characters, sha256 {_sha(text)}]\n{text[-end:]}"
 
 
 def _check_length(
@@ -353,11 +302,7 @@ def _digest(
         "stop": evaluation.stop,
         "model": fingerprint,
     }
-    return _sha(json.dumps(content))
-
-
-def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_sha256(json.dumps(content))
 
 
 def _paths(folder: Path, name: str) -> tuple[Path, Path]:

@@ -87,6 +87,7 @@ def _whole(counts: Parameters, size: int, processes: int) -> Holding:
 
 def _replicas(counts: Parameters, size: int, processes: int) -> Holding:
     whole, own = _whole(counts, size, processes), _share(counts.trained, processes)
+    # Also where nothing is rounded a master is a copy: its rows are stepped here, the others' elsewhere.
     # Two buckets at a time, each as it is sent and as it is received.
     bucket = min(BUCKET_BYTES, counts.trained * FLOAT32)
     return whole._replace(
@@ -102,7 +103,7 @@ def _replicas(counts: Parameters, size: int, processes: int) -> Holding:
 def _fsdp(counts: Parameters, size: int, processes: int) -> Holding:
     rounded = size != FLOAT32
     teacher = counts.teacher - counts.teacher_layers + _share(counts.teacher_layers, processes)
-    sharded = _share(counts.student_layers, processes)
+    sharded = _share(counts.student_layers, processes)  # those that train and those that do not
     # Embedding, head, final norm and decay gates.
     whole = counts.student - counts.student_layers - counts.student_gates
     trained_whole = counts.trained - counts.trained_layers

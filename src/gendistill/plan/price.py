@@ -180,8 +180,11 @@ class Planner:
         """
         if self.compute.strategy != "auto":
             return self.compute.strategy
-        fits = self.memory is None or self.price(stage, "replicas").needed <= self.memory
-        return "replicas" if fits else "fsdp"
+        return "replicas" if self.fits(stage, "replicas") else "fsdp"
+
+    def fits(self, stage: Stage, strategy: str) -> bool:
+        """Whether a process has the memory for it; where nobody knows how much there is, it does."""
+        return self.memory is None or self.price(stage, strategy).needed <= self.memory
 
     def price(self, stage: Stage, strategy: str | None = None) -> Price:
         """What a stage costs, by the strategy that it would have, or by another one.

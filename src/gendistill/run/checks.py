@@ -31,6 +31,7 @@ def check_same(recipe: Recipe) -> None:
         UserError: the processes have another recipe, other overrides, or another version of the code or of a library.
     """
     code = hashlib.sha256()
+    # Hosts with folders of their own may have been updated one after the other.
     for path in sorted(PACKAGE.rglob("*.py")):
         code.update(path.read_bytes())
     versions = {name: version(name) for name in ("torch", "transformers")}

@@ -44,6 +44,10 @@ class Probe:
         sequences += self.held_out * stage.held_out_measurements
         return sequences * self.step_seconds / self.sequences_per_step / 3600
 
+    def seconds_of(self, stage: Stage) -> float:
+        """Of a step of the stage, on one process."""
+        return self.step_seconds * stage.sequences_per_step / self.sequences_per_step
+
     def tokens_per_second(self, stage: Stage) -> float:
         return self.sequences_per_step * stage.sequence_length / self.step_seconds
 

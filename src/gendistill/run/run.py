@@ -70,7 +70,7 @@ class Run:
         self.config = check_recipe(recipe, self.folder.placement)
         # Of all stages, not only those to be trained now: the run will come to them.
         for name, stage in recipe.stages.items():
-            check_divisible(name, stage)
+            check_divisible(name, stage, self.compute.processes)
             self._check_roles(name, stage)
         self.check_memory(list(recipe.stages) if trains is None else trains)
         if trains is None and recipe.stages:
