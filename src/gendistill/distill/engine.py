@@ -228,7 +228,7 @@ class Trainer:
         # Whether SIGTERM came goes with them, so that all processes leave behind the same step.
         sigterms = torch.full((1,), float(self.has_sigterm()), dtype=torch.float64, device=self.device)
         sums = torch.cat([sums, sigterms])  # [terms + 1]
-        if dist.is_initialized():
+        if processes() > 1:
             dist.all_reduce(sums)  # gradients are summed by FSDP and the optimizer; these are for the metrics
         share = learning_rate_share(self.stage.schedule, step.index, self.stage.steps)
         with part_of_step("the optimizer's step"):
@@ -256,7 +256,7 @@ class Trainer:
             for batch in held_out.batches:
                 sums += self.run_micro_batch(batch, torch.zeros((), device=self.device))
         self.optimizer.zero_gradients()  # zero times a gradient that is not finite is none
-        if dist.is_initialized():
+        if processes() > 1:
             dist.all_reduce(sums)
         weights = torch.tensor(list(self.stage.terms.values()), dtype=torch.float64, device=self.device)  # [terms]
         return ((weights * sums).sum() / held_out.loss_tokens).to("cpu", non_blocking=True)

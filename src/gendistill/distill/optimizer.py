@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from gendistill.distill.accumulation import accumulate
 from gendistill.distill.replicas import Replicas
+from gendistill.distributed import processes
 from gendistill.errors import UserError
 from gendistill.models.modeling import describe
 from gendistill.recipe.stage import Stage
@@ -137,17 +138,17 @@ class MasterOptimizer:
         """Means over processes, as FSDP takes them of what it shards; the loss is scaled for that."""
         if self.replicas is not None:
             self.replicas.mean_of_rows(list(self.sums.values()), [master.grad for master in self.masters.values()])
-        elif dist.is_initialized():
+        elif processes() > 1:
             for master in self.whole:
                 dist.all_reduce(master.grad)
-                master.grad /= dist.get_world_size()
+                master.grad /= processes()
 
     def _squares(self, tensors: list[torch.Tensor]) -> torch.Tensor:
         """[roles], float64: sums of squares of tensors that go with the masters, over all processes."""
         squares = torch.stack(torch._foreach_norm(tensors)).double().square()  # [masters]
         totals = squares.new_zeros(2 * len(self.roles)).index_add_(0, self._slots, squares)
         sharded, whole = totals.chunk(2)  # [roles] each; what is whole has the same sum on every process
-        if dist.is_initialized():
+        if processes() > 1:
             dist.all_reduce(sharded)
         return sharded + whole
 
@@ -204,7 +205,7 @@ def _adamw(kind: str, groups: list[dict], learning_rate: float) -> torch.optim.O
         return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=cuda)
     if kind != "adamw_8bit":
         raise ValueError(f"unknown optimizer '{kind}'; known: adamw, adamw_8bit")
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if processes() > 1:
         raise UserError("optimizer: adamw_8bit runs in one process only; take adamw, whose state is sharded")
     try:
         from torchao.optim import AdamW8bit

@@ -83,7 +83,7 @@ def synthesize(
     digest = _digest(model, tokenizer, chosen, synthesis, seed)
     on_rank_zero(lambda: _claim(folder, digest))
     if as_rank_zero_says(lambda: not (folder / "stats.json").exists()):
-        answered, generated = _generate_replies(model, tokenizer, chosen, synthesis, seed, folder, console, share)
+        answered, generated = generate_replies(model, tokenizer, chosen, synthesis, seed, folder, console, share)
         found = {"prompts": len(prompts), "left_out": dropped}
         about = {"teacher": teacher, "seed": seed, "temperature": synthesis.temperature, "top_p": synthesis.top_p}
         on_rank_zero(lambda: _store(folder, answered, synthesis, overlap, found, generated, about, tokenizer))
@@ -156,7 +156,7 @@ def _choose(prompts: list[Prompt], overlap: OverlapIndex) -> tuple[list[Prompt],
     return chosen, dropped
 
 
-def _generate_replies(
+def generate_replies(
     model,
     tokenizer,
     prompts: list[Prompt],
