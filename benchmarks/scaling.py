@@ -130,7 +130,7 @@ def train(name: str, tiny: bool) -> dict | None:
     student = student.to(compute.device, torch.float32).train()
     set_trainable(student, stage.train)
     if compute.is_sharded:
-        shard(teacher, compares="end_to_end", dtype=compute.dtype, device=compute.device)
+        shard(teacher, compares="end_to_end", compute=compute)
     rows = RandomRows(stage.steps * sequences, teacher.config.vocab_size, packed=False, length=length)
     clear(compute.device)
     began = time.perf_counter()

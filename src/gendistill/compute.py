@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -46,7 +46,7 @@ class ComputeSettings(Protocol):
     dtype: str  # auto, float32, bfloat16
     backend: str
     compile: str | bool  # auto, true, false
-    strategy: str  # auto, replicas, fsdp
+    strategy: str  # auto, replicas, hybrid, fsdp
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,14 @@ class Compute:
     compiled: bool  # layers by torch.compile, and micro-batches as CUDA graphs where they can be captured
     kernels: bool  # the recurrence by fla's kernels, not in plain torch
     processes: int = 1  # that share the work
-    # How they hold the models: "whole" by one, "replicas" or "fsdp" by many; "auto" until a stage's price is known.
+    # How they hold the models: "whole" by one, by many one of names.STRATEGIES; "auto" until a stage's price is known.
     strategy: str = "whole"
+    hosts: int = 1  # with as many processes each
 
     @property
     def is_sharded(self) -> bool:
         """Whether each process holds a part of each layer, and gathers a layer when its turn comes."""
-        return self.strategy == "fsdp"
+        return self.strategy in ("hybrid", "fsdp")
 
     @property
     def fused(self) -> bool:
@@ -108,7 +109,8 @@ def start_compute(settings: ComputeSettings) -> Compute:
     device = present_device(settings.device)
     distributed.start(device)  # before anything is put on a GPU, since it chooses which one is this process's own
     set_backend(settings.backend)
-    return _compute_on(device, settings, distributed.processes())
+    hosts = distributed.processes() // distributed.processes_here()
+    return replace(_compute_on(device, settings, distributed.processes()), hosts=hosts)
 
 
 def compute_to_price(settings: ComputeSettings, processes: int = 1) -> Compute:

@@ -130,7 +130,10 @@ def run_case(name: str, root: Path, folder: str | None = None, strategy: str = "
     """
     case, folder = CASES[name], root / (folder or name)
     strategy = strategy if distributed.processes() > 1 else "whole"
-    compute = Compute("cpu", case.dtype, False, False, processes=distributed.processes(), strategy=strategy)
+    processes = distributed.processes()
+    # As if half of them were on another host.
+    hosts = 2 if strategy == "hybrid" else 1
+    compute = Compute("cpu", case.dtype, False, False, processes=processes, strategy=strategy, hosts=hosts)
     settings = dict(sequence_length=LENGTH, sequences_per_step=2, micro_batch=2, learning_rate=1e-4)
     settings |= case.stage | changes
     settings = dict(data="text", tokens=case.steps * settings["sequences_per_step"] * LENGTH) | settings
@@ -141,7 +144,7 @@ def run_case(name: str, root: Path, folder: str | None = None, strategy: str = "
     if stage.needs_teacher:
         teacher = _shorten(make_teacher(case.family)).to(case.dtype).requires_grad_(False)
         if compute.is_sharded:
-            shard(teacher, compares="end_to_end", dtype=case.dtype, device="cpu")
+            shard(teacher, compares="end_to_end", compute=compute)
     seen = _watch_dtypes(student.model.layers[0].linear_attn)
     _, optimizer = train_stage(
         stage,
@@ -161,7 +164,7 @@ def run_case(name: str, root: Path, folder: str | None = None, strategy: str = "
     weights = optimizer.weights()
     if teacher is not None:
         counts = Planner(teacher.config, student.config, compute).parameters(stage)
-        planned = holding(strategy, counts, case.dtype.itemsize, compute.processes)
+        planned = holding(strategy, counts, case.dtype.itemsize, processes, hosts)
         memory = {"planned": planned._asdict(), "held": bytes_held(teacher, student, optimizer)}
         (folder / f"memory-{distributed.rank()}.json").write_text(json.dumps(memory))
     if distributed.is_rank_zero():
@@ -335,6 +338,7 @@ def main(root: Path) -> None:
         run_and_stop(root, f"{strategy}, then one", strategy)
         # The folder holds what one process left.
         run_case("short", root, f"one, then {strategy}", strategy)
+    run_case("short", root, "hybrid, short", "hybrid")
     for first, then in (STRATEGIES, STRATEGIES[::-1]):
         run_and_stop(root, f"{first}, then {then}", first)
         run_case("short", root, f"{first}, then {then}", then)
@@ -345,6 +349,7 @@ def main(root: Path) -> None:
     run_case("short", root, "terminated", "fsdp")
     errors = {
         "disk": error_of(lambda: run_on_a_full_disk(root, "full")),
+        "differ": error_of(lambda: distributed.check_equal({"code": "a", "recipe": str(distributed.rank())})),
         "optimizer": error_of(lambda: run_case("short", root, "8 bit", optimizer="adamw_8bit")),
     }
     (root / f"errors-{distributed.rank()}.json").write_text(json.dumps(errors))

@@ -106,6 +106,11 @@ def test_two_processes_train_as_one(one, two, case, strategy):
     assert_same_trajectory(folder, one / case)
 
 
+def test_hosts_that_are_replicas_of_each_other_train_as_one(one, two):
+    """Two hosts of one process: gradients pass between them, and norms count each shard once."""
+    assert_same_trajectory(two / "hybrid, short", one / "short")
+
+
 @by_either
 def test_two_processes_write_the_replies_of_one(one, two, strategy):
     """Of a sharded student each has a whole copy; what they wrote is kept once."""
@@ -211,6 +216,12 @@ def test_a_disk_full_for_one_process_is_one_clear_error_and_loses_nothing(one, t
     cases.run_case("short", two, "full")
     assert_same_trajectory(two / "full", one / "short")
     assert len(checkpoints(folder)) == 2
+
+
+def test_processes_that_differ_are_refused_by_all(two):
+    for rank in (0, 1):
+        said = json.loads((two / f"errors-{rank}.json").read_text())["differ"]
+        assert said.startswith("processes 0 and 1 differ in: recipe. Start all of them with the same command")
 
 
 def test_8_bit_state_is_refused_in_two_processes(two):

@@ -55,7 +55,7 @@ def train(strategy: str, folder: Path, *, stage: str = "words", shape: dict = SH
     student = student.to("cuda", torch.float32).train()
     set_trainable(student, settings.train)
     if compute.is_sharded:
-        shard(teacher, compares="end_to_end", dtype=compute.dtype, device="cuda")
+        shard(teacher, compares="end_to_end", compute=compute)
     history, _ = train_stage(
         settings,
         teacher,

@@ -222,6 +222,22 @@ def test_replicas_where_they_fit_else_sharded_else_refused():
     assert "cannot fit: it needs" in said and "GiB on each of 8 processes (fsdp), and a card has" in said
 
 
+def test_several_hosts_are_replicas_of_each_other_where_a_host_has_the_memory():
+    needs = [replaced(4).price(KD, strategy).needed for strategy in ("replicas", "hybrid", "fsdp")]
+    assert needs == sorted(needs, reverse=True)
+    assert replaced(4, needs[0]).strategy(KD) == "replicas"
+    assert replaced(4, needs[1]).strategy(KD) == "hybrid" and replaced(1, needs[1]).strategy(KD) == "fsdp"
+    assert replaced(4, needs[2]).strategy(KD) == "fsdp"
+    assert replaced(4).price(KD, "hybrid").parts == on(2).price(KD, "fsdp").parts
+
+
+def replaced(hosts: int, memory: int | None = None) -> Planner:
+    """Of eight processes on so many hosts."""
+    planner = on(8, memory)
+    planner.compute = replace(planner.compute, hosts=hosts)
+    return planner
+
+
 def test_with_more_processes_each_holds_less():
     parts = {n: on(n, strategy="replicas").price(KD).parts for n in (2, 4, 8)}
     trained = on(2).parameters(KD).trained
@@ -242,7 +258,7 @@ def test_bytes_sent_in_a_step_and_the_time_they_take():
     gathered = 2 * (2 * counts.student_layers + counts.teacher_layers) + 4 * counts.trained_layers
     whole = 8 * (trained - counts.trained_layers)
     assert bytes_sent("fsdp", counts, KD, 2, 2) == (8 * gathered + whole) / 2
-    with pytest.raises(ValueError, match="unknown strategy 'ddp'; known: whole, replicas, fsdp"):
+    with pytest.raises(ValueError, match="unknown strategy 'ddp'; known: whole, replicas, hybrid, fsdp"):
         bytes_sent("ddp", counts, KD, 2, 2)
     assert (link_of("NVIDIA H200"), link_of("NVIDIA H100 PCIe"), link_of("a card")) == (450e9, 32e9, None)
     times = step_time(1.0, 0.75 * 450e9 / 10, 450e9, "replicas", 2)

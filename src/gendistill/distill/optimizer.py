@@ -4,6 +4,7 @@ bf16 has 8 bits of precision: an update of 1e-5 to a weight of 1.0 is lost, ever
 float32 copies, gradients are summed over micro-batches in float32, and the model's own weights are rounded from them.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -58,6 +59,8 @@ class MasterOptimizer:
             self.roles.index(describe(name).role) + (0 if self._is_sharded(m) else len(self.roles))
             for name, m in self.masters.items()
         ]
+        # Of a sharded master, each with the same squares: hosts may have replicas of each other's shards.
+        self.copies = max((_copies(m) for m in self.masters.values() if isinstance(m, DTensor)), default=1)
         self._slots = torch.tensor(slots, device=next(iter(self.masters.values())).device)
         self.peaks, groups = zip(*self._groups(stage), strict=True)
         self.adamw = _adamw(stage.optimizer, list(groups), self.peaks[0])
@@ -150,6 +153,7 @@ class MasterOptimizer:
         sharded, whole = totals.chunk(2)  # [roles] each; what is whole has the same sum on every process
         if processes() > 1:
             dist.all_reduce(sharded)
+            sharded /= self.copies
         return sharded + whole
 
     def _set_learning_rate(self, share: float) -> None:
@@ -218,6 +222,12 @@ def _adamw(kind: str, groups: list[dict], learning_rate: float) -> torch.optim.O
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _copies(tensor: DTensor) -> int:
+    """How many processes have the same part of it."""
+    replicated = [dim for dim, placement in enumerate(tensor.placements) if placement.is_replicate()]
+    return math.prod(tensor.device_mesh.size(dim) for dim in replicated)
 
 
 def _plain(tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:

@@ -125,10 +125,10 @@ def _spread(student: GendistillForCausalLM, stage: Stage, compute: Compute) -> R
             return None
         case "replicas":  # also for one process that asks for it, to measure what the exchange costs
             return Replicas(compute.device)
-        case "fsdp":
-            shard(student, compares=stage.compares, dtype=compute.dtype, device=compute.device)
+        case "hybrid" | "fsdp":
+            shard(student, compares=stage.compares, compute=compute)
             return None
-    raise ValueError(f"a stage runs 'whole', as 'replicas' or by 'fsdp', not by '{compute.strategy}'")
+    raise ValueError(f"a stage runs 'whole', as 'replicas', 'hybrid' or by 'fsdp', not by '{compute.strategy}'")
 
 
 def _enable_checkpointing(student: GendistillForCausalLM) -> None:

@@ -49,18 +49,21 @@ class Holding(NamedTuple):
     stepped: int
 
 
-def holding(strategy: str, counts: Parameters, size: int, processes: int) -> Holding:
+def holding(strategy: str, counts: Parameters, size: int, processes: int, hosts: int = 1) -> Holding:
     """What one of so many processes holds.
 
     Args:
-        strategy: "whole", "replicas" or "fsdp".
+        strategy: "whole", "replicas", "hybrid" or "fsdp".
         size: bytes of a number of the arithmetic; 4 if nothing is rounded.
+        hosts: that have as many processes each.
 
     Raises:
         UserError: there is no such strategy.
     """
-    kinds = {"whole": _whole, "replicas": _replicas, "fsdp": _fsdp}
-    return look_up(kinds, strategy, "strategy")(counts, size, processes)
+    kinds = {"whole": _whole, "replicas": _replicas, "hybrid": _fsdp, "fsdp": _fsdp}
+    # Hosts that are replicas of each other share nothing out among them.
+    sharing = processes // hosts if strategy == "hybrid" else processes
+    return look_up(kinds, strategy, "strategy")(counts, size, sharing)
 
 
 def student_bytes(counts: Parameters, size: int) -> int:

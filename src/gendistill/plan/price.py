@@ -173,14 +173,16 @@ class Planner:
         self.graphs = compute.fused and can_capture(self.student)
 
     def strategy(self, stage: Stage) -> str:
-        """How the processes hold the models in a stage: "whole", "replicas" or "fsdp".
+        """How the processes hold the models in a stage: "whole", "replicas", "hybrid" or "fsdp".
 
         Raises:
             UserError: see `price`.
         """
         if self.compute.strategy != "auto":
             return self.compute.strategy
-        return "replicas" if self.fits(stage, "replicas") else "fsdp"
+        # The less passes between processes, the sooner it is tried.
+        candidates = ["replicas", *(["hybrid"] if self.compute.hosts > 1 else [])]
+        return next((strategy for strategy in candidates if self.fits(stage, strategy)), "fsdp")
 
     def fits(self, stage: Stage, strategy: str) -> bool:
         """Whether a process has the memory for it; where nobody knows how much there is, it does."""
@@ -194,7 +196,7 @@ class Planner:
         """
         strategy = strategy or self.strategy(stage)
         parameters = self.parameters(stage)
-        own = holding(strategy, parameters, self.size, self.compute.processes)
+        own = holding(strategy, parameters, self.size, self.compute.processes, self.compute.hosts)
         parts = self._held(stage, own)
         held = sum(parts.values())
         kept, layer = (round(x * stage.micro_batch * stage.sequence_length) for x in self._activations(stage))
@@ -215,7 +217,7 @@ class Planner:
             "the optimizer's step": held + step,
         }
         needed = max(moments.values())
-        if self.graphs and strategy != "fsdp":  # their memory stays reserved during the optimizer's step
+        if self.graphs and strategy in ("whole", "replicas"):  # their memory stays reserved during the optimizer's step
             needed = max(needed, held + max(kept + loss, backward) + step)
         writing = None if stage.on_policy is None else self._writing(stage)
         if writing is not None:  # beside the graphs; one reply at a time must fit

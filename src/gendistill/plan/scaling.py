@@ -42,7 +42,7 @@ def bytes_sent(strategy: str, counts: Parameters, stage: Stage, size: int, proce
     """What a process sends in a step.
 
     Args:
-        strategy: "whole", "replicas" or "fsdp".
+        strategy: "whole", "replicas", "hybrid" or "fsdp".
         size: bytes of a number of the arithmetic.
 
     Raises:
@@ -54,14 +54,14 @@ def bytes_sent(strategy: str, counts: Parameters, stage: Stage, size: int, proce
             return 0.0
         case "replicas":
             return others * counts.trained * (FLOAT32 + size)
-        case "fsdp":
+        case "hybrid" | "fsdp":  # between hosts hybrid sends less, over slower links
             micro_batches = -(-stage.sequences_per_step // processes // stage.micro_batch)
             # The student's layers once forward and once backward, the teacher's forward.
             gathered = 2 * counts.student_layers + counts.teacher_layers * stage.needs_teacher
             of_layers = micro_batches * (size * gathered + FLOAT32 * counts.trained_layers)
             # What stays whole is summed once, there and back.
             return others * (of_layers + 2 * FLOAT32 * (counts.trained - counts.trained_layers))
-    raise ValueError(f"unknown strategy '{strategy}'; known: whole, replicas, fsdp")
+    raise ValueError(f"unknown strategy '{strategy}'; known: whole, replicas, hybrid, fsdp")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        if self.strategy == "fsdp":  # layers are gathered while others are at work
+        if self.strategy in ("hybrid", "fsdp"):  # layers are gathered while others are at work
             return max(self.arithmetic, self.exchange)
         return self.arithmetic + self.exchange
 

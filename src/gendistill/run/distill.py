@@ -173,7 +173,7 @@ def teacher_for(run: Run, stage: Stage) -> PreTrainedModel | None:
     run.release_teacher()  # whole, for evaluation; there is no room for both
     teacher = run.load_teacher()
     # Whatever the stage compares, the teacher always runs from end to end.
-    shard(teacher, compares="end_to_end", dtype=run.compute.dtype, device=run.compute.device)
+    shard(teacher, compares="end_to_end", compute=run.compute_for(stage))
     return teacher
 
 
