@@ -166,6 +166,22 @@ class Share:
 WHOLE = Share()
 
 
+def dealt(things: Sequence[torch.Tensor], do: Callable[[torch.Tensor], torch.Tensor], share: Share) -> list[torch.Tensor]:
+    """What `do` makes of each tensor, in their order and on all processes, each made by one of them.
+
+    Args:
+        do: gives a tensor of the shape and precision that it takes.
+    """
+    made = [
+        do(x).contiguous() if i % share.processes == share.number else torch.empty_like(x) for i, x in enumerate(things)
+    ]
+    if share.processes > 1:
+        # All have made their own by now, so that none waits for another's arithmetic but at the end.
+        for i, x in enumerate(made):
+            dist.broadcast(x, src=i % share.processes)
+    return made
+
+
 def own_share() -> Share:
     return Share(rank(), processes())
 

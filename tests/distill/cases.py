@@ -39,10 +39,13 @@ from gendistill.evaluate.partial import Partial
 from gendistill.evaluate.run import evaluate_model
 from gendistill.files import seal
 from gendistill.models.loading import load_model, load_tokenizer
+from gendistill.placement import layerwise
+from gendistill.placement.place import place
 from gendistill.plan.holding import holding
 from gendistill.plan.price import Planner
 from gendistill.recipe.data import Synthesis
 from gendistill.recipe.evaluation import Evaluation
+from gendistill.recipe.placement import Beam
 from gendistill.recipe.stage import Stage
 from gendistill.synthesize.run import synthesize
 from small_models import make_student, make_teacher, tokens
@@ -285,8 +288,12 @@ def ask(folder: Path, answers: int | None = None) -> None:
         return
     prompts = [dict(kind="multiple_choice", path="embedded:choice", records=3)]  # each at four letters
     synthesis = Synthesis(prompts=prompts, max_new_tokens=16, batch_size=5, margin=0.05)
-    how = dict(seed=0, folder=folder / "set", teacher="embedded", console=Console(quiet=True), share=share)
-    synthesize(model, tokenizer, synthesis, {}, **how)
+    how = dict(seed=0, console=Console(quiet=True), share=share)
+    synthesize(model, tokenizer, synthesis, {}, folder=folder / "set", teacher="embedded", **how)
+    beam = Beam(method="beam", layers=1, candidates=2, prompts=3, length=160, window=16)
+    # One prompt is a batch, of which three cannot be shared evenly.
+    with mock.patch.object(layerwise, "TOKENS_AT_ONCE", 160):
+        place(model, tokenizer, beam, name="embedded", folder=folder, **how)
 
 
 def run_on_a_full_disk(root: Path, folder: str) -> None:

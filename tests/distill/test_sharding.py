@@ -190,12 +190,16 @@ def test_records_do_not_depend_on_how_many_processes_answered(one, two, name):
         cases.ask(two / name)
     files = sorted(path.relative_to(one / "asked") for path in (one / "asked").rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(two / name) for path in (two / name).rglob("*") if path.is_file())
-    timed = ("stats.json", "SHA256SUMS")
+    timed = ("stats.json", "SHA256SUMS", "placement.jsonl", "placement.json")
     for file in files:
         assert file.name in timed or (two / name / file).read_bytes() == (one / "asked" / file).read_bytes(), file
     stats, expected = (json.loads((folder / "set/stats.json").read_text()) for folder in (two / name, one / "asked"))
     assert stats.pop("seconds_this_time") > 0 and expected.pop("seconds_this_time") > 0
     assert stats == expected and stats["replies"] == 12
+    placed, expected = (json.loads((folder / "placement.json").read_text()) for folder in (two / name, one / "asked"))
+    assert placed["cost"].pop("seconds") >= 0 and expected["cost"].pop("seconds") >= 0
+    assert placed.pop("sha256") and expected.pop("sha256")
+    assert placed == expected and len(placed["sets"]) > 6
 
 
 def test_sigterm_to_one_process_stops_all_behind_the_same_step(one, two):
