@@ -7,7 +7,8 @@ unbroken   a stage of 50 steps (packed sequences, uneven loss tokens) on 2 and 4
 chained    the same, ended by SIGKILL to one process at a random micro-batch, again and again, and resumed on another
            number of processes, by another strategy; to the end at last
 restarted  SIGKILL at a random micro-batch; torchrun starts all processes again
-asked      evaluation and synthesis by 1, 2 and 3 processes: whether all files are the same to the byte, and seconds
+terminated SIGTERM to torchrun, which passes it on; the step that was kept, and the run resumed by one process
+asked      evaluation, synthesis and placement by 1, 2 and 3 processes: whether all files are the same to the byte, and seconds
 
 The stage and the questions are those of tests/distill/cases.py. Started by torchrun, this file is a process of a trial.
 """
@@ -16,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -68,13 +70,18 @@ def work(what: str, root: Path, folder: str, strategy: str, dies_at: int) -> Non
         (root / f"{folder}.seconds").write_text(str(time.perf_counter() - began))
 
 
-def launch(processes: int, *worker: object, restarts: int = 0) -> int:
-    """Exit status of so many processes."""
+def command_of(processes: int, *worker: object, restarts: int = 0) -> dict:
+    """What starts so many processes, for subprocess."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += [f"--max-restarts={restarts}", __file__, "--worker", *map(str, worker)]
     paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.run(command, env=environment, capture_output=True).returncode
+    return {"args": command, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
+def launch(processes: int, *worker: object, restarts: int = 0) -> int:
+    """Exit status of so many processes."""
+    return subprocess.run(**command_of(processes, *worker, restarts=restarts)).returncode
 
 
 def difference(root: Path, folder: str) -> float:
@@ -122,12 +129,31 @@ def restarted(root: Path) -> dict:
     return found
 
 
+def terminated(root: Path) -> dict:
+    found = {}
+    for strategy in STRATEGIES:
+        name = f"terminated {strategy}"
+        log = root / name / "metrics.jsonl"
+        running = subprocess.Popen(**command_of(2, "train", root, name, strategy, 0))
+        while not log.exists() or log.read_text().count("\n") < 10:
+            time.sleep(0.02)
+        running.send_signal(signal.SIGTERM)
+        status = running.wait()
+        kept = max(path.name for path in (root / name / "checkpoints").glob("step-*"))
+        steps = log.read_text().count("\n")
+        assert status != 0 and kept == f"step-{steps:08d}", (name, status, kept, steps)
+        assert launch(1, "train", root, name, "whole", 0) == 0, name
+        found[name] = {"kept": kept, "difference": difference(root, name)}
+    return found
+
+
 def asked(root: Path) -> dict:
     contents, seconds = {}, {}
     for processes in (1, 2, 3):
         folder = f"asked {processes}"
         assert launch(processes, "ask", root, folder, "replicas", 0) == 0, folder
-        files = [path for path in (root / folder).rglob("*") if path.suffix == ".jsonl"]
+        timed = "placement.jsonl"  # seconds beside each score
+        files = [path for path in (root / folder).rglob("*.jsonl") if path.name != timed]
         contents[processes] = {str(path.relative_to(root / folder)): path.read_bytes() for path in files}
         seconds[processes] = float((root / f"{folder}.seconds").read_text())
     equal = all(content == contents[1] for content in contents.values())
@@ -151,7 +177,7 @@ def main() -> None:
         root = Path(folder)
         cases.write_rows(root, STEPS * PER_STEP)
         train(root, "one", "whole", 0)
-        parts = {"unbroken": unbroken, "restarted": restarted, "asked": asked}
+        parts = {"unbroken": unbroken, "restarted": restarted, "terminated": terminated, "asked": asked}
         parts["chained"] = lambda root: chained(root, arguments.seeds)
         for name, part in parts.items():
             results[name] = part(root)

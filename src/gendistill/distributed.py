@@ -166,7 +166,9 @@ class Share:
 WHOLE = Share()
 
 
-def dealt(things: Sequence[torch.Tensor], do: Callable[[torch.Tensor], torch.Tensor], share: Share) -> list[torch.Tensor]:
+def dealt(
+    things: Sequence[torch.Tensor], do: Callable[[torch.Tensor], torch.Tensor], share: Share
+) -> list[torch.Tensor]:
     """What `do` makes of each tensor, in their order and on all processes, each made by one of them.
 
     Args:
