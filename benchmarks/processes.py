@@ -8,7 +8,8 @@ chained    the same, ended by SIGKILL to one process at a random micro-batch, ag
            number of processes, by another strategy; to the end at last
 restarted  SIGKILL at a random micro-batch; torchrun starts all processes again
 terminated SIGTERM to torchrun, which passes it on; the step that was kept, and the run resumed by one process
-asked      evaluation, synthesis and placement by 1, 2 and 3 processes: whether all files are the same to the byte, and seconds
+asked      evaluation, synthesis and placement by 1, 2 and 3 processes: whether all files are the same to the byte, and
+           seconds
 
 The stage and the questions are those of tests/distill/cases.py. Started by torchrun, this file is a process of a trial.
 """

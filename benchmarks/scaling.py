@@ -22,6 +22,7 @@ import argparse
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from figures import QWEN3_0_6B, ROOT, gpu_machine, record_from_gpu, scaling_figures
+from figures import QWEN3_0_6B, ROOT, commit, gpu_machine, record, scaling_figures
 from training_speed import RandomRows
 
 QWEN2_5_1_5B = dict(  # its published configuration
@@ -381,13 +382,24 @@ def main() -> None:
     if arguments.worker:
         return work(arguments.out, arguments.only, arguments.tiny)
     if arguments.record:
-        return record_from_gpu(arguments.out, scaling_figures, "python benchmarks/scaling.py")
+        return record_each(arguments.out)
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     if not arguments.tiny:
         results["machine"] = gpu_machine()
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     for processes in arguments.processes or _powers_of_two():
         start(arguments.out, arguments.only, processes, arguments.tiny)
+
+
+def record_each(path: Path) -> None:
+    """Puts the figures into the ledger, each with the number of GPUs that it is of."""
+    machine = json.loads(path.read_text())["machine"]
+    versions = {"gendistill": commit()} | machine["versions"]
+    for name, figure in scaling_figures(path.parent).items():
+        of_several = re.match(r"gpu(\d+)_", name)
+        hardware = f"{of_several[1] if of_several else 1}x {machine['gpu']}"
+        elsewhere = {"hardware": hardware, "versions": versions, "measured": machine["measured"]}
+        record({name: figure}, "python benchmarks/scaling.py", **elsewhere)
 
 
 def _powers_of_two() -> list[int]:

@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from gendistill.errors import UserError
@@ -166,21 +167,21 @@ class Share:
 WHOLE = Share()
 
 
-def dealt(
-    things: Sequence[torch.Tensor], do: Callable[[torch.Tensor], torch.Tensor], share: Share
-) -> list[torch.Tensor]:
+def dealt(tensors: Sequence[Tensor], do: Callable[[Tensor], Tensor], share: Share) -> list[Tensor]:
     """What `do` makes of each tensor, in their order and on all processes, each made by one of them.
 
     Args:
         do: gives a tensor of the shape and precision that it takes.
     """
+    owners = [i % share.processes for i in range(len(tensors))]
     made = [
-        do(x).contiguous() if i % share.processes == share.number else torch.empty_like(x) for i, x in enumerate(things)
+        do(x).contiguous() if owner == share.number else torch.empty_like(x)
+        for x, owner in zip(tensors, owners, strict=True)
     ]
     if share.processes > 1:
         # All have made their own by now, so that none waits for another's arithmetic but at the end.
-        for i, x in enumerate(made):
-            dist.broadcast(x, src=i % share.processes)
+        for x, owner in zip(made, owners, strict=True):
+            dist.broadcast(x, src=owner)
     return made
 
 
