@@ -97,7 +97,9 @@ class Compute:
             return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
         sizes = main_memory()
         # Processes on one machine share its memory; a GPU each has for itself.
-        return "this machine", sizes and round(sizes[1] * 2**30 / distributed.processes_here())
+        here = distributed.processes_here()
+        name = "this machine" if here == 1 else f"a process's share of this machine, which {here} have,"
+        return name, sizes and round(sizes[1] * 2**30 / here)
 
 
 def start_compute(settings: ComputeSettings) -> Compute:
