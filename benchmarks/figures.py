@@ -183,6 +183,45 @@ def placement_cost_figures(results: Path) -> dict[str, dict]:
     return {"kl_placement_cost_in_alignments": {"value": round(ratio, 2), "unit": "x", "source": source}}
 
 
+def scaling_figures(results: Path) -> dict[str, dict]:
+    """From benchmarks/scaling.py: medians of several GPUs over those of one, in one run of it."""
+    raw = json.loads((results / "scaling.json").read_text())
+    source = "results/gpu/scaling.json"
+    one = raw["1"]
+
+    def speed(part: dict) -> float:
+        if "seconds" in part and "tokens_per_second" not in part:
+            return 1 / part["seconds"][-1]  # the second time, when kernels are there
+        return median(part["tokens_per_second"])
+
+    def ratio(part: dict, of: dict, digits: int) -> dict:
+        return {"value": round(speed(part) / speed(of), digits), "unit": "x", "source": source}
+
+    figures = {}
+    if "exchange" in one:
+        figures["replica_path_speed_share"] = ratio(one["exchange"], one["kd"], 3)
+    if "fsdp" in one:
+        figures["fsdp_compiled_speed_share_one_gpu"] = ratio(one["fsdp"], one["kd"], 3)
+    # FSDP is compared with one GPU that has the models whole: with what a user would leave for it.
+    compared = {
+        "kd": ("kd_speedup", "kd"),
+        "kd_1p5b": ("kd_speedup_1p5b", "kd_1p5b"),
+        "align": ("align_speedup", "align"),
+        "fsdp_1p5b": ("fsdp_speedup_1p5b", "kd_1p5b"),
+        "evaluation": ("evaluation_speedup", "evaluation"),
+        "synthesis": ("synthesis_speedup", "synthesis"),
+    }
+    for number in sorted(name for name in raw if name.isdigit() and name != "1"):
+        parts = raw[number]
+        for part, (figure, of) in compared.items():
+            if part in parts and of in one:
+                figures[f"gpu{number}_{figure}"] = ratio(parts[part], one[of], 2)
+        if "fsdp_8b" in parts:
+            mfu = round(median(parts["fsdp_8b"]["mfu"]), 3)
+            figures[f"gpu{number}_fsdp_mfu_8b"] = {"value": mfu, "unit": "ratio", "source": source}
+    return figures
+
+
 def plan_accuracy_figures(results: Path) -> dict[str, dict]:
     """The worst relative error of `gendistill plan` over the shapes of benchmarks/plan_accuracy.py."""
     raw = json.loads((results / "plan_accuracy.json").read_text())

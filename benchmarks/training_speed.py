@@ -32,11 +32,11 @@ PARTS = ["kd", "qk_alignment", "block_alignment", "loss", "packed", "unbounded"]
 class RandomRows:
     """Rows of random words; of one document each, or packed."""
 
-    def __init__(self, rows: int, vocabulary: int, packed: bool):
+    def __init__(self, rows: int, vocabulary: int, packed: bool, length: int = LENGTH):
         import numpy as np
 
-        self.ids = np.random.default_rng(0).integers(0, vocabulary, (rows, LENGTH), dtype=np.int32)
-        lengths = DOCUMENTS if packed else [LENGTH]
+        self.ids = np.random.default_rng(0).integers(0, vocabulary, (rows, length), dtype=np.int32)
+        lengths = DOCUMENTS if packed else [length]
         self.positions = np.tile(np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]), (rows, 1))
 
     def __len__(self) -> int:

@@ -45,7 +45,7 @@ ROOMS = {
     "synthesize": f"{GROUND} distributed sandbox analysis models inference recipe.data data evaluate.kinds recipe"
     " evaluate",
     "ablation.result": f"{GROUND} recipe.fields",  # below what reads it: reports
-    "placement": f"{GROUND} ops models recipe.fields recipe.data data evaluate.kinds recipe",
+    "placement": f"{GROUND} ops distributed models recipe.fields recipe.data data evaluate.kinds recipe",
     "plan": f"{GROUND} ops models compute inference recipe.data data recipe distill",
     "bench": f"{GROUND} models compute inference recipe.data recipe placement",
     "report": f"{GROUND} analysis recipe.data data evaluate.kinds recipe distill evaluate ablation.result",

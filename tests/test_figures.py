@@ -20,6 +20,7 @@ from figures import (
     prepare_figures,
     prepare_memory_figures,
     report_page_figures,
+    scaling_figures,
     student_parameters,
     suite_figures,
     synthesize_figures,
@@ -32,6 +33,7 @@ from test_suite import seconds_by_file, share_of_cli
 SUITE = ROOT / "results/cpu/test_suite.json"
 ABLATION = ROOT / "results/cpu/ablation.json"
 ON_POLICY = ROOT / "results/gpu/on_policy_cost.json"
+SCALING = ROOT / "results/gpu/scaling.json"
 WINDOW = ROOT / "results/window/table.json"
 
 
@@ -52,6 +54,8 @@ def test_ledger_follows_from_its_sources():
     expected |= placement_cost_figures(WINDOW.parent / "placements")
     if ON_POLICY.exists():
         expected |= on_policy_cost_figures(ON_POLICY.parent)
+    if SCALING.exists():
+        expected |= scaling_figures(SCALING.parent)
     for on_gpu in (
         cold_start_figures,
         training_speed_figures,
@@ -89,3 +93,24 @@ def test_seconds_of_a_suite_are_read_off_its_durations():
     files = seconds_by_file(output)
     assert files == {"tests/models/test_conversion.py": 12.0, "tests/cli/test_run.py": 4.0}
     assert share_of_cli(files) == 0.25
+
+
+def test_scaling_compares_with_one_gpu_of_the_same_run(tmp_path):
+    """FSDP too with one that has the models whole: with what a user would leave for it."""
+
+    def stage(speed):
+        return {"tokens_per_second": [speed, speed, 9 * speed], "mfu": [0.4], "seconds": 60.0}
+
+    one = {"kd": stage(100), "exchange": stage(99), "fsdp": stage(86), "kd_1p5b": stage(50), "fsdp_1p5b": stage(40)}
+    two = {"kd": stage(195), "fsdp_1p5b": stage(85), "fsdp_8b": stage(10)}
+    asked = {"evaluation": {"seconds": [90.0, 20.0]}}, {"evaluation": {"seconds": [80.0, 10.5]}}
+    raw = {"machine": {}, "1": one | asked[0], "2": two | asked[1]}
+    (tmp_path / "scaling.json").write_text(json.dumps(raw))
+    assert {name: figure["value"] for name, figure in scaling_figures(tmp_path).items()} == {
+        "replica_path_speed_share": 0.99,
+        "fsdp_compiled_speed_share_one_gpu": 0.86,
+        "gpu2_kd_speedup": 1.95,
+        "gpu2_fsdp_speedup_1p5b": 1.7,
+        "gpu2_evaluation_speedup": 1.9,
+        "gpu2_fsdp_mfu_8b": 0.4,
+    }

@@ -2,14 +2,14 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
 from gendistill import distributed
 from gendistill.errors import UserError
-from gendistill.names import look_up
+from gendistill.names import STRATEGIES, look_up
 from gendistill.ops import set_backend
 
 # Dense bfloat16 operations a second by a word of the GPU's name, from NVIDIA's data sheets, without sparsity. The first
@@ -46,6 +46,7 @@ class ComputeSettings(Protocol):
     dtype: str  # auto, float32, bfloat16
     backend: str
     compile: str | bool  # auto, true, false
+    strategy: str  # auto, replicas, hybrid, fsdp
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,14 @@ class Compute:
     compiled: bool  # layers by torch.compile, and micro-batches as CUDA graphs where they can be captured
     kernels: bool  # the recurrence by fla's kernels, not in plain torch
     processes: int = 1  # that share the work
+    # How they hold the models: "whole" by one, by many one of names.STRATEGIES; "auto" until a stage's price is known.
+    strategy: str = "whole"
+    hosts: int = 1  # with as many processes each
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of each layer, and gathers a layer when its turn comes."""
+        return self.strategy in ("hybrid", "fsdp")
 
     @property
     def fused(self) -> bool:
@@ -87,7 +96,10 @@ class Compute:
             # In all, not what is free: what other programs hold now says little of the hours to come.
             return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
         sizes = main_memory()
-        return "this machine", sizes and round(sizes[1] * 2**30)
+        # Processes on one machine share its memory; a GPU each has for itself.
+        here = distributed.processes_here()
+        name = "this machine" if here == 1 else f"a process's share of this machine, which {here} have,"
+        return name, sizes and round(sizes[1] * 2**30 / here)
 
 
 def start_compute(settings: ComputeSettings) -> Compute:
@@ -99,17 +111,18 @@ def start_compute(settings: ComputeSettings) -> Compute:
     device = present_device(settings.device)
     distributed.start(device)  # before anything is put on a GPU, since it chooses which one is this process's own
     set_backend(settings.backend)
-    return _compute_on(device, settings, distributed.processes())
+    hosts = distributed.processes() // distributed.processes_here()
+    return replace(_compute_on(device, settings, distributed.processes()), hosts=hosts)
 
 
-def compute_to_price(settings: ComputeSettings) -> Compute:
-    """What one process would compute with; takes nothing.
+def compute_to_price(settings: ComputeSettings, processes: int = 1) -> Compute:
+    """What so many processes would compute with; takes nothing.
 
     Without a GPU, a recipe that does not ask for the CPU is priced for a GPU all the same: it is written for one, and
     the price is to be known before one is rented.
     """
     device = look_up({"auto": "cuda", "cuda": "cuda", "cpu": "cpu"}, settings.device, "device")
-    return _compute_on(device, settings, processes=1)
+    return _compute_on(device, settings, processes)
 
 
 def present_device(setting: str) -> str:
@@ -130,13 +143,14 @@ def _compute_on(device: str, settings: ComputeSettings, processes: int) -> Compu
     on_gpu = device == "cuda"
     # bfloat16 is what a GPU's matrix units are fast at; most CPUs emulate it.
     dtypes = {"auto": torch.bfloat16 if on_gpu else torch.float32, "bfloat16": torch.bfloat16, "float32": torch.float32}
+    strategies = {name: name for name in STRATEGIES}  # `auto` stays, until a stage's price is known
     compiled = on_gpu if settings.compile == "auto" else bool(settings.compile)
     return Compute(
         device=device,
         dtype=look_up(dtypes, settings.dtype, "dtype"),
-        # Compiled layers and CUDA graphs were never tried with FSDP's hooks.
-        compiled=compiled and processes == 1,
+        compiled=compiled,
         kernels=on_gpu
         and settings.backend in ("auto", "kernels"),  # as `ops.linear_attention` chooses for CUDA tensors
         processes=processes,
+        strategy="whole" if processes == 1 else look_up(strategies, settings.strategy, "strategy"),
     )

@@ -50,6 +50,13 @@ MIXERS: dict[str, LinearMixer | Window] = {
     "window": Window("sliding-window attention"),
 }
 _MIXER_ROLES = ("mixer_qk", "mixer_value", "mixer_conv", "mixer_gate")
+# How many processes hold teacher and student.
+STRATEGIES = {
+    "auto": "replicas where plan says that they fit, else hybrid on several hosts, else fsdp",
+    "replicas": "teacher and student whole in every process; masters and optimizer state shared out",
+    "hybrid": "as fsdp within a host; hosts have replicas of it, and only gradients pass between them",
+    "fsdp": "each process holds a part of every layer, and gathers a layer when its turn comes",
+}
 # What can train. A parameter has one role (`gendistill.models.modeling.describe`); a name stands for one or several.
 ROLES: dict[str, tuple[str, ...]] = {"mixer": _MIXER_ROLES} | {
     role: (role,) for role in (*_MIXER_ROLES, "attention", "mlp", "norm", "embedding", "head")

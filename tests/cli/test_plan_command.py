@@ -104,3 +104,17 @@ def test_plan_says_what_would_be_refused(recipe, gendistill, tmp_path):
     code, output = gendistill("plan", recipe, *TOO_LARGE, "--no-probe")
     assert code == 0, output
     assert "a run would be refused" in output and "stages.block_alignment cannot fit" in output
+
+
+def test_a_run_of_many_processes_is_priced_for_each(recipe, gendistill, tmp_path):
+    code, output = gendistill("plan", recipe, "--processes", 2, "--no-probe", "--json", tmp_path / "two.json")
+    assert code == 0, output
+    assert "each of 2 processes" in output and output.count("replicas") == 4
+    report = json.loads((tmp_path / "two.json").read_text())
+    assert report["processes"] == 2 and {stage["strategy"] for stage in report["stages"].values()} == {"replicas"}
+    code, output = gendistill("plan", recipe, "--processes", 2, "--no-probe", "strategy=fsdp")
+    assert code == 0 and "gathered layers" in output and output.count("fsdp") == 4
+    code, output = gendistill("plan", recipe, "--processes", 3, "--no-probe")
+    assert code == 2 and "sequences_per_step 2 cannot be dealt out to 3 processes" in output
+    code, output = gendistill("plan", recipe, "--no-probe", "strategy=ddp")
+    assert code == 2 and "unknown strategy 'ddp'" in output

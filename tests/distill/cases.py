@@ -20,23 +20,38 @@ from unittest import mock
 import numpy as np
 import torch
 from rich.console import Console
+from torch.distributed.tensor import DTensor
 
 from cli_tools import RECIPE
-from gendistill import cli, distributed
+from gendistill import cli, distributed, errors
 from gendistill.compute import Compute
 from gendistill.data.dataset import PackedDataset
 from gendistill.distill import engine
 from gendistill.distill.on_policy import Writing
+from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.distill.replies import ReplyTokens
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.sharding import shard
 from gendistill.distill.stage import train_stage
+from gendistill.embedded import teacher_folder
 from gendistill.errors import UserError
+from gendistill.evaluate.partial import Partial
+from gendistill.evaluate.run import evaluate_model
 from gendistill.files import seal
+from gendistill.models.loading import load_model, load_tokenizer
+from gendistill.placement import layerwise
+from gendistill.placement.place import place
+from gendistill.plan.holding import holding
+from gendistill.plan.price import Planner
+from gendistill.recipe.data import Synthesis
+from gendistill.recipe.evaluation import Evaluation
+from gendistill.recipe.placement import Beam
 from gendistill.recipe.stage import Stage
+from gendistill.synthesize.run import synthesize
 from small_models import make_student, make_teacher, tokens
 
-LENGTH, STEPS = 16, 50
+LENGTH, STEPS = 16, 12  # 50 steps: benchmarks/trials
+STRATEGIES = ("replicas", "fsdp")
 POWER = {"attention_mean_square": 0.3, "update_mean_square": 0.5, "hidden_mean_square": 2.0}
 LOGITS = dict(objective="forward_kl", train=["mixer", "mlp", "norm"])
 IN_FOUR = dict(sequences_per_step=4, micro_batch=1)  # several micro-batches on each of two processes
@@ -92,7 +107,7 @@ SHORT_RECIPE = RECIPE | dict(
 )
 
 
-HELD_OUT = "held out"  # folder of five rows: two processes cannot share them evenly
+HELD_OUT, HELD_OUT_ROWS = "held out", 5  # a folder, of rows that two processes cannot share evenly
 
 
 def write_rows(folder: Path, rows: int = 4 * STEPS) -> None:
@@ -105,14 +120,23 @@ def write_rows(folder: Path, rows: int = 4 * STEPS) -> None:
         np.save(folder / f"{name}.npy", column)
     (folder / "stats.json").write_text(json.dumps({"key": "rows", "stats": {}}))
     seal(folder)
-    if rows > 5:
+    if rows > HELD_OUT_ROWS:
         (folder / HELD_OUT).mkdir()
-        write_rows(folder / HELD_OUT, 5)
+        write_rows(folder / HELD_OUT, HELD_OUT_ROWS)
 
 
-def run_case(name: str, root: Path, folder: str | None = None, **changes) -> None:
-    """Runs a case, or resumes with it, in root/folder; root holds the data set, `changes` are of the stage."""
+def run_case(name: str, root: Path, folder: str | None = None, strategy: str = "fsdp", **changes) -> None:
+    """Runs a case, or resumes with it, in root/folder; root holds the data set, `changes` are of the stage.
+
+    Args:
+        strategy: of many processes.
+    """
     case, folder = CASES[name], root / (folder or name)
+    strategy = strategy if distributed.processes() > 1 else "whole"
+    processes = distributed.processes()
+    # As if half of them were on another host.
+    hosts = 2 if strategy == "hybrid" else 1
+    compute = Compute("cpu", case.dtype, False, False, processes=processes, strategy=strategy, hosts=hosts)
     settings = dict(sequence_length=LENGTH, sequences_per_step=2, micro_batch=2, learning_rate=1e-4)
     settings |= case.stage | changes
     settings = dict(data="text", tokens=case.steps * settings["sequences_per_step"] * LENGTH) | settings
@@ -122,8 +146,8 @@ def run_case(name: str, root: Path, folder: str | None = None, **changes) -> Non
     teacher = None
     if stage.needs_teacher:
         teacher = _shorten(make_teacher(case.family)).to(case.dtype).requires_grad_(False)
-        if distributed.processes() > 1:
-            shard(teacher, compares="end_to_end", dtype=case.dtype, device="cpu")
+        if compute.is_sharded:
+            shard(teacher, compares="end_to_end", compute=compute)
     seen = _watch_dtypes(student.model.layers[0].linear_attn)
     _, optimizer = train_stage(
         stage,
@@ -132,7 +156,7 @@ def run_case(name: str, root: Path, folder: str | None = None, **changes) -> Non
         PackedDataset(root),
         conversion_report={"layers": [{"layer": i} | POWER for i in student.config.layers_of_type("linear_attention")]},
         vocabulary=97,
-        compute=Compute("cpu", case.dtype, compiled=False, kernels=False, processes=distributed.processes()),
+        compute=compute,
         folder=folder,
         fingerprint={"case": name},
         title=name,
@@ -141,10 +165,33 @@ def run_case(name: str, root: Path, folder: str | None = None, **changes) -> Non
         held_out=PackedDataset(root / HELD_OUT),
     )
     weights = optimizer.weights()
+    if teacher is not None:
+        counts = Planner(teacher.config, student.config, compute).parameters(stage)
+        planned = holding(strategy, counts, case.dtype.itemsize, processes, hosts)
+        memory = {"planned": planned._asdict(), "held": bytes_held(teacher, student, optimizer)}
+        (folder / f"memory-{distributed.rank()}.json").write_text(json.dumps(memory))
     if distributed.is_rank_zero():
         torch.save(weights, folder / "weights.pt")
         student.save_pretrained(folder / "student", state_dict=weights)  # empties the dictionary
         (folder / "seen.json").write_text(json.dumps(seen))
+
+
+def bytes_held(teacher, student, optimizer: MasterOptimizer) -> dict[str, int]:
+    """What this process holds of each kind that plan knows, by plan's names."""
+
+    def bytes_of(tensors) -> int:
+        local = {id(x): x.to_local() if isinstance(x, DTensor) else x for x in tensors}  # tied ones once
+        return sum(x.numel() * x.element_size() for x in local.values())
+
+    own = [id(parameter) for parameter in student.parameters()]
+    masters = list(optimizer.masters.values())
+    return {
+        "teacher": bytes_of(teacher.parameters()),
+        "student": bytes_of(student.parameters()),
+        "masters": bytes_of(master for master in masters if id(master) not in own),
+        "gradients": bytes_of([*optimizer.sums.values(), *(master.grad for master in masters)]),
+        "stepped": bytes_of(masters) // 4,
+    }
 
 
 def _shorten(model):
@@ -173,10 +220,11 @@ class Stopped(Exception):
     pass
 
 
-def run_until_step_8(stop: Callable[[], None], root: Path, folder: str) -> None:
-    """Runs the short case and calls `stop` in the middle of that step: it has done the first of its micro-batches."""
+def run_until(step: int, stop: Callable[[], None], root: Path, folder: str, strategy: str = "fsdp") -> None:
+    """Runs the short case and calls `stop` in the middle of a step: it has done the first of its micro-batches."""
     original, calls = engine.Trainer._micro_batch, count(1)
-    at = 7 * IN_FOUR["sequences_per_step"] // distributed.processes() + 1
+    held_out = -(-HELD_OUT_ROWS // distributed.processes())  # micro-batches before the first step
+    at = held_out + (step - 1) * IN_FOUR["sequences_per_step"] // distributed.processes() + 1
 
     def micro_batch(self, *args):
         sums = original(self, *args)
@@ -185,15 +233,15 @@ def run_until_step_8(stop: Callable[[], None], root: Path, folder: str) -> None:
         return sums
 
     with mock.patch.object(engine.Trainer, "_micro_batch", micro_batch):
-        run_case("short", root, folder)
+        run_case("short", root, folder, strategy)
 
 
-def run_and_stop(root: Path, folder: str) -> None:
+def run_and_stop(root: Path, folder: str, strategy: str = "fsdp") -> None:
     def stop():
         raise Stopped
 
     try:
-        run_until_step_8(stop, root, folder)
+        run_until(8, stop, root, folder, strategy)
     except Stopped:
         return
     raise AssertionError("it was not stopped")
@@ -201,6 +249,51 @@ def run_and_stop(root: Path, folder: str) -> None:
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_and_terminate(root: Path, folder: str) -> None:
+    """SIGTERM comes to the last process alone, in step 4; checkpoints are due after steps 3 and 6."""
+
+    def stop():
+        if distributed.rank() == distributed.processes() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        run_until(4, stop, root, folder, "replicas")
+    except errors.Stopped as stopped:
+        (root / folder / f"said-{distributed.rank()}").write_text(str(stopped))
+        return
+    raise AssertionError("it was not stopped")
+
+
+def ask(folder: Path, answers: int | None = None) -> None:
+    """The embedded teacher is evaluated, in folder/model, and writes a set, in folder/set; or resumes with both.
+
+    Args:
+        answers: of this process, after which the evaluation is stopped; None: it ends, and the set is written.
+    """
+    model, tokenizer = load_model(str(teacher_folder()), torch.float32, "cpu"), load_tokenizer("embedded", 2048)
+    share, tasks = distributed.own_share(), {name: RECIPE["evaluation"]["tasks"][name] for name in TASKS}
+    evaluation = Evaluation(tasks=tasks, batch_size=3)  # of eight items: three batches, which two cannot share evenly
+    original, calls = Partial.add, count(1)
+
+    def add(self, finished):
+        original(self, finished)
+        if next(calls) == answers:
+            raise Stopped
+
+    with mock.patch.object(Partial, "add", add), suppress(Stopped):
+        evaluate_model(model, tokenizer, evaluation, seed=0, folder=folder, label="model", progress=False, share=share)
+    if answers is not None:
+        return
+    prompts = [dict(kind="multiple_choice", path="embedded:choice", records=3)]  # each at four letters
+    synthesis = Synthesis(prompts=prompts, max_new_tokens=16, batch_size=5, margin=0.05)
+    how = dict(seed=0, console=Console(quiet=True), share=share)
+    synthesize(model, tokenizer, synthesis, {}, folder=folder / "set", teacher="embedded", **how)
+    beam = Beam(method="beam", layers=1, candidates=2, prompts=3, length=160, window=16)
+    # One prompt is a batch, of which three cannot be shared evenly.
+    with mock.patch.object(layerwise, "TOKENS_AT_ONCE", 160):
+        place(model, tokenizer, beam, name="embedded", folder=folder, **how)
 
 
 def run_on_a_full_disk(root: Path, folder: str) -> None:
@@ -244,14 +337,26 @@ def main(root: Path) -> None:
     distributed.start("cpu")
     last = distributed.rank() == distributed.processes() - 1
     if last and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        run_until_step_8(die, root, "killed")
-    run_case("short", root, "killed")
-    for name in CASES:
-        run_case(name, root)
-    run_case("short", root, "one, then two")
-    run_and_stop(root, "two, then one")
+        run_until(8, die, root, "killed", "replicas")
+    run_case("short", root, "killed", "replicas")
+    for strategy in STRATEGIES:
+        for name in CASES:
+            run_case(name, root, f"{strategy}, {name}", strategy)
+        run_and_stop(root, f"{strategy}, then one", strategy)
+        # The folder holds what one process left.
+        run_case("short", root, f"one, then {strategy}", strategy)
+    run_case("short", root, "hybrid, short", "hybrid")
+    for first, then in (STRATEGIES, STRATEGIES[::-1]):
+        run_and_stop(root, f"{first}, then {then}", first)
+        run_case("short", root, f"{first}, then {then}", then)
+    ask(root / "asked")
+    ask(root / "asked, then one", answers=2)
+    ask(root / "one, then asked")  # one process has begun
+    run_and_terminate(root, "terminated")
+    run_case("short", root, "terminated", "fsdp")
     errors = {
         "disk": error_of(lambda: run_on_a_full_disk(root, "full")),
+        "differ": error_of(lambda: distributed.check_equal({"code": "a", "recipe": str(distributed.rank())})),
         "optimizer": error_of(lambda: run_case("short", root, "8 bit", optimizer="adamw_8bit")),
     }
     (root / f"errors-{distributed.rank()}.json").write_text(json.dumps(errors))

@@ -62,6 +62,7 @@ def one(tmp_path_factory):
     torch.set_num_threads(1)  # more would get in each other's way
     for name in cases.CASES:
         cases.run_case(name, root)
+    cases.ask(root / "asked")
     yield root
     torch.set_num_threads(threads)
 
@@ -72,7 +73,9 @@ def ended(one, tmp_path_factory):
     root = tmp_path_factory.mktemp("two")
     cases.write_rows(root)
     (root / "tiny.yaml").write_text(yaml.safe_dump(cases.SHORT_RECIPE, sort_keys=False))
-    cases.run_and_stop(root, "one, then two")
+    for strategy in cases.STRATEGIES:
+        cases.run_and_stop(root, f"one, then {strategy}")
+    cases.ask(root / "one, then asked", answers=2)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
         + [cases.__file__, str(root)],
@@ -91,38 +94,61 @@ def two(ended):
     return ended[0]
 
 
+by_either = pytest.mark.parametrize("strategy", cases.STRATEGIES)
+
+
+@by_either
 @pytest.mark.parametrize("case", EXACT)
-def test_two_processes_train_as_one(one, two, case):
-    assert len(metrics(two / case)) == cases.CASES[case].steps
-    assert metrics(two / case)[0]["held_out_loss_before"] and metrics(two / case)[-1]["held_out_loss"]
-    assert_same_trajectory(two / case, one / case)
+def test_two_processes_train_as_one(one, two, case, strategy):
+    folder = two / f"{strategy}, {case}"
+    assert len(metrics(folder)) == cases.CASES[case].steps
+    assert metrics(folder)[0]["held_out_loss_before"] and metrics(folder)[-1]["held_out_loss"]
+    assert_same_trajectory(folder, one / case)
 
 
-def test_two_processes_write_the_replies_of_one(one, two):
-    """Each with a whole copy of its sharded student; what they wrote is kept once."""
-    found, expected = ((root / "on policy" / "replies.jsonl").read_text().splitlines() for root in (two, one))
+def test_hosts_that_are_replicas_of_each_other_train_as_one(one, two):
+    """Two hosts of one process: gradients pass between them, and norms count each shard once."""
+    assert_same_trajectory(two / "hybrid, short", one / "short")
+
+
+@by_either
+def test_two_processes_write_the_replies_of_one(one, two, strategy):
+    """Of a sharded student each has a whole copy; what they wrote is kept once."""
+    folders = (two / f"{strategy}, on policy", one / "on policy")
+    found, expected = ((folder / "replies.jsonl").read_text().splitlines() for folder in folders)
     assert len(expected) == 8
     assert [sorted(json.loads(line)["replies"]) for line in found] == [
         sorted(json.loads(line)["replies"]) for line in expected
     ]
-    assert [row["replies"] for row in metrics(two / "on policy")] == [
-        row["replies"] for row in metrics(one / "on policy")
-    ]
+    counts = [[row["replies"] for row in metrics(folder)] for folder in folders]
+    assert counts[0] == counts[1]
 
 
-def test_two_processes_round_as_one(one, two):
-    for a, b in zip(metrics(one / "bfloat16"), metrics(two / "bfloat16"), strict=True):
+@by_either
+def test_two_processes_round_as_one(one, two, strategy):
+    folder = two / f"{strategy}, bfloat16"
+    for a, b in zip(metrics(one / "bfloat16"), metrics(folder), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-2)
         assert b["update_ratio"] == pytest.approx(a["update_ratio"], rel=2e-2)
-    seen = json.loads((two / "bfloat16" / "seen.json").read_text())
+    seen = json.loads((folder / "seen.json").read_text())
     assert seen == {name: f"torch.{'float32' if name in DECAY_GATE else 'bfloat16'}" for name in seen}
 
 
+@pytest.mark.parametrize("case", ["bfloat16", "logits", "mixers"])
+@pytest.mark.parametrize("strategy", ["whole", *cases.STRATEGIES])
+def test_plan_knows_to_the_byte_what_each_process_holds(one, two, case, strategy):
+    folders = [one / case] if strategy == "whole" else [two / f"{strategy}, {case}"] * 2
+    for rank, folder in enumerate(folders):
+        memory = json.loads((folder / f"memory-{rank}.json").read_text())
+        assert memory["held"] == {name: memory["planned"][name] for name in memory["held"]}
+
+
+@by_either
 @pytest.mark.parametrize("case", ["hidden states, tied embedding", "data only, head of its own", "bfloat16"])
-def test_the_gathered_student_is_a_folder_for_transformers(two, case):
-    folder = two / case / "student"
+def test_the_gathered_student_is_a_folder_for_transformers(two, case, strategy):
+    folder = two / f"{strategy}, {case}" / "student"
     model = AutoModelForCausalLM.from_pretrained(folder)
-    stored, expected = load_file(folder / "model.safetensors"), weights(two / case)
+    stored, expected = load_file(folder / "model.safetensors"), weights(folder.parent)
     torch.testing.assert_close(stored, expected, rtol=0, atol=0)
     gates = [name for name in stored if name.endswith(DECAY_GATE)]
     assert gates and all(stored[name].dtype == torch.float32 for name in gates)
@@ -132,17 +158,57 @@ def test_the_gathered_student_is_a_folder_for_transformers(two, case):
 
 def test_a_worker_killed_in_an_accumulation_leaves_no_trace(ended, two):
     assert "exitcode: -9" in ended[1].stderr
-    assert_equal(two / "killed", two / "short")
+    assert_equal(two / "killed", two / "replicas, short")
 
 
-def test_two_processes_resume_where_one_stopped(one, two):
-    assert_same_trajectory(two / "one, then two", one / "short")
+@by_either
+def test_two_processes_resume_where_one_stopped(one, two, strategy):
+    assert_same_trajectory(two / f"one, then {strategy}", one / "short")
 
 
-def test_one_process_resumes_where_two_stopped(one, two):
-    assert len(metrics(two / "two, then one")) < 12
-    cases.run_case("short", two, "two, then one")
-    assert_same_trajectory(two / "two, then one", one / "short")
+@by_either
+def test_one_process_resumes_where_two_stopped(one, two, strategy):
+    folder = two / f"{strategy}, then one"
+    assert len(metrics(folder)) < 12
+    cases.run_case("short", two, folder.name)
+    assert_same_trajectory(folder, one / "short")
+
+
+@pytest.mark.parametrize("name", ["replicas, then fsdp", "fsdp, then replicas"])
+def test_a_stage_resumes_under_the_other_strategy(one, two, name):
+    assert_same_trajectory(two / name, one / "short")
+
+
+@pytest.mark.parametrize("name", ["asked", "asked, then one", "one, then asked"])
+def test_records_do_not_depend_on_how_many_processes_answered(one, two, name):
+    """To the byte, in float32; nor on how many each attempt had."""
+    if name.endswith("one"):
+        left = sorted(path.name for path in (two / name / "model").iterdir())
+        assert left == ["facts.partial.jsonl", "facts.partial.jsonl.1"]
+        # Behind the line that says of what, each process's own answers.
+        assert all((two / name / "model" / file).read_text().count("\n") > 1 for file in left)
+        cases.ask(two / name)
+    files = sorted(path.relative_to(one / "asked") for path in (one / "asked").rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(two / name) for path in (two / name).rglob("*") if path.is_file())
+    timed = ("stats.json", "SHA256SUMS", "placement.jsonl", "placement.json")
+    for file in files:
+        assert file.name in timed or (two / name / file).read_bytes() == (one / "asked" / file).read_bytes(), file
+    stats, expected = (json.loads((folder / "set/stats.json").read_text()) for folder in (two / name, one / "asked"))
+    assert stats.pop("seconds_this_time") > 0 and expected.pop("seconds_this_time") > 0
+    assert stats == expected and stats["replies"] == 12
+    placed, expected = (json.loads((folder / "placement.json").read_text()) for folder in (two / name, one / "asked"))
+    assert placed["cost"].pop("seconds") >= 0 and expected["cost"].pop("seconds") >= 0
+    assert placed.pop("sha256") and expected.pop("sha256")
+    assert placed == expected and len(placed["sets"]) > 6
+
+
+def test_sigterm_to_one_process_stops_all_behind_the_same_step(one, two):
+    """And the step is kept, though no checkpoint was due; what resumes from it ends as an unbroken run."""
+    said = {(two / "terminated" / f"said-{rank}").read_text() for rank in (0, 1)}
+    assert len(said) == 1
+    # It is told with step 4, which is looked at while step 5 runs.
+    assert "stopped by SIGTERM; short is kept as of step 5, and" in said.pop()
+    assert_same_trajectory(two / "terminated", one / "short")
 
 
 def test_a_disk_full_for_one_process_is_one_clear_error_and_loses_nothing(one, two):
@@ -154,6 +220,12 @@ def test_a_disk_full_for_one_process_is_one_clear_error_and_loses_nothing(one, t
     cases.run_case("short", two, "full")
     assert_same_trajectory(two / "full", one / "short")
     assert len(checkpoints(folder)) == 2
+
+
+def test_processes_that_differ_are_refused_by_all(two):
+    for rank in (0, 1):
+        said = json.loads((two / f"errors-{rank}.json").read_text())["differ"]
+        assert said.startswith("processes 0 and 1 differ in: recipe. Start all of them with the same command")
 
 
 def test_8_bit_state_is_refused_in_two_processes(two):

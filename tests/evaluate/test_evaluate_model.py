@@ -31,11 +31,11 @@ def asked(monkeypatch):
     """Names of the tasks that were really put to the model."""
     names = []
 
-    def spy(model, tokenizer, evaluation, questions, *rest, ask=run._evaluate):
+    def spy(model, tokenizer, evaluation, questions, *rest, ask=run._answer):
         names.append(questions.name)
         return ask(model, tokenizer, evaluation, questions, *rest)
 
-    monkeypatch.setattr(run, "_evaluate", spy)
+    monkeypatch.setattr(run, "_answer", spy)
     return names
 
 
@@ -257,7 +257,7 @@ def test_modes_are_restored(model, tokenizer, settings, tmp_path):
 
 def test_modes_are_restored_after_a_failure(model, tokenizer, settings, tmp_path, monkeypatch):
     model.train()
-    monkeypatch.setattr(run, "_evaluate", lambda *rest: 1 / 0)
+    monkeypatch.setattr(run, "_answer", lambda *rest: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(model, tokenizer, settings, tmp_path)
     assert model.training

@@ -1,6 +1,7 @@
 """What a stage needs, by formula: exact where counting is exact, near what was measured where it is not."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.models.families import student_config
 from gendistill.plan.price import CUDA_CONTEXT, GIB, STEP_COPIES, Planner
 from gendistill.plan.refusal import refusal
+from gendistill.plan.scaling import bytes_sent, link_of, step_time
 from gendistill.recipe.data import Source
 from gendistill.recipe.loading import load_recipe
 from gendistill.run.probe import short_stage, timing
@@ -201,3 +203,65 @@ def test_conversations_made_of_texts_take_disk(planner):
         for source in (text, far)
     )
     assert with_it - without == round(KD.whole_tokens * 6 / 3)
+
+
+def on(processes: int, memory: int | None = None, strategy: str = "auto") -> Planner:
+    teacher = Qwen3Config(**QWEN3_0_6B)
+    student = student_config(teacher, RECIPE.student.keep_attention)
+    return Planner(teacher, student, replace(ON_GPU, processes=processes, strategy=strategy), memory)
+
+
+def test_replicas_where_they_fit_else_sharded_else_refused():
+    assert on(8).strategy(KD) == on(8, 80 * GIB).strategy(KD) == "replicas"
+    needs = {name: on(8, strategy=name).price(KD).needed for name in ("replicas", "fsdp")}
+    assert needs["fsdp"] < needs["replicas"] < make_planner().price(KD).needed
+    between = on(8, needs["replicas"] - 1)
+    assert between.strategy(KD) == "fsdp" and refusal("kd", KD, between, "a card", between.memory) is None
+    below = on(8, needs["fsdp"] - 1)
+    said = refusal("kd", KD, below, "a card", below.memory)
+    assert "cannot fit: it needs" in said and "GiB on each of 8 processes (fsdp), and a card has" in said
+
+
+def test_several_hosts_are_replicas_of_each_other_where_a_host_has_the_memory():
+    needs = [replaced(4).price(KD, strategy).needed for strategy in ("replicas", "hybrid", "fsdp")]
+    assert needs == sorted(needs, reverse=True)
+    assert replaced(4, needs[0]).strategy(KD) == "replicas"
+    assert replaced(4, needs[1]).strategy(KD) == "hybrid" and replaced(1, needs[1]).strategy(KD) == "fsdp"
+    assert replaced(4, needs[2]).strategy(KD) == "fsdp"
+    assert replaced(4).price(KD, "hybrid").parts == on(2).price(KD, "fsdp").parts
+
+
+def replaced(hosts: int, memory: int | None = None) -> Planner:
+    """Of eight processes on so many hosts."""
+    planner = on(8, memory)
+    planner.compute = replace(planner.compute, hosts=hosts)
+    return planner
+
+
+def test_with_more_processes_each_holds_less():
+    parts = {n: on(n, strategy="replicas").price(KD).parts for n in (2, 4, 8)}
+    trained = on(2).parameters(KD).trained
+    for n, part in parts.items():
+        assert part["float32 masters"] == 4 * -(-trained // n)
+        assert part["optimizer state"] == 8 * -(-trained // n)
+        assert part["teacher weights"] == 2 * 596_049_920
+    sharded = [on(n, strategy="fsdp").price(KD) for n in (2, 4, 8)]
+    assert sorted(sharded, key=lambda price: -price.total) == sharded
+
+
+def test_bytes_sent_in_a_step_and_the_time_they_take():
+    counts, trained = on(2).parameters(KD), on(2).parameters(KD).trained
+    assert bytes_sent("whole", counts, KD, 2, 1) == 0
+    assert bytes_sent("replicas", counts, KD, 2, 2) == trained * 6 / 2  # half of the sums in float32, half in bfloat16
+    assert bytes_sent("replicas", counts, KD, 2, 8) == trained * 6 * 7 / 8
+    # Of 64 sequences each of two has eight micro-batches of four, in each of which all layers are gathered.
+    gathered = 2 * (2 * counts.student_layers + counts.teacher_layers) + 4 * counts.trained_layers
+    whole = 8 * (trained - counts.trained_layers)
+    assert bytes_sent("fsdp", counts, KD, 2, 2) == (8 * gathered + whole) / 2
+    with pytest.raises(ValueError, match="unknown strategy 'ddp'; known: whole, replicas, hybrid, fsdp"):
+        bytes_sent("ddp", counts, KD, 2, 2)
+    assert (link_of("NVIDIA H200"), link_of("NVIDIA H100 PCIe"), link_of("a card")) == (450e9, 32e9, None)
+    times = step_time(1.0, 0.75 * 450e9 / 10, 450e9, "replicas", 2)
+    assert (times.seconds, times.exchange) == (pytest.approx(0.6), pytest.approx(0.1))
+    assert replace(times, strategy="fsdp").seconds == 0.5  # beside the arithmetic
+    assert step_time(1.0, 1e9, None, "replicas", 2).seconds == 0.5

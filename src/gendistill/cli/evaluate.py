@@ -93,6 +93,8 @@ def evaluate_one(model: str, tasks: list[str], items: int | None, seed: int, dev
 
     folder = output or Path("evaluations") / Path(model).name
     scores = evaluate_any(model, evaluation, seed=seed, device=device, folder=folder)
+    if scores is None:  # only the first process has scores, and prints
+        return
     console = Console()
     console.print(to_rich(f"{model}, percent", SCORES_HEADER, scores_cells(scores)))
     console.print(f"records: {folder / scores.label}")

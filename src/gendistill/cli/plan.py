@@ -16,6 +16,9 @@ def command(
     recipe: RecipeFile,
     overrides: Overrides = None,
     probe: Annotated[bool, typer.Option(help="measure throughput and memory with a few steps of each stage")] = True,
+    processes: Annotated[
+        int, typer.Option(min=1, help="price a run of so many processes, on one host, a GPU for each")
+    ] = 1,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="write every figure here, sizes in bytes")
     ] = None,
@@ -30,46 +33,51 @@ def command(
 
     settings = load_recipe(recipe, overrides or ())
 
-    report = show_plan(settings, Console(), probe=probe)
+    report = show_plan(settings, Console(), processes=processes, probe=probe)
     if json_file is not None:
         from gendistill.files import write_atomically
 
         write_atomically(json_file, json.dumps(report, indent=1) + "\n")
 
 
-def show_plan(settings, console, *, probe: bool = True, probes: dict | None = None) -> dict:
+def show_plan(settings, console, *, processes: int = 1, probe: bool = True, probes: dict | None = None) -> dict:
     """Prints what a recipe costs; returns every figure of it, sizes in bytes.
 
     Args:
+        processes: that share the run.
         probe: measure stages.
         probes: those that were measured before, so that none is measured now.
     """
     # Only now, so that a mistake in the recipe shows at once: torch takes seconds to import.
     from gendistill.compute import compute_to_price
     from gendistill.console import Console
+    from gendistill.distill.sharding import check_divisible
     from gendistill.models.loading import load_config
     from gendistill.plan.price import Planner
     from gendistill.plan.refusal import refusal
     from gendistill.run.checks import check_shapes
     from gendistill.run.probe import probe_stages
 
-    compute = compute_to_price(settings)
-    planner = Planner(load_config(settings.teacher), check_shapes(settings), compute)
-    prices = {name: planner.price(stage) for name, stage in settings.stages.items()}
+    compute = compute_to_price(settings, processes)
     name, memory = compute.memory()
+    for stage_name, stage in settings.stages.items():
+        check_divisible(stage_name, stage, processes)
+    planner = Planner(load_config(settings.teacher), check_shapes(settings), compute, memory)
+    prices = {name: planner.price(stage) for name, stage in settings.stages.items()}
     refusals = {}
     if memory is not None:  # else the device is not here, or the system does not say
         reasons = {stage: refusal(stage, settings.stages[stage], planner, name, memory) for stage in prices}
         refusals = {stage: reason for stage, reason in reasons.items() if reason is not None}
     if probes is None:
-        # What cannot fit would end the probe, and with it the whole plan.
-        probed = [stage for stage in prices if stage not in refusals] if probe and compute.is_present else []
+        # What cannot fit would end the probe, and with it the whole plan; it is of one process, with whole models.
+        fits = [name for name, stage in settings.stages.items() if planner.fits(stage, "whole")]
+        probed = fits if probe and compute.is_present else []
         probes = probe_stages(settings, probed, Console(stderr=True))  # the plan on stdout can be piped
 
     # One report, for the notes and for --json, so that the two cannot differ.
     report = describe(settings, planner, prices, probes, refusals, (name, memory))
     if prices:
-        console.print(to_table(settings, planner, prices, probes))
+        console.print(to_table(settings, planner, prices, probes, report))
     for line in notes(report, settings, probes, asked=probe, present=compute.is_present):
         console.print(line)
     return report
@@ -77,6 +85,10 @@ def show_plan(settings, console, *, probe: bool = True, probes: dict | None = No
 
 def describe(settings, planner, prices: dict, probes: dict, refusals: dict, device: tuple) -> dict:
     """Everything that is printed, for --json; sizes in bytes."""
+    from dataclasses import asdict
+
+    from gendistill.plan.scaling import bytes_sent, link_of, step_time
+
     stages = {}
     for name, price in prices.items():
         parameters, probe = planner.parameters(settings.stages[name]), probes.get(name)
@@ -84,18 +96,30 @@ def describe(settings, planner, prices: dict, probes: dict, refusals: dict, devi
             "parameters": parameters._asdict(),
             "hours": None,
             "probe": None,
+            "step": None,  # seconds of one, and of what
             "refusal": refusals.get(name),
         }
         if probe is not None:
             stage = settings.stages[name]
             throughput = {"tokens_per_second": probe.tokens_per_second(stage)}
-            stages[name] |= {"hours": probe.hours(stage), "probe": vars(probe) | throughput}
+            # The probe is of one process; what the others add to it is worked out.
+            sent = bytes_sent(price.strategy, parameters, stage, planner.size, planner.compute.processes)
+            link = link_of(device[0])
+            times = step_time(probe.seconds_of(stage), sent, link, price.strategy, planner.compute.processes)
+            hours = probe.hours(stage) * times.seconds / times.alone
+            step = asdict(times) | {"seconds": times.seconds, "bytes_sent": sent}
+            stages[name] |= {
+                "hours": hours,
+                "step": step,
+                "probe": vars(probe) | throughput,
+            }
     caches = {tokens: cache._asdict() | {"saving": cache.saving} for tokens, cache in planner.caches().items()}
     hours = [stage["hours"] for stage in stages.values()]
     return {
         "recipe": settings.name,
         "device": {"kind": planner.compute.device, "name": device[0], "memory_bytes": device[1]},
         "dtype": planner.compute.dtype_name,
+        "processes": planner.compute.processes,
         "stages": stages,
         "cache_bytes": caches,
         "disk_bytes": planner.whole_disk(settings),
@@ -103,22 +127,26 @@ def describe(settings, planner, prices: dict, probes: dict, refusals: dict, devi
     }
 
 
-def to_table(settings, planner, prices: dict, probes: dict):
+def to_table(settings, planner, prices: dict, probes: dict, report: dict):
     """A column for each stage."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     title = f"{settings.name} on {planner.compute.device}, {planner.compute.dtype_name}"
+    if planner.compute.processes > 1:
+        title += f", each of {planner.compute.processes} processes"
     table = Table("", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in prices:
         table.add_column(name.replace("_", "\n"), justify="right")  # whole, in 80 columns too
     table.add_row("tokens", *(f"{price.tokens:,}" for price in prices.values()))
     table.add_row("steps", *(f"{price.steps:,}" for price in prices.values()))
+    if planner.compute.processes > 1:
+        table.add_row("strategy", *(price.strategy for price in prices.values()))
     sections = {
         "memory, GiB": memory_rows(planner, prices, probes),
         "disk, GiB": disk_rows(prices),
-        "time": time_rows(settings, prices, probes),
+        "time": time_rows(settings, prices, probes, report),
     }
     for heading, rows in sections.items():
         if not rows:  # nothing was measured
@@ -134,8 +162,9 @@ def memory_rows(planner, prices: dict, probes: dict) -> dict[str, list[str]]:
     """Cells of each row, one per stage: the parts, their sum at the peak, and what a probe measured."""
     from gendistill.plan.refusal import gib
 
-    # Every stage has the same parts, some of them 0.
-    rows = {part: [gib(price.parts[part]) for price in prices.values()] for part in next(iter(prices.values())).parts}
+    # Every stage has the same parts, some of them 0; only sharded ones gather layers.
+    parts = dict.fromkeys(part for price in prices.values() for part in price.parts)
+    rows = {part: [gib(price.parts.get(part, 0)) for price in prices.values()] for part in parts}
     rows["total, at its peak"] = [gib(price.total) for price in prices.values()]
     rows["the peak is"] = [price.peak for price in prices.values()]
     rows["device needs"] = [gib(price.needed) for price in prices.values()]
@@ -161,7 +190,7 @@ def disk_rows(prices: dict) -> dict[str, list[str]]:
     return {label.replace("_", " "): [gib(getattr(price.disk, label)) for price in prices.values()] for label in labels}
 
 
-def time_rows(settings, prices: dict, probes: dict) -> dict[str, list[str]]:
+def time_rows(settings, prices: dict, probes: dict, report: dict) -> dict[str, list[str]]:
     """Cells of each row, one per stage, blank for stages that were not probed; no rows if none was."""
     if not probes:
         return {}
@@ -169,9 +198,9 @@ def time_rows(settings, prices: dict, probes: dict) -> dict[str, list[str]]:
     for name in prices:
         cells = ["", "", ""]  # of a stage that cannot fit
         if name in probes:
-            probe, stage = probes[name], settings.stages[name]
-            throughput = f"{probe.tokens_per_second(stage):,.0f}"
-            cells = [throughput, f"{probe.start_up_seconds:.1f}", f"{probe.hours(stage):.3g}"]
+            probe, step = probes[name], report["stages"][name]["step"]
+            throughput = probe.tokens_per_second(settings.stages[name]) * step["alone"] / step["seconds"]
+            cells = [f"{throughput:,.0f}", f"{probe.start_up_seconds:.1f}", f"{report['stages'][name]['hours']:.3g}"]
         for row, cell in zip(rows.values(), cells, strict=True):
             row.append(cell)
     return rows
@@ -180,6 +209,7 @@ def time_rows(settings, prices: dict, probes: dict) -> dict[str, list[str]]:
 def notes(report: dict, settings, probes: dict, *, asked: bool, present: bool) -> list[str]:
     """What is to be said under the table."""
     from gendistill.plan.refusal import gib
+    from gendistill.plan.scaling import REACHED
 
     lines = []
     for tokens, cache in report["cache_bytes"].items():
@@ -208,6 +238,11 @@ def notes(report: dict, settings, probes: dict, *, asked: bool, present: bool) -
         part = f"{probe.sequences_per_step} of its {whole}" if probe.sequences_per_step < whole else f"its {whole}"
         lines.append(f"probe of {name}: {probe.steps} steps of {part} sequences, an untrained student")
     # None where a stage was not probed: a sum without it would mislead.
+    if report["processes"] > 1 and probes:
+        lines.append(
+            f"hours on {report['processes']} processes: a probe of one, shared out, and what they exchange at "
+            f"{REACHED:.0%} of the GPU's links, where those are known (docs/many-gpus.md)"
+        )
     if report["hours"] is not None:
         lines.append(f"training in all: {report['hours']:.3g} hours, without preparing data, conversion and evaluation")
     elif asked and not present:

@@ -82,7 +82,7 @@ class _Running:
 
     step: Step
     share: float  # of the peak learning rate
-    measured: torch.Tensor  # sums of the terms, gradient norm, update ratios
+    measured: torch.Tensor  # sums of the terms, processes to which SIGTERM came, gradient norm, update ratios
     done: "_Clock"
     held_out: HeldOutLosses | None  # measured behind the step
     left: "_Clock"  # when that was done too
@@ -139,6 +139,8 @@ class Trainer:
         self.folder, self.fingerprint, self.device = folder, fingerprint, device
         self.title, self.console, self.pace = title, console, pace or Pace()
         self.check_at_checkpoint = check_at_checkpoint
+        self.has_sigterm: Callable[[], bool] = lambda: False  # of this process; set by `train`
+        self.others_stop = False  # whether some process has said that SIGTERM came
         self.run_micro_batch = GraphedMicroBatch(self._micro_batch, device) if graphs else self._micro_batch
 
     def train(self) -> list[StepMetrics]:
@@ -151,20 +153,21 @@ class Trainer:
             Stopped: SIGTERM came; the step is kept in a checkpoint.
         """
         try:
-            with self._room_on_disk(), kept_waiting() as is_asked_to_stop:
-                return self._train(self._resume(), is_asked_to_stop)
+            with self._room_on_disk(), kept_waiting() as self.has_sigterm:
+                return self._train(self._resume())
         finally:
             del self.run_micro_batch  # it refers back here: with it, models and graphs would outlive their last user
 
-    def _train(self, history: list[StepMetrics], is_asked_to_stop: Callable[[], bool]) -> list[StepMetrics]:
+    def _train(self, history: list[StepMetrics]) -> list[StepMetrics]:
         log_path = self.folder / "metrics.jsonl" if is_rank_zero() else os.devnull
         done = len(history)
         progress = Progress(self.title, self.stage.steps, "steps", self.console, done=done)
         with open(log_path, "a") as log, progress, Curves(self.folder, done) as curves:
             at_start = None if history else self._measure_held_out()
             before = _Clock(self.device)
-            for running, is_settled in self._one_behind(self.loader.steps(done), is_asked_to_stop):
+            for running, is_settled in self._one_behind(self.loader.steps(done)):
                 running.left.wait()
+                self.others_stop |= running.measured[len(self.stage.terms)].item() > 0
                 metrics = self._metrics(running, running.done.seconds_since(before), at_start)
                 at_start, before = None, running.left
                 self._check(metrics)  # before anything of this step is written
@@ -175,7 +178,7 @@ class Trainer:
                 progress.advance(note=_note(history))
                 if self.check_at_checkpoint is not None and self._saves_after(metrics.step):
                     self.check_at_checkpoint(metrics.step)  # weights that fail it are not kept
-                leaves = is_settled and is_asked_to_stop()
+                leaves = is_settled and self._is_asked_to_stop()
                 if leaves or self._saves_after(metrics.step):
                     save_checkpoint(
                         self.folder / "checkpoints", metrics.step, self.optimizer, self.fingerprint, Path(log_path)
@@ -191,9 +194,12 @@ class Trainer:
     def _saves_after(self, step: int) -> bool:
         return step % self.stage.checkpoint_every == 0
 
-    def _one_behind(
-        self, steps: Iterable[Step], is_asked_to_stop: Callable[[], bool]
-    ) -> Iterable[tuple[_Running, bool]]:
+    def _is_asked_to_stop(self) -> bool:
+        """Whether SIGTERM came; of many processes to any, as all of them have read from the same step's sums."""
+        # Alone there is nobody to agree with, and no step to wait for.
+        return self.has_sigterm() if processes() == 1 else self.others_stop
+
+    def _one_behind(self, steps: Iterable[Step]) -> Iterable[tuple[_Running, bool]]:
         """Starts each step before the one before is looked at; but a checkpoint must hold its own step and no later.
 
         Yields:
@@ -201,7 +207,7 @@ class Trainer:
         """
         before = None
         for step in steps:
-            settles = before is not None and (self._saves_after(before.step.index + 1) or is_asked_to_stop())
+            settles = before is not None and (self._saves_after(before.step.index + 1) or self._is_asked_to_stop())
             if settles:
                 yield before, True  # looked at and saved before this step changes the weights
             running = self._start(step)
@@ -223,11 +229,14 @@ class Trainer:
         sums = torch.zeros(len(self.stage.terms), dtype=torch.float64, device=self.device)  # [terms]
         for batch in step.batches:
             sums += self.run_micro_batch(batch, scale)
-        if dist.is_initialized():
+        # Whether SIGTERM came goes with them, so that all processes leave behind the same step.
+        sigterms = torch.full((1,), float(self.has_sigterm()), dtype=torch.float64, device=self.device)
+        sums = torch.cat([sums, sigterms])  # [terms + 1]
+        if processes() > 1:
             dist.all_reduce(sums)  # gradients are summed by FSDP and the optimizer; these are for the metrics
         share = learning_rate_share(self.stage.schedule, step.index, self.stage.steps)
         with part_of_step("the optimizer's step"):
-            measured = torch.cat([sums, self.optimizer.step(share)])  # [terms + 1 + roles]
+            measured = torch.cat([sums, self.optimizer.step(share)])  # [terms + 2 + roles]
         measured = measured.to("cpu", non_blocking=True)
         # The clocks stand behind the copies in the stream: when they are reached, the numbers are on the host.
         done = left = _Clock(self.device)
@@ -251,7 +260,7 @@ class Trainer:
             for batch in held_out.batches:
                 sums += self.run_micro_batch(batch, torch.zeros((), device=self.device))
         self.optimizer.zero_gradients()  # zero times a gradient that is not finite is none
-        if dist.is_initialized():
+        if processes() > 1:
             dist.all_reduce(sums)
         weights = torch.tensor(list(self.stage.terms.values()), dtype=torch.float64, device=self.device)  # [terms]
         return ((weights * sums).sum() / held_out.loss_tokens).to("cpu", non_blocking=True)
@@ -265,7 +274,7 @@ class Trainer:
     def _metrics(self, running: _Running, seconds: float, at_start: HeldOutLosses | None) -> StepMetrics:
         stage, values = self.stage, running.measured.tolist()  # laid out as `_start` put them together
         terms = {name: values[i] / running.step.loss_tokens for i, name in enumerate(stage.terms)}
-        norm, *ratios = values[len(terms) :]
+        _, norm, *ratios = values[len(terms) :]
         tokens = stage.sequences_per_step * stage.sequence_length
         throughput = tokens / seconds
         held_out, distant = running.held_out.to_numbers() if running.held_out else (None, None)

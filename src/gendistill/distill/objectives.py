@@ -72,10 +72,11 @@ class EndToEnd:
         conversion_report: dict,
         vocabulary: int,
         fast: bool = False,
+        beside: bool = False,
     ):
         """The teacher may be None if the objective does not need it."""
         self.teacher, self.student, self.fast = teacher, student, fast
-        self.beside = SideStream() if fast else None
+        self.beside = SideStream() if beside else None
         self.terms = stage.terms
         # Keyword arguments of `vocabulary_losses`.
         self.settings = {
@@ -297,18 +298,20 @@ def build_objective(
     conversion_report: dict,
     vocabulary: int,
     fast: bool = False,
+    beside: bool = False,
 ) -> TrainingObjective:
     """The objective of a recipe's stage.
 
     Args:
         conversion_report: of the conversion; holds the teacher's mean squares in each replaced layer.
         vocabulary: words that the tokenizer has; rows of the embedding beyond it are padding.
-        fast: on a CUDA device: losses as few kernels, and end to end the teacher on a stream of its own.
+        fast: on a CUDA device: losses as few kernels.
+        beside: on a CUDA device: end to end the teacher on a stream of its own.
     """
     match stage.compares:
         case "end_to_end":
             teacher = teacher if stage.needs_teacher else None  # one that is given for other stages would cost a pass
-            return EndToEnd(teacher, student, stage, conversion_report, vocabulary, fast)
+            return EndToEnd(teacher, student, stage, conversion_report, vocabulary, fast, beside)
         case "mixer" | "block":
             return Alignment(teacher, student, stage, conversion_report, fast)
     raise ValueError(f"unknown pass '{stage.compares}'; known: {', '.join(get_args(Pass))}")

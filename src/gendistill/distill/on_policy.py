@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch.distributed as dist
 
 from gendistill.console import Console
 from gendistill.data.dataset import PackedDataset
@@ -24,6 +23,7 @@ from gendistill.distill.replies import (
     prompts_of,
 )
 from gendistill.distill.reply_kl import ReplyKL, ReplyKLCheck
+from gendistill.distributed import of_all_processes
 from gendistill.recipe.stage import Stage
 
 Replies = dict[tuple[int, int], list[int]]  # new ids, by the sequence's number and the conversation's place in it
@@ -103,14 +103,6 @@ class OnPolicyLoader(Loader):
         )
         own = {(prompt.row, prompt.place): ids for prompt, ids in zip(mine, written, strict=True)}
         # Every process needs all of them: the loss is divided by the tokens of the whole step.
-        replies = _of_all_processes(own)
+        replies = {key: ids for part in of_all_processes(own) for key, ids in part.items()}
         self.log.add(index, replies)
         return replies
-
-
-def _of_all_processes(own: Replies) -> Replies:
-    if not dist.is_initialized():
-        return own
-    parts: list[Replies] = [{}] * dist.get_world_size()  # written over, each with what its process gives
-    dist.all_gather_object(parts, own)
-    return {key: ids for part in parts for key, ids in part.items()}

@@ -12,30 +12,36 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from gendistill.compute import Compute
 from gendistill.distributed import processes
 from gendistill.errors import UserError
 from gendistill.models.modeling import describe
-from gendistill.names import Pass
+from gendistill.names import Pass, look_up
 from gendistill.recipe.stage import Stage
 
 
-def check_divisible(name: str, stage: Stage) -> None:
+def check_divisible(name: str, stage: Stage, processes: int) -> None:
     """Raises UserError if a step's sequences cannot be dealt out evenly."""
-    if stage.sequences_per_step % processes():
+    if stage.sequences_per_step % processes:
         raise UserError(
-            f"stages.{name}: sequences_per_step {stage.sequences_per_step} cannot be dealt out to {processes()} "
+            f"stages.{name}: sequences_per_step {stage.sequences_per_step} cannot be dealt out to {processes} "
             "processes; start a number of processes that divides it"
         )
 
 
-def shard(model: nn.Module, *, compares: Pass, dtype: torch.dtype, device: str) -> None:
-    """Shards a teacher or student over all processes, in units that the objective calls.
+def shard(model: nn.Module, *, compares: Pass, compute: Compute) -> None:
+    """Shards a teacher or student over all processes, or over those of a host, in units that the objective calls.
 
     Args:
         compares: the stage's pass. Alignment of mixers calls each by itself, so each is a unit.
-        dtype: of the arithmetic; a float32 student keeps its shards in float32 and rounds what it gathers.
+        compute: whose strategy is "hybrid" or "fsdp". A float32 student keeps its shards in float32 and rounds what it
+            gathers.
     """
-    mesh = dist.init_device_mesh(device, (processes(),))
+    dtype = compute.dtype
+    # Of two dimensions FSDP shards over the last, and has replicas over the first. torchrun numbers host by host.
+    meshes = {"fsdp": (processes(),), "hybrid": (compute.hosts, processes() // compute.hosts)}
+    shape = look_up(meshes, compute.strategy, "way of sharding")
+    mesh = dist.init_device_mesh(compute.device, shape, mesh_dim_names=("hosts", "processes")[-len(shape) :])
     layers = model.model.layers
     match compares:
         case "mixer":

@@ -16,6 +16,7 @@ from gendistill.distill.engine import Pace, StepMetrics, Trainer
 from gendistill.distill.objectives import build_objective
 from gendistill.distill.on_policy import OnPolicyLoader, Writing
 from gendistill.distill.optimizer import MasterOptimizer
+from gendistill.distill.replicas import Replicas
 from gendistill.distill.replies import ReplyLog, ReplyWriter
 from gendistill.distill.reply_kl import measure_reply_kl
 from gendistill.distill.sharding import shard
@@ -45,7 +46,7 @@ def train_stage(
     """Trains the student in place, from the newest checkpoint in `folder` if there is one.
 
     Args:
-        teacher: in `compute.dtype`, frozen, sharded if there are many processes; None if the objective needs none.
+        teacher: in `compute.dtype`, frozen, sharded if the student is to be; None if the objective needs none.
         student: float32, with the stage's roles set trainable; it is sharded and rounded here.
         conversion_report: of the conversion.
         vocabulary: words that the tokenizer has.
@@ -63,10 +64,10 @@ def train_stage(
     """
     if stage.gradient_checkpointing:
         _enable_checkpointing(student)
-    if compute.processes > 1:
-        shard(student, compares=stage.compares, dtype=compute.dtype, device=compute.device)
-    optimizer = MasterOptimizer(student, stage, compute.dtype)  # after sharding: its masters are the shards
-    graphs = compute.fused and can_capture(student)
+    replicas = _spread(student, stage, compute)
+    optimizer = MasterOptimizer(student, stage, compute.dtype, replicas)  # after sharding: its masters are the shards
+    # FSDP frees and gathers layers at other addresses than a graph would have seen.
+    graphs = compute.fused and can_capture(student) and not compute.is_sharded
     # Hooks on the mixers need a module boundary there, and so does the recomputation of single layers.
     in_pieces = stage.compares == "mixer" or stage.gradient_checkpointing
     models = [model for model in (teacher, student) if model is not None]
@@ -92,8 +93,14 @@ def train_stage(
             log = ReplyLog(folder / "replies.jsonl", fingerprint)
             loader = OnPolicyLoader(dataset, stage, writer, log, **cut)
             measure = partial(measure_reply_kl, teacher, student, writer, writing.held_out, vocabulary=vocabulary)
+            if replicas is not None:
+                measure = partial(distributed.as_rank_zero_says, measure)  # whole there, and judged once
             check = writing.check(stage, title, measure, console)
-        objective = build_objective(stage, teacher, student, conversion_report, vocabulary, fast=compute.fused)
+        # FSDP has streams of its own, on which layers of both models are gathered in turn.
+        beside = compute.fused and not compute.is_sharded
+        objective = build_objective(
+            stage, teacher, student, conversion_report, vocabulary, fast=compute.fused, beside=beside
+        )
         trainer = Trainer(
             stage,
             objective,
@@ -109,6 +116,19 @@ def train_stage(
             check_at_checkpoint=check,
         )
         return trainer.train(), optimizer
+
+
+def _spread(student: GendistillForCausalLM, stage: Stage, compute: Compute) -> Replicas | None:
+    """Gives the student to the processes by the compute's strategy; returns the exchange if each has it whole."""
+    match compute.strategy:
+        case "whole":
+            return None
+        case "replicas":  # also for one process that asks for it, to measure what the exchange costs
+            return Replicas(compute.device)
+        case "hybrid" | "fsdp":
+            shard(student, compares=stage.compares, compute=compute)
+            return None
+    raise ValueError(f"a stage runs 'whole', as 'replicas', 'hybrid' or by 'fsdp', not by '{compute.strategy}'")
 
 
 def _enable_checkpointing(student: GendistillForCausalLM) -> None:

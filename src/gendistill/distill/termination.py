@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from gendistill.distributed import processes
+import torch.distributed as dist
+
 from gendistill.errors import Stopped
 
 CODE = 128 + signal.SIGTERM
@@ -15,15 +16,15 @@ CODE = 128 + signal.SIGTERM
 def kept_waiting() -> Iterator[Callable[[], bool]]:
     """While the block runs, SIGTERM only makes the function that it gets return True; a second one ends the process.
 
-    With many processes nothing is changed: they would have to agree on the step, and the first to be ended ends all.
+    With many processes a second one changes nothing: torchrun passes on to them what a scheduler sent them already.
     """
-    if processes() > 1 or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     asked = []
 
     def wait(*_) -> None:
-        if asked:
+        if asked and not dist.is_initialized():
             raise Stopped("stopped by a second SIGTERM; the same command resumes from the last checkpoint", CODE)
         asked.append(True)
 

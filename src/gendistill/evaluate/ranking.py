@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gendistill.data.chat import Prompt
 from gendistill.data.chat import render_prompts as render_conversations
 from gendistill.data.replies import reply_ids
+from gendistill.distributed import WHOLE, Share
 from gendistill.evaluate.kinds import KINDS
 from gendistill.evaluate.kinds.item import Item
 from gendistill.inference.generation import Advance, checked_size, in_batches, rows_that_fit
@@ -59,6 +60,7 @@ def rank(
     batch_size: int | None = None,
     advance: Advance = lambda finished: None,
     known: Mapping[int, Ranking] | None = None,
+    share: Share = WHOLE,
 ) -> list[Ranking]:
     """Scores each item's candidates as replies to its prompt.
 
@@ -72,6 +74,7 @@ def rank(
         batch_size: prompts per forward pass; None: as many as should fit. What does not fit is halved.
         advance: called with finished items.
         known: rankings that need not be computed again, by index.
+        share: this process's of the items; rankings of the others', if they are not known, are left out.
 
     Raises:
         UserError: out of memory with a single prompt.
@@ -91,9 +94,9 @@ def rank(
         advance(finished)
 
     # No reply is generated, so a row is as long as its prompt.
-    size = checked_size(model, batch_size) or rows_that_fit(model, prompts, 0)
-    in_batches(prompts, [index for index in range(len(items)) if index not in rankings], size, score)
-    return [rankings[index] for index in range(len(items))]
+    size = checked_size(model, batch_size) or rows_that_fit(model, prompts, 0, share)
+    in_batches(prompts, [index for index in range(len(items)) if index not in rankings], size, score, share)
+    return [rankings[index] for index in range(len(items)) if index in rankings]
 
 
 def _ranking(item: Item, lengths: Sequence[int], sums: Sequence[float]) -> Ranking:

@@ -16,23 +16,24 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from gendistill.analysis.scores import Scores, TaskScore
 from gendistill.console import Console, Progress
 from gendistill.data.chat import render_prompts
+from gendistill.distributed import WHOLE, Share, as_rank_zero_says
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_counted
 from gendistill.evaluate.kinds import grade
 from gendistill.evaluate.kinds.base import TaskSettings
-from gendistill.evaluate.kinds.item import Grades, Item
+from gendistill.evaluate.kinds.item import Item
 from gendistill.evaluate.partial import Partial
-from gendistill.evaluate.ranking import Ranking, candidate_ids, rank
+from gendistill.evaluate.ranking import candidate_ids, rank
+from gendistill.evaluate.records import make_record, text_sha256
 from gendistill.files import file_sha256, make_folder, read_jsonl, write_atomically, write_jsonl
 from gendistill.inference.decoding import Sampling
-from gendistill.inference.generation import Reply, generate
+from gendistill.inference.generation import generate
 from gendistill.inference.stopping import end_ids
 from gendistill.models.positions import most_positions
 from gendistill.recipe.evaluation import Evaluation
 
 FORMAT = 5  # of the records; raise it when their content or the extraction of answers changes
 LONGEST_CHECKED = 4  # items, by characters, whose prompts are rendered before there is a model
-LONGEST_TEXT = 20_000  # characters of a prompt kept in a record; of longer ones the ends
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,13 @@ class _Questions:
     def answers(self) -> int:
         """How many rankings and replies there will be."""
         # One ranking for each item that has candidates, one reply to each prompt.
-        return sum(bool(item.candidates) for item in self.items) + len(self.prompted)
+        return len(self.ranked) + len(self.prompted)
+
+    @property
+    def ranked(self) -> list[int]:
+        """Indices of the items that are ranked."""
+        # Programs and instructions have no candidates; they are evaluated by generation alone.
+        return [index for index, item in enumerate(self.items) if item.candidates]
 
 
 def evaluate_model(
@@ -79,7 +86,8 @@ def evaluate_model(
     label: str,
     progress: bool = True,
     ranks: bool = True,
-) -> Scores:
+    share: Share = WHOLE,
+) -> Scores | None:
     """Evaluates the model on every task by ranking and by generation.
 
     Writes `folder/label/TASK.jsonl`, one record per item, and beside it `TASK.meta.json`, written last, with a hash of
@@ -92,6 +100,11 @@ def evaluate_model(
         label: names the model in the scores and the folder.
         progress: prints how far it is.
         ranks: False leaves ranking out, where only what a model says is asked.
+        share: this process's of the items. All processes call it, with a model each; records do not depend on how many
+            they are, and the first one writes them.
+
+    Returns:
+        The scores, on the first process; the others get None.
 
     Raises:
         UserError: a task's source does not fit (see `load_items`), a prompt and its reply exceed the model's positions,
@@ -108,20 +121,26 @@ def evaluate_model(
     make_folder(folder)
     fingerprint = model_fingerprint(model)  # once: it reads every weight
     scores = {}
-    console = Console(quiet=not progress)
+    is_first = share.number == 0
+    console = Console(quiet=not (progress and is_first))
     with _evaluation_mode(model):
         for questions in tasks:
             digest = _digest(model, tokenizer, evaluation, questions, seed, fingerprint, ranks)
             records = _finished(folder, questions, digest)
-            left = folder / f"{questions.name}.partial.jsonl"
-            if records is None:
-                with Partial(left, digest) as partial, _progress(label, questions, partial, console) as bar:
+            partial = Partial(folder / f"{questions.name}.partial.jsonl", digest, share)
+            # One process may see the file that another is to see a moment later.
+            if as_rank_zero_says(lambda records=records: records is None):
+                with partial, _progress(label, questions, partial, console) as bar:
                     partial.on_answers = bar.advance
-                    records = _evaluate(model, tokenizer, evaluation, questions, seed, partial, ranks)
-                _store(folder, questions, records, digest)
-            left.unlink(missing_ok=True)  # only now: killed before, nothing is generated again
-            scores[questions.name] = TaskScore.from_records(records)
-    return Scores(label, scores)
+                    _answer(model, tokenizer, evaluation, questions, seed, partial, ranks, share)
+                    partial.gather()
+                if is_first:
+                    records = _records(tokenizer, questions, partial)
+                    _store(folder, questions, records, digest)
+            if is_first:
+                partial.remove()  # only now: killed before, nothing is generated again
+                scores[questions.name] = TaskScore.from_records(records)
+    return Scores(label, scores) if is_first else None
 
 
 def check_questions(
@@ -154,7 +173,7 @@ def _check_label(label: str) -> None:
         )
 
 
-def _evaluate(
+def _answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     evaluation: Evaluation,
@@ -162,10 +181,19 @@ def _evaluate(
     seed: int,
     partial: Partial,
     ranks: bool,
-) -> list[dict[str, Any]]:
-    """Records of all items, by ranking and by generation."""
-    rankings = _rank(model, evaluation, questions, partial) if ranks else {}
-    replies = _generate(model, tokenizer, evaluation, questions, seed, partial)
+    share: Share,
+) -> None:
+    """Has this process's share of the items answered, by ranking and by generation, into `partial`."""
+    if ranks:
+        _rank(model, evaluation, questions, partial, share)
+    _generate(model, tokenizer, evaluation, questions, seed, partial, share)
+
+
+def _records(tokenizer: PreTrainedTokenizerBase, questions: _Questions, partial: Partial) -> list[dict[str, Any]]:
+    """Records of all items, whose answers are all there."""
+    ranked = questions.ranked
+    rankings = {ranked[place]: ranking for place, ranking in partial.rankings.items()}
+    replies = [partial.replies[number] for number in range(len(questions.prompted))]
     # All replies at once: programs are run as many at a time as there are cores.
     grades = grade(questions.prompted, [reply.text for reply in replies], [reply.truncated for reply in replies])
     answers = list(zip(replies, grades, strict=True))
@@ -175,15 +203,14 @@ def _evaluate(
     for index, item in enumerate(questions.items):
         prompt = tokenizer.decode(questions.prompts[index])
         forms = [answers[index], *islice(other_forms, len(questions.task.other_forms(item)))]
-        records.append(_record(questions.task, item, prompt, rankings.get(index), forms))
+        records.append(make_record(questions.task, item, prompt, rankings.get(index), forms))
     return records
 
 
-def _rank(model, evaluation: Evaluation, questions: _Questions, partial: Partial) -> dict[int, Ranking]:
-    """Rankings of the items that have candidates, by the items' indices."""
-    # Programs and instructions have no candidates; they are evaluated by generation alone.
-    ranked = [index for index, item in enumerate(questions.items) if item.candidates]
-    rankings = rank(
+def _rank(model, evaluation: Evaluation, questions: _Questions, partial: Partial, share: Share) -> None:
+    """Rankings of the items that have candidates."""
+    ranked = questions.ranked
+    rank(
         model,
         [questions.items[index] for index in ranked],
         [questions.prompts[index] for index in ranked],
@@ -191,20 +218,20 @@ def _rank(model, evaluation: Evaluation, questions: _Questions, partial: Partial
         evaluation.batch_size,
         partial.add,
         known=partial.rankings,
+        share=share,
     )
-    return dict(zip(ranked, rankings, strict=True))
 
 
 def _generate(
-    model, tokenizer, evaluation: Evaluation, questions: _Questions, seed: int, partial: Partial
-) -> list[Reply]:
-    """Replies to all prompts, in their order."""
+    model, tokenizer, evaluation: Evaluation, questions: _Questions, seed: int, partial: Partial, share: Share
+) -> None:
+    """Replies to the prompts."""
     sampling = None
     if evaluation.temperature:
         # A key for each reply, so that it is the same in any batch, and in a run that is killed and resumed.
         keys = [f"{seed}/{questions.name}/{number}" for number in range(len(questions.prompted))]
         sampling = Sampling(evaluation.temperature, evaluation.top_p, keys)
-    return generate(
+    generate(
         model,
         tokenizer,
         questions.prompts,
@@ -214,62 +241,12 @@ def _generate(
         sampling=sampling,
         known=partial.replies,
         stop=_stop_texts(evaluation, questions.task),
+        share=share,
     )
 
 
 def _stop_texts(evaluation: Evaluation, task: TaskSettings) -> list[str]:
     return [*evaluation.stop, *task.stop]
-
-
-def _record(
-    task: TaskSettings, item: Item, prompt: str, ranking: Ranking | None, forms: Sequence[tuple[Reply, Grades]]
-) -> dict[str, Any]:
-    """All that is kept of an item; `forms` are reply and grades of the item and of its other forms."""
-    record = {
-        "id": item.id,
-        "question": _text(item.question),
-        "choices": list(item.choices),
-        "candidates": list(item.candidates),
-        "gold": list(item.gold),
-        "answers": list(item.answers),
-        "prompt": _text(prompt),
-    }
-    record |= _ranked(task, item, ranking)
-    record |= _replied(*forms[0])
-    return record | task.notes(item, [(reply.text, grades) for reply, grades in forms])
-
-
-def _ranked(task: TaskSettings, item: Item, ranking: Ranking | None) -> dict[str, Any]:
-    if ranking is None:  # keys stay, so that all records of a task can be read alike
-        return {"scores": None, "ranked": None, "ranking_correct": None}
-    first = task.ranked_first(ranking.prediction, ranking.by)
-    record: dict[str, Any] = {"scores": list(ranking.scores)}  # nats, by letter where there are options
-    if ranking.by:
-        record["text_scores"] = list(ranking.text_scores)
-    record |= {"ranked": item.candidates[first], "ranking_correct": first in item.gold}
-    if ranking.by:
-        record["ranking_by"] = {form: best in item.gold for form, best in ranking.by.items()}
-    return record
-
-
-def _replied(reply: Reply, grades: Grades) -> dict[str, Any]:
-    return {
-        "reply": reply.text,
-        "reply_tokens": reply.tokens,
-        "truncated": reply.truncated,
-        "parsed": grades.strict.parsed,
-        "generation_correct": grades.strict.correct,
-        "flexible_parsed": grades.flexible.parsed,
-        "flexible_correct": grades.flexible.correct,
-    } | grades.notes
-
-
-def _text(text: str) -> str:
-    """A text for a record: of a very long one the two ends."""
-    if len(text) <= LONGEST_TEXT:
-        return text
-    end = LONGEST_TEXT // 2  # the hash tells two texts apart that differ in the middle
-    return f"{text[:end]}\n[{len(text) - 2 * end:,} characters, sha256 {_sha(text)}]\n{text[-end:]}"
 
 
 def _check_length(
@@ -325,11 +302,7 @@ def _digest(
         "stop": evaluation.stop,
         "model": fingerprint,
     }
-    return _sha(json.dumps(content))
-
-
-def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_sha256(json.dumps(content))
 
 
 def _paths(folder: Path, name: str) -> tuple[Path, Path]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
+from gendistill.distributed import WHOLE, Share
 from gendistill.errors import UserError
 from gendistill.inference.decoding import Decoding, Sampling, can_decode
 from gendistill.inference.prefill import Prefix
@@ -43,6 +44,7 @@ def generate(
     sampling: Sampling | None = None,
     known: Mapping[int, Reply] | None = None,
     stop: Sequence[str] = (),
+    share: Share = WHOLE,
 ) -> list[Reply]:
     """Greedy replies, or sampled ones; settings the model came with do not count.
 
@@ -53,6 +55,7 @@ def generate(
         advance: told of finished replies, by the prompt's index.
         known: replies that need not be generated again, by the prompt's index.
         stop: texts that end a reply; it is cut before the first of them.
+        share: this process's of the prompts; replies to the others', if they are not known, are left out.
 
     Raises:
         UserError: neither the tokenizer nor the model names an end of sequence, or out of memory with a single prompt.
@@ -67,8 +70,10 @@ def generate(
         advance(finished)
 
     missing = [i for i in range(len(prompts)) if i not in replies]
-    size = checked_size(model, batch_size) or rows_that_fit(model, prompts, max_new_tokens)
+    size = checked_size(model, batch_size) or rows_that_fit(model, prompts, max_new_tokens, share)
     if can_decode(model):
+        # One by one, since rows are given on from prompt to prompt: what they say does not depend on their neighbours.
+        missing = list(share.of(_longest_first(prompts, missing)))
         how = dict(max_new_tokens=max_new_tokens, ends=ends, pad=pad, strings=strings)
         _decode(model, prompts, missing, size, sampling, finish, how)
     else:
@@ -78,8 +83,8 @@ def generate(
             new_ids = _generate_by_transformers(model, batch, max_new_tokens, ends, pad, drawn, strings)
             finish(dict(zip(indices, new_ids, strict=True)))
 
-        in_batches(prompts, missing, size, reply)
-    return [replies[i] for i in range(len(prompts))]
+        in_batches(prompts, missing, size, reply, share)
+    return [replies[i] for i in range(len(prompts)) if i in replies]
 
 
 @torch.inference_mode()
@@ -111,7 +116,7 @@ def _decode(model, prompts, missing: list[int], rows: int, sampling: Sampling | 
     """Replies to the missing prompts by our own loop, the longest first; fewer at a time where memory runs out."""
     # Of all prompts, whichever are known already: so a resumed call computes what an unbroken one does.
     prefix = Prefix.of(model, prompts)
-    waiting = sorted(missing, key=lambda i: len(prompts[i]), reverse=True)
+    waiting = _longest_first(prompts, missing)
     while waiting:
         decoding = Decoding(model, rows, sampling=_sampling_of(sampling, waiting), **how)
         order, done = list(waiting), set()
@@ -217,20 +222,34 @@ def checked_size(model: PreTrainedModel, batch_size: int | None) -> int | None:
     return batch_size
 
 
-def rows_that_fit(model: PreTrainedModel, prompts: Sequence[list[int]], reply: int) -> int:
+def rows_that_fit(model: PreTrainedModel, prompts: Sequence[list[int]], reply: int, share: Share = WHOLE) -> int:
     """Batch size to begin with: so many prompts that they and replies of this length have TOKENS_AT_ONCE tokens; 1 if
     sequences of a batch change each other."""
     if depends_on_length(model.config.get_text_config()):
         return 1
     most = ROWS_AT_ONCE.get(model.device.type, ROWS_AT_ONCE["cpu"])
+    if model.device.type == "cuda":
+        # A GPU takes so many at once that the others would get none. On a CPU the batch stays as it is: there scores
+        # are the same to the last bit on any number of processes.
+        most = min(most, max(1, -(-len(prompts) // share.processes)))
     longest = max(map(len, prompts), default=0)
     return max(1, min(most, TOKENS_AT_ONCE // (longest + reply + 1)))
 
 
-def in_batches(prompts, indices: list[int], size: int, run: Callable[[list[int]], None]) -> None:
-    """Calls `run` with indices of prompts of similar length, the longest first; halves what does not fit in memory."""
-    # Sorted, as a batch is padded to its longest; the longest first, so that what does not fit shows at once.
-    waiting = sorted(indices, key=lambda i: len(prompts[i]), reverse=True)
+def _longest_first(prompts, indices: Sequence[int]) -> list[int]:
+    # As a batch is padded to its longest; the longest first, so that what does not fit shows at once.
+    return sorted(indices, key=lambda i: len(prompts[i]), reverse=True)
+
+
+def in_batches(prompts, indices: list[int], size: int, run: Callable[[list[int]], None], share: Share = WHOLE) -> None:
+    """Calls `run` with indices of prompts of similar length, the longest first; halves what does not fit in memory.
+
+    Args:
+        share: this process's of the batches, which are dealt out whole: in another batch a score would round otherwise.
+    """
+    waiting = _longest_first(prompts, indices)
+    batches = [waiting[start : start + size] for start in range(0, len(waiting), size)]
+    waiting = [index for batch in share.of(batches) for index in batch]
     while waiting:
         batch = waiting[:size]
         try:

@@ -9,10 +9,12 @@ Shapes: N prompts, T tokens, D channels of a hidden state.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
+from gendistill.distributed import WHOLE, Share, dealt
 from gendistill.errors import UserError
 from gendistill.models.attention import attention_switched_to
 from gendistill.models.modeling import GendistillForCausalLM
@@ -43,12 +45,16 @@ class Others:
 class Layerwise:
     """The teacher and what stands in for its attention.
 
+    Args:
+        share: this process's of the work. All processes run the same sets, and each computes some of the batches, which
+            are the same whatever their number: so are the states, to the bit.
+
     Attributes:
         evaluations: how often a layer has been run over all prompts.
     """
 
-    def __init__(self, teacher: PreTrainedModel, others: Others):
-        self.teacher, self.others = teacher, others
+    def __init__(self, teacher: PreTrainedModel, others: Others, share: Share = WHOLE):
+        self.teacher, self.others, self.share = teacher, others, share
         self.layers = list(teacher.model.layers)
         kinds: dict[str, Callable] = {"window": self._window, "silenced": self._silenced, "mixer": self._mixer}
         self.stand_in = look_up(kinds, others.kind, "kind of other layers")
@@ -110,7 +116,8 @@ class Layerwise:
                     [states[tuple(i for i in kept if i != index)] for kept in group]
                 )  # [group * N, T, D]
                 rows = max(1, TOKENS_AT_ONCE // before.shape[1])
-                parts = [self._block(index, part, attention, rope) for part in before.split(rows)]
+                block = partial(self._block, index, attention=attention, rope=rope)
+                parts = dealt(before.split(rows), block, self.share)
                 after |= zip(group, torch.cat(parts).chunk(len(group)), strict=True)
                 self.evaluations += len(group)
         return after

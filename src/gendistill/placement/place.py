@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.console import Console
+from gendistill.distributed import WHOLE, Share, on_rank_zero
 from gendistill.files import write_hashed_json
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.placement.layerwise import Layerwise, Others, check_student
@@ -35,6 +36,7 @@ def place(
     seed: int,
     folder: Path,
     console: Console,
+    share: Share = WHOLE,
 ) -> dict[str, Any]:
     """Chooses layers and writes placement.json into `folder`, or resumes an earlier attempt there; returns the result.
 
@@ -43,6 +45,8 @@ def place(
         student: aligned, with mixers in all layers; for settings with `others: mixer`.
         train: for method kl with a stage.
         name: of the teacher, as in the recipe.
+        share: this process's of the measuring. All processes call it, with a teacher each; the result does not depend
+            on how many they are, and the first one writes it.
 
     Raises:
         UserError: more layers than there are; a prompt that the model cannot read; see `check_student`.
@@ -64,7 +68,7 @@ def place(
         fixed("first", settings.layers, of)  # refuses more layers than there are
         if student is not None:
             check_student(teacher, student)
-        model = Layerwise(teacher, Others(settings.others, settings.window, settings.sinks, student))
+        model = Layerwise(teacher, Others(settings.others, settings.window, settings.sinks, student), share)
         maker = PromptMaker(settings, tokenizer, teacher, seed)
         prompts = maker.first(settings.prompts)
         content = result | {"prompts": prompts.input_ids.tolist(), "student": student and weights_hash(student)}
@@ -72,7 +76,7 @@ def place(
         result |= _measure(Measurement(Scorer(model, prompts), maker, store, console, train), settings)
     else:
         raise TypeError(f"no placement by {type(settings).__name__}")
-    write_hashed_json(folder / FILE, result)
+    on_rank_zero(lambda: write_hashed_json(folder / FILE, result))
     return result
 
 

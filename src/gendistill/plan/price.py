@@ -13,12 +13,14 @@ Memory is a sum of what is held throughout and the largest of four moments. All 
 | the optimizer's step | two float32 copies of what trains                                                        |
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.initialization import no_init_weights
 
@@ -41,6 +43,7 @@ from gendistill.models.cost import (
     weights_of_products,
 )
 from gendistill.models.modeling import GendistillForCausalLM, describe
+from gendistill.plan.holding import Holding, Parameters, holding, student_bytes
 from gendistill.recipe.loading import Recipe
 from gendistill.recipe.stage import Stage
 
@@ -62,16 +65,6 @@ BACKWARD_WORK = 0.45
 # Tensors [CHUNK, vocabulary] at once in the loss: the last chunk's logits are still there when the next are made. Not
 # fused, log-probabilities, probabilities, slopes and gradient in float32 as well.
 LOGITS, EAGER_LOGITS = {"teacher": 1, "student": 2}, 8
-
-
-class Parameters(NamedTuple):
-    """Counts of parameters; decay gates stay in float32 whatever the arithmetic's dtype."""
-
-    teacher: int
-    student: int
-    student_gates: int
-    trained: int
-    trained_gates: int
 
 
 class Disk(NamedTuple):
@@ -126,6 +119,7 @@ class Price:
     disk: Disk
     flops_per_token: float
     writing: Writing | None = None
+    strategy: str = "whole"  # how the processes hold the models
 
     @property
     def total(self) -> int:
@@ -151,6 +145,7 @@ class Price:
         return {
             "tokens": self.tokens,
             "steps": self.steps,
+            "strategy": self.strategy,
             "memory_bytes": memory,
             "disk_bytes": self.disk._asdict(),
             "flops_per_token": self.flops_per_token,
@@ -159,10 +154,16 @@ class Price:
 
 
 class Planner:
-    """Prices stages of one pair of teacher and student, in one process."""
+    """Prices stages of one pair of teacher and student, for each of the processes that share the work.
 
-    def __init__(self, teacher: PreTrainedConfig, student: GendistillConfig, compute: Compute):
-        self.config, self.compute = student, compute
+    Args:
+        memory: bytes that a process has; decides on replicas where the compute leaves the strategy open.
+    """
+
+    def __init__(
+        self, teacher: PreTrainedConfig, student: GendistillConfig, compute: Compute, memory: int | None = None
+    ):
+        self.config, self.compute, self.memory = student, compute, memory
         self.size = compute.dtype.itemsize
         with torch.device("meta"), no_init_weights():
             self.teacher = AutoModelForCausalLM.from_config(teacher, trust_remote_code=False)
@@ -171,31 +172,52 @@ class Planner:
         self.student.tie_weights()
         self.graphs = compute.fused and can_capture(self.student)
 
-    def price(self, stage: Stage) -> Price:
-        """Raises UserError if a role of the stage has no parameters in this student."""
+    def strategy(self, stage: Stage) -> str:
+        """How the processes hold the models in a stage: "whole", "replicas", "hybrid" or "fsdp".
+
+        Raises:
+            UserError: see `price`.
+        """
+        if self.compute.strategy != "auto":
+            return self.compute.strategy
+        # The less passes between processes, the sooner it is tried.
+        candidates = ["replicas", *(["hybrid"] if self.compute.hosts > 1 else [])]
+        return next((strategy for strategy in candidates if self.fits(stage, strategy)), "fsdp")
+
+    def fits(self, stage: Stage, strategy: str) -> bool:
+        """Whether a process has the memory for it; where nobody knows how much there is, it does."""
+        return self.memory is None or self.price(stage, strategy).needed <= self.memory
+
+    def price(self, stage: Stage, strategy: str | None = None) -> Price:
+        """What a stage costs, by the strategy that it would have, or by another one.
+
+        Raises:
+            UserError: a role of the stage has no parameters in this student.
+        """
+        strategy = strategy or self.strategy(stage)
         parameters = self.parameters(stage)
-        trained, rounded = parameters.trained, self.compute.dtype != torch.float32
-        parts = self._held(stage, parameters)
+        own = holding(strategy, parameters, self.size, self.compute.processes, self.compute.hosts)
+        parts = self._held(stage, own)
         held = sum(parts.values())
         kept, layer = (round(x * stage.micro_batch * stage.sequence_length) for x in self._activations(stage))
         # A layer at a time: what it keeps comes on top of what is kept of all.
         alone = layer if stage.gradient_checkpointing or stage.compares != "end_to_end" else 0
         work, loss = round(layer * BACKWARD_WORK), self._loss(stage)
-        micro_gradients = (trained - parameters.trained_gates) * self.size if rounded else 0
-        parts["gradients"] += micro_gradients
+        parts["gradients"] += own.micro_gradients
         parts |= {"activations": kept + alone, "loss": loss, "backward pass": work}
 
-        step = STEP_COPIES * trained
+        # Buckets between processes are done with when the optimizer begins.
+        step = max(STEP_COPIES * own.stepped, own.exchange)
         # Gradients of the weights come as activations go, so the two are never there in full together.
-        backward = max(kept + alone + work, micro_gradients + layer + work)
+        backward = max(kept + alone + work, own.micro_gradients + layer + work)
         moments = {
-            "setting up": parameters.teacher * self.size + FLOAT32 * (parameters.student + rounded * trained),
+            "setting up": own.setting_up,
             "the loss": held + kept + loss,
             "the backward pass": held + backward,
             "the optimizer's step": held + step,
         }
         needed = max(moments.values())
-        if self.graphs:  # their memory stays reserved during the optimizer's step
+        if self.graphs and strategy in ("whole", "replicas"):  # their memory stays reserved during the optimizer's step
             needed = max(needed, held + max(kept + loss, backward) + step)
         writing = None if stage.on_policy is None else self._writing(stage)
         if writing is not None:  # beside the graphs; one reply at a time must fit
@@ -211,6 +233,7 @@ class Planner:
             disk=self._disk(stage, parameters),
             flops_per_token=self._flops(stage),
             writing=writing,
+            strategy=strategy,
         )
 
     def parameters(self, stage: Stage) -> Parameters:
@@ -220,28 +243,33 @@ class Planner:
 
     def _count(self) -> Parameters:
         """By what of the student requires gradients."""
-        student = gates = trained = trained_gates = 0
+        sizes: Counter[str] = Counter()
         for name, parameter in self.student.named_parameters():
-            size, trains, gate = parameter.numel(), parameter.requires_grad, describe(name).stays_float32
-            student, trained = student + size, trained + size * trains
-            gates, trained_gates = gates + size * gate, trained_gates + size * gate * trains
-        teacher = sum(parameter.numel() for parameter in self.teacher.parameters())
-        return Parameters(teacher, student, gates, trained, trained_gates)
+            trained = parameter.numel() * parameter.requires_grad
+            sizes += Counter(student=parameter.numel(), trained=trained)
+            if describe(name).stays_float32:
+                sizes += Counter(student_gates=parameter.numel(), trained_gates=trained)
+            elif name.startswith("model.layers."):
+                sizes += Counter(student_layers=parameter.numel(), trained_layers=trained)
+        return Parameters(
+            **{name: sizes[name] for name in Parameters._fields}
+            | {
+                "teacher": _size(self.teacher),
+                "teacher_layers": _size(self.teacher.model.layers),
+                "largest_layer": max(map(_size, self.student.model.layers)),
+            }
+        )
 
-    def _held(self, stage: Stage, parameters: Parameters) -> dict[str, int]:
+    def _held(self, stage: Stage, own: Holding) -> dict[str, int]:
         """Bytes of what is there from the first step to the last. The teacher is, since a run evaluates it."""
-        # Where nothing is rounded a parameter is its own master.
-        masters = 0 if self.compute.dtype == torch.float32 else parameters.trained - parameters.trained_gates
-        return {
-            "teacher weights": parameters.teacher * self.size,
-            "student weights": self._weights(parameters),
-            "float32 masters": masters * FLOAT32,
-            "optimizer state": parameters.trained * ADAM_STATE[stage.optimizer],
-            "gradients": parameters.trained * FLOAT32,  # summed over micro-batches
+        parts = {
+            "teacher weights": own.teacher,
+            "student weights": own.student,
+            "float32 masters": own.masters,
+            "optimizer state": own.stepped * ADAM_STATE[stage.optimizer],
+            "gradients": own.gradients,  # summed over micro-batches
         }
-
-    def _weights(self, parameters: Parameters) -> int:
-        return (parameters.student - parameters.student_gates) * self.size + parameters.student_gates * FLOAT32
+        return parts | ({"gathered layers": own.gathered} if own.gathered else {})
 
     def _activations(self, stage: Stage) -> tuple[float, float]:
         """Bytes a token: what the forward pass keeps for the backward pass, and what the largest layer alone keeps."""
@@ -312,7 +340,7 @@ class Planner:
         for name, stage in recipe.stages.items():
             made[stage.mixture, stage.sequence_length, prices[name].tokens, stage.loss_on] = prices[name].disk.data_set
         conversations = sum(_made_bytes(recipe, stage) for stage in recipe.stages.values())
-        students = self._weights(self._count()) + sum(price.disk.student for price in prices.values())
+        students = student_bytes(self._count(), self.size) + sum(price.disk.student for price in prices.values())
         measured = recipe.conversion.tokens * ROW_BYTES
         checkpoints = max((price.disk.checkpoints for price in prices.values()), default=0)
         replies = sum(price.disk.replies for price in prices.values())
@@ -345,6 +373,10 @@ class Planner:
             written += head_flops(config, backward=False, trains=False)
             student += stage.on_policy.share * written
         return float(teacher + student)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _made_bytes(recipe: Recipe, stage: Stage) -> int:

@@ -33,8 +33,10 @@ def refusal(name: str, stage: Stage, planner: Planner, device: str, memory: int)
     sizes = [text for text in prices if text.startswith("micro_batch")]
     best = next((text for text in sizes if prices[text] <= memory), sizes[-1] if sizes else None)
     changes = [f"{text} (needs {gib(need)})" for text, need in prices.items() if text == best or text not in sizes]
+    processes = planner.compute.processes
+    among = "" if processes == 1 else f" on each of {processes} processes ({price.strategy})"
     return (
-        f"stages.{name} cannot fit: it needs {gib(price.needed)} GiB, and {device} has {gib(memory)}. "
+        f"stages.{name} cannot fit: it needs {gib(price.needed)} GiB{among}, and {device} has {gib(memory)}. "
         f"In GiB: {parts}; the peak is {price.peak}. Change in stages.{name}: {', '.join(changes) or 'sequence_length'}"
     )
 

@@ -20,7 +20,7 @@ from pydantic import (
 
 from gendistill.errors import UserError
 from gendistill.files import located_model
-from gendistill.names import BACKENDS
+from gendistill.names import BACKENDS, STRATEGIES
 from gendistill.recipe.data import Source, Synthesis
 from gendistill.recipe.evaluation import Evaluation
 from gendistill.recipe.fields import KEEPS_RESULTS, MAPPING, ONE, FileName, Settings, hint, one_of, recipe_folder
@@ -58,6 +58,9 @@ class Recipe(Settings):
     )
     compile: Annotated[Literal["auto"] | bool, KEEPS_RESULTS] = Field(
         "auto", description="torch.compile and CUDA graphs in training; auto: on a CUDA device"
+    )
+    strategy: Annotated[one_of(STRATEGIES, "strategy"), KEEPS_RESULTS] = Field(
+        "auto", description="how many processes hold the models; with one process it has no effect"
     )
     student: Student = Field(description="what the student looks like")
     conversion: Conversion = Field(Conversion(), description="how the untrained student is initialised and measured")

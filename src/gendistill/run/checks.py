@@ -1,10 +1,14 @@
 """What can be checked of a recipe before the first computation."""
 
+import hashlib
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+import gendistill
+from gendistill import distributed
 from gendistill.data.sources import read_documents
 from gendistill.errors import UserError
 from gendistill.evaluate.harness import check_harness
@@ -17,6 +21,26 @@ from gendistill.placement.resolve import placed
 from gendistill.plan.price import Planner
 from gendistill.plan.refusal import gib
 from gendistill.recipe.loading import Recipe
+
+PACKAGE = Path(gendistill.__file__).parent
+
+
+def check_same(recipe: Recipe) -> None:
+    """Refuses processes that would not compute the same: they would wait for each other, or average what differs.
+
+    Raises:
+        UserError: the processes have another recipe, other overrides, or another version of the code or of a library.
+    """
+    if distributed.processes() == 1:
+        return
+    code = hashlib.sha256()
+    # Hosts with folders of their own may have been updated one after the other.
+    for path in sorted(PACKAGE.rglob("*.py")):
+        code.update(path.read_bytes())
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    distributed.check_equal(
+        {"recipe or overrides": recipe.model_dump_json(), "gendistill's code": code.hexdigest()} | versions
+    )
 
 
 def check_recipe(recipe: Recipe, placement: Path | None = None) -> GendistillConfig:

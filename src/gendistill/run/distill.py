@@ -141,6 +141,9 @@ def _train(
     # Loaded in float32 for the masters; `train_stage` rounds the model to the precision of the arithmetic.
     student = load_model(str(parent.folder), torch.float32, run.compute.device).train()
     run.console.print(_trained_table(name, stage, set_trainable(student, stage.train)))
+    compute = run.compute_for(stage)
+    if compute.processes > 1:
+        run.console.print(f"{name}: {compute.processes} processes, strategy {compute.strategy}")
     history, optimizer = train_stage(
         stage,
         teacher_for(run, stage),
@@ -149,7 +152,7 @@ def _train(
         # Its mean squares of the teacher's activations scale the losses of every stage.
         conversion_report=run.folder.read_report("conversion"),
         vocabulary=len(run.tokenizer),
-        compute=run.compute,
+        compute=compute,
         folder=run.folder.stage(name),
         fingerprint=_fingerprint(stage, dataset.key, parent.weights, str(run.compute.dtype)),
         title=name,
@@ -166,15 +169,15 @@ def _train(
 
 
 def teacher_for(run: Run, stage: Stage) -> PreTrainedModel | None:
-    """The teacher; with many processes one of its own, sharded, and none where the objective needs none."""
+    """The teacher; one of the stage's own where it is sharded, and none where the objective needs none."""
     if not stage.needs_teacher:
         return None
-    if run.compute.processes == 1:
+    if not run.compute_for(stage).is_sharded:
         return run.teacher
     run.release_teacher()  # whole, for evaluation; there is no room for both
     teacher = run.load_teacher()
     # Whatever the stage compares, the teacher always runs from end to end.
-    shard(teacher, compares="end_to_end", dtype=run.compute.dtype, device=run.compute.device)
+    shard(teacher, compares="end_to_end", compute=run.compute_for(stage))
     return teacher
 
 

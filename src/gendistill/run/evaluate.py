@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from gendistill.analysis.scores import Scores
 from gendistill.compute import start_compute
-from gendistill.distributed import on_rank_zero, report_errors_once
+from gendistill.distributed import on_rank_zero, own_share, report_errors_once
 from gendistill.errors import UserError
 from gendistill.evaluate.harness import run_harness
 from gendistill.evaluate.run import check_questions, evaluate_model
@@ -19,15 +19,17 @@ from gendistill.run.lock import lock_folder
 from gendistill.run.run import Run
 
 
+@report_errors_once
 def evaluate_teacher(run: Run) -> Scores | None:
-    """Scores the teacher; on the first process, the others wait and get None."""
+    """Scores the teacher, by all processes; the first one gets the scores, the others None."""
     # A teacher whose scores are there is loaded all the same: only its weights tell that they are still its own.
-    return on_rank_zero(lambda: _evaluate(run, run.teacher, "teacher"))
+    return _evaluate(run, run.teacher, "teacher")
 
 
 @report_errors_once
 def evaluate_student(run: Run, stage: str, *, with_window: bool = True) -> Scores | None:
-    """Scores the student of a stage or of the conversion; on the first process, the others wait and get None.
+    """Scores the student of a stage or of the conversion, by all processes; the first one gets the scores, the others
+    None.
 
     Args:
         with_window: False leaves recurrences that have a window beside them to themselves, to see what they have
@@ -45,13 +47,10 @@ def evaluate_student(run: Run, stage: str, *, with_window: bool = True) -> Score
     if not folder.is_dir():
         raise UserError(f"there is no student of '{stage}' yet: run that first")
 
-    def evaluate() -> Scores:
-        run.folder.check_student(stage)
-        model = load_model(str(folder), run.compute.dtype, run.compute.device)
-        model.config.window_is_on = with_window
-        return _evaluate(run, model, run.folder.label(stage) + ("" if with_window else WITHOUT_WINDOW))
-
-    return on_rank_zero(evaluate)  # loaded inside, so that only the first process spends memory on it
+    on_rank_zero(lambda: run.folder.check_student(stage))  # reads every weight
+    model = load_model(str(folder), run.compute.dtype, run.compute.device)
+    model.config.window_is_on = with_window
+    return _evaluate(run, model, run.folder.label(stage) + ("" if with_window else WITHOUT_WINDOW))
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,14 @@ class _Auto:
     dtype: str = "auto"
     backend: str = "auto"
     compile: bool = False
+    strategy: str = "auto"
 
 
-def evaluate_any(name: str, evaluation: Evaluation, *, seed: int, device: str, folder: Path) -> Scores:
-    """Scores any causal model; records go to `folder`, where a killed evaluation resumes.
+@report_errors_once
+def evaluate_any(name: str, evaluation: Evaluation, *, seed: int, device: str, folder: Path) -> Scores | None:
+    """Scores any causal model, by all processes; the first one gets the scores, the others None.
+
+    Records go to `folder`, where a killed evaluation resumes.
 
     Args:
         name: a folder or hub id.
@@ -78,21 +81,27 @@ def evaluate_any(name: str, evaluation: Evaluation, *, seed: int, device: str, f
     config = load_config(name)
     tokenizer = load_tokenizer(name, config.get_text_config().vocab_size)
     check_questions(config, tokenizer, evaluation, seed)  # before gigabytes are loaded
+    on_rank_zero(lambda: _take(folder))
+    model = load_model(name, compute.dtype, compute.device)
+    return evaluate_model(model, tokenizer, evaluation, seed=seed, folder=folder, label="model", share=own_share())
+
+
+def _take(folder: Path) -> None:
     try:
         make_folder(folder)
         lock_folder(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}). Give another --output.") from None
-    model = load_model(name, compute.dtype, compute.device)
-    return evaluate_model(model, tokenizer, evaluation, seed=seed, folder=folder, label="model")
 
 
-def _evaluate(run: Run, model: PreTrainedModel, label: str) -> Scores:
-    evaluation, folder = run.recipe.evaluation, run.folder.evaluation
-    scores = evaluate_model(model, run.tokenizer, evaluation, seed=run.recipe.seed, folder=folder, label=label)
+def _evaluate(run: Run, model: PreTrainedModel, label: str) -> Scores | None:
+    evaluation, folder, share = run.recipe.evaluation, run.folder.evaluation, own_share()
+    scores = evaluate_model(
+        model, run.tokenizer, evaluation, seed=run.recipe.seed, folder=folder, label=label, share=share
+    )
     # The harness renders prompts and grades in its own way, so its scores stand beside ours and are no part of them.
-    if evaluation.harness is not None:
-        run_harness(
-            model, run.tokenizer, evaluation.harness, batch_size=evaluation.batch_size, folder=folder, label=label
-        )
+    harness = evaluation.harness
+    if harness is not None:
+        size = evaluation.batch_size
+        on_rank_zero(lambda: run_harness(model, run.tokenizer, harness, batch_size=size, folder=folder, label=label))
     return scores

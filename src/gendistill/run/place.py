@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from gendistill.distributed import on_rank_zero
+from gendistill.distributed import as_rank_zero_says, on_rank_zero, own_share, report_errors_once
 from gendistill.errors import UserError
 from gendistill.files import write_hashed_json
 from gendistill.models.loading import load_model
@@ -14,6 +14,7 @@ from gendistill.run.restore import train_restored
 from gendistill.run.run import Run
 
 
+@report_errors_once
 def place_layers(run: Run) -> None:
     """Chooses the layers, unless that is done; from then on `run.config` is of the student that has them.
 
@@ -22,7 +23,8 @@ def place_layers(run: Run) -> None:
     """
     if isinstance(run.recipe.student.keep_attention, list):
         return
-    on_rank_zero(lambda: run.folder.placement.is_file() or _place(run))
+    if as_rank_zero_says(lambda: not run.folder.placement.is_file()):
+        _place(run)
     run.read_placement()
 
 
@@ -33,14 +35,14 @@ def _place(run: Run) -> None:
         result = read_result(path)
         check_teacher(result, path, run.teacher, run.recipe.teacher)
         # A copy, so that the run stays what it is whatever becomes of the file.
-        write_hashed_json(run.folder.placement, result)
+        on_rank_zero(lambda: write_hashed_json(run.folder.placement, result))
         return
     student = None
     if isinstance(keep, Measured) and keep.student is not None:
         student = load_model(keep.student, run.compute.dtype, run.compute.device).requires_grad_(False)
     train = None
     if isinstance(keep, Restored) and keep.stage is not None:
-        if run.compute.processes > 1:  # the others wait for the first one, and would not take part
+        if run.compute.processes > 1:  # each would train every layer
             raise UserError("keep_attention.stage: its trainings run in one process. Place layers without torchrun.")
         train = partial(train_restored, run, student, keep)
     place(
@@ -53,4 +55,5 @@ def _place(run: Run) -> None:
         seed=run.recipe.seed,
         folder=run.folder.root,
         console=run.console,
+        share=own_share(),
     )

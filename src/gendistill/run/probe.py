@@ -49,6 +49,10 @@ class Probe:
         sequences += self.held_out * stage.held_out_measurements
         return sequences * self.step_seconds / self.sequences_per_step / 3600
 
+    def seconds_of(self, stage: Stage) -> float:
+        """Of a step of the stage, on one process."""
+        return self.step_seconds * stage.sequences_per_step / self.sequences_per_step
+
     def tokens_per_second(self, stage: Stage) -> float:
         return self.sequences_per_step * stage.sequence_length / self.step_seconds
 
@@ -92,7 +96,7 @@ def probe_stage(run: Run, name: str) -> Probe:
         dataset,
         conversion_report=unmeasured_conversion_report(run.config),
         vocabulary=len(run.tokenizer),
-        compute=run.compute,
+        compute=run.compute_for(stage),
         folder=run.folder.stage(name),
         fingerprint={},  # for checkpoints, of which a probe writes none
         title=f"probe of {name}",

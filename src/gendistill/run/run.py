@@ -4,23 +4,25 @@ Each step is a file beside this one: convert, distill, evaluate, synthesize, pro
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill import distributed
-from gendistill.compute import start_compute
+from gendistill.compute import Compute, start_compute
 from gendistill.console import Console
 from gendistill.data.dates import freeze_date
 from gendistill.distill.sharding import check_divisible
-from gendistill.distributed import on_rank_zero, report_errors_once
+from gendistill.distributed import as_rank_zero_says, on_rank_zero, report_errors_once
 from gendistill.errors import UserError
 from gendistill.models.loading import load_config, load_model, load_tokenizer
 from gendistill.plan.price import Planner
 from gendistill.plan.refusal import refusal
 from gendistill.recipe.loading import Recipe
-from gendistill.run.checks import check_disk, check_recipe, check_roles, check_shapes, check_tasks
+from gendistill.recipe.stage import Stage
+from gendistill.run.checks import check_disk, check_recipe, check_roles, check_same, check_shapes, check_tasks
 from gendistill.run.folder import RunFolder
 from gendistill.run.teacher import check_teacher, check_tokenizer
 
@@ -59,13 +61,16 @@ class Run:
         self.makes_results = makes_results
         # First, since it joins the processes: from here on they wait for each other.
         self.compute = start_compute(recipe)
+        check_same(recipe)
+        # GPUs of several kinds: the strategies of all processes must be one.
+        self.memory = as_rank_zero_says(self.compute.memory)
         self.console = console if distributed.is_rank_zero() else Console(quiet=True)
         self.folder = RunFolder(output, recipe)
         # Reads configurations and the first record of each source, no weights.
         self.config = check_recipe(recipe, self.folder.placement)
         # Of all stages, not only those to be trained now: the run will come to them.
         for name, stage in recipe.stages.items():
-            check_divisible(name, stage)
+            check_divisible(name, stage, self.compute.processes)
         check_roles(recipe, self.planner)
         self.check_memory(list(recipe.stages) if trains is None else trains)
         if trains is None and recipe.stages:
@@ -83,16 +88,12 @@ class Run:
         self.config = check_shapes(self.recipe, self.folder.placement)
 
     def check_memory(self, stages: Sequence[str]) -> None:
-        """Raises UserError if a stage that is not done cannot fit on this device, or is not in the recipe.
-
-        With many processes the models are sharded, and nothing is refused.
-        """
+        """Raises UserError if a stage that is not done cannot fit on this device, or is not in the recipe."""
         if unknown := [name for name in stages if name not in self.recipe.stages]:
             known = ", ".join(self.recipe.stages) or "none"
             raise UserError(f"there is no stage {', '.join(unknown)}; the recipe's stages are {known}")
-        device, memory = self.compute.memory()
-        # The formula is for one process with whole models.
-        if memory is None or self.compute.processes > 1:
+        device, memory = self.memory
+        if memory is None:
             return
         left = [name for name in stages if not self.folder.has_student(name)]
         refused = (refusal(name, self.recipe.stages[name], self.planner, device, memory) for name in left)
@@ -102,7 +103,11 @@ class Run:
 
     @cached_property
     def planner(self) -> Planner:
-        return Planner(load_config(self.recipe.teacher), self.config, self.compute)
+        return Planner(load_config(self.recipe.teacher), self.config, self.compute, self.memory[1])
+
+    def compute_for(self, stage: Stage) -> Compute:
+        """How a stage computes: with many processes, as whole replicas or sharded by FSDP."""
+        return replace(self.compute, strategy=self.planner.strategy(stage))
 
     @cached_property
     def teacher(self) -> PreTrainedModel:

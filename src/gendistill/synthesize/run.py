@@ -9,6 +9,7 @@ folder/stats.json      counts of every check, tokens, seconds; then SHA256SUMS, 
 
 import hashlib
 import json
+import os
 import time
 from itertools import takewhile
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.console import Console, Progress
+from gendistill.distributed import WHOLE, Share, as_rank_zero_says, of_all_processes, on_rank_zero
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
 from gendistill.evaluate.kinds.base import TaskSettings
@@ -55,6 +57,7 @@ def synthesize(
     folder: Path,
     teacher: str,
     console: Console,
+    share: Share = WHOLE,
 ) -> dict[str, Any]:
     """Writes a set of records into `folder`, or resumes an earlier attempt there; returns its statistics.
 
@@ -64,6 +67,8 @@ def synthesize(
         model: the teacher, on the device and in the precision to generate in.
         tasks: evaluation sets that no record may overlap with; of each all items, not only those that are drawn.
         teacher: its name, for the records.
+        share: this process's of the batches. All processes call it, with a teacher each; what is written does not
+            depend on how many they are, and the first one writes it.
 
     Raises:
         UserError: a source does not fit, a prompt and its reply exceed the model's positions, nothing passed, or the
@@ -75,24 +80,39 @@ def synthesize(
     _check_length(model, chosen, synthesis)
     make_folder(folder)
     # By what is really prompted: other records that are left out anyway change no reply.
-    _claim(folder, _digest(model, tokenizer, chosen, synthesis, seed))
-    if not (folder / "stats.json").exists():
-        (folder / SUMS).unlink(missing_ok=True)  # of what is now written anew
-        answered, generated = _generate_replies(model, tokenizer, chosen, synthesis, seed, folder, console)
-        counts = judge(answered, synthesis, overlap)
-        kept = [a for a in answered if a.failed is None]
-        stats = {"prompts": len(prompts), "left_out": dropped, "replies": len(answered), "kept": len(kept)}
-        stats |= {"checks": counts, "letters": letters(answered), "overlap": dict(overlap.found)} | generated
-        if not kept:  # a source without records could not be trained on
-            raise UserError(f"{folder}: no reply passed the checks: {_rejections(counts)}. See replies.jsonl there")
+    digest = _digest(model, tokenizer, chosen, synthesis, seed)
+    on_rank_zero(lambda: _claim(folder, digest))
+    if as_rank_zero_says(lambda: not (folder / "stats.json").exists()):
+        answered, generated = generate_replies(model, tokenizer, chosen, synthesis, seed, folder, console, share)
+        found = {"prompts": len(prompts), "left_out": dropped}
         about = {"teacher": teacher, "seed": seed, "temperature": synthesis.temperature, "top_p": synthesis.top_p}
-        write_jsonl(folder / RECORDS, [record(a, about, tokenizer) for a in kept])
-        rejected = [a for a in answered if a.failed is not None]
-        write_jsonl(folder / "rejected.jsonl", [record(a, about, tokenizer) for a in rejected])
-        write_atomically(folder / "stats.json", json.dumps(stats, indent=1) + "\n")
-    if not (folder / SUMS).exists():
-        seal(folder)  # last: with it the set is complete
+        on_rank_zero(lambda: _store(folder, answered, synthesis, overlap, found, generated, about, tokenizer))
+    on_rank_zero(lambda: (folder / SUMS).exists() or seal(folder))  # last: with it the set is complete
     return read_json(folder / "stats.json")
+
+
+def _store(
+    folder: Path,
+    answered: list[Answered],
+    synthesis: Synthesis,
+    overlap: OverlapIndex,
+    found: dict[str, Any],
+    generated: dict[str, Any],
+    about: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Judges the replies, and writes records, those rejected, and statistics."""
+    (folder / SUMS).unlink(missing_ok=True)  # of what is now written anew
+    counts = judge(answered, synthesis, overlap)
+    kept = [a for a in answered if a.failed is None]
+    stats = found | {"replies": len(answered), "kept": len(kept)}
+    stats |= {"checks": counts, "letters": letters(answered), "overlap": dict(overlap.found)} | generated
+    if not kept:  # a source without records could not be trained on
+        raise UserError(f"{folder}: no reply passed the checks: {_rejections(counts)}. See replies.jsonl there")
+    write_jsonl(folder / RECORDS, [record(a, about, tokenizer) for a in kept])
+    rejected = [a for a in answered if a.failed is not None]
+    write_jsonl(folder / "rejected.jsonl", [record(a, about, tokenizer) for a in rejected])
+    write_atomically(folder / "stats.json", json.dumps(stats, indent=1) + "\n")
 
 
 def index_of(tasks: dict[str, TaskSettings], words: int, seed: int) -> OverlapIndex:
@@ -136,26 +156,40 @@ def _choose(prompts: list[Prompt], overlap: OverlapIndex) -> tuple[list[Prompt],
     return chosen, dropped
 
 
-def _generate_replies(
-    model, tokenizer, prompts: list[Prompt], synthesis: Synthesis, seed: int, folder: Path, console: Console
-):
-    """Replies to all prompts, those of an earlier attempt among them; and tokens and seconds of this one."""
+def generate_replies(
+    model,
+    tokenizer,
+    prompts: list[Prompt],
+    synthesis: Synthesis,
+    seed: int,
+    folder: Path,
+    console: Console,
+    share: Share,
+) -> tuple[list[Answered], dict[str, Any]]:
+    """Replies to all prompts, those of an earlier attempt among them; and tokens and seconds of this one.
+
+    The first process has the earlier ones, and writes; the others have no file.
+    """
     waiting = [(prompt, sample) for sample in range(synthesis.samples) for prompt in prompts]
     waiting.sort(key=lambda pair: len(pair[0].ids), reverse=True)  # what does not fit in memory fails at once
     size = synthesis.batch_size
     batches = [waiting[start : start + size] for start in range(0, len(waiting), size)]
-    answered = _read_replies(folder / "replies.jsonl", batches)
+    path = folder / "replies.jsonl"
+    answered = as_rank_zero_says(lambda: _read_replies(path, batches))
     done = len(answered)  # a number of whole batches
     began, tokens = time.perf_counter(), 0
     with (
-        open(folder / "replies.jsonl", "a", encoding="utf-8") as file,
+        open(path if share.number == 0 else os.devnull, "a", encoding="utf-8") as file,
         Progress("prompting the teacher", len(waiting), "replies", console, done=done) as progress,
     ):
-        for number in range(-(-done // size), len(batches)):  # only the last batch may be smaller
-            replies = _generate_batch(model, tokenizer, batches[number], synthesis, seed)
+        # Only the last batch may be smaller. Each process has one at a time, so that they are written in their order.
+        for first in range(-(-done // size), len(batches), share.processes):
+            own = batches[first : first + share.processes][share.number :][:1]
+            written = [_generate_batch(model, tokenizer, batch, synthesis, seed) for batch in own]
+            replies = [a for part in of_all_processes(written) for batch in part for a in batch]
             answered += replies
             file.writelines(_line(a) for a in replies)
-            file.flush()  # a run that is killed loses one batch
+            file.flush()  # a run that is killed loses one batch of each process
             # What was generated: an end-of-text token is not among a reply's tokens.
             tokens += sum(a.reply.tokens + (not a.reply.truncated) for a in replies)
             throughput = tokens / (time.perf_counter() - began)

@@ -1,0 +1,412 @@
+"""What a second GPU, and a fourth and an eighth, give: torchrun is started for each number of processes in turn.
+
+    python benchmarks/scaling.py --out results/gpu/scaling.json                    # on 1, 2, 4, ... as there are GPUs
+    python benchmarks/scaling.py --out results/gpu/scaling.json --record           # into results/figures.json
+    python benchmarks/scaling.py --out rehearsal.json --tiny --processes 1 2       # on CPUs, in a minute or two
+
+Pairs have random weights. Steps are of one size whatever the number of GPUs, so that a speed-up is that of a run:
+
+kd, kd_1p5b     logit distillation of Qwen3-0.6B's and Qwen2.5-1.5B's shape, as replicas
+align           alignment of the former's mixers
+fsdp, fsdp_1p5b the same distillation sharded by FSDP2, also on one GPU
+exchange        kd by one process that exchanges with itself: what the path of replicas costs where nothing is exchanged
+fsdp_8b         of Llama-3.1-8B's shape; only if named by --only
+evaluation      arithmetic by generation, 500 items of multiple choice by both protocols
+synthesis       16 batches of replies
+
+Of a stage: tokens a second of each steady step, losses, MFU, memory at its peak beside plan's, and of the last two
+steps the share of the time in NCCL's kernels, where a process waits for the others as well.
+"""
+
+import argparse
+import gc
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from figures import QWEN3_0_6B, ROOT, commit, gpu_machine, record, scaling_figures
+from training_speed import RandomRows
+
+QWEN2_5_1_5B = dict(  # its published configuration
+    model_type="qwen2",
+    vocab_size=151936,
+    hidden_size=1536,
+    intermediate_size=8960,
+    num_hidden_layers=28,
+    num_attention_heads=12,
+    num_key_value_heads=2,
+    max_position_embeddings=32768,
+    tie_word_embeddings=True,
+)
+LLAMA_8B = dict(  # Llama-3.1-8B's published configuration
+    model_type="llama",
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=131072,
+    tie_word_embeddings=False,
+)
+TINY = dict(
+    model_type="qwen3",
+    vocab_size=2048,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+    max_position_embeddings=1024,
+    tie_word_embeddings=True,
+)
+SHAPES = {"0p6b": dict(model_type="qwen3", **QWEN3_0_6B), "1p5b": QWEN2_5_1_5B, "8b": LLAMA_8B}
+KEEP_EVERY, BOUND = 4, -5.0  # a quarter of the layers keeps attention
+KD = dict(objective="forward_kl", train=["mixer", "mlp", "norm"], learning_rate=1e-5)
+ALIGN = dict(objective="mixer_l2", train=["mixer_qk", "mixer_conv", "mixer_gate"], learning_rate=1e-4)
+# Shape, settings, sequences of a step and of a micro-batch, steps, strategy of one process and of several.
+TRAINED = {
+    "kd": ("0p6b", KD, 64, 4, 6, "whole", "replicas"),
+    "exchange": ("0p6b", KD, 64, 4, 6, "replicas", None),
+    "align": ("0p6b", ALIGN, 64, 8, 8, "whole", "replicas"),
+    "fsdp": ("0p6b", KD, 64, 4, 6, "fsdp", "fsdp"),
+    "kd_1p5b": ("1p5b", KD, 64, 4, 5, "whole", "replicas"),
+    "fsdp_1p5b": ("1p5b", KD, 64, 4, 5, "fsdp", "fsdp"),
+    "fsdp_8b": ("8b", KD, 64, 2, 5, "fsdp", "fsdp"),
+}
+ASKED = ("evaluation", "synthesis")
+PARTS = [name for name in TRAINED if name != "fsdp_8b"] + list(ASKED)
+STEADY = 2  # steps before it compile and capture
+PROFILED = 2  # steps, the last ones
+
+
+def train(name: str, tiny: bool) -> dict | None:
+    """A stage in the real loop; None on processes that only take part."""
+    import torch
+    from rich.console import Console
+
+    from gendistill import distributed
+    from gendistill.distill.engine import Pace
+    from gendistill.distill.objectives import unmeasured_conversion_report
+    from gendistill.distill.roles import set_trainable
+    from gendistill.distill.sharding import shard
+    from gendistill.distill.stage import train_stage
+    from gendistill.models.conversion import convert
+    from gendistill.models.families import student_config
+    from gendistill.plan.price import Planner
+    from gendistill.recipe.stage import Stage
+
+    shape, settings, sequences, micro_batch, steps, alone, together = TRAINED[name]
+    length = 64 if tiny else 2048
+    if tiny:
+        sequences, micro_batch = 8, 2
+    strategy = alone if distributed.processes() == 1 else together
+    compute = replace(compute_of(tiny), strategy=strategy)
+    teacher = make_teacher(TINY if tiny else SHAPES[shape], compute)
+    config = student_config(teacher.config, list(range(0, teacher.config.num_hidden_layers, KEEP_EVERY)))
+    if not tiny:  # the kernels of bounded gates take heads of 64 and 128
+        config.log_decay_bound = BOUND
+    student, _ = convert(teacher, config, seed=0)
+    stage = Stage(
+        **settings,
+        data="text",
+        tokens=steps * sequences * length,
+        sequence_length=length,
+        sequences_per_step=sequences,
+        micro_batch=micro_batch,
+        checkpoint_every=steps + 1,
+    )
+    planner = Planner(teacher.config, student.config, compute)
+    price, flops = planner.price(stage), planner.price(stage).flops_per_token
+    student = student.to(compute.device, torch.float32).train()
+    set_trainable(student, stage.train)
+    if compute.is_sharded:
+        shard(teacher, compares="end_to_end", compute=compute)
+    rows = RandomRows(stage.steps * sequences, teacher.config.vocab_size, packed=False, length=length)
+    clear(compute.device)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, Communication(stage.steps, compute.device) as communication:
+        history, _ = train_stage(
+            stage,
+            teacher,
+            student,
+            rows,
+            conversion_report=unmeasured_conversion_report(student.config),
+            vocabulary=teacher.config.vocab_size,
+            compute=compute,
+            folder=Path(folder),
+            fingerprint={},
+            title=name,
+            console=Console(quiet=True),
+            pace=Pace(flops, compute.peak_flops),
+        )
+    on_gpu = compute.device == "cuda"
+    peaks = distributed.of_all_processes(torch.cuda.max_memory_allocated() if on_gpu else None)
+    # Those behind the profiler's are slowed by it.
+    steady = history[STEADY : len(history) - PROFILED] or history[STEADY:]
+    return {
+        "strategy": strategy,
+        "tokens_per_second": [step.tokens_per_second for step in steady],
+        "mfu": [step.mfu for step in steady],
+        "loss": [step.loss for step in history],
+        "communication_share": communication.share,
+        "peak_bytes": peaks,
+        "planned_bytes": price.counted if planner.graphs and not compute.is_sharded else price.total,
+        "trained": planner.parameters(stage).trained,
+        "first_step_seconds": history[0].seconds,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+class Communication:
+    """Share of the time of the last steps in which NCCL's kernels run on this process's GPU; None on a CPU."""
+
+    def __init__(self, steps: int, device: str):
+        self.first, self.device, self.share = steps - PROFILED, device, None
+
+    def __enter__(self) -> "Communication":
+        from gendistill.distill.engine import Trainer
+
+        self.profiler, self.original = None, Trainer._start
+
+        def start(trainer, step):
+            if step.index == self.first and self.device == "cuda":
+                self._begin()
+            return self.original(trainer, step)
+
+        Trainer._start = start
+        return self
+
+    def _begin(self) -> None:
+        import torch
+        from torch.profiler import ProfilerActivity, profile
+
+        torch.cuda.synchronize()
+        self.profiler, self.began = profile(activities=[ProfilerActivity.CUDA]), time.perf_counter()
+        self.profiler.start()
+
+    def __exit__(self, *_) -> None:
+        import torch
+
+        from gendistill.distill.engine import Trainer
+
+        Trainer._start = self.original
+        if self.profiler is None:
+            return
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - self.began
+        self.profiler.stop()
+        kernels = [kernel for kernel in self.profiler.key_averages() if "nccl" in kernel.key.lower()]
+        self.share = round(sum(kernel.self_device_time_total for kernel in kernels) / 1e6 / seconds, 4)
+
+
+def ask(name: str, tiny: bool) -> dict:
+    """Seconds in which all processes answer, or write; the second time, when kernels are there."""
+    import torch
+
+    from gendistill import distributed
+    from gendistill.models.loading import load_tokenizer
+
+    compute = compute_of(tiny)
+    model = make_teacher(TINY if tiny else SHAPES["0p6b"], compute)
+    tokenizer = load_tokenizer("embedded", model.config.vocab_size)
+    # Random weights may say ids that this tokenizer does not have.
+    model.lm_head.weight.data[len(tokenizer) :] = 0
+    do = {"evaluation": evaluate, "synthesis": synthesize}[name]
+    seconds = []
+    for _ in range(2):
+        distributed.barrier()
+        began = time.perf_counter()
+        answers = do(model, tokenizer, tiny)
+        if compute.device == "cuda":
+            torch.cuda.synchronize()
+        distributed.barrier()
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": seconds, "answers": answers}
+
+
+def evaluate(model, tokenizer, tiny: bool) -> int:
+    from gendistill import distributed
+    from gendistill.evaluate.run import evaluate_model
+    from gendistill.recipe.evaluation import Evaluation
+
+    # As many and as long as GSM8K's: random weights do not end their replies.
+    items, tokens = (12, 8) if tiny else (1319, 256)
+    tasks = {
+        "arithmetic": dict(kind="last_number", path="embedded:arithmetic", items=items, max_new_tokens=tokens),
+        "choice": dict(kind="multiple_choice", path="embedded:choice", items=12 if tiny else 500, max_new_tokens=4),
+    }
+    with shared_folder() as folder:
+        evaluate_model(
+            model,
+            tokenizer,
+            Evaluation(tasks=tasks),
+            seed=0,
+            folder=folder,
+            label="model",
+            progress=False,
+            share=distributed.own_share(),
+        )
+    return sum(task["items"] for task in tasks.values())
+
+
+def synthesize(model, tokenizer, tiny: bool) -> int:
+    """The replies alone: of random weights none would pass the checks."""
+    from rich.console import Console
+
+    from gendistill import distributed
+    from gendistill.recipe.data import Synthesis
+    from gendistill.synthesize.prompts import all_prompts
+    from gendistill.synthesize.run import generate_replies
+
+    size, batches, tokens = (2, 4, 8) if tiny else (64, 16, 256)
+    asked = dict(kind="last_number", path="embedded:arithmetic", records=size * batches)
+    synthesis = Synthesis(prompts=[asked], max_new_tokens=tokens, batch_size=size, temperature=1.0)
+    prompts = all_prompts(synthesis, tokenizer, 0)
+    with shared_folder() as folder:
+        answered, _ = generate_replies(
+            model, tokenizer, prompts, synthesis, 0, folder, Console(quiet=True), distributed.own_share()
+        )
+    return len(answered)
+
+
+class shared_folder(tempfile.TemporaryDirectory):
+    """A temporary folder that the first process makes and deletes, and all know."""
+
+    def __init__(self):
+        from gendistill import distributed
+
+        self.is_first = distributed.is_rank_zero()
+        self.made = tempfile.TemporaryDirectory() if self.is_first else nullcontext()
+        self.path = Path(distributed.as_rank_zero_says(lambda: self.made.name))
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_) -> None:
+        from gendistill import distributed
+
+        distributed.barrier()
+        if self.is_first:
+            self.made.cleanup()
+
+
+def compute_of(tiny: bool):
+    import torch
+
+    from gendistill import distributed
+    from gendistill.compute import Compute
+
+    processes = distributed.processes()
+    if tiny:
+        return Compute("cpu", torch.float32, compiled=False, kernels=False, processes=processes)
+    return Compute("cuda", torch.bfloat16, compiled=True, kernels=True, processes=processes)
+
+
+def make_teacher(shape: dict, compute):
+    """The same on every process."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    with torch.device(compute.device):
+        config = AutoConfig.for_model(**shape)
+        model = AutoModelForCausalLM.from_config(config, dtype=compute.dtype, trust_remote_code=False)
+    return model.eval().requires_grad_(False)
+
+
+def clear(device: str) -> None:
+    import torch
+
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def work(out: Path, parts: list[str], tiny: bool) -> None:
+    """One of the processes that torchrun started."""
+    from gendistill import distributed
+
+    distributed.start("cpu" if tiny else "cuda")
+    number = str(distributed.processes())
+    for name in parts:
+        if name in TRAINED and TRAINED[name][6 if distributed.processes() > 1 else 5] is None:
+            continue  # of one process only
+        do: Callable[[str, bool], dict] = train if name in TRAINED else ask
+        result = do(name, tiny)
+        gc.collect()  # models and graphs hang together in circles
+        if distributed.is_rank_zero():
+            results = json.loads(out.read_text())
+            results.setdefault(number, {})[name] = result
+            out.write_text(json.dumps(results, indent=1) + "\n")
+            print(f"{number} processes, {name}: {_said(result)}", flush=True)
+
+
+def _said(result: dict) -> str:
+    if "tokens_per_second" in result:
+        return f"{median(result['tokens_per_second']):,.0f} tokens/s, communication {result['communication_share']}"
+    return f"{result['seconds'][-1]:.1f} s"
+
+
+def start(out: Path, parts: list[str], processes: int, tiny: bool) -> None:
+    # A port of its own, which nobody else has.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += [__file__, "--out", str(out), "--worker", "--only", *parts, *(["--tiny"] if tiny else [])]
+    source = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, env=os.environ | source | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise SystemExit(f"{processes} processes: torchrun ended with {done.returncode}; what is done is in {out}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="file for results; those of other parts in it stay")
+    parser.add_argument("--processes", type=int, nargs="+", help="numbers to try; 1, 2, 4, ... GPUs if left out")
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=[*TRAINED, *ASKED])
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes on CPUs: a rehearsal")
+    parser.add_argument("--record", action="store_true", help="put the results in --out into results/figures.json")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        return work(arguments.out, arguments.only, arguments.tiny)
+    if arguments.record:
+        return record_each(arguments.out)
+    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    if not arguments.tiny:
+        results["machine"] = gpu_machine()
+    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    for processes in arguments.processes or _powers_of_two():
+        start(arguments.out, arguments.only, processes, arguments.tiny)
+
+
+def record_each(path: Path) -> None:
+    """Puts the figures into the ledger, each with the number of GPUs that it is of."""
+    machine = json.loads(path.read_text())["machine"]
+    versions = {"gendistill": commit()} | machine["versions"]
+    for name, figure in scaling_figures(path.parent).items():
+        of_several = re.match(r"gpu(\d+)_", name)
+        hardware = f"{of_several[1] if of_several else 1}x {machine['gpu']}"
+        elsewhere = {"hardware": hardware, "versions": versions, "measured": machine["measured"]}
+        record({name: figure}, "python benchmarks/scaling.py", **elsewhere)
+
+
+def _powers_of_two() -> list[int]:
+    import torch
+
+    return [2**n for n in range(torch.cuda.device_count().bit_length()) if 2**n <= torch.cuda.device_count()]
+
+
+if __name__ == "__main__":
+    main()
