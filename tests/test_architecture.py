@@ -50,10 +50,11 @@ ROOMS = {
     "report": f"{GROUND} analysis recipe.data data evaluate.kinds recipe distill evaluate",
     "doctor": f"{GROUND} ops models compute",
     "export": f"{GROUND} analysis models",
+    "serve": f"{GROUND} models compute inference recipe.data data",
     "run": f"{GROUND} ops distributed sandbox analysis models compute inference recipe.fields recipe.data data"
     " evaluate.kinds recipe distill evaluate synthesize placement plan report",
     "cli": f"{GROUND} ops distributed analysis models compute inference recipe.fields recipe.data data evaluate.kinds"
-    " recipe distill evaluate synthesize placement bench plan report doctor export run",
+    " recipe distill evaluate synthesize placement bench plan report doctor export serve run",
 }
 # Said twice because it matters most, and followed through other rooms: a student is loaded, run and exported without
 # the recipe, and whatever generates knows nothing of evaluation.

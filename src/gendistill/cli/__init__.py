@@ -27,6 +27,7 @@ from gendistill.cli import (
     place,
     plan,
     run,
+    serve,
     show_batch,
     status,
     synthesize,
@@ -41,7 +42,22 @@ from gendistill.visible import visible
 CHATTY = ("torchao", "torch.utils._pytree")
 
 # In the order of --help. A verb is a module of this package with a function `command`, and is called by its name.
-VERBS = [plan, run, place, synthesize, show_batch, convert, distill, evaluate, bench, export, status, inspect, doctor]
+VERBS = [
+    plan,
+    run,
+    place,
+    synthesize,
+    show_batch,
+    convert,
+    distill,
+    evaluate,
+    bench,
+    export,
+    serve,
+    status,
+    inspect,
+    doctor,
+]
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # wherever it is met
 RESUME = ("run", "place", "synthesize", "convert", "distill", "evaluate")  # resume from what an earlier call left
 
