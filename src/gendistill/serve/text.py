@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from gendistill.inference.requests import Likelihood
 
 HALF = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer shows of bytes that are no character, or not yet
-MOST_HELD = 8  # tokens that end in no whole character, before they are taken for what they are: a character has 4 bytes
+MOST_HALF = 3  # tokens that a character which is not complete can have: UTF-8 has 4 bytes at most, a token one at least
 
 
 class Token(NamedTuple):
@@ -81,11 +81,16 @@ class ReplyText:
     def _decoded(self, ids: Sequence[int], is_last: bool) -> str:
         """The text that is known with these tokens and was not before."""
         self.ids += ids
+        for held in range(1 if is_last else MOST_HALF + 1):
+            end = len(self.ids) - held
+            if end <= self.known:
+                return ""
+            text = self._text(self.ids[self.start : end])
+            if not text.endswith(HALF):
+                break
+        # Without a break: bytes that are no character, as none that may yet be completed begins so far back.
         known = self._text(self.ids[self.start : self.known])
-        text = self._text(self.ids[self.start :])
-        if text.endswith(HALF) and not is_last and len(self.ids) - self.known < MOST_HELD:
-            return ""
-        self.start, self.known = self.known, len(self.ids)
+        self.start, self.known = self.known, end
         return text[len(known) :]
 
     def _text(self, ids: Sequence[int]) -> str:
