@@ -65,7 +65,7 @@ class Call:
                 index = len(self.requests)
                 how = dict(ends=ends, key=f"{seed} {index}", deliver=partial(self._deliver, index), **settings)
                 self.requests.append(LiveRequest(ids, budget, **how))
-                self.texts.append(ReplyText(tokenizer, body.stop_strings))
+                self.texts.append(ReplyText(tokenizer, body.stop))
         self.prompt_tokens = sum(map(len, prompts))
         self.completion_tokens = 0
         self.is_over = False

@@ -7,11 +7,12 @@ that say what holds anyway ("frequency_penalty": 0).
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from gendistill.inference.sampling import TOP
 from gendistill.serve.errors import ApiError
 
+LEAST_TEMPERATURE = 1e-4  # above 0: by a smaller one logits would be divided into infinities
 COMPLETION_TOKENS = 16  # of /v1/completions where the body does not say, as OpenAI's
 MOST_CHOICES = 128
 LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")  # change no reply
@@ -42,7 +43,22 @@ def _encodable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_encodable)]
 StopString = Annotated[Text, Field(min_length=1)]
-TokenId = Annotated[int, Field(ge=0)]
+
+
+def _as_prompts(given: Any) -> list[str] | list[list[int]]:
+    """A prompt is a text or token ids; several are a list of them."""
+    prompts = [given] if isinstance(given, str) or _are_ids(given) else given
+    if isinstance(prompts, list) and prompts:
+        if all(isinstance(prompt, str) for prompt in prompts):
+            return [_encodable(prompt) for prompt in prompts]
+        if all(map(_are_ids, prompts)):
+            return prompts
+    raise ValueError("give a text, token ids (whole numbers from 0 on), or a list of texts or of lists of token ids")
+
+
+def _are_ids(given: Any) -> bool:
+    # An empty list is no prompt, but several of them are: then the error is that one is empty.
+    return isinstance(given, list) and all(type(id) is int and id >= 0 for id in given)
 
 
 class _Strict(BaseModel):
@@ -56,16 +72,24 @@ class Part(_Strict):
     text: Text
 
 
+def _as_parts(content: Any) -> Any:
+    # Before the check, not as a union of types: then the error is of the type that was meant.
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
 class Message(_Strict):
     """A turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
-    content: Text | list[Part]
+    content: Annotated[list[Part], BeforeValidator(_as_parts)]
 
     def to_dict(self) -> dict[str, str]:
         """As templates take it."""
-        parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content]
-        return {"role": self.role, "content": "".join(parts)}
+        return {"role": self.role, "content": "".join(part.text for part in self.content)}
+
+
+def _as_list(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
 
 
 class StreamOptions(_Strict):
@@ -83,13 +107,9 @@ class Body(_Strict):
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=4)] = []
+    stop: Annotated[list[StopString], Field(max_length=4), BeforeValidator(_as_list)] = []
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-
-    @property
-    def stop_strings(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else self.stop
 
 
 Kind = TypeVar("Kind", bound=Body)
@@ -117,7 +137,7 @@ class ChatBody(Body):
 class CompletionBody(Body):
     """Of /v1/completions."""
 
-    prompt: Text | Annotated[list[TokenId] | list[Text] | list[list[TokenId]], Field(min_length=1)]
+    prompt: Annotated[list[str] | list[list[int]], BeforeValidator(_as_prompts)]
     logprobs: int | None = Field(None, ge=0, le=5)
 
     @property
@@ -127,12 +147,6 @@ class CompletionBody(Body):
     @property
     def top(self) -> int | None:
         return self.logprobs
-
-    @property
-    def prompts(self) -> list[str] | list[list[int]]:
-        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return self.prompt
 
 
 def parse(kind: type[Kind], raw: bytes) -> Kind:
@@ -187,7 +201,10 @@ def _explained(error: ValidationError, kind: type[Body]) -> ApiError:
 
 
 def _check_together(body: Body, asked: dict[str, Any]) -> None:
-    """Settings that make no sense beside each other."""
+    """Settings that make no sense beside each other, or by a rule that is no range."""
+    if 0 < body.temperature < LEAST_TEMPERATURE:
+        message = f"'temperature': {body.temperature} is neither 0, which is greedy, nor at least {LEAST_TEMPERATURE}"
+        raise ApiError(400, message, "invalid_value", "temperature")
     if "stream_options" in asked and not body.stream:
         raise ApiError(400, "'stream_options' is for streams: set 'stream' to true", "invalid_value", "stream_options")
     if not isinstance(body, ChatBody):

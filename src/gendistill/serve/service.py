@@ -70,7 +70,7 @@ class Service:
             # In another thread: long prompts take a while, and the event loop has tokens to send.
             prompts = await asyncio.to_thread(self._prompts, body)
         budgets = [self._budget(len(ids), body.budget) for ids in prompts]
-        ends = end_ids(self.model, self.tokenizer, body.stop_strings) if body.stop_strings else self.ends
+        ends = end_ids(self.model, self.tokenizer, body.stop) if body.stop else self.ends
         # Drawn where the client gives none: the same call again then gets another sample.
         seed = secrets.randbits(63) if body.seed is None else body.seed
         call = Call(self.engine, self.tokenizer, self.metrics, body, prompts, budgets, ends, seed)
@@ -88,7 +88,7 @@ class Service:
                 return [render_prompt(self.tokenizer, [message.to_dict() for message in body.messages])]
             except UserError as error:
                 raise ApiError(400, str(error), "invalid_value", "messages") from None
-        return [self._encoded(prompt) for prompt in body.prompts]
+        return [self._encoded(prompt) for prompt in body.prompt]
 
     def _encoded(self, prompt: str | list[int]) -> list[int]:
         """Ids of a text, whose control tokens are meant as such, or those that a client gives."""
