@@ -17,6 +17,8 @@ from figures import (
     plan_accuracy_figures,
     prepare_figures,
     prepare_memory_figures,
+    serve_leak_figures,
+    serve_throughput_figures,
     student_parameters,
     suite_figures,
     synthesize_figures,
@@ -28,6 +30,7 @@ from test_suite import seconds_by_file, share_of_cli
 
 SUITE = ROOT / "results/cpu/test_suite.json"
 ON_POLICY = ROOT / "results/gpu/on_policy_cost.json"
+SERVE = ROOT / "results/gpu/serve_throughput.json"
 WINDOW = ROOT / "results/window/table.json"
 
 
@@ -38,11 +41,13 @@ def test_ledger_follows_from_its_sources():
     expected |= embedded_window_figures(ROOT / "results/window")
     expected |= bench_figures(ROOT / "results/gpu/bench")
     expected |= graded_replies_figures(ROOT / "tests") | hostile_figures(ROOT / "results/cpu")
-    expected |= trials_figures(ROOT / "results/cpu")
+    expected |= trials_figures(ROOT / "results/cpu") | serve_leak_figures(ROOT / "results/cpu")
     if SUITE.exists():  # not yet where the suite is timed for the first time, which has to pass
         expected |= suite_figures(SUITE.parent)
     if WINDOW.exists():  # not before the table is measured
         expected |= window_figures(WINDOW.parent)
+    if SERVE.exists():  # measured on a GPU
+        expected |= serve_throughput_figures(SERVE.parent)
     if ON_POLICY.exists():
         expected |= on_policy_cost_figures(ON_POLICY.parent)
     for on_gpu in (

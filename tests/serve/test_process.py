@@ -1,5 +1,6 @@
 """How a server begins and ends: its address and key, signals, a kill and the next start on the same port."""
 
+import gc
 import os
 import signal
 import socket
@@ -15,10 +16,13 @@ from transformers import PreTrainedConfig
 from cli_tools import in_process
 from gendistill.errors import UserError
 from gendistill.inference.generation import generate
+from gendistill.inference.requests import Request
 from gendistill.models.configuration import GendistillConfig
 from gendistill.serve import service as service_module
+from gendistill.serve.call import Call
 from gendistill.serve.server import bind, check_host, read_key
 from gendistill.serve.service import context_of, load_service
+from gendistill.serve.text import ReplyText
 
 LONG = dict(prompt="The", max_tokens=100, temperature=2, seed=0)
 
@@ -41,6 +45,25 @@ def test_a_server_that_ends_finishes_what_runs_and_takes_nothing_new(serving):
         assert running.ended is True
         with pytest.raises(openai.APIConnectionError):
             client.models.list()
+
+
+def test_nothing_of_a_call_stays(serving):
+    """Answered, streamed, refused or given up: no request, text or prompt is held when its client is gone."""
+    with serving(rows=2, queue=2) as running, running.client() as client:
+        for _ in range(3):
+            client.completions.create(model="student", prompt=["The", "A"], logprobs=2)
+            list(client.completions.create(model="student", prompt="The", stop=["e"], stream=True))
+            client.completions.create(model="student", stream=True, **LONG).close()
+            with pytest.raises(openai.BadRequestError):
+                client.completions.create(model="student", prompt="The", n=5)
+        running.wait_until(lambda: not running.service.engine.open)
+        client.models.list()  # the event loop has been round
+        gc.collect()
+        # By their type, since to ask some objects of libraries for their class imports something.
+        left = [each for each in gc.get_objects() if issubclass(type(each), Request | Call | ReplyText)]
+        assert [
+            each for each in left if getattr(each, "engine", running.service.engine) is running.service.engine
+        ] == []
 
 
 def test_ended_twice_a_server_does_not_wait(serving):

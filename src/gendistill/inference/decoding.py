@@ -124,6 +124,7 @@ class ContinuousBatching:
                 batch.retire(free)  # those that nobody takes hold replies that have been given out
                 self._admit(queue, batch, free, prefix)
         if len(batch.requests) == len(first) <= KEPT_ROWS:
+            batch.retire(list(range(len(first))))  # requests and what they hold are not kept
             kept(batch.student)["batch"] = self._key(len(first), batch.room, batch.steps, batch.form), batch
 
     def _start(self, requests: list[Request], prefix: Prefix | None, room: int) -> DecodingBatch:

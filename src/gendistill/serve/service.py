@@ -92,7 +92,8 @@ class Service:
 
     def _encoded(self, prompt: str | list[int]) -> list[int]:
         """Ids of a text, whose control tokens are meant as such, or those that a client gives."""
-        ids = self.tokenizer(prompt).input_ids if isinstance(prompt, str) else prompt
+        # Not verbose: that it is too long is said below, with numbers.
+        ids = self.tokenizer(prompt, verbose=False).input_ids if isinstance(prompt, str) else prompt
         if not ids:
             raise ApiError(400, "the prompt is empty; give at least one token", "invalid_value", "prompt")
         vocabulary = self.model.config.get_text_config().vocab_size
