@@ -117,6 +117,8 @@ def test_who_does_not_know_the_key_learns_nothing(serving):
                 got = httpx2.request(method, running.url + path, headers=headers, content=b"{")
                 assert got.status_code == 401 and got.json()["error"]["code"] == "invalid_api_key"
             assert httpx2.get(running.url.replace("/v1", "/metrics"), headers=headers).status_code == 401
+        right = {"Authorization": "Bearer geheim-ü".encode()}
+        assert httpx2.get(running.url + "/models", headers=right).status_code == 200
         assert httpx2.get(running.url.replace("/v1", "/health")).json() == {"status": "ok"}
     with serving(key="secret") as running:
         with running.client(key="wrong") as client, pytest.raises(openai.AuthenticationError):

@@ -105,12 +105,12 @@ class DecodingBatch:
         newest = self.replies.gather(1, last.clamp(min=0))  # [B, MOST_NEW]
         # One tensor, for each makes the host wait.
         state = torch.cat([self.counts[:, None], self.done[:, None].long(), newest], dim=1).tolist()
-        over = []
+        over = []  # rows whose requests say so
         for row, (count, done, *tokens) in enumerate(state):
             request, told = self.requests[row], self.told[row]
             if request is None or told is None or not request.is_watched:
                 continue
-            new = tokens[len(tokens) - (count - told) :]
+            new = tokens[len(tokens) - (count - told) :]  # the last ones, those that it was not told of
             likelihoods = self.likelihoods.read(row, told, count) if request.logprobs else []
             self.told[row] = None if done else count
             if request.look(new, likelihoods, bool(done)) and not done:
@@ -121,8 +121,14 @@ class DecodingBatch:
 
     def replies_of(self, rows: list[int]) -> dict[Request, list[int]]:
         """The new ids in rows, by their requests; of rows whose reply was not given out yet."""
-        counts, replies = self.counts.tolist(), self.replies.tolist()
-        return {self.requests[row]: replies[row][: counts[row]] for row in rows if self.requests[row] is not None}
+        rows = [row for row in rows if self.requests[row] is not None]
+        if not rows:
+            return {}
+        # No more than these replies have: a server's batch has room for far longer ones.
+        counts = self.counts[rows].tolist()
+        replies = self.replies[rows, : max(counts)].tolist()
+        ids = [reply[:count] for reply, count in zip(replies, counts, strict=True)]
+        return {self.requests[row]: own for row, own in zip(rows, ids, strict=True)}
 
     def reshape(self, rows: list[int], free: int = 0, room: int = 0, steps: int = 0) -> None:
         """Lets all other replies leave the batch, and makes room for more, for longer texts and longer replies.
@@ -173,6 +179,7 @@ class DecodingBatch:
         index = torch.tensor(rows, dtype=torch.long, device=self.token.device)
         for row, request in zip(rows, requests, strict=True):
             self.requests[row], self.told[row] = request, 0
+        # What a step computes only ever becomes more, until the batch changes its shape: each change is a new graph.
         form = self.form | Form.of(requests)
         if form != self.form:
             self.graph, self.form = None, form

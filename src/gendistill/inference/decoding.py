@@ -66,6 +66,7 @@ class Decoding:
 
     def run(self, prompts: Sequence[list[int]], prefix: Prefix | None = None) -> Iterator[dict[int, list[int]]]:
         """Yields the new ids of replies, by the prompt's index, as they end; with the end, if one came in time."""
+        # By identity: two equal prompts are two requests.
         places = {self._request(prompts[i], i): i for i in range(len(prompts))}
         # Of all prompts, so that the cache need not grow for one that comes later.
         room = room_for(max(map(len, prompts)) + self.max_new_tokens)
@@ -149,6 +150,7 @@ class ContinuousBatching:
 
     def _is_worth_admitting(self, queue: RequestQueue, batch: DecodingBatch, free: list[int]) -> bool:
         size = len(batch.requests)
+        # Rows that are free, or could be made.
         enough = 1 if queue.joins_at_once else min(WORTH_ADMITTING, max(1, size // 8))
         return self.rows - (size - len(free)) >= enough
 
@@ -159,9 +161,10 @@ class ContinuousBatching:
         """
         going = len(batch.requests) - len(free)
         requests = queue.take(self.rows - going)
-        if not requests:
+        if not requests:  # all that waited were given up meanwhile
             return
         try:
+            # Prefill first: should it run out of memory, the batch is what it was.
             prefilled = prefill(self.model, [request.ids for request in requests], prefix)
             free = self._make_room(batch, free, requests)
         except torch.OutOfMemoryError:

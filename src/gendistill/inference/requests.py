@@ -31,7 +31,7 @@ class Request:
         is_watched: whether `look` is to be called at all, for which tokens come to the host.
     """
 
-    is_watched = False
+    is_watched = False  # a closed list reads replies once they have ended
 
     def __init__(
         self,
@@ -68,6 +68,7 @@ class StoppedRequest(Request):
 
     def look(self, new: list[int], likelihoods: list[Likelihood], is_done: bool) -> bool:
         self.said += new
+        # All that was said before holds none, so only its end has to be decoded.
         return self.strings.is_reached(self.said, len(new))
 
 
@@ -103,6 +104,7 @@ class RequestList:
         return len(self.waiting)
 
     def take(self, most: int) -> list[Request]:
+        # In the order given: `generate` puts the longest prompts first.
         return [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
 
     def put_back(self, requests: Sequence[Request]) -> None:

@@ -29,7 +29,7 @@ def make_app(service: Service) -> Starlette:
     """The application of a service, whose engine has been started."""
     created = int(time.time())
     card = {"id": service.name, "object": "model", "created": created, "owned_by": "gendistill"}
-    card |= {"max_model_len": service.context}
+    card |= {"max_model_len": service.context}  # not OpenAI's; other servers of open models say it so
 
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [card]})
@@ -60,8 +60,9 @@ def make_app(service: Service) -> Starlette:
         ("GET", "/metrics"): metrics,
     }
     guarded = [Route(path, _counted(service, path, end), methods=[method]) for (method, path), end in routes.items()]
-    # Open to whoever looks after the process.
+    # Of what no endpoint answers: other paths and methods, and bugs.
     handlers = {ApiError: _error_response, HTTPException: _http_error, Exception: _failure}
+    # Health is open: whoever looks after the process has no key, and learns nothing by it.
     return Starlette(routes=[*guarded, Route("/health", health)], exception_handlers=handlers)
 
 
@@ -70,12 +71,13 @@ def _counted(service: Service, path: str, endpoint: Endpoint) -> Endpoint:
 
     async def counted(request: Request) -> Response:
         try:
-            _check_key(service, request)
+            _check_key(service, request)  # before a byte of the body is read
             response = await endpoint(request)
         except ApiError as error:
             response = _to_response(error)
         except ClientDisconnect:
             response = Response(status_code=CLIENT_GONE)
+        # By the route's own path: paths that clients invent would fill memory.
         service.metrics.responses[path, response.status_code] += 1
         return response
 
@@ -86,8 +88,9 @@ def _check_key(service: Service, request: Request) -> None:
     if service.key is None:
         return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    # In a time that tells nothing of the key; as bytes, since headers may hold any.
-    if scheme.lower() != "bearer" or not secrets.compare_digest(given.strip().encode(), service.key.encode()):
+    # In a time that tells nothing of the key. As the bytes that were sent, which Starlette reads as Latin-1.
+    is_right = secrets.compare_digest(given.strip().encode("latin-1"), service.key.encode())
+    if scheme.lower() != "bearer" or not is_right:
         message = "wrong or missing API key; send it as 'Authorization: Bearer KEY'"
         raise ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
@@ -127,6 +130,7 @@ async def _whole(service: Service, request: Request, call: Call, response: forma
         async for delta in call.deltas():
             response.add(delta)
 
+    # A server does not notice by itself that the client of a whole response has gone.
     answered, gone = asyncio.create_task(collect()), asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait([answered, gone], return_when=asyncio.FIRST_COMPLETED)
@@ -141,6 +145,7 @@ async def _whole(service: Service, request: Request, call: Call, response: forma
 
 
 async def _disconnected(request: Request) -> None:
+    # The body has been read, so that nothing else can come.
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -167,6 +172,7 @@ async def _events(call: Call, response: formats.Response, with_usage: bool) -> A
 
 
 def _event(content: dict) -> str:
+    # One line, as JSON writes line breaks as \\n: an event ends at an empty line.
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 

@@ -59,14 +59,18 @@ class Call:
         self.inbox: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         self.requests: list[LiveRequest] = []
         self.texts: list[ReplyText] = []
+        # Pieces as they come where the client sees them, or where a stop string may end the reply in the middle.
+        is_streamed = body.stream or bool(body.stop)
         settings = dict(temperature=body.temperature, top_p=body.top_p, logprobs=body.top is not None)
         for ids, budget in zip(prompts, budgets, strict=True):
             for _ in range(body.n):
                 index = len(self.requests)
+                # The index too, or the n samples of a prompt would be the same.
                 how = dict(ends=ends, key=f"{seed} {index}", deliver=partial(self._deliver, index), **settings)
+                how |= dict(is_streamed=is_streamed)
                 self.requests.append(LiveRequest(ids, budget, **how))
                 self.texts.append(ReplyText(tokenizer, body.stop))
-        self.prompt_tokens = sum(map(len, prompts))
+        self.prompt_tokens = sum(map(len, prompts))  # each prompt once, however many replies it has
         self.completion_tokens = 0
         self.is_over = False
         self.began = time.monotonic()
@@ -95,23 +99,21 @@ class Call:
             ApiError: 500: the server failed.
         """
         going = set(range(len(self.requests)))
-        is_first = True
         while going:
             index, piece = await self.inbox.get()
-            if index not in going:  # behind a stop string
+            if index not in going:  # behind a stop string, until the engine has looked
                 continue
             if piece.end == "error":
                 self.is_over = True
                 raise ApiError(500, piece.error, "server_error")
-            if is_first:
-                self.metrics.first_token.observe(time.monotonic() - self.began)
-                is_first = False
             delta = self._delta(index, piece)
             if delta.finish is not None:
                 going.discard(index)
             self.is_over = not going
             yield delta
         self.metrics.duration.observe(time.monotonic() - self.began)
+        first = min(request.first_token for request in self.requests)
+        self.metrics.first_token.observe(first - self.began)
 
     def _delta(self, index: int, piece: Piece) -> Delta:
         ids, reply = piece.ids, self.texts[index]
@@ -122,6 +124,7 @@ class Call:
         finish = piece.end
         new = reply.count - before
         if reply.is_stopped:
+            # The engine knows no text: this is how it learns that the row is free.
             self.engine.cancel(self.requests[index])
             finish = "stop"
         elif piece.end == "stop":

@@ -6,6 +6,7 @@ once. Text is made there, so that it is made while the device computes the next 
 
 import asyncio
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -20,7 +21,7 @@ from gendistill.serve.errors import ApiError
 
 
 class Piece(NamedTuple):
-    """What came of a reply since the last.
+    """What came of a reply since the last piece.
 
     Attributes:
         ids: new tokens, an end of sequence among them.
@@ -40,27 +41,52 @@ class LiveRequest(Request):
     Args:
         ends: ids that end this reply.
         deliver: given each piece, on the event loop.
+        is_streamed: whether tokens are delivered as they come, or all together at the end: pieces that nobody sees
+            would keep the interpreter busy while the device waits for its next steps.
+
+    Attributes:
+        first_token: when its first token was known, by `time.monotonic`.
     """
 
     is_watched = True
 
-    def __init__(self, ids: list[int], budget: int, *, ends: Collection[int], deliver: Callable[[Piece], None], **how):
+    def __init__(
+        self,
+        ids: list[int],
+        budget: int,
+        *,
+        ends: Collection[int],
+        deliver: Callable[[Piece], None],
+        is_streamed: bool,
+        **how,
+    ):
         super().__init__(ids, budget, **how)
-        self.ends, self.deliver = frozenset(ends), deliver
+        self.ends, self.deliver, self.is_streamed = frozenset(ends), deliver, is_streamed
         self.engine: Engine | None = None  # once it is submitted
-        self.is_cancelled = self.has_begun = False
+        self.is_cancelled = False
+        self.first_token: float | None = None
+        self.said: list[int] = []  # and not delivered yet
+        self.likelihoods: list[Likelihood] = []
 
     def look(self, new: list[int], likelihoods: list[Likelihood], is_done: bool) -> bool:
-        self.has_begun = True
+        if self.first_token is None:
+            self.first_token = time.monotonic()
         if self.is_cancelled:
+            # Nobody reads it; the engine is to know that the request is over.
             self.engine.tell(self, Piece([], end="cancelled"))
             return True
+        end = "length" if is_done else None
+        # Tokens that end this reply alone (a stop string that is an added token) the batch does not know, and may have
+        # gone on behind.
         at = next((place for place, id in enumerate(new) if id in self.ends), None)
         if at is not None:
-            self.engine.tell(self, Piece(new[: at + 1], likelihoods[: at + 1], "stop"))
-            return True
-        self.engine.tell(self, Piece(new, likelihoods, "length" if is_done else None))
-        return False
+            new, likelihoods, end = new[: at + 1], likelihoods[: at + 1], "stop"
+        self.said += new
+        self.likelihoods += likelihoods
+        if self.is_streamed or end is not None:
+            self.engine.tell(self, Piece(self.said, self.likelihoods, end))
+            self.said, self.likelihoods = [], []  # new lists: the old ones are the other thread's now
+        return end is not None
 
 
 class Engine:
@@ -72,16 +98,18 @@ class Engine:
         queue: requests that may wait, beside those that have a row.
     """
 
-    joins_at_once = True
+    joins_at_once = True  # somebody waits for its first token
 
     def __init__(self, model: PreTrainedModel, *, ends: Sequence[int], pad: int, rows: int, queue: int):
         self.model, self.ends, self.pad, self.rows, self.queue = model, ends, pad, rows, queue
         self.waiting: deque[LiveRequest] = deque()
         self.running: set[LiveRequest] = set()
         self.is_draining = self.is_stopped = False
+        # Guards all of the above; the engine's thread waits on it while there is nothing to do.
         self.changed = threading.Condition()
         self.fitting = rows  # rows that memory suffices for, as far as is known
         self.loop: asyncio.AbstractEventLoop | None = None
+        # Needs no lock: a deque's append and popleft are atomic.
         self.outbox: deque[tuple[LiveRequest, Piece]] = deque()
         self.is_flush_due = False
         # A daemon, so that a second signal ends the process in the middle of a reply.
@@ -101,6 +129,7 @@ class Engine:
 
     @property
     def capacity(self) -> int:
+        """Requests that may be open at a time."""
         return self.rows + self.queue
 
     def submit(self, requests: Sequence[LiveRequest]) -> None:
@@ -115,6 +144,7 @@ class Engine:
             if len(requests) > self.capacity:
                 message = f"{len(requests)} replies at once (prompts times n) are more than {self.capacity}"
                 raise ApiError(400, f"{message}, which is all this server has room for; ask for fewer", "too_many", "n")
+            # Rows count too, whether their requests have been taken yet or not: so `--queue 0` serves without a queue.
             if self.open + len(requests) > self.capacity:
                 message = f"{self.open} requests are open, {len(requests)} more are too many for {self.rows} rows and a"
                 raise ApiError(429, f"{message} queue of {self.queue}; try again later", "queue_full")
@@ -127,11 +157,12 @@ class Engine:
         """Takes a request out of the queue, or has its row given away at the next look."""
         with self.changed:
             request.is_cancelled = True
+            # One that has a row is told at the next look; one that was answered is in neither place.
             if request in self.waiting:
                 self.waiting.remove(request)
 
     def drain(self) -> None:
-        """Takes no more requests; those that are open are answered."""
+        """Takes no more requests; those that are open are answered, those in the queue too."""
         with self.changed:
             self.is_draining = True
 
@@ -157,6 +188,7 @@ class Engine:
         """The next requests, as a `RequestQueue`."""
         with self.changed:
             taken = [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
+            # Under the same lock, so that a request is never in neither place and `open` never too small.
             self.running.update(taken)
         return taken
 
@@ -172,12 +204,15 @@ class Engine:
             with self.changed:
                 self.running.discard(request)
         self.outbox.append((request, piece))
-        if not self.is_flush_due and not self.loop.is_closed():  # closed by a second signal: nobody listens any more
+        # Waking the event loop writes to a socket, so once for all that comes until it has run. The loop is closed if a
+        # second signal came: then nobody listens.
+        if not self.is_flush_due and not self.loop.is_closed():
             self.is_flush_due = True
             self.loop.call_soon_threadsafe(self._flush)
 
     @torch.inference_mode()
     def _work(self) -> None:
+        # Inference mode belongs to a thread, so it is entered here.
         while self._wait():
             self._answer_waiting()
 
@@ -189,6 +224,7 @@ class Engine:
 
     def _answer_waiting(self) -> None:
         """Answers requests until none is left; whatever fails ends those that run, and not the server."""
+        # Ends when nobody waits or runs, and gives its memory back, but for a small batch (see `ContinuousBatching`).
         loop = ContinuousBatching(self.model, self.fitting, ends=self.ends, pad=self.pad)
         try:
             for _ in loop.run(self):
@@ -197,14 +233,15 @@ class Engine:
             return
         except torch.OutOfMemoryError:
             self._make_smaller()
-        except Exception as failure:
+        except Exception as failure:  # a bug: whoever runs the server sees it, clients that something failed
             traceback.print_exc()
             self._fail(list(self.running), f"the server failed ({type(failure).__name__}); send the request again")
         torch.cuda.empty_cache()  # outside the handlers, whose tracebacks hold what the batch had allocated
 
     def _make_smaller(self) -> None:
         """After running out of memory: half as many rows, for those whose reply has not begun."""
-        fresh = [request for request in self.running if not request.has_begun]
+        # A reply that has begun cannot begin again: its client has seen a part of it.
+        fresh = [request for request in self.running if request.first_token is None]
         if len(self.running) == 1:  # it does not fit even alone
             fresh = []
         self.fitting = max(1, len(fresh) // 2)

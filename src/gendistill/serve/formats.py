@@ -55,9 +55,10 @@ class CompletionFormat:
         found: dict[str, list] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for token in tokens:
             text = tokenizer.decode([token.id])
+            # In this form by their texts, which several tokens may share.
             likeliest: dict[str, float] = {}
             for id, value in token.likelihood.top[:top]:
-                likeliest.setdefault(tokenizer.decode([id]), value)  # tokens that read the same: the likeliest
+                likeliest.setdefault(tokenizer.decode([id]), value)  # the likeliest comes first, and stays
             likeliest.setdefault(text, token.likelihood.logprob)
             found["tokens"].append(text)
             found["token_logprobs"].append(token.likelihood.logprob)
@@ -98,7 +99,7 @@ class Response:
         return self.head | {"object": self.form.whole_object, "choices": choices, "usage": usage}
 
     def chunk(self, delta: Delta) -> dict[str, Any]:
-        """A delta as a chunk of a stream."""
+        """A delta as a chunk of a stream. It may have the text of several tokens: all that came since the last."""
         is_first = not self.deltas[delta.index]
         self.deltas[delta.index] = [delta]  # what was sent need not be kept
         choice = self.form.chunk(delta.text, self._logprobs(delta.tokens), is_first)
@@ -110,6 +111,7 @@ class Response:
 
     def _chunk(self, choices: list[dict], usage: dict[str, int] | None) -> dict[str, Any]:
         chunk = self.head | {"object": self.form.chunk_object, "choices": choices}
+        # Null in all chunks but the last, and only where it was asked for: so OpenAI's.
         return chunk | {"usage": usage} if self.body.stream_options.include_usage else chunk
 
     def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ class Histogram:
 
     def __init__(self, bounds: Sequence[float] = SECONDS):
         self.bounds = bounds
+        # Sums and counts alone, however long the server runs.
         self.counts = [0] * len(bounds)
         self.sum, self.count = 0.0, 0
 
@@ -29,7 +30,8 @@ class Metrics:
     """Counters and histograms; changed on the event loop only."""
 
     def __init__(self):
-        self.responses: Counter[tuple[str, int]] = Counter()  # by path and status
+        # Of /v1/completions with status 200, say; a stream that fails later counts by the status that was sent.
+        self.responses: Counter[tuple[str, int]] = Counter()
         self.prompt_tokens = self.generated_tokens = 0
         self.cancelled = 0
         self.first_token, self.duration = Histogram(), Histogram()

@@ -62,6 +62,7 @@ def _are_ids(given: Any) -> bool:
 
 
 class _Strict(BaseModel):
+    # Strict: "0" is no number and true no 1. Forbidden: what is not known here would be ignored.
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -102,7 +103,7 @@ class Body(_Strict):
     """What both endpoints take."""
 
     model: str
-    n: int = Field(1, ge=1, le=MOST_CHOICES)
+    n: int = Field(1, ge=1, le=MOST_CHOICES)  # replies to each prompt
     max_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -119,7 +120,7 @@ class ChatBody(Body):
     """Of /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)  # OpenAI's newer name of max_tokens
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=TOP)
 
@@ -162,6 +163,7 @@ def parse(kind: type[Kind], raw: bytes) -> Kind:
         raise ApiError(400, f"the body is no JSON: {error}", "invalid_json") from None
     if not isinstance(given, dict):
         raise ApiError(400, f"the body is a JSON {type(given).__name__}; give an object", "invalid_json")
+    # What is left asks for something, and has to be known.
     asked = {name: value for name, value in _without_nulls(given).items() if not _asks_for_nothing(name, value)}
     try:
         body = kind.model_validate(asked)
@@ -188,6 +190,7 @@ def _asks_for_nothing(name: str, value: Any) -> bool:
 
 def _explained(error: ValidationError, kind: type[Body]) -> ApiError:
     """The first thing that is wrong, as one sentence that names the field."""
+    # One of them: the others are often of the same cause.
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:

@@ -41,6 +41,7 @@ def read_key(path: Path | None) -> str | None:
 
 def check_host(host: str, key: str | None) -> None:
     """Raises UserError if other machines could ask, and need no key."""
+    # A name that is not "localhost" counts as another machine's, whatever it stands for: that may change.
     if key is None and not _is_loopback(host):
         raise UserError(
             f"--host {host}: other machines can reach that address, so clients must know a key. Set {KEY_VARIABLE} or "
@@ -62,6 +63,7 @@ def bind(host: str, port: int) -> socket.socket:
         UserError: the address is not this machine's, or in use.
     """
     try:
+        # The first is what a name stands for on this machine: "localhost" may be IPv6.
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
         # A server that was killed leaves connections behind which would keep the port for a minute.
@@ -87,12 +89,13 @@ class Server(uvicorn.Server):
 
     async def run_until_ended(self, bound: socket.socket) -> bool:
         """Answers on a socket that is bound; returns False if a second signal cut replies off."""
-        self.service.engine.start()
+        self.service.engine.start()  # here, as it needs the event loop that its tokens go to
         if threading.current_thread() is threading.main_thread():  # only there can signals be handled
             for each in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(each, self.end, each.name)
         self.say(f"serving '{self.service.name}' on {url_of(bound)}")
         await self.serve(sockets=[bound])
+        # A thread in the middle of a reply is not waited for: as a daemon it ends with the process.
         if not self.force_exit:
             self.service.engine.stop()
         return not self.force_exit
@@ -102,15 +105,17 @@ class Server(uvicorn.Server):
         going = self.service.engine.open
         if self.drained is not None:
             self.say(f"{reason} again: {going} replies are cut off")
-            self.should_exit = self.force_exit = True
+            self.should_exit = self.force_exit = True  # uvicorn then leaves connections and their tasks behind
             return
         self.service.engine.drain()
         self.say(f"{reason}: no new requests; {going} replies are finished first. Once more cuts them off")
         self.drained = asyncio.create_task(self._exit_when_drained())
 
     async def _exit_when_drained(self) -> None:
+        # The port stays open meanwhile, so that clients hear why they are not answered.
         while self.service.engine.open:
             await asyncio.sleep(POLL)
+        # What was generated is still being sent; for that uvicorn waits.
         self.should_exit = True
 
     @contextmanager
@@ -128,6 +133,7 @@ def url_of(bound: socket.socket) -> str:
 def _config(service: Service) -> uvicorn.Config:
     return uvicorn.Config(
         make_app(service),
+        # By name, or what is installed beside it would decide which parser, loop and protocols there are.
         http="h11",
         ws="none",
         loop="asyncio",

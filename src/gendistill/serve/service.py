@@ -46,7 +46,7 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self):
-        self.ends = end_ids(self.model, self.tokenizer)
+        self.ends = end_ids(self.model, self.tokenizer)  # of every reply; the model has to know how one ends
         how = dict(ends=self.ends, pad=pad_id(self.tokenizer), rows=self.rows, queue=self.queue)
         self.engine = Engine(self.model, **how)
         # One at a time: a tokenizer's settings may change while it encodes.
@@ -70,6 +70,7 @@ class Service:
             # In another thread: long prompts take a while, and the event loop has tokens to send.
             prompts = await asyncio.to_thread(self._prompts, body)
         budgets = [self._budget(len(ids), body.budget) for ids in prompts]
+        # A stop string that is one added token is never seen in the text, which is without those.
         ends = end_ids(self.model, self.tokenizer, body.stop) if body.stop else self.ends
         # Drawn where the client gives none: the same call again then gets another sample.
         seed = secrets.randbits(63) if body.seed is None else body.seed
@@ -96,6 +97,7 @@ class Service:
         ids = self.tokenizer(prompt, verbose=False).input_ids if isinstance(prompt, str) else prompt
         if not ids:
             raise ApiError(400, "the prompt is empty; give at least one token", "invalid_value", "prompt")
+        # An id that is not there would be an error on the device, for everybody.
         vocabulary = self.model.config.get_text_config().vocab_size
         if (largest := max(ids)) >= vocabulary:
             message = f"token id {largest}: the model's ids are 0 to {vocabulary - 1}"
@@ -104,7 +106,7 @@ class Service:
 
     def _budget(self, prompt: int, asked: int | None) -> int:
         """New tokens of a reply: those asked for, or all that the context leaves."""
-        new = asked or max(1, self.context - prompt)
+        new = asked or max(1, self.context - prompt)  # at least one, so that a prompt which fills the context is told
         if prompt + new > self.context:
             raise ApiError(
                 400,
@@ -117,7 +119,7 @@ class Service:
 
     def _seconds_to_wait(self) -> int:
         """Until a place is likely to be free: by how long calls took so far, and how many are to end before."""
-        ahead = max(1.0, self.engine.open / self.rows)
+        ahead = max(1.0, self.engine.open / self.rows)  # how often the rows have to change hands
         return min(LONGEST_WAIT, max(1, math.ceil(self.metrics.duration.mean * ahead)))
 
 
@@ -136,6 +138,7 @@ def load_service(
         UserError: see `load_model`, `load_tokenizer` and `context_of`; or the decoding loop does not know its layers.
     """
     compute = start_compute(_Auto(device, dtype))
+    # Configuration, limits and tokenizer before gigabytes of weights.
     config = load_config(name_or_folder)
     context = context_of(config.get_text_config(), context)
     tokenizer = load_tokenizer(name_or_folder, config.get_text_config().vocab_size)

@@ -51,7 +51,7 @@ class ReplyText:
     ) -> tuple[str, list[Token]]:
         """What can be given out now that these tokens, without an end of sequence, have come."""
         if not (self.stop or likelihoods):
-            return self._add(ids, None, is_last)
+            return self._add(ids, None, is_last)  # at once: one call of the tokenizer for all
         text, tokens = "", []
         # One by one, to know where each ends and which completes a stop string.
         for place, id in enumerate(ids):
@@ -101,9 +101,10 @@ class ReplyText:
         found = [(place + len(stop), place) for stop in self.stop if (place := self.held.find(stop)) >= 0]
         if found:
             self.is_stopped = True
-            return min(found)[1]
+            return min(found)[1]  # by the end first; of two that end in one place the longer
         if is_last:
             return len(self.held)
+        # From the earliest place on at which a string that is not complete can begin.
         longest = max(map(len, self.stop), default=1) - 1
         for start in range(max(0, len(self.held) - longest), len(self.held)):
             if any(stop.startswith(self.held[start:]) for stop in self.stop):
