@@ -45,6 +45,7 @@ def command(
     check_host(host, key)
     bound = bind(host, port)
 
+    # Slow to import, so behind what is quick to refuse.
     import asyncio
 
     from gendistill.console import Console
@@ -54,5 +55,6 @@ def command(
         student, name=name, key=key, context=context, rows=rows, queue=queue, device=device, dtype=dtype
     )
     server = Server(service, Console().print)
+    # Ends by itself with status 0 when a signal was obeyed.
     if not asyncio.run(server.run_until_ended(bound)):
         raise Stopped("stopped before all replies had ended", 1)

@@ -58,6 +58,7 @@ class DecodingBatch:
         rows, device = len(requests), prefilled.lengths.device
         self.room = room
         self.steps = max(steps, *(request.max_new_tokens for request in requests))
+        # Every row begins free and is filled as later ones are, by `_fill`.
         self.requests: list[Request | None] = [None] * rows
         self.told: list[int | None] = [None] * rows
         self.form = Form()
@@ -96,6 +97,7 @@ class DecodingBatch:
     def look(self) -> list[int]:
         """Rows whose replies have ended: by a token, by the budget, or because their request says so, which is told
         here of its new tokens. Makes the host wait."""
+        # Otherwise one number a row comes to the host, and no token.
         if any(request is not None and request.is_watched for request in self.requests):
             self._tell()
         return [row for row, done in enumerate(self.done.tolist()) if done]
@@ -157,12 +159,14 @@ class DecodingBatch:
             self.likelihoods.select(chosen)
         if steps > self.steps:
             self._lengthen(steps)
+        # Here it may become less, since a new graph is captured anyway.
         self.form = Form.of(self.requests)
         self.cache.start = self.position
         if self.step is not None:
             self.step = DecodeStep(self.student, self.cache, self.packed)
 
     def _lengthen(self, steps: int) -> None:
+        # Only behind what is there, so that all places stay what they are.
         self.replies = F.pad(self.replies, (0, steps - self.steps), value=self.pad)
         self.sampling.lengthen(steps, self.requests)
         if self.likelihoods is not None:
@@ -183,6 +187,7 @@ class DecodingBatch:
         form = self.form | Form.of(requests)
         if form != self.form:
             self.graph, self.form = None, form
+            self.eager = max(1, self.eager)  # kernels that were not needed so far must load outside a capture
         if form.logprobs and self.likelihoods is None:
             vocabulary = prefilled.logits.shape[-1]
             self.likelihoods = RowLikelihoods(len(self.token), self.steps, vocabulary, self.token.device)
@@ -234,6 +239,7 @@ class DecodingBatch:
         counts, done = self.counts[own], self.done[own]  # [B or N]
         token = self.sampling.choose(logits, counts, own, self.form)
         if self.form.logprobs:
+            # Before the count is raised: it is the place of this token.
             index = torch.arange(len(counts), device=counts.device) if rows is None else rows
             self.likelihoods.write(logits, token, counts, index)
         token = token.masked_fill(done, self.pad)[:, None]

@@ -184,7 +184,7 @@ class ContinuousBatching:
         if more <= 0 and room <= batch.room and steps <= batch.steps:
             return free
         size = len(batch.requests)
-        if more > 0:
+        if more > 0:  # otherwise it is a longer text or reply that comes
             # In powers of two, so that sizes change seldom.
             more = min(self.rows, 1 << (size + more - 1).bit_length()) - size
         batch.reshape(list(range(size)), max(0, more), room, steps)

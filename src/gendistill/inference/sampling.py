@@ -50,6 +50,7 @@ class RowSampling:
     """
 
     def __init__(self, rows: int, steps: int, device: torch.device):
+        # Free rows count as greedy.
         self.temperature = torch.ones(rows, 1, device=device)
         self.top_p = torch.ones(rows, 1, device=device)
         self.is_greedy = torch.ones(rows, dtype=torch.bool, device=device)
@@ -82,6 +83,7 @@ class RowSampling:
         self, logits: torch.Tensor, counts: torch.Tensor, rows: slice | torch.Tensor, form: Form
     ) -> torch.Tensor:
         """[N]: the next tokens of rows that have `counts` [N] so far, from logits [N, V]."""
+        # Computed is only what some row needs, for all rows: which those are, a graph reads on the device.
         chosen: list[tuple[torch.Tensor, torch.Tensor]] = []  # tokens [N], and of which rows they count [N]
         if form.greedy:
             chosen.append((logits.argmax(-1), self.is_greedy[rows]))
@@ -94,7 +96,7 @@ class RowSampling:
         if form.cuts:
             top_p = self.top_p[rows]
             chosen.append((draw_from_likeliest(probabilities, draws, top_p), top_p[:, 0] < 1))
-        token, _ = chosen.pop()
+        token, _ = chosen.pop()  # where there is one way only, no row is looked at
         for others, own in chosen[::-1]:
             token = torch.where(own, others, token)
         return token
@@ -143,13 +145,14 @@ class RowLikelihoods:
     """
 
     def __init__(self, rows: int, steps: int, vocabulary: int, device: torch.device):
-        top = min(TOP, vocabulary)
+        top = min(TOP, vocabulary)  # as many for every row: how many a client wants would be another graph
         self.chosen = torch.zeros(rows, steps + 1, device=device)
         self.top = torch.zeros(rows, steps + 1, top, device=device)
         self.tokens = torch.zeros(rows, steps + 1, top, dtype=torch.long, device=device)
 
     def write(self, logits: torch.Tensor, token: torch.Tensor, counts: torch.Tensor, rows: torch.Tensor) -> None:
         """Takes those of the tokens [N] that come at places `counts` [N] of `rows` [N], from logits [N, V]."""
+        # In float32, as in bfloat16 two likely tokens could not be told apart.
         logprobs = logits.float().log_softmax(-1)  # [N, V]
         self.chosen[rows, counts] = logprobs.gather(1, token[:, None])[:, 0]
         self.top[rows, counts], self.tokens[rows, counts] = logprobs.topk(self.top.shape[-1], dim=-1)

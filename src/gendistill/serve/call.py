@@ -56,6 +56,8 @@ class Call:
         seed: int,
     ):
         self.engine, self.metrics = engine, metrics
+        # One for all replies of the call, so that a stream has them in the order in which they come. It needs no limit:
+        # where a client reads slowly, what waits is no more than its budget.
         self.inbox: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         self.requests: list[LiveRequest] = []
         self.texts: list[ReplyText] = []
@@ -85,6 +87,7 @@ class Call:
             ApiError: see `Engine.submit`.
         """
         self.engine.submit(self.requests)
+        # Only what was taken in counts.
         self.metrics.prompt_tokens += self.prompt_tokens
 
     def cancel(self) -> None:
@@ -104,7 +107,7 @@ class Call:
             if index not in going:  # behind a stop string, until the engine has looked
                 continue
             if piece.end == "error":
-                self.is_over = True
+                self.is_over = True  # for all of them: the others' rows are given away by whoever reads this
                 raise ApiError(500, piece.error, "server_error")
             delta = self._delta(index, piece)
             if delta.finish is not None:
@@ -112,6 +115,7 @@ class Call:
             self.is_over = not going
             yield delta
         self.metrics.duration.observe(time.monotonic() - self.began)
+        # When the engine had it, whether it was sent at once or at the end.
         first = min(request.first_token for request in self.requests)
         self.metrics.first_token.observe(first - self.began)
 

@@ -27,6 +27,7 @@ class ApiError(Exception):
 
     def to_dict(self) -> dict:
         """The body of the response."""
+        # By the type clients decide whether to send the request again as it is.
         kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
         if self.status == 429:
             kind = "rate_limit_error"

@@ -20,6 +20,7 @@ class ChatFormat:
 
     def whole(self, text: str, logprobs: dict | None) -> dict[str, Any]:
         """A choice's own part of a whole response."""
+        # Keys that are always null stand there all the same: clients read them without asking.
         return {"message": {"role": "assistant", "content": text, "refusal": None}, "logprobs": logprobs}
 
     def chunk(self, text: str, logprobs: dict | None, is_first: bool) -> dict[str, Any]:
@@ -82,6 +83,7 @@ class Response:
     def __init__(self, form: Format, model: str, tokenizer: PreTrainedTokenizerBase, body: Body, choices: int):
         self.form, self.tokenizer, self.body = form, tokenizer, body
         self.head = {"id": f"{form.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        # By the reply's index; deltas of several replies come in any order.
         self.deltas: list[list[Delta]] = [[] for _ in range(choices)]
 
     def add(self, delta: Delta) -> None:
@@ -100,6 +102,7 @@ class Response:
 
     def chunk(self, delta: Delta) -> dict[str, Any]:
         """A delta as a chunk of a stream. It may have the text of several tokens: all that came since the last."""
+        # OpenAI's clients take the role from a reply's first chunk alone.
         is_first = not self.deltas[delta.index]
         self.deltas[delta.index] = [delta]  # what was sent need not be kept
         choice = self.form.chunk(delta.text, self._logprobs(delta.tokens), is_first)

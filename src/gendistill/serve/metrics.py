@@ -65,6 +65,7 @@ def _single(name: str, kind: str, about: str, value: float) -> Iterator[str]:
 
 def _histogram(name: str, about: str, histogram: Histogram) -> Iterator[str]:
     yield from _head(name, "histogram", about)
+    # The last bucket has all of them, which is how readers know the largest.
     for bound, count in zip([*histogram.bounds, "+Inf"], [*histogram.counts, histogram.count], strict=True):
         yield f'gendistill_{name}_bucket{{le="{bound}"}} {count}'
     yield f"gendistill_{name}_sum {histogram.sum}"

@@ -70,7 +70,7 @@ class Part(_Strict):
     """A part of a message's content."""
 
     type: Literal["text"]
-    text: Text
+    text: Text  # of images and sound these models know nothing
 
 
 def _as_parts(content: Any) -> Any:
@@ -96,18 +96,18 @@ def _as_list(stop: Any) -> Any:
 class StreamOptions(_Strict):
     """What a stream has besides its replies."""
 
-    include_usage: bool = False
+    include_usage: bool = False  # as one more chunk, behind the last
 
 
 class Body(_Strict):
     """What both endpoints take."""
 
-    model: str
+    model: str  # required, so that a client that means another model is told
     n: int = Field(1, ge=1, le=MOST_CHOICES)  # replies to each prompt
     max_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    seed: int | None = None
+    seed: int | None = None  # None draws one
     stop: Annotated[list[StopString], Field(max_length=4), BeforeValidator(_as_list)] = []
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
@@ -132,6 +132,7 @@ class ChatBody(Body):
     @property
     def top(self) -> int | None:
         """Likeliest tokens to be told of at each place; None for no log-probabilities."""
+        # 0 is not None: then there are those of the chosen tokens alone.
         return self.top_logprobs or 0 if self.logprobs else None
 
 

@@ -28,6 +28,7 @@ def read_key(path: Path | None) -> str | None:
         UserError: the file cannot be read, or the key is empty or holds blanks.
     """
     if path is None:
+        # Never an option by itself: other users of the machine see the arguments of a process.
         source, key = KEY_VARIABLE, os.environ.get(KEY_VARIABLE)
     else:
         try:
@@ -85,7 +86,7 @@ class Server(uvicorn.Server):
     def __init__(self, service: Service, say: Callable[[str], None]):
         super().__init__(_config(service))
         self.service, self.say = service, say
-        self.drained: asyncio.Task | None = None
+        self.drained: asyncio.Task | None = None  # kept, as the event loop alone would not keep it
 
     async def run_until_ended(self, bound: socket.socket) -> bool:
         """Answers on a socket that is bound; returns False if a second signal cut replies off."""

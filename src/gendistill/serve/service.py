@@ -81,6 +81,7 @@ class Service:
             if error.status == 429:
                 error.headers["Retry-After"] = str(self._seconds_to_wait())
             raise
+        # From here on whoever answers has to see that its rows are given away.
         return call
 
     def _prompts(self, body: Body) -> list[list[int]]:
@@ -166,6 +167,7 @@ def _name_of(name_or_folder: str) -> str:
     folder = Path(name_or_folder)
     if not folder.is_dir():
         return name_or_folder
+    # runs/demo/4-instruction_distillation/student: every student's own folder is called so.
     parts = folder.resolve().parts
     return "-".join(parts[-3:-1]) if parts[-1] == "student" else parts[-1]
 

@@ -66,6 +66,7 @@ class ReplyText:
 
     def _add(self, ids: Sequence[int], likelihood: Likelihood | None, is_last: bool) -> tuple[str, list[Token]]:
         self.count += len(ids)
+        # A token that only completes a character begins, as its text does, where that character stands.
         offset = self.given + len(self.held)
         self.held += self._decoded(ids, is_last)
         if likelihood is not None:
