@@ -206,5 +206,5 @@ def test_a_number_that_is_not_the_ledgers_is_found():
 
 def test_development_needs_nothing_that_skips_tests():
     """`make test` installs the extra `dev`: a test that is skipped for want of a package is a test that nobody runs."""
-    for package in ("lm_eval", "torchao", "tensorboard", "langdetect"):
+    for package in ("lm_eval", "torchao", "tensorboard", "langdetect", "starlette", "uvicorn", "openai"):
         assert find_spec(package) is not None, f"{package} is not installed: pip install '.[dev]'"

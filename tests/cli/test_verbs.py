@@ -12,7 +12,7 @@ from gendistill import __version__, cli
 from gendistill.errors import UserError
 
 NAMES = (
-    "plan run place synthesize show-batch convert distill evaluate bench export status inspect doctor".split()
+    "plan run place synthesize show-batch convert distill evaluate bench export serve status inspect doctor".split()
 )  # as --help lists them
 
 
@@ -32,7 +32,7 @@ def test_a_verb_is_a_module_in_the_list():
     assert all(name in shown for name in [*NAMES, "count-layers", "Count what is kept."])
 
 
-@pytest.mark.parametrize("verb", ["evalute", "serve"])
+@pytest.mark.parametrize("verb", ["evalute", "server"])
 def test_an_unknown_verb_is_answered_with_all_there_are(verb):
     with pytest.raises(UserError) as caught:
         cli.app([verb], standalone_mode=False)
