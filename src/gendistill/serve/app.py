@@ -172,8 +172,8 @@ async def _events(call: Call, response: formats.Response, with_usage: bool) -> A
 
 
 def _event(content: dict) -> str:
-    # One line, as JSON writes line breaks as \\n: an event ends at an empty line.
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+    # One line of ASCII: an event ends at an empty line, and some clients take U+2028 for the end of one.
+    return f"data: {json.dumps(content)}\n\n"
 
 
 def _to_response(error: ApiError) -> Response:
