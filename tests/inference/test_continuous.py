@@ -110,16 +110,16 @@ def test_requests_that_join_are_answered_as_if_alone(name, monkeypatch):
     assert list(queue.joined.values())[:4] == [0, 3, 6, 9]
 
 
-def test_a_closed_list_waits_until_it_is_worth_a_prefill_and_a_live_queue_does_not():
+def test_a_request_takes_the_first_row_that_is_free():
+    """Of sixteen, where a closed list would wait for a second."""
     model = make_teacher("qwen3").double()
-    unended = [
-        Watched(prompt, budget) for prompt, budget in zip(prompts_of(*[4] * 5), [9, 40, 40, 40, 40], strict=True)
-    ]
-    queue = Arrivals(unended, looks=1)
-    serve(model, queue, rows=4)
-    # The fifth takes the row of the first, while three others are going.
-    fifth = list(queue.joined.values())[4]
-    assert fifth <= 12 < len(max((request.told for request in unended), key=len))
+    requests = [Watched(prompt, 60) for prompt in prompts_of(*[4] * 17)]
+    requests[0].max_new_tokens = 24
+    queue = Arrivals(requests, looks=1)
+    serve(model, queue, rows=16)
+    joined = list(queue.joined.values())
+    assert joined[15] < joined[16] <= 26
+    assert requests[16].said == alone(model, requests[16])
 
 
 def test_a_request_that_says_so_frees_its_row():
