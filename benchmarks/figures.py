@@ -434,6 +434,34 @@ def bench_figures(results: Path) -> dict[str, dict]:
     return figures
 
 
+def serve_leak_figures(results: Path) -> dict[str, dict]:
+    """Requests over which a server's memory stayed where it was, from benchmarks/serve.py; 0 if it grew.
+
+    Behind the warm-up, the last quarter's memory is compared with the first's, medians; 1 % is what it may differ.
+    """
+    raw = json.loads((results / "serve_leak.json").read_text())
+    samples = [memory for number, memory in raw["samples"] if number >= raw["warm_up"]]
+    quarter = len(samples) // 4
+    first, last = median(samples[:quarter]), median(samples[-quarter:])
+    value = raw["requests"] - raw["warm_up"] if last <= 1.01 * first else 0
+    figure = {"value": value, "unit": "requests", "source": "results/cpu/serve_leak.json"}
+    return {"serve_requests_without_leak": figure}
+
+
+def serve_throughput_figures(results: Path) -> dict[str, dict]:
+    """How many times more tokens a second 64 clients get together than one, from benchmarks/serve.py: the median of
+    the rounds."""
+    ratios = throughput_ratios(json.loads((results / "serve_throughput.json").read_text()))
+    figure = {"value": round(median(ratios), 2), "unit": "x", "spread": _spread(ratios, 2)}
+    return {"serve_throughput_64_vs_1": figure | {"source": "results/gpu/serve_throughput.json"}}
+
+
+def throughput_ratios(raw: dict) -> list[float]:
+    """Tokens a second of a round with 64 clients over those of the round with one that came behind it."""
+    speeds = {at_once: [each["tokens"] / each["seconds"] for each in found] for at_once, found in raw["rounds"].items()}
+    return [many / one for many, one in zip(speeds["64"], speeds["1"], strict=True)]
+
+
 def _spread(values: list[float], digits: int) -> list[float]:
     return [round(min(values), digits), round(max(values), digits)]
 

@@ -32,6 +32,7 @@ READ_ON = {
     "evaluate": "[Evaluation](../evaluation.md), [tasks](../tasks.md), [long contexts](../evaluation-long-context.md).",
     "bench": "[How fast, and how fast it could be](../bench.md).",
     "chat": "[Chat](../chat.md).",
+    "serve": "[Serve](../serve.md).",
     "export": "[A student that others can load](../export.md).",
     "status": "[Reading the report](../reading-the-report.md).",
     "inspect": "All conditions: [evaluation](../evaluation.md#looking-at-items).",

@@ -52,11 +52,12 @@ ROOMS = {
     "doctor": f"{GROUND} ops models compute",
     "export": f"{GROUND} analysis models",
     "chat": f"{GROUND} models inference recipe.data data",
+    "serve": f"{GROUND} models compute inference recipe.data data",
     "run": f"{GROUND} ops distributed sandbox analysis models compute inference recipe.fields recipe.data data"
     " evaluate.kinds recipe distill evaluate synthesize placement plan report",
     "ablation": f"{GROUND} analysis models compute recipe.fields recipe.data recipe ablation.result plan report run",
     "cli": f"{GROUND} ops distributed analysis models compute inference recipe.fields recipe.data data evaluate.kinds"
-    " recipe distill evaluate synthesize placement bench plan report doctor export chat run"
+    " recipe distill evaluate synthesize placement bench plan report doctor export chat serve run"
     " ablation.result ablation",
 }
 # Said twice because it matters most, and followed through other rooms: a student is loaded, run and exported without

@@ -21,6 +21,8 @@ from figures import (
     prepare_memory_figures,
     report_page_figures,
     scaling_figures,
+    serve_leak_figures,
+    serve_throughput_figures,
     student_parameters,
     suite_figures,
     synthesize_figures,
@@ -34,6 +36,7 @@ SUITE = ROOT / "results/cpu/test_suite.json"
 ABLATION = ROOT / "results/cpu/ablation.json"
 ON_POLICY = ROOT / "results/gpu/on_policy_cost.json"
 SCALING = ROOT / "results/gpu/scaling.json"
+SERVE = ROOT / "results/gpu/serve_throughput.json"
 WINDOW = ROOT / "results/window/table.json"
 
 
@@ -47,11 +50,14 @@ def test_ledger_follows_from_its_sources():
     expected |= trials_figures(ROOT / "results/cpu") | report_page_figures(ROOT / "results/cpu")
     if ABLATION.exists():  # not before it is measured
         expected |= ablation_figures(ABLATION.parent)
+    expected |= trials_figures(ROOT / "results/cpu") | serve_leak_figures(ROOT / "results/cpu")
     if SUITE.exists():  # not yet where the suite is timed for the first time, which has to pass
         expected |= suite_figures(SUITE.parent)
     if WINDOW.exists():  # not before the table is measured
         expected |= window_figures(WINDOW.parent)
     expected |= placement_cost_figures(WINDOW.parent / "placements")
+    if SERVE.exists():  # measured on a GPU
+        expected |= serve_throughput_figures(SERVE.parent)
     if ON_POLICY.exists():
         expected |= on_policy_cost_figures(ON_POLICY.parent)
     if SCALING.exists():

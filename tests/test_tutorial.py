@@ -13,7 +13,6 @@ import yaml
 from tutorial import NOT_FOLLOWED, PAGE, blocks, script
 
 from cli_tools import RECIPE, STAGE, in_process
-from gendistill.cli import VERBS
 
 TEXT = PAGE.read_text(encoding="utf-8")
 SHORT = {"tokens": 2 * STAGE["sequence_length"]}  # one step
@@ -62,9 +61,3 @@ def test_make_tutorial_runs_the_same_commands():
     assert subprocess.run(["bash", "-n"], input=whole, text=True, check=False).returncode == 0
     assert all(line in whole for _, text in blocks(TEXT) for line in text.replace("\\\n", " ").splitlines())
     assert whole.startswith("set -e\n") and not any(words in whole for words in NOT_FOLLOWED)
-
-
-def test_no_command_is_left_out_but_those_that_wait():
-    """A verb that this branch of the project does not have yet is named here until it is there."""
-    ahead = {"serve"}
-    assert not ahead & {verb.__name__.rpartition(".")[-1] for verb in VERBS}, "follow them now: take them out of here"

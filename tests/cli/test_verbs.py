@@ -14,8 +14,8 @@ from cli_tools import command, environment, in_process
 from gendistill import __version__, cli
 from gendistill.errors import UserError
 
-NAMES = "init plan run ablate place synthesize show-batch convert distill evaluate bench chat export status".split()
-NAMES += ["inspect", "report", "doctor"]  # as --help lists them
+NAMES = "init plan run ablate place synthesize show-batch convert distill evaluate bench chat serve export".split()
+NAMES += ["status", "inspect", "report", "doctor"]  # as --help lists them
 
 
 def test_a_verb_is_a_module_in_the_list():
@@ -34,7 +34,7 @@ def test_a_verb_is_a_module_in_the_list():
     assert all(name in shown for name in [*NAMES, "count-layers", "Count what is kept."])
 
 
-@pytest.mark.parametrize("verb", ["evalute", "serve"])
+@pytest.mark.parametrize("verb", ["evalute", "server"])
 def test_an_unknown_verb_is_answered_with_all_there_are(verb):
     with pytest.raises(UserError) as caught:
         cli.app([verb], standalone_mode=False)

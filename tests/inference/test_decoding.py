@@ -12,6 +12,7 @@ from gendistill.inference import prefill as prefill_module
 from gendistill.inference.decoding import Decoding, DecodingBatch, Sampling, can_decode
 from gendistill.inference.generation import generate
 from gendistill.inference.prefill import Prefix, extend, prefill
+from gendistill.inference.sampling import draw_from_all, draw_from_likeliest, uniform_draws
 from gendistill.inference.stopping import end_ids
 from gendistill.models.loading import load_model, load_tokenizer
 from gendistill.recipe.evaluation import make_task
@@ -98,8 +99,8 @@ def test_replies_that_end_leave_the_batch_and_change_nothing(monkeypatch):
     said = [token for ids in unended for token in ids]
     ends = sorted(set(said), key=said.count)[len(set(said)) // 2 :][:4]  # said now and then
     rows = []
-    kept = DecodingBatch.keep
-    monkeypatch.setattr(DecodingBatch, "keep", lambda batch, going: (rows.append(len(going)), kept(batch, going)))
+    reshape = DecodingBatch.reshape
+    monkeypatch.setattr(DecodingBatch, "reshape", lambda batch, going: (rows.append(len(going)), reshape(batch, going)))
     got = decode(model, prompts, 24, ends)
     for ids, whole in zip(got, unended, strict=True):
         length = next((at for at, token in enumerate(whole) if token in ends), len(whole) - 1) + 1
@@ -158,8 +159,7 @@ def test_a_sample_depends_on_its_key_and_not_on_its_batch():
 def test_samples_follow_the_probabilities_of_the_likeliest():
     logits = torch.tensor([[2.0, 0.0, 1.0, -1.0]]).expand(4000, -1) * 0.7
     keys = [str(row) for row in range(4000)]
-    sampling = Sampling(0.7, 0.9, keys)
-    drawn = decoding._draw(logits, decoding._draws(keys, 1), sampling)
+    drawn = draw_from_likeliest((logits / 0.7).softmax(-1), uniform_draws(keys, 1), 0.9)
     shares = torch.bincount(drawn, minlength=4) / 4000
     expected = torch.tensor([2.0, 0.0, 1.0]).softmax(-1)  # the fourth is not needed for 90 %
     torch.testing.assert_close(shares, torch.tensor([*expected, 0.0]), rtol=0, atol=0.03)
@@ -212,7 +212,7 @@ def test_sampling_without_a_cut_follows_all_probabilities():
     logits = torch.randn(97, generator=torch.Generator().manual_seed(0))
     logits[::3] = -torch.inf
     draws = torch.linspace(0, 1, 20001, dtype=torch.float64)[1:-1]
-    drawn = decoding._draw(logits.expand(len(draws), -1), draws[:, None], Sampling(0.7, 1.0, []))
+    drawn = draw_from_all((logits / 0.7).softmax(-1).expand(len(draws), -1), draws[:, None])
     shares = torch.bincount(drawn, minlength=97) / len(draws)
     torch.testing.assert_close(shares, (logits / 0.7).softmax(-1), rtol=0, atol=1e-4)
     assert not shares[::3].any()
@@ -224,6 +224,6 @@ def test_no_token_of_no_probability_is_drawn_between_two_likely_ones():
     logits[0, [0, 70_000, 149_999]] = 0.0
     for edge in (1 / 3, 2 / 3):
         draws = edge + torch.linspace(-1e-6, 1e-6, 50, dtype=torch.float64)[:, None]
-        drawn = decoding._draw(logits.expand(50, -1), draws, Sampling(1.0, 1.0, []))
+        drawn = draw_from_all(logits.softmax(-1).expand(50, -1), draws)
         # A draw that falls on the others is one of some hundred million.
         assert set(drawn.tolist()) <= {0, 70_000, 149_999}

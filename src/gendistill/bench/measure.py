@@ -12,9 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 from gendistill.bench.machine import synchronize
-from gendistill.inference.decoding import Decoding, DecodingBatch
+from gendistill.inference.batch import DecodingBatch
 from gendistill.inference.ids import generate
 from gendistill.inference.prefill import prefill
+from gendistill.inference.requests import Request
 from gendistill.models.cache import cache_bytes
 from gendistill.models.cost import expected_cache_bytes
 from gendistill.models.view import as_student
@@ -103,8 +104,8 @@ def _measure_best(model: PreTrainedModel, ids: torch.Tensor, cell: Cell, repeats
     cell.cache = cache_bytes(prefilled.cache)
     cell.formula = expected_cache_bytes(model.config, room, cell.batch, model.dtype.itemsize)
     # -1 is no token, so that no reply ends while it is timed.
-    how = Decoding(model, cell.batch, 2 * steps + 8, ends=[-1], pad=0)
-    batch = DecodingBatch(as_student(model), prefilled, how, list(range(cell.batch)))
+    requests = [Request(prompt, 2 * steps + 8) for prompt in prompts]
+    batch = DecodingBatch(as_student(model), prefilled, requests, ends=[-1], pad=0, room=room)
     # Eager steps first, until the graph is there.
     while batch.left > 2 * steps if device == "cpu" else batch.graph is None:
         batch.decode_steps()

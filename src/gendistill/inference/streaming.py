@@ -6,8 +6,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gendistill.errors import UserError
-from gendistill.inference.decoding import Decoding, DecodingBatch, Sampling, room_for
+from gendistill.inference.batch import DecodingBatch
+from gendistill.inference.decoding import Sampling, room_for
 from gendistill.inference.prefill import prefill
+from gendistill.inference.requests import Request
 from gendistill.models.view import as_student
 
 HALF = "\ufffd"  # what a tokenizer makes of bytes that are no whole character, yet
@@ -39,9 +41,13 @@ def stream_ids(
             f"{type(model).__name__}: replies are streamed of students, and of teachers of supported families whose "
             "positions do not depend on the text's length"
         )
-    how = Decoding(model, 1, max_new_tokens, ends=ends, pad=pad, sampling=sampling)
-    prefilled = prefill(model, [prompt], None, room_for(len(prompt) + max_new_tokens))
-    batch = DecodingBatch(student, prefilled, how, [0])  # has the first token already
+    how = {}
+    if sampling is not None:
+        how = dict(temperature=sampling.temperature, top_p=sampling.top_p, key=sampling.keys[0])
+    room = room_for(len(prompt) + max_new_tokens)
+    prefilled = prefill(model, [prompt], None, room)
+    request = Request(prompt, max_new_tokens, **how)
+    batch = DecodingBatch(student, prefilled, [request], ends=ends, pad=pad, room=room)  # has the first token already
     given = 0
     while True:
         count = int(batch.counts)
