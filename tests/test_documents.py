@@ -23,6 +23,7 @@ from readme import MARK, PAGES, filled
 from cli_tools import RECIPE, STAGE, in_process
 from gendistill.ablation.file import AblationFile, as_written, read_ablation_file
 from gendistill.cli import app
+from gendistill.cli.run import is_model
 from gendistill.recipe.evaluation import Evaluation
 from gendistill.recipe.loading import Recipe, load_recipe
 from gendistill.recipe.shipped import shipped_recipes
@@ -47,7 +48,8 @@ SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 # A number with one of these units behind it was measured, and stands in the ledger.
 MEASURED = re.compile(r"\d[\d,.]*\s+(?:tokens\s+(?:a|per)\s+second|tokens/s|GiB|s|seconds|times\s+as\s+fast)\b")
 PROGRAMS = ("gendistill", "make", "pip", "python", "torchrun")
-PLACEHOLDERS = {"FILE", "MODEL", "RECIPE", "recipe.yaml", "RUN", "runs/NAME.yaml"}  # the reader's own files
+# They stand for the reader's own files.
+PLACEHOLDERS = {"FILE", "FOLDER_OR_ID", "MODEL", "RECIPE", "recipe.yaml", "RUN", "runs/NAME.yaml"}
 # Verbs that answer in seconds; the others train, and have tests of their own.
 QUICK = {"show-batch", "inspect", "evaluate"}
 
@@ -161,6 +163,8 @@ def check_gendistill(arguments, run):
         return  # the verb is only named
     given = CLI.commands[verb].make_context(verb, list(rest)).params
     file = given.get("recipe") or given.get("run") or given.get("file")
+    if verb == "run" and file is not None and is_model(str(file)):
+        return
     there = file is not None and (file.exists() or str(file) in shipped_recipes())
     assert file is None or there or str(file) in PLACEHOLDERS, f"gendistill {' '.join(arguments)}: {file} is not there"
     if "recipe" in given and there:

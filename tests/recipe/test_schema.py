@@ -12,9 +12,10 @@ from gendistill.evaluate.kinds import KINDS
 from gendistill.recipe.loading import Recipe
 from gendistill.recipe.reading import read_yaml
 from gendistill.recipe.schema import recipe_schema
+from gendistill.recipe.shipped import shipped_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "benchmarks").glob("*.yaml"))]
+RECIPES = [*shipped_recipes().values(), *sorted((ROOT / "benchmarks").glob("*.yaml"))]
 
 
 @pytest.fixture(scope="module")

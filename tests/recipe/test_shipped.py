@@ -4,19 +4,24 @@ from pathlib import Path
 
 import pytest
 
+from gendistill.ablation.file import read_ablation_file
 from gendistill.errors import UserError
 from gendistill.recipe.loading import load_recipe
-from gendistill.recipe.shipped import shipped_recipes
+from gendistill.recipe.shipped import shipped_ablations, shipped_recipes
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def test_a_name_is_the_repositorys_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert {name: path.read_bytes() for name, path in shipped_recipes().items()} == {
+    shipped = shipped_recipes() | shipped_ablations()
+    assert {name: path.read_bytes() for name, path in shipped.items()} == {
         path.stem: path.read_bytes() for path in RECIPES.glob("*.yaml")
     }
     assert load_recipe("demo") == load_recipe(RECIPES / "demo.yaml")
+    # An ablation is no recipe, but a file of recipes to try.
+    assert read_ablation_file(Path("ablation")) == read_ablation_file(RECIPES / "ablation.yaml")
+    assert not shipped_recipes().keys() & shipped_ablations().keys() and "ablation" in shipped_ablations()
 
 
 def test_overrides_of_a_name_are_relative_to_the_current_folder(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from gendistill.cli.options import Output, Overrides, open_run
 from gendistill.errors import UserError
 
 EXAMPLES = (
-    "gendistill evaluate recipes/demo.yaml --stage block_alignment",
+    "gendistill evaluate recipe.yaml --stage block_alignment",
     "gendistill evaluate --model embedded --tasks gsm8k --items 100",
 )
 

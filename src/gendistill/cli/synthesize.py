@@ -8,7 +8,7 @@ from gendistill.cli.options import Output, Overrides, RecipeFile, open_run
 
 SetName = Annotated[str | None, typer.Option("--set", help="one set of the synthesis section; all if not given")]
 
-EXAMPLES = ("gendistill synthesize benchmarks/synthesize_sample.yaml",)
+EXAMPLES = ("gendistill synthesize recipe.yaml", "gendistill synthesize recipe.yaml --set answers")
 
 
 def command(recipe: RecipeFile, overrides: Overrides = None, output: Output = None, name: SetName = None) -> None:
