@@ -10,7 +10,7 @@ from gendistill.errors import UserError
 
 EXAMPLES = (
     "gendistill ablate recipes/ablation.yaml --dry-run",
-    "gendistill ablate recipes/ablation.yaml --only duration-50_000",
+    "gendistill ablate recipes/ablation.yaml --only duration-50000",
 )
 JOBS_OF_A_CLUSTER = 16  # at a time, if --jobs says nothing
 
