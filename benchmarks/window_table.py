@@ -3,12 +3,14 @@
     python benchmarks/window_table.py --teacher MODEL --data DATA --haystack TEXT --questions FILE
     python benchmarks/window_table.py --teacher MODEL --questions FILE --out RECORDS \\
         --placement beam7=PLACEMENT.json --placement beam4=... --placement leave_one_out7=... [--part 0/2]
+    python benchmarks/window_table.py --teacher MODEL --questions FILE --out RECORDS --student K4=STUDENT [...]
     python benchmarks/window_table.py --report RECORDS
 
 The first makes the questions, on a CPU: they are the same for all configurations. The second asks every configuration
 of `ORDER` whose placement is given, the most telling first, and writes `RECORDS/CONFIGURATION.jsonl.gz` anew after each
 task; called again it resumes where it was. `--part I/N` takes every N-th configuration, so that N processes with a GPU
-each share the work. The third writes results/window and the figures, see window_report.py.
+each share the work. The third asks trained students, and none of `ORDER`: a folder each, under a name of its own. The
+last writes results/window and the figures, see window_report.py.
 
 DATA holds gsm8k, humaneval, arc_easy and openbookqa, a folder each. Records hold no question.
 """
@@ -72,12 +74,19 @@ class Questions:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A student: where attention stays, and what the other layers get. The teacher has no mixer."""
+    """A student: where attention stays, and what the other layers get. The teacher has no mixer.
+
+    Attributes:
+        folder: of a trained student; None: it is converted here, and nothing is trained.
+        window_is_on: False leaves recurrences to themselves, to see what they have learnt.
+    """
 
     name: str
     layers: tuple[int, ...] = ()
     mixer: str | None = None
     window: int | None = None
+    folder: str | None = None
+    window_is_on: bool = True
 
 
 def main() -> None:
@@ -103,6 +112,10 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="when questions are made; tokens")
     parser.add_argument("--out", type=Path, help="folder for the records")
     parser.add_argument("--placement", action="append", default=[], metavar="NAME=FILE", help="of `gendistill place`")
+    parser.add_argument("--student", action="append", default=[], metavar="NAME=FOLDER", help="one that was trained")
+    parser.add_argument(
+        "--without-window", action="store_true", help="of --student: windows beside recurrences are off"
+    )
     parser.add_argument("--part", default="0/1", metavar="I/N", help="every N-th configuration, from the I-th")
     parser.add_argument("--only", nargs="+", metavar="CONFIGURATION", help="by name, such as beam7-window-512")
     parser.add_argument("--tasks", nargs="+", help="by name, such as gsm8k or needle_single_8192; all if absent")
@@ -180,7 +193,7 @@ def measure(arguments: argparse.Namespace) -> None:
     placements = read_placements(arguments.placement, teacher.config.num_hidden_layers)
     arguments.out.mkdir(parents=True, exist_ok=True)
     shared = {"teacher": Path(arguments.teacher).name, "questions": hashlib.sha256(raw).hexdigest(), "seed": SEED}
-    for configuration in mine(arguments, placements):
+    for configuration in trained(arguments.student, not arguments.without_window) or mine(arguments, placements):
         path = arguments.out / f"{configuration.name}.jsonl.gz"
         header = shared | describe(teacher.config, configuration, placements)
         lines = stored(path, header) or [header | machine(arguments.device)]
@@ -223,10 +236,27 @@ def mine(arguments: argparse.Namespace, placements: dict[str, dict]) -> list[Con
     return found[part::parts]
 
 
+def trained(given: Sequence[str], window_is_on: bool) -> list[Configuration]:
+    """The students of folders, described by their own configurations."""
+    from gendistill.models.loading import load_config
+
+    found = []
+    for name, folder in (each.split("=", 1) for each in given):
+        config = load_config(folder)
+        (mixer,) = {each for each in config.mixers if each is not None}
+        kept = tuple(config.layers_of_type("full_attention"))
+        name += "" if window_is_on else "-without_window"
+        found.append(Configuration(name, kept, mixer, config.window, folder, window_is_on))
+    return found
+
+
 def config_of(teacher: Any, configuration: Configuration) -> Any:
     """The model's configuration, given the teacher's."""
     from gendistill.models.families import student_config
+    from gendistill.models.loading import load_config
 
+    if configuration.folder is not None:
+        return load_config(configuration.folder)
     if configuration.mixer is None:
         return teacher
     bounded = {} if configuration.mixer == "window" else {"log_decay_bound": DECAY_BOUND}
@@ -274,9 +304,14 @@ def build(teacher: Any, configuration: Configuration, calibration: Sequence[int]
 
     from gendistill.models.calibration import calibrate
     from gendistill.models.conversion import convert
+    from gendistill.models.loading import load_model
 
     if configuration.mixer is None:
         return teacher
+    if configuration.folder is not None:
+        student = load_model(configuration.folder, teacher.dtype, teacher.device.type)
+        student.config.window_is_on = configuration.window_is_on
+        return student
     config = config_of(teacher.config, configuration)
     student = convert(teacher, config, SEED)[0].to(teacher.device)
     if config.linear_layers:

@@ -6,12 +6,12 @@ import json
 import pytest
 from figures import window_figures
 from window_report import write_report
-from window_table import Configuration, describe, stored
+from window_table import Configuration, describe, stored, trained
 from window_table import machine as machine_of
 
 from gendistill.models.cost import expected_cache_bytes
 from gendistill.models.families import student_config
-from small_models import make_teacher
+from small_models import make_student, make_teacher
 
 TEACHER = make_teacher("qwen2").config
 TEACHER.max_position_embeddings = 2048  # as many as the windows need
@@ -69,3 +69,15 @@ def test_records_of_other_questions_are_not_continued(records):
     assert len(stored(path, {"questions": "x"})) == 1 + len(TASKS) * 10
     with pytest.raises(SystemExit, match="another questions"):
         stored(path, {"questions": "y"})
+
+
+def test_a_trained_student_is_described_by_its_folder(tmp_path):
+    student = make_student("qwen2", keep=(1,))
+    student.config.window, student.config.sinks = 16, 4
+    student.save_pretrained(tmp_path / "student")
+    (found,) = trained([f"K1={tmp_path / 'student'}"], True)
+    assert (found.name, found.layers, found.mixer, found.window) == ("K1", (1,), "kda", 16)
+    sizes = describe(TEACHER, found, {})["cache_bytes"]
+    assert sizes == {str(n): expected_cache_bytes(student.config, n, batch=1, size=2) for n in (32768, 131072)}
+    (alone,) = trained([f"K1={tmp_path / 'student'}"], False)
+    assert (alone.name, alone.window_is_on) == ("K1-without_window", False)
