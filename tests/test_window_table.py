@@ -4,9 +4,10 @@ import gzip
 import json
 
 import pytest
+import torch
 from figures import window_figures
 from window_report import write_report
-from window_table import Configuration, describe, stored, trained
+from window_table import Configuration, build, describe, stored, trained
 from window_table import machine as machine_of
 
 from gendistill.models.cost import expected_cache_bytes
@@ -72,8 +73,7 @@ def test_records_of_other_questions_are_not_continued(records):
 
 
 def test_a_trained_student_is_described_by_its_folder(tmp_path):
-    student = make_student("qwen2", keep=(1,))
-    student.config.window, student.config.sinks = 16, 4
+    student = make_student("qwen2", keep=(1,), window=16, sinks=4)
     student.save_pretrained(tmp_path / "student")
     (found,) = trained([f"K1={tmp_path / 'student'}"], True)
     assert (found.name, found.layers, found.mixer, found.window) == ("K1", (1,), "kda", 16)
@@ -81,3 +81,6 @@ def test_a_trained_student_is_described_by_its_folder(tmp_path):
     assert sizes == {str(n): expected_cache_bytes(student.config, n, batch=1, size=2) for n in (32768, 131072)}
     (alone,) = trained([f"K1={tmp_path / 'student'}"], False)
     assert (alone.name, alone.window_is_on) == ("K1-without_window", False)
+    ids = torch.arange(40)[None]
+    on, off = (build(make_teacher("qwen2"), each, [])(input_ids=ids).logits for each in (found, alone))
+    assert torch.equal(on, student.eval()(input_ids=ids).logits) and not torch.equal(on, off)
