@@ -42,6 +42,7 @@ class ReplyText:
         # Tokens whose text is known, and where the part begins that is decoded together with new ones: some
         # tokenizers leave a blank out at the beginning.
         self.known = self.start = 0
+        self.known_is_whole = True  # whether it ends behind a character, and not within bytes that are none
         self.held = ""  # known and not given out
         self.given = 0  # characters
         self.tokens: list[tuple[int, Token]] = []  # not given out, each behind where its text ends
@@ -91,7 +92,9 @@ class ReplyText:
                 break
         # Without a break: bytes that are no character, as none that may yet be completed begins so far back.
         known = self._text(self.ids[self.start : self.known])
-        self.start, self.known = self.known, end
+        if self.known_is_whole:  # bytes that are no character are shown by one sign or by more, after where they begin
+            self.start = self.known
+        self.known, self.known_is_whole = end, not text.endswith(HALF)
         return text[len(known) :]
 
     def _text(self, ids: Sequence[int]) -> str:
