@@ -29,24 +29,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from figures import QWEN3_0_6B, ROOT, commit, gpu_machine, record, scaling_figures
+from figures import ROOT, commit, gpu_machine, record, scaling_figures
 from training_speed import RandomRows
 
-QWEN2_5_1_5B = dict(  # its published configuration
-    model_type="qwen2",
-    vocab_size=151936,
-    hidden_size=1536,
-    intermediate_size=8960,
-    num_hidden_layers=28,
-    num_attention_heads=12,
-    num_key_value_heads=2,
-    max_position_embeddings=32768,
-    tie_word_embeddings=True,
-)
 LLAMA_8B = dict(  # Llama-3.1-8B's published configuration
     model_type="llama",
     vocab_size=128256,
@@ -70,7 +60,8 @@ TINY = dict(
     max_position_embeddings=1024,
     tie_word_embeddings=True,
 )
-SHAPES = {"0p6b": dict(model_type="qwen3", **QWEN3_0_6B), "1p5b": QWEN2_5_1_5B, "8b": LLAMA_8B}
+BENCHED = {"0p6b": "qwen3-0.6b", "1p5b": "qwen2.5-1.5b"}  # shapes of `gendistill bench`
+OTHERS = {"8b": LLAMA_8B, "tiny": TINY}
 KEEP_EVERY, BOUND = 4, -5.0  # a quarter of the layers keeps attention
 KD = dict(objective="forward_kl", train=["mixer", "mlp", "norm"], learning_rate=1e-5)
 ALIGN = dict(objective="mixer_l2", train=["mixer_qk", "mixer_conv", "mixer_gate"], learning_rate=1e-4)
@@ -112,7 +103,7 @@ def train(name: str, tiny: bool) -> dict | None:
         sequences, micro_batch = 8, 2
     strategy = alone if distributed.processes() == 1 else together
     compute = replace(compute_of(tiny), strategy=strategy)
-    teacher = make_teacher(TINY if tiny else SHAPES[shape], compute)
+    teacher = make_teacher("tiny" if tiny else shape, compute)
     config = student_config(teacher.config, list(range(0, teacher.config.num_hidden_layers, KEEP_EVERY)))
     if not tiny:  # the kernels of bounded gates take heads of 64 and 128
         config.log_decay_bound = BOUND
@@ -218,7 +209,7 @@ def ask(name: str, tiny: bool) -> dict:
     from gendistill.models.loading import load_tokenizer
 
     compute = compute_of(tiny)
-    model = make_teacher(TINY if tiny else SHAPES["0p6b"], compute)
+    model = make_teacher("tiny" if tiny else "0p6b", compute)
     tokenizer = load_tokenizer("embedded", model.config.vocab_size)
     # Random weights may say ids that this tokenizer does not have.
     model.lm_head.weight.data[len(tokenizer) :] = 0
@@ -313,14 +304,16 @@ def compute_of(tiny: bool):
     return Compute("cuda", torch.bfloat16, compiled=True, kernels=True, processes=processes)
 
 
-def make_teacher(shape: dict, compute):
+def make_teacher(shape: str, compute):
     """The same on every process."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from gendistill.bench.models import SHAPES
+
+    config = deepcopy(SHAPES[BENCHED[shape]]) if shape in BENCHED else AutoConfig.for_model(**OTHERS[shape])
     torch.manual_seed(0)
     with torch.device(compute.device):
-        config = AutoConfig.for_model(**shape)
         model = AutoModelForCausalLM.from_config(config, dtype=compute.dtype, trust_remote_code=False)
     return model.eval().requires_grad_(False)
 

@@ -128,7 +128,7 @@ def as_rank_zero_says(do: Callable[[], T]) -> T:
 
 def check_equal(settings: Mapping[str, str]) -> None:
     """Raises UserError, in all processes, unless each setting is the same in all of them; names those that differ."""
-    # All come to the same end, so that none goes on and waits for the rest.
+    # All come to the same end, so that none continues and waits for the rest.
     first, *others = of_all_processes(settings)
     for other, own in enumerate(others, 1):
         if different := [name for name in first if own[name] != first[name]]:

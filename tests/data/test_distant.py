@@ -10,10 +10,10 @@ import pytest
 
 from gendistill.data.dataset import prepare
 from gendistill.data.distant import make, questions, store
-from gendistill.data.distant.checking import Check, is_right
+from gendistill.data.distant.checking import Check
 from gendistill.data.distant.invention import Invention
 from gendistill.data.distant.passages import Passages, Place, sentence_ends
-from gendistill.data.distant.questions import KINDS, Pages, Question
+from gendistill.data.distant.questions import KINDS, Pages
 from gendistill.data.distant.store import distant_counts, make_distant
 from gendistill.errors import UserError
 from gendistill.evaluate.kinds import fact, needle, needle_sum, recall
@@ -271,28 +271,6 @@ def test_a_checked_source_killed_is_resumed(made, tmp_path, monkeypatch):
         made(check=Check("one", dies), cache=tmp_path / "killed")
     resumed = made(check=Check("one", says_the_passage), cache=tmp_path / "killed")
     assert resumed.read_bytes() == whole.read_bytes() and distant_counts(resumed) == distant_counts(whole)
-
-
-@pytest.mark.parametrize(
-    "needed, instead, reply, right",
-    [
-        (("1663",), (), "It ended in 1663.", True),
-        (("1663",), (), "It ended in 16630.", False),
-        (("862",), (), "There are 1,862 volumes.", False),
-        (("862",), (), "862, to be exact", True),
-        (("862",), (), "862.5", False),
-        (("53470", "11339"), (), "Ceflam has 53470, Nobais 11339", True),
-        (("53470", "11339"), (), "53470", False),
-        (("of the sea and the land",), (), "... of the sea\nand the land", True),
-        (("Leath", "862", "144"), ("Flotho",), "Leath lends 862, Flotho only 144", True),
-        (("Leath", "862", "144"), ("Flotho",), "Flotho lends 862, Leath 144", False),
-        (("MA-7376:jou",), (), "`MA-7376:jou`", True),
-        ((), (), "Fopre", True),
-        ((), (), "Fopreau", False),
-    ],
-)
-def test_a_right_answer_says_all_that_is_needed(needed, instead, reply, right):
-    assert is_right(Question("any", "?", "Fopre", (), None, needed, instead), reply) == right
 
 
 def test_reads_on_from_any_place(text, tokenizer):

@@ -162,7 +162,7 @@ class Queue:
 
     def _start_ready(self, left: Sequence[str], launcher: Launcher) -> None:
         """Starts what waits for nobody, as long as there are places."""
-        # What a killed queue has left goes on by itself: it takes a place, and what it makes is waited for.
+        # What a killed queue has left continues by itself: it takes a place, and what it makes is waited for.
         held = [name for name in left if name not in self.running and self._holder(name) is not None]
         taken = {running.place for running in self.running.values()}
         free = [place for place in range(launcher.places) if place not in taken]

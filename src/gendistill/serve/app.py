@@ -191,5 +191,5 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _failure(request: Request, error: Exception) -> Response:
-    """A bug: the server goes on, and logs it."""
+    """A bug: it is logged, and the server continues."""
     return _to_response(ApiError(500, f"the server failed ({type(error).__name__})", "server_error"))

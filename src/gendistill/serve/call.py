@@ -21,7 +21,7 @@ class Delta(NamedTuple):
     Attributes:
         index: of the reply.
         tokens: whose text this is, if log-probabilities were asked for.
-        finish: None while it goes on; "stop" by an end of sequence or a stop string, "length" by the budget.
+        finish: None until it has ended; "stop" by an end of sequence or a stop string, "length" by the budget.
     """
 
     index: int

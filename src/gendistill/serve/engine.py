@@ -25,7 +25,7 @@ class Piece(NamedTuple):
 
     Attributes:
         ids: new tokens, an end of sequence among them.
-        end: None while it goes on; "stop" by a token, "length" by the budget, "error" or "cancelled" otherwise.
+        end: None until it has ended; "stop" by a token, "length" by the budget, "error" or "cancelled" otherwise.
         error: why no more comes, if it is the server's fault.
     """
 

@@ -123,7 +123,7 @@ class _Patterns(NamedTuple):
     """Patterns for so many options.
 
     Attributes:
-        lone: a capital letter behind which no word goes on: without one, none is named within the text.
+        lone: a capital letter that ends its word: without one, none is named within the text.
         opening: a letter that opens a line.
         listed: a text that opens with several letters.
         joined: another letter behind one: "and B", "/B".
