@@ -53,9 +53,10 @@ def read_models(folder: Path) -> dict[str, Lines]:
         if name in paths:
             text = gzip.decompress(paths[name].read_bytes()).decode()
             models[name] = [json.loads(line) for line in text.splitlines()]
-    questions = {lines[0]["questions"] for lines in models.values()}
-    if len(questions) > 1:
-        raise SystemExit(f"{folder}: some records are of other questions than others; measure them into one folder")
+    for name, lines in models.items():
+        theirs = models["teacher"][0]["questions"]
+        if others := [task for task, digest in lines[0]["questions"].items() if theirs.get(task, digest) != digest]:
+            raise SystemExit(f"{folder}: {name} was asked other questions than the teacher: {', '.join(others)}")
     return models
 
 
@@ -103,12 +104,13 @@ def scores(teacher: Lines, student: Lines) -> dict[str, dict[str, Any]]:
 
 
 def outcomes(lines: Lines, tasks: Sequence[str], how: str) -> dict[str, Lines]:
-    """The records as `compare` reads them: nothing is ranked, and no options are there to guess among."""
-    unasked = {"question": "", "candidates": (), "choices": (), "gold": (), "ranking_correct": None}
+    """The records as `compare` reads them: no options are there to guess among."""
+    unasked = {"question": "", "candidates": (), "choices": (), "gold": ()}
     found: dict[str, Lines] = {task: [] for task in tasks}
     for line in lines[1:]:
         if line["task"] in found:
-            found[line["task"]].append(unasked | {"id": line["index"], "generation_correct": line[how]})
+            outcome = {"id": line["index"], "ranking_correct": line.get("ranked"), "generation_correct": line[how]}
+            found[line["task"]].append(unasked | outcome)
     return found
 
 

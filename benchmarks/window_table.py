@@ -12,7 +12,7 @@ task; called again it resumes where it was. `--part I/N` takes every N-th config
 each share the work. The third asks trained students, and none of `ORDER`: a folder each, under a name of its own. The
 last writes results/window and the figures, see window_report.py.
 
-DATA holds gsm8k, humaneval, arc_easy and openbookqa, a folder each. Records hold no question.
+DATA holds a folder for each task of `SHORT`. Records hold no question. Options are ranked besides.
 """
 
 import argparse
@@ -31,10 +31,15 @@ from typing import Any
 from figures import gpu_machine
 from teacher_scores import task_settings
 
+from gendistill.names import LETTERS
+
 SEED = 0
 SINKS = 4
 DECAY_BOUND = -5.0  # of the recurrent mixers, as in the recipes
-SHORT = {"gsm8k": None, "humaneval": None, "arc_easy": 500, "openbookqa": 500}  # items of each; None: all
+# Items of each; None: all.
+SHORT = {"gsm8k": None, "humaneval": None} | dict.fromkeys(
+    ("arc_easy", "openbookqa", "arc_challenge", "mmlu_redux", "commonsense_qa", "boolq"), 500
+)
 LONG = ("needle_single", "recall_full", "recall_easy", "recall_hard")  # task files, asked at every length
 LENGTHS = (4096, 8192, 16384)  # tokens
 LONG_ITEMS = 100
@@ -64,12 +69,23 @@ ORDER = [
 
 @dataclass(frozen=True)
 class Questions:
-    """A task, ready to be put to any model with the tokenizer it was made for; `prompts` are ids."""
+    """A task, ready to be put to any model with the tokenizer it was made for.
+
+    Attributes:
+        prompts: ids of each item.
+        candidates: ids of what is ranked, of each item; empty if nothing is.
+    """
 
     name: str
     task: Any
     items: list[Any]
     prompts: list[list[int]]
+    candidates: list[list[list[int]]]
+
+    @property
+    def digest(self) -> str:
+        """Tells questions of one name apart: records that have another are of other questions."""
+        return hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -131,7 +147,7 @@ def read_arguments() -> argparse.Namespace:
 def make_questions(arguments: argparse.Namespace) -> None:
     """Draws the items of all tasks, renders their prompts, and keeps both in a file."""
     from gendistill.evaluate.items import load_items
-    from gendistill.evaluate.ranking import render_prompts
+    from gendistill.evaluate.ranking import candidate_ids, render_prompts
     from gendistill.models.loading import load_config, load_tokenizer
     from gendistill.recipe.evaluation import make_task
 
@@ -144,7 +160,8 @@ def make_questions(arguments: argparse.Namespace) -> None:
         task = make_task(**settings)
         items = load_items(name, task, SEED, tokenizer)
         prompts = render_prompts(tokenizer, items)
-        made.append(Questions(name, task, items, prompts))
+        ranked = name in SHORT and all(item.choices for item in items)
+        made.append(Questions(name, task, items, prompts, candidate_ids(tokenizer, items) if ranked else []))
         print(f"{name}: {len(items)} items, {sum(map(len, prompts)):,} tokens, {seconds_since(began)} s", flush=True)
     content = {"tasks": made, "calibration": calibration_ids(arguments.haystack, tokenizer)}
     write_whole(arguments.questions, gzip.compress(pickle.dumps(content), mtime=0))
@@ -183,8 +200,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
     from gendistill.models.loading import load_model, load_tokenizer
 
-    raw = arguments.questions.read_bytes()
-    questions = pickle.loads(gzip.decompress(raw))
+    questions = pickle.loads(gzip.decompress(arguments.questions.read_bytes()))
     tasks = [each for each in questions["tasks"] if not arguments.tasks or each.name in arguments.tasks]
     for each in tasks:
         each.task.check_machine()  # now, not when the replies are there
@@ -192,18 +208,18 @@ def measure(arguments: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(arguments.teacher, teacher.config.vocab_size)
     placements = read_placements(arguments.placement, teacher.config.num_hidden_layers)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    shared = {"teacher": Path(arguments.teacher).name, "questions": hashlib.sha256(raw).hexdigest(), "seed": SEED}
+    shared = {"teacher": Path(arguments.teacher).name, "seed": SEED}
     for configuration in trained(arguments.student, not arguments.without_window) or mine(arguments, placements):
         path = arguments.out / f"{configuration.name}.jsonl.gz"
         header = shared | describe(teacher.config, configuration, placements)
-        lines = stored(path, header) or [header | machine(arguments.device)]
-        asked = {line["task"] for line in lines[1:]}
-        todo = [each for each in tasks if each.name not in asked]
+        lines = stored(path, header) or [header | {"questions": {}} | machine(arguments.device)]
+        todo = [each for each in tasks if not answered(path, lines[0]["questions"], each)]
         if not todo:
             continue
         model = build(teacher, configuration, questions["calibration"])
         for each in todo:
             lines += ask(model, tokenizer, each, lines[0]["seconds"], configuration.name)
+            lines[0]["questions"][each.name] = each.digest
             text = "".join(json.dumps(line) + "\n" for line in lines)
             write_whole(path, gzip.compress(text.encode(), mtime=0))
         del model
@@ -288,7 +304,7 @@ def stored(path: Path, header: dict) -> list[dict]:
     """The lines of an earlier attempt.
 
     Raises:
-        SystemExit: they are of another configuration, or of other questions.
+        SystemExit: they are of another configuration.
     """
     if not path.exists():
         return []
@@ -296,6 +312,17 @@ def stored(path: Path, header: dict) -> list[dict]:
     if different := [key for key, value in header.items() if lines[0].get(key) != value]:
         raise SystemExit(f"{path} was measured with another {', '.join(different)}; give another --out")
     return lines
+
+
+def answered(path: Path, digests: dict[str, str], questions: Questions) -> bool:
+    """Whether these questions were asked already.
+
+    Raises:
+        SystemExit: others were, of the same name.
+    """
+    if digests.get(questions.name, questions.digest) != questions.digest:
+        raise SystemExit(f"{path} holds other questions called {questions.name}; give another --out")
+    return questions.name in digests
 
 
 def build(teacher: Any, configuration: Configuration, calibration: Sequence[int]) -> Any:
@@ -322,15 +349,16 @@ def build(teacher: Any, configuration: Configuration, calibration: Sequence[int]
 
 
 def ask(model: Any, tokenizer: Any, questions: Questions, seconds: dict[str, float], name: str) -> list[dict]:
-    """The records of a task's items, by generation; how long they took goes into `seconds`."""
+    """The records of a task's items; how long they took goes into `seconds`."""
     from gendistill.evaluate.kinds import grade
+    from gendistill.evaluate.ranking import rank
     from gendistill.inference.generation import generate
 
     began = time.perf_counter()
-    replies = generate(model, tokenizer, questions.prompts, questions.task.max_new_tokens, stop=questions.task.stop)
+    task, items = questions.task, questions.items
+    replies = generate(model, tokenizer, questions.prompts, task.max_new_tokens, stop=task.stop)
     generated = seconds_since(began)
-    grades = grade(questions.items, [reply.text for reply in replies], [reply.truncated for reply in replies])
-    seconds[questions.name] = seconds_since(began)
+    grades = grade(items, [reply.text for reply in replies], [reply.truncated for reply in replies])
     records = [
         {
             "task": questions.name,
@@ -341,14 +369,23 @@ def ask(model: Any, tokenizer: Any, questions: Questions, seconds: dict[str, flo
             "tokens": reply.tokens,
             "truncated": reply.truncated,
         }
-        for item, reply, found in zip(questions.items, replies, grades, strict=True)
+        for item, reply, found in zip(items, replies, grades, strict=True)
     ]
-    strict, flexible = (sum(record[how] for record in records) / len(records) for how in ("strict", "flexible"))
-    told = (
-        f"strict {strict:.1%}, flexible {flexible:.1%}, {generated} s to generate, {seconds[questions.name]} s in all"
+    if questions.candidates:
+        rankings = rank(model, items, questions.prompts, questions.candidates)
+        for record, item, found, ranking in zip(records, items, grades, rankings, strict=True):
+            first = task.ranked_first(ranking.prediction, ranking.by)
+            record |= {"ranked": first in item.gold, "letter": found.strict.parsed, "ranked_letter": LETTERS[first]}
+    seconds[questions.name] = seconds_since(began)
+    told = "".join(
+        f"{how} {share(records, how):.1%}, " for how in ("strict", "flexible", "ranked") if how in records[0]
     )
-    print(f"{name} {questions.name}: {told}", flush=True)
+    print(f"{name} {questions.name}: {told}{generated} s to generate, {seconds[questions.name]} s in all", flush=True)
     return records
+
+
+def share(records: Sequence[dict], how: str) -> float:
+    return sum(record[how] for record in records) / len(records)
 
 
 def seconds_since(began: float) -> float:

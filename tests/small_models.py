@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
+from gendistill.models.mixers.layer import LOGIT_SCALE
 from gendistill.names import MIXERS as MIXER_TABLE
 from gendistill.names import LinearMixer
 
@@ -61,7 +62,7 @@ def make_student(family: str, keep=(1,), **options):
             if any(part in name for part in ("conv1d", "g_b_proj", "f_b_proj", "o_norm", ".a_proj", ".b_proj")):
                 parameter.add_(0.3 * torch.randn_like(parameter))
             elif "window_logit" in name:
-                parameter.copy_(torch.randn_like(parameter))  # both have a share
+                parameter.copy_(torch.randn_like(parameter) / LOGIT_SCALE)  # both have a share
     return student
 
 

@@ -2,12 +2,13 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from figures import window_figures
-from window_report import write_report
-from window_table import Configuration, build, describe, stored, trained
+from window_report import read_models, write_report
+from window_table import Configuration, Questions, answered, build, describe, stored, trained
 from window_table import machine as machine_of
 
 from gendistill.models.cost import expected_cache_bytes
@@ -29,7 +30,7 @@ def records(tmp_path):
         window = None if name == "teacher" else int(name.rsplit("-", 1)[1])
         kind = Configuration(name, (1,), window and "window", window)
         header = describe(TEACHER, kind, {"beam7": PLACEMENT})
-        header |= {"teacher": "tiny", "questions": "x", "seed": 0} | machine_of("cpu")
+        header |= {"teacher": "tiny", "questions": dict.fromkeys(TASKS, "x"), "seed": 0} | machine_of("cpu")
         items = [
             {"task": task, "index": i, "strict": one == "1", "flexible": True, "parsed": True, "tokens": 3}
             for task in TASKS
@@ -67,9 +68,26 @@ def test_cache_saving_is_the_students_own():
 
 def test_records_of_other_questions_are_not_continued(records):
     path = records / "teacher.jsonl.gz"
-    assert len(stored(path, {"questions": "x"})) == 1 + len(TASKS) * 10
-    with pytest.raises(SystemExit, match="another questions"):
-        stored(path, {"questions": "y"})
+    lines = stored(path, {"teacher": "tiny"})
+    assert len(lines) == 1 + len(TASKS) * 10
+    with pytest.raises(SystemExit, match="another teacher"):
+        stored(path, {"teacher": "large"})
+    known, other = (Questions("gsm8k", None, [], prompts, []) for prompts in ([[1, 2]], [[1, 3]]))
+    digests = {"gsm8k": known.digest}
+    assert answered(path, digests, known)
+    assert not answered(path, digests, replace(known, name="humaneval"))
+    with pytest.raises(SystemExit, match="other questions called gsm8k"):
+        answered(path, digests, other)
+
+
+def test_students_that_were_asked_other_questions_are_not_compared(records):
+    path = records / "beam7-window-512.jsonl.gz"
+    header, *items = gzip.decompress(path.read_bytes()).decode().splitlines()
+    header = json.loads(header)
+    header["questions"]["gsm8k"] = "y"
+    path.write_bytes(gzip.compress("\n".join([json.dumps(header), *items]).encode()))
+    with pytest.raises(SystemExit, match="beam7-window-512 was asked other questions than the teacher: gsm8k"):
+        read_models(records)
 
 
 def test_a_trained_student_is_described_by_its_folder(tmp_path):

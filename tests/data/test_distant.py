@@ -112,8 +112,9 @@ def test_kinds_and_distances_are_spread(made, records):
     assert counts.conversations == len(records) and sum(counts.kinds.values()) == len(kinds)
     farthest = [max(d for asked in record["asked"] for d in asked["distance"]) for record in records]
     assert min(farthest) < 2 * LOW and max(farthest) > 0.8 * HIGH
-    assert {len(record["asked"]) for record in records} > {1, 2, 3}
-    assert counts.loss_tokens < counts.tokens / 50
+    asked = [len(record["asked"]) for record in records]
+    assert len(set(asked)) > 3 and len(records) / 8 < asked.count(1) < len(records) / 2
+    assert counts.loss_tokens < counts.tokens / 25
 
 
 @pytest.mark.parametrize("kind", KINDS)

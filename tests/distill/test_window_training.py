@@ -5,6 +5,7 @@ import torch
 from test_engine import Alone, assert_same_to_the_bit, stopped_in_micro_batch
 
 from gendistill.distill.batches import Loader
+from gendistill.models.mixers.layer import LOGIT_SCALE
 
 ALONE = dict(mixer="window", window=3, sinks=1)
 BESIDE = dict(mixer="kda", window=3, sinks=1)
@@ -91,7 +92,8 @@ def test_the_recurrence_learns_without_its_window(make_stage, run, rows, short, 
     alone = run(make_stage(**settings, window_dropout=1.0), options=BESIDE, folder="alone")
     assert sum(alone.losses[-5:]) < 0.97 * sum(alone.losses[:5])
     logit = "model.layers.0.linear_attn.window_logit"
-    beside = run(make_stage(**settings | dict(steps=3)), options=BESIDE, folder="beside")
-    assert not torch.equal(beside.after[logit], beside.before[logit])
+    beside = run(make_stage(**settings), options=BESIDE, folder="beside")
+    logits = [LOGIT_SCALE * of[logit] for of in (beside.before, beside.after)]
+    assert (logits[1] - logits[0]).abs().max() > 1  # at a usual rate a short stage shifts shares, and does not only try
     gates = "model.layers.0.linear_attn.g_b_proj.bias"
     assert all(not torch.equal(outcome.after[gates], outcome.before[gates]) for outcome in (alone, beside))

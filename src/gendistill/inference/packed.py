@@ -144,5 +144,5 @@ def _recurrence(mixer: LinearAttention) -> Recurrence:
         silu_gate=config.gate_activation == "silu",
         heads=mixer.num_heads,
         key_heads=mixer.keys // mixer.head_dim,
-        share=mixer.window_logit.sigmoid() if with_window else None,
+        share=1 - mixer.recurrence_share() if with_window else None,
     )

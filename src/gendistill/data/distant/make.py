@@ -20,10 +20,11 @@ from gendistill.data.distant.questions import KINDS, Pages, Question, Statement
 from gendistill.errors import UserError
 from gendistill.recipe.data import Source
 
-TOKENS_A_QUESTION = 512  # of pages, at least: what is planted shall stay a small part of them
-MOST_QUESTIONS = 8
+TOKENS_A_QUESTION = 256  # of pages, at least: what is planted shall stay a small part of them
+MOST_QUESTIONS = 24  # a long row costs as much with one; its answers are all that is learnt of it
+ALONE = 1 / 4  # of the conversations, at least, with a single question, which is what an evaluation asks
 LEAD = 1 / 8  # of the distance, at most: pages before all that is asked for
-TRIES = 20  # draws of a question that fits
+TRIES = 20  # draws of a question, beyond those that are wanted
 
 INTRODUCTIONS = (
     "Read these pages; a question comes at their end.",
@@ -152,11 +153,11 @@ class Maker:
         far = np.flatnonzero((behind >= self.low) & (behind <= reach)).tolist()
         pages = Pages([sentence.text for sentence in sentences], far)
         invention = Invention(rng, "".join(pages.sentences))
-        # One of them often: an evaluation asks one.
-        wanted = rng.randint(1, max(1, min(MOST_QUESTIONS, reach // TOKENS_A_QUESTION)))
+        most = 1 if rng.random() < ALONE else max(1, min(MOST_QUESTIONS, reach // TOKENS_A_QUESTION))
+        wanted = rng.randint(-(-most // 2), most)
         drawn: list[Question] = []
         smallest = self.sequence_length
-        for _ in range(TRIES):
+        for _ in range(wanted + TRIES):
             try:
                 question = KINDS[rng.choice(list(KINDS))](invention, rng, pages)
             except Exhausted:  # of quotations some texts have none

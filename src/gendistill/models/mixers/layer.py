@@ -29,8 +29,11 @@ from gendistill.names import MIXERS, look_up
 from gendistill.ops import DecayGate, Documents, convolved_heads, gated_norm, linear_attention
 
 GATE_BIAS = {"silu": 1.278, "sigmoid": 0.0}  # SiLU(1.278) = 1; sigmoid cannot reach 1 and starts at 0.5
-# At first the recurrence has a share of 1 - sigmoid(8) = 0.0003 beside a window: less than bfloat16 can tell.
+# At first the recurrence has a share of 1 - sigmoid(8) = 0.0003 beside a window: less than bfloat16 can tell. A step of
+# AdamW moves a parameter by its learning rate, a thousandth or so: a logit would hardly leave 8 in a whole stage, and
+# the window keep all. So the parameter is a hundredth of the logit.
 WINDOW_LOGIT = 8.0
+LOGIT_SCALE = 100.0
 
 _CONV = Parameter("mixer_conv", is_new=True)
 _GATE = Parameter("mixer_gate", is_new=True)
@@ -138,7 +141,7 @@ class LinearAttention(nn.Module):
         if self.o_norm is not None:
             init.ones_(self.o_norm.weight)
         if self.config.window is not None:
-            init.constant_(self.window_logit, WINDOW_LOGIT)
+            init.constant_(self.window_logit, WINDOW_LOGIT / LOGIT_SCALE)
 
     @torch.no_grad()
     def set_half_lives(self, half_lives: torch.Tensor) -> None:
@@ -181,8 +184,7 @@ class LinearAttention(nn.Module):
         o = self._recur(hidden_states, mixed, attention_mask, past_key_values, documents)  # [B, T, H * V]
         if self.config.window is not None and self.config.window_is_on:
             seen = self._see_window(mixed, position_embeddings, attention_mask, past_key_values, documents)
-            # The recurrence's share, not the window's: bfloat16 rounds 0.9997 to 1, and nothing would reach the other.
-            share = (-self.window_logit).sigmoid()  # [H]
+            share = self.recurrence_share()  # [H]
             if without_window is not None:
                 share = torch.where(without_window[:, None, None], 1.0, share)  # [B, 1, H]
             share = share[..., None].to(o.dtype)  # [H, 1] or [B, 1, H, 1]
@@ -190,6 +192,11 @@ class LinearAttention(nn.Module):
             o = torch.lerp(seen, o, share).flatten(-2)
         put_back(fetched)
         return self.o_proj(o), None
+
+    def recurrence_share(self) -> torch.Tensor:
+        """[H]: the recurrence's share beside a window; the rest is the window's."""
+        # Not the window's: bfloat16 rounds 0.9997 to 1, and nothing would reach the recurrence.
+        return (-LOGIT_SCALE * self.window_logit).sigmoid()
 
     def _recur(
         self,
