@@ -76,13 +76,14 @@ class StudentMixer(nn.Module, MambaBase):
             self._prefill(held, piece, hidden_states, positions, output)
 
     def _decode(self, held: dict, step: MixerMetadata, hidden_states, positions, output) -> None:
+        """The first tokens, one of each request; `held` has the blocks [blocks, ...] of each state."""
         rows = slice(0, step.decodes)
         position = positions[rows]
         states = {name: blocks[step.places] for name, blocks in held.items()}  # [N, ...]
         # A prompt of one token decodes, too; its block still holds what another request has left.
         fresh = position == 0
         for name in states.keys() - RING.keys():
-            states[name].masked_fill_(fresh[:, None, None, None] if states[name].dim() == 4 else fresh[:, None, None], 0)
+            states[name].masked_fill_(fresh.view(-1, *[1] * (states[name].dim() - 1)), 0)
         mixed, states = self._run(states, hidden_states[rows, None], position[:, None], None)
         output[rows] = mixed[:, 0]
         for name, state in states.items():
@@ -94,6 +95,7 @@ class StudentMixer(nn.Module, MambaBase):
                 held[name][step.places] = state
 
     def _prefill(self, held: dict, piece: Piece, hidden_states, positions, output) -> None:
+        """One request's tokens, however many."""
         rows = slice(piece.start, piece.stop)
         states = {} if piece.computed == 0 else {name: blocks[piece.place] for name, blocks in held.items()}
         mixed, states = self._run(states, hidden_states[None, rows], positions[None, rows], piece.computed)
@@ -102,7 +104,7 @@ class StudentMixer(nn.Module, MambaBase):
             held[name][piece.place] = state
 
     def _run(
-        self, states: dict[str, torch.Tensor], hidden_states: torch.Tensor, positions: torch.Tensor, computed: int | None
+        self, states: dict, hidden_states: torch.Tensor, positions: torch.Tensor, computed: int | None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The mixer's output [N, T, hidden] and its new states; `computed` tokens came before, None: see positions."""
         cache = cache_of(states, positions[:, 0].clone(), computed)

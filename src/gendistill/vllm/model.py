@@ -23,7 +23,6 @@ from vllm.model_executor.models.utils import maybe_prefix
 
 from gendistill.models.configuration import GendistillConfig
 from gendistill.vllm.mixer import StudentMixer
-from gendistill.vllm.refusals import Asked, refuse_what_cannot_be
 from gendistill.vllm.states import student_states
 from gendistill.vllm.weights import LINEAR, accounted, target_of
 
@@ -142,7 +141,6 @@ class GendistillForCausalLM(nn.Module, HasInnerState, IsHybrid):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         self.config: GendistillConfig = vllm_config.model_config.hf_config
-        refuse_what_cannot_be(self.config, asked_of(vllm_config))
         self.model = GendistillModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         self.lm_head = ParallelLMHead(
             self.config.vocab_size, self.config.hidden_size, prefix=maybe_prefix(prefix, "lm_head")
@@ -199,16 +197,6 @@ class GendistillForCausalLM(nn.Module, HasInnerState, IsHybrid):
         """How prefix caching copies each state from block to block: whole."""
         # Asked of the model and not of the class: a window has other states than a recurrence.
         return tuple(get_temporal_copy_spec for _ in student_states(self.config, torch.float32))
-
-
-def asked_of(vllm_config: VllmConfig) -> Asked:
-    """How vLLM was started."""
-    return Asked(
-        ranks=vllm_config.parallel_config.tensor_parallel_size,
-        pipeline=vllm_config.parallel_config.pipeline_parallel_size,
-        quantization=vllm_config.model_config.quantization,
-        speculative=vllm_config.speculative_config is not None,
-    )
 
 
 def _states_of(vllm_config: VllmConfig):

@@ -22,7 +22,7 @@ def refuse_what_cannot_be(config: GendistillConfig, asked: Asked) -> None:
     """Raises UserError for a student, or a way of serving it, that is not supported."""
     if config.hidden_act not in ACTIVATIONS:
         raise UserError(
-            f"vLLM runs MLPs with the activation {', '.join(ACTIVATIONS)}, and this student's is '{config.hidden_act}'; "
+            f"this student's MLPs have the activation '{config.hidden_act}', vLLM's have {', '.join(ACTIVATIONS)}; "
             "serve it with `gendistill serve`"
         )
     if not config.layers_of_type("full_attention"):

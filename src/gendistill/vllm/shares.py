@@ -10,6 +10,7 @@ import torch
 
 from gendistill.errors import UserError
 from gendistill.models.configuration import GendistillConfig
+from gendistill.names import MIXERS
 
 # The dimension of a tensor that is laid out head by head, by the parameter's name in a linear layer; of the others
 # every rank has all.
@@ -39,7 +40,7 @@ def layer_of_rank(config: GendistillConfig, layer: int, ranks: int) -> Gendistil
 
 
 def check_heads(config: GendistillConfig, ranks: int) -> None:
-    """Raises UserError if so many ranks cannot have the same number of heads each."""
+    """Raises UserError if so many ranks cannot have the same number of heads each, or heads are not alike."""
     heads, key_heads = config.num_attention_heads, config.num_key_value_heads
     fits = heads % ranks == 0 and (key_heads % ranks == 0 or ranks % key_heads == 0)
     if not fits:
@@ -48,6 +49,13 @@ def check_heads(config: GendistillConfig, ranks: int) -> None:
         raise UserError(
             f"{heads} heads with {key_heads} key heads cannot be shared out among {ranks} GPUs; "
             f"--tensor-parallel-size can be {', '.join(map(str, allowed))}"
+        )
+    # A decay that is fixed follows from a head's number among all heads, which a rank's layer does not know.
+    fixed = {name for name in config.mixers if name is not None and getattr(MIXERS[name], "decay", None) == "fixed"}
+    if ranks > 1 and fixed:
+        raise UserError(
+            f"mixer {', '.join(sorted(fixed))} has a fixed decay for each head, and cannot be shared out among {ranks} "
+            "GPUs; serve this student with --tensor-parallel-size 1"
         )
 
 
