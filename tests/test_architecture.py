@@ -253,7 +253,7 @@ def test_comments_stand_where_a_reader_needs_them():
 
 def test_what_runs_elsewhere_imports_what_there_is():
     """Benchmarks, scripts and tests of GPUs are not run here, and would break unseen when something moves."""
-    folders = ["benchmarks", "scripts", "tests/gpu"]
+    folders = ["benchmarks", "scripts", "tests/gpu", "tests/vllm_plugin"]
     scripts = [script for folder in folders for script in sorted((ROOT / folder).rglob("*.py"))]
     assert [name for script in scripts for name in missing_names(script, SOURCE)] == []
 
