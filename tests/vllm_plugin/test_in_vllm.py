@@ -105,6 +105,16 @@ def test_preempted_requests_go_on_as_before(folders):
     assert preempted > 0
 
 
+def test_a_thousand_requests_leave_nothing(folders):
+    folder = folders["qwen2, window beside"]
+    asked = [prompt[: 1 + i % 20] for i in range(21) for prompt in prompts()][:250]
+    with engine(folder, dtype="float32", enforce_eager=True, max_num_batched_tokens=256, max_num_seqs=64) as llm:
+        first = token_ids(replies(llm, asked, length=4))
+        for _ in range(3):
+            assert token_ids(replies(llm, asked, length=4)) == first
+        assert counted(llm, "vllm:kv_cache_usage_perc") == 0
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs a core for each rank")
 def test_heads_on_two_ranks(folders, monkeypatch):
     first, second = sorted(os.sched_getaffinity(0))[:2]
