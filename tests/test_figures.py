@@ -28,6 +28,7 @@ from figures import (
     synthesize_figures,
     training_speed_figures,
     trials_figures,
+    vllm_serve_figures,
     window_figures,
 )
 from test_suite import seconds_by_file, share_of_cli
@@ -37,6 +38,7 @@ ABLATION = ROOT / "results/cpu/ablation.json"
 ON_POLICY = ROOT / "results/gpu/on_policy_cost.json"
 SCALING = ROOT / "results/gpu/scaling.json"
 SERVE = ROOT / "results/gpu/serve_throughput.json"
+VLLM = ROOT / "results/gpu/vllm_serve.json"
 WINDOW = ROOT / "results/window/table.json"
 
 
@@ -58,6 +60,8 @@ def test_ledger_follows_from_its_sources():
     expected |= placement_cost_figures(WINDOW.parent / "placements")
     if SERVE.exists():  # measured on a GPU
         expected |= serve_throughput_figures(SERVE.parent)
+    if VLLM.exists():
+        expected |= vllm_serve_figures(VLLM.parent)
     if ON_POLICY.exists():
         expected |= on_policy_cost_figures(ON_POLICY.parent)
     if SCALING.exists():

@@ -30,9 +30,10 @@ STUDENTS = {
     "qwen2, window beside": dict(family="qwen2", keep=(1,), log_decay_bound=-5.0, **WINDOW),
 }
 REPLY = 64  # tokens
-# In nats behind the best token in float32: of numbers with 8 bits, sums of some hundred terms are off by as much.
-NEAR_TIE = 0.25
-BEST = 0.9  # least share of tokens that are the best themselves
+# Random weights make flat distributions. Of the student's own replies in bfloat16, on a CPU, 0.93 of the tokens were
+# the best in float32, and the worst was 0.34 nats behind.
+NEAR_TIE = 0.6
+BEST = 0.88
 OPTIONS = dict(dtype="bfloat16", max_model_len=4096, max_num_seqs=32, gpu_memory_utilization=0.2)
 
 
@@ -52,28 +53,46 @@ def prompts(count: int = 32, longest: int = 1500) -> list[list[int]]:
     return [torch.randint(2, SIZES["vocab_size"], (length,), generator=drawn).tolist() for length in lengths]
 
 
-def hold_to_student(folder, outputs, what: str) -> None:
-    """Judges tokens by the student in float32."""
+def hold_to_student(folder, asked: list[list[int]], written: list[list[int]], what: str) -> float:
+    """Judges tokens by the student in float32; returns the share of them that are the best."""
     student = load_model(str(folder), torch.float32, "cuda")
-    behind = [judged(student, output.prompt_token_ids, list(output.outputs[0].token_ids))[1] for output in outputs]
+    behind = [judged(student, prompt, reply)[1] for prompt, reply in zip(asked, written, strict=True)]
     share = sum((part == 0).sum().item() for part in behind) / sum(len(part) for part in behind)
     whole = sum(bool((part == 0).all()) for part in behind)
     worst = max(part.max().item() for part in behind)
     print(f"{what}: {share:.4f} of tokens the best, {whole} of {len(behind)} replies whole, worst {worst:.4f} nats")
     assert share >= BEST and worst < NEAR_TIE
+    return share
+
+
+@torch.no_grad()
+def own_replies(folder, asked: list[list[int]]) -> list[list[int]]:
+    """What the student writes by itself, in bfloat16."""
+    student = load_model(str(folder), torch.bfloat16, "cuda")
+    how = dict(max_new_tokens=REPLY, min_new_tokens=REPLY, do_sample=False)
+    made = [student.generate(torch.tensor([prompt], device="cuda"), **how)[0] for prompt in asked]
+    return [ids[len(prompt) :].tolist() for prompt, ids in zip(asked, made, strict=True)]
 
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_tokens_are_the_students(folders, name):
+    asked = prompts()
     with engine(folders[name], **OPTIONS) as llm:
-        hold_to_student(folders[name], replies(llm, prompts(), REPLY), name)
+        written = token_ids(replies(llm, asked, REPLY))
+    own = own_replies(folders[name], asked)
+    same = sum(a == b for a, b in zip(own, written, strict=True))
+    print(f"{name}: {same} of {len(asked)} replies are the student's own in bfloat16 to the last token")
+    share = hold_to_student(folders[name], asked, written, f"{name}, vLLM")
+    assert share > hold_to_student(folders[name], asked, own, f"{name}, own") - 0.02
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen2, window beside"])
 @pytest.mark.parametrize("eager", [False, True], ids=["graphs", "eager"])
 def test_pieces(folders, name, eager):
+    asked = prompts()
     with engine(folders[name], **OPTIONS, enforce_eager=eager, max_num_batched_tokens=128) as llm:
-        hold_to_student(folders[name], replies(llm, prompts(), REPLY), f"{name}, pieces, eager {eager}")
+        written = token_ids(replies(llm, asked, REPLY))
+    hold_to_student(folders[name], asked, written, f"{name}, pieces, eager {eager}")
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen2, window beside"])
@@ -81,18 +100,19 @@ def test_cached_prefixes(folders, name):
     asked = prompts()
     with engine(folders[name], **OPTIONS, enable_prefix_caching=True) as llm:
         replies(llm, asked, REPLY)
-        again = replies(llm, [prompt + [7, 8, 9] for prompt in asked], REPLY)
-    hold_to_student(folders[name], again, f"{name}, prefixes cached")
+        asked = [prompt + [7, 8, 9] for prompt in asked]
+        again = replies(llm, asked, REPLY)
+    hold_to_student(folders[name], asked, token_ids(again), f"{name}, prefixes cached")
     assert sum(output.num_cached_tokens for output in again) > 0
 
 
 def test_preemption(folders):
     asked = [(prompt * 1000)[:1000] for prompt in prompts()]
     with engine(folders["qwen3"], **OPTIONS, num_gpu_blocks_override=96) as llm:
-        outputs = replies(llm, asked, 512)
+        written = token_ids(replies(llm, asked, 512))
         preempted = counted(llm, "vllm:num_preemptions")
     print(f"{preempted} preemptions")
-    hold_to_student(folders["qwen3"], outputs, "preempted")
+    hold_to_student(folders["qwen3"], asked, written, "preempted")
     assert preempted > 0
 
 
