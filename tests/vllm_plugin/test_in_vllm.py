@@ -96,7 +96,8 @@ def test_cached_prefixes_change_nothing(folders):
 
 def test_preempted_requests_go_on_as_before(folders):
     folder = folders["qwen3"]
-    asked = [(prompt * 100)[:100] for prompt in prompts()]
+    # A prompt of one token comes to a block that another has used, and goes on from nothing.
+    asked = [(prompt * 100)[: 1 if i % 3 == 2 else 100] for i, prompt in enumerate(prompts() * 2)]
     short = dict(num_gpu_blocks_override=12, max_num_batched_tokens=BLOCK, enforce_eager=True)
     with engine(folder, dtype="float32", **short) as llm:
         outputs = replies(llm, asked)

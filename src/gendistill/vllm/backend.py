@@ -45,6 +45,7 @@ class MixerMetadataBuilder(AttentionMetadataBuilder[MixerMetadata]):
 
     def __init__(self, kv_cache_spec, layer_names, vllm_config, device):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        self.layers = vllm_config.compilation_config.static_forward_context
         self.places = torch.zeros(vllm_config.scheduler_config.max_num_seqs, dtype=torch.int64, device=device)
 
     def build(
@@ -56,16 +57,23 @@ class MixerMetadataBuilder(AttentionMetadataBuilder[MixerMetadata]):
         places = table[:, 0]
         decodes, prefills, _, _ = split_decodes_and_prefills(batch, decode_threshold=1)
         self.places[:decodes].copy_(places[:decodes], non_blocking=True)
-        starts = batch.query_start_loc_cpu.tolist()
+        starts, lengths = batch.query_start_loc_cpu.tolist(), batch.seq_lens_cpu_upper_bound.tolist()
+        self._empty(places, [i for i in range(decodes) if lengths[i] == 1])
         pieces = []
-        if prefills:
-            lengths = batch.seq_lens_cpu_upper_bound.tolist()  # exact for prompts
-            for i in range(decodes, decodes + prefills):
-                start, stop = starts[i], starts[i + 1]
-                if start < stop:  # filling has no tokens
-                    computed = lengths[i] - (stop - start)
-                    pieces.append(Piece(start, stop, computed, places[i : i + 1].long()))
+        for i in range(decodes, decodes + prefills):
+            start, stop = starts[i], starts[i + 1]
+            if start < stop:  # filling has no tokens
+                pieces.append(Piece(start, stop, lengths[i] - (stop - start), places[i : i + 1].long()))
         return MixerMetadata(decodes, self.places[:decodes], pieces)
+
+    def _empty(self, places: torch.Tensor, rows: list[int]) -> None:
+        """Empties the blocks of prompts of one token, which decode though they go on from nothing.
+
+        Another request has left its states there. It is done here, since a graph of steps knows no such request.
+        """
+        for name in self.layer_names if rows else []:
+            for blocks in self.layers[name].kv_cache:
+                blocks[places[rows].long()] = 0
 
 
 class MixerBackend(AttentionBackend):

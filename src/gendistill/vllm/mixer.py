@@ -80,10 +80,6 @@ class StudentMixer(nn.Module, MambaBase):
         rows = slice(0, step.decodes)
         position = positions[rows]
         states = {name: blocks[step.places] for name, blocks in held.items()}  # [N, ...]
-        # A prompt of one token decodes, too; its block still holds what another request has left.
-        fresh = position == 0
-        for name in states.keys() - RING.keys():
-            states[name].masked_fill_(fresh.view(-1, *[1] * (states[name].dim() - 1)), 0)
         mixed, states = self._run(states, hidden_states[rows, None], position[:, None], None)
         output[rows] = mixed[:, 0]
         for name, state in states.items():
