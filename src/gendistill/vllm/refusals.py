@@ -25,11 +25,6 @@ def refuse_what_cannot_be(config: GendistillConfig, asked: Asked) -> None:
             f"this student's MLPs have the activation '{config.hidden_act}', vLLM's have {', '.join(ACTIVATIONS)}; "
             "serve it with `gendistill serve`"
         )
-    if not config.layers_of_type("full_attention"):
-        raise UserError(
-            "this student keeps no layer with attention, and vLLM sizes the blocks of its cache by one; keep at least "
-            "one layer, or serve it with `gendistill serve`"
-        )
     check_heads(config, asked.ranks)
     if asked.pipeline != 1:
         raise UserError(
