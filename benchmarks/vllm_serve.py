@@ -37,6 +37,7 @@ MOST = 256  # requests at a time that the server is to let in
 PROMPTS_EQUAL = 4  # times --at-once
 TOKENS_LARGEST, FEWEST_LARGEST = 4_000_000, 64  # of a run at the largest load: contexts together, and requests
 KEPT = "median_ttft_ms p99_ttft_ms median_tpot_ms p99_tpot_ms output_throughput total_token_throughput".split()
+SLACK = 16  # tokens that a random prompt may become longer by, written out and read again
 PATIENCE = 600  # seconds until a server answers
 RUNNING = re.compile(r"^vllm:num_requests_running\{.*?\} (\S+)$", re.MULTILINE)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -50,7 +51,8 @@ def main() -> None:
         if arguments.shape is not None:
             folders = write_pair(Path(scratch), arguments)
         measured = {side: measure(folder, arguments) for side, folder in folders.items()}
-    raw = vars(arguments) | {"most": MOST, "measured": measured}
+    settings = {name: value for name, value in vars(arguments).items() if name not in folders}
+    raw = settings | {"most": MOST, "measured": measured}
     print(json.dumps(raw, indent=1))
     if torch.cuda.is_available():
         known = json.loads(RAW.read_text()) if RAW.exists() else {"pairs": {}}
@@ -97,13 +99,13 @@ def write_pair(folder: Path, arguments: argparse.Namespace) -> dict[str, Path]:
 def measure(folder: Path | str, arguments: argparse.Namespace) -> list[dict]:
     """A row for each context and load."""
     rows = []
-    with serving(folder, max(arguments.contexts) + 16) as url:
+    with serving(folder, max(arguments.contexts)) as url:
         for context in arguments.contexts:
             for load in arguments.loads:
                 at_once, prompts = arguments.at_once, PROMPTS_EQUAL * arguments.at_once
                 if load == "largest":
                     at_once, prompts = MOST, max(FEWEST_LARGEST, min(MOST * 2, TOKENS_LARGEST // context))
-                row = ask(url, folder, context - arguments.output, arguments.output, at_once, prompts)
+                row = ask(url, folder, context - arguments.output - SLACK, arguments.output, at_once, prompts)
                 rows.append({"context": context, "load": load} | row)
                 print(folder, rows[-1], flush=True)
     return rows

@@ -124,3 +124,16 @@ def test_scaling_compares_with_one_gpu_of_the_same_run(tmp_path):
         "gpu2_evaluation_speedup": 1.9,
         "gpu2_fsdp_mfu_8b": 0.4,
     }
+
+
+def test_vllm_is_compared_at_32k_under_the_most_that_each_holds(tmp_path):
+    def rows(equal, largest):
+        speeds = {(32768, "equal"): equal, (32768, "largest"): largest, (65536, "largest"): 1}
+        return [{"context": at, "load": load, "output_throughput": x} for (at, load), x in speeds.items()]
+
+    pairs = {
+        name: {"measured": {"teacher": rows(9, 100), "student": rows(9, x)}} for name, x in (("a", 300), ("b", 250))
+    }
+    (tmp_path / "vllm_serve.json").write_text(json.dumps({"pairs": pairs}))
+    figure = vllm_serve_figures(tmp_path)["vllm_throughput_ratio_32k"]
+    assert (figure["value"], figure["spread"]) == (2.5, [2.5, 3.0])
