@@ -456,6 +456,26 @@ def serve_throughput_figures(results: Path) -> dict[str, dict]:
     return {"serve_throughput_64_vs_1": figure | {"source": "results/gpu/serve_throughput.json"}}
 
 
+def vllm_serve_figures(results: Path) -> dict[str, dict]:
+    """How many times more tokens a second vLLM writes with the student than with the teacher, contexts of 32,768 tokens
+    and each under the most that it holds, from benchmarks/vllm_serve.py: the least of the pairs."""
+    pairs = json.loads((results / "vllm_serve.json").read_text())["pairs"]
+    ratios = []
+    for pair in pairs.values():
+        speed = {
+            side: row["output_throughput"]
+            for side, rows in pair["measured"].items()
+            for row in rows
+            if (row["context"], row["load"]) == (32768, "largest")
+        }
+        if speed:
+            ratios.append(speed["student"] / speed["teacher"])
+    if not ratios:
+        return {}
+    figure = {"value": round(min(ratios), 2), "unit": "x", "spread": _spread(ratios, 2)}
+    return {"vllm_throughput_ratio_32k": figure | {"source": "results/gpu/vllm_serve.json"}}
+
+
 def throughput_ratios(raw: dict) -> list[float]:
     """Tokens a second of a round with 64 clients over those of the round with one that came behind it."""
     speeds = {at_once: [each["tokens"] / each["seconds"] for each in found] for at_once, found in raw["rounds"].items()}

@@ -39,10 +39,12 @@ FAMILIES = {
 }
 
 
-def make_teacher(family: str, seed: int = 0):
-    """A random teacher whose norms and biases are not at their trivial initialisation."""
+def make_teacher(family: str, seed: int = 0, **sizes):
+    """A random teacher whose norms and biases are not at their trivial initialisation; of other `sizes` if given."""
     torch.manual_seed(seed)
-    teacher = AutoModelForCausalLM.from_config(deepcopy(FAMILIES[family])).eval()
+    config = deepcopy(FAMILIES[family])
+    config.update(sizes)
+    teacher = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in teacher.named_parameters():
             if name.endswith("bias") or "norm" in name:
@@ -52,9 +54,9 @@ def make_teacher(family: str, seed: int = 0):
     return teacher
 
 
-def make_student(family: str, keep=(1,), **options):
+def make_student(family: str, keep=(1,), sizes=None, **options):
     """A converted student whose new tensors are moved off their initialisation, so that every path matters."""
-    teacher = make_teacher(family)
+    teacher = make_teacher(family, **(sizes or {}))
     student, _ = convert(teacher, student_config(teacher.config, list(keep), **options), seed=0)
     torch.manual_seed(1)
     with torch.no_grad():

@@ -51,6 +51,7 @@ ROOMS = {
     "report": f"{GROUND} analysis recipe.data data evaluate.kinds recipe distill evaluate ablation.result",
     "doctor": f"{GROUND} ops models compute",
     "export": f"{GROUND} analysis models",
+    "vllm": f"{GROUND} models",
     "chat": f"{GROUND} models inference recipe.data data",
     "serve": f"{GROUND} models compute inference recipe.data data",
     "run": f"{GROUND} ops distributed sandbox analysis models compute inference recipe.fields recipe.data data"
@@ -252,7 +253,7 @@ def test_comments_stand_where_a_reader_needs_them():
 
 def test_what_runs_elsewhere_imports_what_there_is():
     """Benchmarks, scripts and tests of GPUs are not run here, and would break unseen when something moves."""
-    folders = ["benchmarks", "scripts", "tests/gpu"]
+    folders = ["benchmarks", "scripts", "tests/gpu", "tests/vllm_plugin"]
     scripts = [script for folder in folders for script in sorted((ROOT / folder).rglob("*.py"))]
     assert [name for script in scripts for name in missing_names(script, SOURCE)] == []
 

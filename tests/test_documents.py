@@ -47,7 +47,7 @@ NAMED = re.compile(r"(?:src|tests|docs|scripts|recipes|results|benchmarks)/[\w./
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 # A number with one of these units behind it was measured, and stands in the ledger.
 MEASURED = re.compile(r"\d[\d,.]*\s+(?:tokens\s+(?:a|per)\s+second|tokens/s|GiB|s|seconds|times\s+as\s+fast)\b")
-PROGRAMS = ("gendistill", "make", "pip", "python", "torchrun")
+PROGRAMS = ("gendistill", "make", "pip", "python", "torchrun", "vllm")
 # They stand for the reader's own files.
 PLACEHOLDERS = {"FILE", "FOLDER_OR_ID", "MODEL", "RECIPE", "recipe.yaml", "RUN", "runs/NAME.yaml"}
 # Verbs that answer in seconds; the others train, and have tests of their own.
@@ -143,6 +143,8 @@ def check_command(words, run):
         module = arguments.index("-m")
         assert arguments[module + 1] == "gendistill.cli", words
         check_gendistill(arguments[module + 2 :], run=False)
+    elif program == "vllm":
+        assert arguments[0] == "serve", words
     elif program == "python" and arguments[0] == "-m":
         assert arguments[1].startswith("gendistill.") and find_spec(arguments[1]), words
     elif program == "python":

@@ -28,6 +28,7 @@ from figures import (
     synthesize_figures,
     training_speed_figures,
     trials_figures,
+    vllm_serve_figures,
     window_figures,
 )
 from test_suite import seconds_by_file, share_of_cli
@@ -37,6 +38,7 @@ ABLATION = ROOT / "results/cpu/ablation.json"
 ON_POLICY = ROOT / "results/gpu/on_policy_cost.json"
 SCALING = ROOT / "results/gpu/scaling.json"
 SERVE = ROOT / "results/gpu/serve_throughput.json"
+VLLM = ROOT / "results/gpu/vllm_serve.json"
 WINDOW = ROOT / "results/window/table.json"
 
 
@@ -58,6 +60,8 @@ def test_ledger_follows_from_its_sources():
     expected |= placement_cost_figures(WINDOW.parent / "placements")
     if SERVE.exists():  # measured on a GPU
         expected |= serve_throughput_figures(SERVE.parent)
+    if VLLM.exists():
+        expected |= vllm_serve_figures(VLLM.parent)
     if ON_POLICY.exists():
         expected |= on_policy_cost_figures(ON_POLICY.parent)
     if SCALING.exists():
@@ -120,3 +124,16 @@ def test_scaling_compares_with_one_gpu_of_the_same_run(tmp_path):
         "gpu2_evaluation_speedup": 1.9,
         "gpu2_fsdp_mfu_8b": 0.4,
     }
+
+
+def test_vllm_is_compared_at_32k_under_the_most_that_each_holds(tmp_path):
+    def rows(equal, largest):
+        speeds = {(32768, "equal"): equal, (32768, "largest"): largest, (65536, "largest"): 1}
+        return [{"context": at, "load": load, "output_throughput": x} for (at, load), x in speeds.items()]
+
+    pairs = {
+        name: {"measured": {"teacher": rows(9, 100), "student": rows(9, x)}} for name, x in (("a", 300), ("b", 250))
+    }
+    (tmp_path / "vllm_serve.json").write_text(json.dumps({"pairs": pairs}))
+    figure = vllm_serve_figures(tmp_path)["vllm_throughput_ratio_32k"]
+    assert (figure["value"], figure["spread"]) == (2.5, [2.5, 3.0])
