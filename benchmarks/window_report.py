@@ -53,8 +53,8 @@ def read_models(folder: Path) -> dict[str, Lines]:
         if name in paths:
             text = gzip.decompress(paths[name].read_bytes()).decode()
             models[name] = [json.loads(line) for line in text.splitlines()]
+    theirs = models["teacher"][0]["questions"]
     for name, lines in models.items():
-        theirs = models["teacher"][0]["questions"]
         if others := [task for task, digest in lines[0]["questions"].items() if theirs.get(task, digest) != digest]:
             raise SystemExit(f"{folder}: {name} was asked other questions than the teacher: {', '.join(others)}")
     return models

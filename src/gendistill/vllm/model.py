@@ -175,11 +175,11 @@ class GendistillForCausalLM(nn.Module, HasInnerState, IsHybrid):
         loaded = set()
         for name, tensor in accounted(weights, self.config):
             target = target_of(name)
-            parameter = parameters[target.name]
             if LINEAR in name:
-                path, _, inner = name.partition(LINEAR)
-                self.get_submodule(f"{path}{LINEAR}".rstrip(".")).load(inner, tensor)
+                block, mixer, inner = name.partition(LINEAR)
+                self.get_submodule(block + mixer.removesuffix(".")).load(inner, tensor)
             else:
+                parameter = parameters[target.name]
                 load = getattr(parameter, "weight_loader", default_weight_loader)
                 load(parameter, tensor, *([] if target.part is None else [target.part]))
             loaded.add(target.name)
