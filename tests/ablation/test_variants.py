@@ -84,12 +84,13 @@ def test_all_values_that_do_not_fit_are_listed(tmp_path):
         frozen={f"{LAST}.train": [["mixer_qkv"]]},
         seed={"seed": [4]},
         items={"evaluation.tasks.facts.items": [9]},
+        unasked={"never": {"evaluation.stages": []}},
         fine={f"{LAST}.tokens": [128]},
     )
     with pytest.raises(UserError) as error:
         variants(tmp_path, axes=axes, controls={"trained_teacher": None})
     lines = str(error.value).splitlines()
-    assert lines[0].startswith("8 value(s) do not fit ")
+    assert lines[0].startswith("9 value(s) do not fit ")
     for where, what in {
         "axes.objective.reverse_k": "did you mean 'reverse_kl'?",
         "axes.objective.forward_kl": "is what the base has already",
@@ -98,6 +99,7 @@ def test_all_values_that_do_not_fit_are_listed(tmp_path):
         "axes.frozen.mixer_qkv": "unknown role 'mixer_qkv'",
         "axes.seed.4": "changes seed: ",
         "axes.items.9": "changes evaluation.tasks: results of other teachers, seeds or items are not comparable",
+        "axes.unasked.never": "evaluation.stages is empty",
         "controls.trained_teacher": "the base has no stage with loss_on: completion",
     }.items():
         place = next(number for number, line in enumerate(lines) if line.startswith(f"  {where}: "))

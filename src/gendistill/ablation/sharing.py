@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from gendistill.ablation.result import SharedStage
-from gendistill.ablation.variants import Planned, stages_of
+from gendistill.ablation.variants import Planned
 from gendistill.files import make_folder, put_in_place
 from gendistill.recipe.fields import result_settings
 from gendistill.recipe.loading import Recipe
@@ -35,14 +35,14 @@ def keys_of(recipe: Recipe) -> dict[str, str]:
     asked = result_settings(recipe.evaluation) | {"stages": None}
     teacher = [recipe.teacher, recipe.dtype, recipe.backend, recipe.seed, asked]
     keys = {OF_TEACHER: hashlib.sha256(json.dumps(teacher, sort_keys=True).encode()).hexdigest()}
-    return keys | {stage: stage_key(recipe, stage) for stage in stages_of(recipe)}
+    return keys | {stage: stage_key(recipe, stage) for stage in recipe.all_stages}
 
 
 def is_made(run: RunFolder, stage: str) -> bool:
     """Whether a run has a stage's student, evaluated if it is to be; or the teacher's evaluation."""
     if stage == OF_TEACHER:
         return _is_evaluated(run, TEACHER)
-    evaluated = run.recipe.evaluation.stages or run.stages
+    evaluated = run.recipe.evaluated_stages
     # With its answers, or everybody who takes the student would ask it the same questions again.
     return run.has_student(stage) and (stage not in evaluated or _is_evaluated(run, run.label(stage)))
 

@@ -143,6 +143,8 @@ def _folder_name(label: str, seed: int) -> str:
 def _check_comparable(planned: Planned, base: Recipe, seed: int) -> None:
     """Raises UserError for a variant whose results could not be compared with the base's, or would be the same."""
     recipe = planned.recipe
+    if not recipe.evaluated_stages:
+        raise UserError("evaluation.stages is empty, and an ablation compares what is evaluated: name a stage there")
     changed = [name for name in ("teacher", "name") if getattr(recipe, name) != getattr(base, name)]
     # Where to evaluate may change; what, and how replies are sampled, may not.
     asked = [result_settings(each.evaluation) | {"stages": None} for each in (recipe, base)]
@@ -225,13 +227,7 @@ def _by_likelihood(stage: Stage) -> dict[str, Any]:
 CONTROLS = {"window": _window, "teacher": _teacher, "trained_teacher": _trained_teacher}
 
 
-def stages_of(recipe: Recipe) -> Sequence[str]:
-    """Of a run, the conversion first."""
-    return ["conversion", *recipe.stages]
-
-
 def last_evaluated(recipe: Recipe) -> str:
     """The stage whose student is a run's result: the last one that is evaluated."""
-    order = stages_of(recipe)
     # They may be listed in any order.
-    return max(recipe.evaluation.stages or order, key=order.index)
+    return max(recipe.evaluated_stages, key=recipe.all_stages.index)

@@ -62,7 +62,7 @@ def command(
     teacher = evaluate_teacher(run)
     students = {}
     # The summary needs every evaluation, so one that was done before is read again here, not skipped.
-    evaluated = run.recipe.evaluation.stages or run.folder.stages
+    evaluated = run.recipe.evaluated_stages
     for stage in run.folder.stages:
         if stage != "conversion":  # done above
             distil_stage(run, stage)

@@ -178,5 +178,7 @@ class Evaluation(Settings):
         1.0, description="of sampled replies: tokens beyond this share of the probability are left out"
     )
     stop: StopTexts = Field((), description="texts at which replies of all tasks end, besides those of each task")
-    stages: list[str] | None = Field(None, description="'conversion' and stages after which to evaluate; all if absent")
+    stages: list[str] | None = Field(
+        None, description="'conversion' and stages after which to evaluate: all if absent, none if []"
+    )
     harness: Harness | None = Field(None, description="tasks of lm-evaluation-harness to evaluate besides")

@@ -76,6 +76,16 @@ class Recipe(Settings):
     stages: dict[FileName, Stage] = Field(description="in their order; none: the student is converted and evaluated")
     evaluation: Evaluation = Field(description="what teacher and student are asked")
 
+    @property
+    def all_stages(self) -> list[str]:
+        """The conversion and the stages, in their order."""
+        return ["conversion", *self.stages]
+
+    @property
+    def evaluated_stages(self) -> list[str]:
+        """Those after which the student is evaluated; an empty list in the recipe means none."""
+        return self.all_stages if self.evaluation.stages is None else self.evaluation.stages
+
     @model_validator(mode="after")
     def check(self):
         # Names must be found here, while the line in the recipe is known: later they would be a KeyError hours in.
@@ -93,9 +103,9 @@ class Recipe(Settings):
         self._check_placement()
         if "conversion" in self.stages:
             raise ValueError("stages.conversion: that is the name of the conversion itself; choose another")
-        stages = ["conversion", *self.stages]
-        if unknown := [stage for stage in self.evaluation.stages or [] if stage not in stages]:
-            raise ValueError(f"evaluation.stages: {', '.join(unknown)} unknown; this recipe has {', '.join(stages)}")
+        if unknown := [stage for stage in self.evaluated_stages if stage not in self.all_stages]:
+            known = ", ".join(self.all_stages)
+            raise ValueError(f"evaluation.stages: {', '.join(unknown)} unknown; this recipe has {known}")
         for name, stage in self.stages.items():
             # Plain text has no replies: its loss mask would be empty.
             if stage.loss_on == "completion" and not all(source.gives_chat for source in self.data[stage.mixture]):

@@ -65,7 +65,7 @@ def evaluation_tokens(recipe: Recipe) -> int:
 
 def evaluated_models(recipe: Recipe) -> int:
     """The teacher, and the students that are evaluated."""
-    return 1 + len(recipe.evaluation.stages or ["conversion", *recipe.stages])
+    return 1 + len(recipe.evaluated_stages)
 
 
 def run_seconds(recipe: Recipe, layers: int, per_token: float, probes: dict[str, Probe]) -> dict[str, float]:

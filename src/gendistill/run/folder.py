@@ -57,7 +57,7 @@ class RunFolder:
             UserError: the folder holds a run of another recipe, or files that are no run.
         """
         self.root, self.recipe = Path(root), recipe
-        self.stages = ["conversion", *recipe.stages]
+        self.stages = recipe.all_stages
         try:
             self._check()
         except OSError as error:
@@ -231,7 +231,7 @@ def stage_key(recipe: Recipe, stage: str) -> str:
 
     Students of one teacher, made by one version of the project, are equal if their keys are.
     """
-    names = ["conversion", *recipe.stages]
+    names = recipe.all_stages
     behind = names[: names.index(stage) + 1]
     values = result_settings(recipe)
     used = _settled(values, behind, synthesis_behind(recipe, behind))
