@@ -121,10 +121,10 @@ def test_a_summary_draws_no_metrics_that_have_changed(unbroken, gendistill):
     assert gendistill("run", run.parent / "tiny.yaml", "--output", run)[0] == 0
 
 
-def test_an_empty_list_of_stages_evaluates_no_student(recipe, converted_run, gendistill):
+def test_an_empty_list_of_stages_evaluates_nothing(recipe, converted_run, gendistill):
     code, output = gendistill("run", recipe, "stages={}", "evaluation.stages=[]", "--output", converted_run)
     assert code == 0, output
-    assert [path.name for path in (converted_run / "evaluation").iterdir() if path.is_dir()] == ["teacher"]
+    assert not list((converted_run / "evaluation").glob("*/*"))
 
 
 def test_evaluate_prints_the_pair(unbroken, gendistill):

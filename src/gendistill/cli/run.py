@@ -59,10 +59,11 @@ def command(
 
     run.console.print(f"{run.recipe.name}: {run.recipe.teacher} on {run.compute.device}, {run.compute.dtype_name}")
     convert_teacher(run)
-    teacher = evaluate_teacher(run)
+    evaluated = run.recipe.evaluated_stages
+    # Its scores are there to be compared with.
+    teacher = evaluate_teacher(run) if evaluated else None
     students = {}
     # The summary needs every evaluation, so one that was done before is read again here, not skipped.
-    evaluated = run.recipe.evaluated_stages
     for stage in run.folder.stages:
         if stage != "conversion":  # done above
             distil_stage(run, stage)

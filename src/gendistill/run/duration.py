@@ -64,8 +64,9 @@ def evaluation_tokens(recipe: Recipe) -> int:
 
 
 def evaluated_models(recipe: Recipe) -> int:
-    """The teacher, and the students that are evaluated."""
-    return 1 + len(recipe.evaluated_stages)
+    """The teacher, and the students that are evaluated; without any, not the teacher either."""
+    students = len(recipe.evaluated_stages)
+    return students + 1 if students else 0
 
 
 def run_seconds(recipe: Recipe, layers: int, per_token: float, probes: dict[str, Probe]) -> dict[str, float]:
