@@ -374,7 +374,7 @@ def ask(model: Any, tokenizer: Any, questions: Questions, seconds: dict[str, flo
     if questions.candidates:
         rankings = rank(model, items, questions.prompts, questions.candidates)
         for record, item, found, ranking in zip(records, items, grades, rankings, strict=True):
-            first = task.ranked_first(ranking.prediction, ranking.by)
+            first = ranking.prediction
             record |= {"ranked": first in item.gold, "letter": found.strict.parsed, "ranked_letter": LETTERS[first]}
     seconds[questions.name] = seconds_since(began)
     told = "".join(

@@ -23,6 +23,7 @@ CASES = [(1000, 64, 4), (300, 64, 0), (50, 64, 4), (700, 128, 100), (129, 1, 1)]
 STUDENTS = {
     "window": dict(mixer="window", window=48, sinks=4),
     "beside": dict(mixer="kda", window=48, sinks=4),
+    "window, no sinks": dict(mixer="window", window=48, sinks=0),
     "beside, bounded": dict(mixer="kda", bound=-5.0, window=48, sinks=0),
 }
 

@@ -79,7 +79,9 @@ def _in_blocks(q, k, v, window: int, sinks: int, scale: float, documents, past: 
     queries = F.pad(q, behind).unflatten(2, (blocks, block)).transpose(1, 2)  # [B, N, H, block, D]
     near, far = _visible(window, sinks, block, blocks, length, documents, past, q.device)
     mask = torch.cat([far, near], dim=-1)  # [B or 1, N, block, S + W + block]
-    filling = -mask.shape[-1] % ALIGNED
+    # Without sinks, too: keys that are a mere view of the text come out wrong where torch 2.11 compiles the attention
+    # together with the recurrence beside it, for gradients.
+    filling = -mask.shape[-1] % ALIGNED or (0 if sinks else ALIGNED)
     mask = F.pad(mask, (filling, 0)).expand(batch, -1, -1, -1)
     groups = heads // k.shape[1]
     columns = []

@@ -1,0 +1,230 @@
+"""The proof on a real model: trained students beside untrained controls, from the records of window_table.py.
+
+    python benchmarks/proof_report.py [results/proof/records]
+
+Names of records say which student: W7 or W4 are untrained windows with so many layers kept (`beam7-window-512`, ...),
+WT4 the window that was trained, K7 or K4 Kimi Delta Attention beside a window; `-without_window` of a student is asked
+with its windows off. Writes table.json, tables.md and the frontier, retention over cache bytes a token, beside the
+records; figures of a GPU go into the ledger.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from figures import ROOT, record_from_gpu
+from window_report import Lines, compare_all, outcomes, read_models
+
+from gendistill.analysis.scores import wilson
+from gendistill.analysis.significance import compare, mcnemar, rank_flips
+from gendistill.analysis.tables import to_markdown
+from gendistill.files import write_atomically
+
+RECORDS = ROOT / "results/proof/records"
+TEACHER = "teacher"
+# Names of untrained windows in the records, and here.
+CONTROLS = {"beam7-window-512": "W7", "beam4-window-512": "W4", "beam2-window-512": "W2"}
+SETS = ("arc_easy", "arc_challenge", "openbookqa", "mmlu_redux", "commonsense_qa", "boolq")  # ranked as well
+SHORT = (*SETS, "gsm8k", "humaneval")
+# Pairs of equal cache, the second beside its control.
+PAIRS = (("W4", "K4"), ("WT4", "K4"), ("W4", "WT4"), ("W7", "K7"))
+LINES = {  # of the frontier: names, and how they are drawn
+    "window, nothing trained": (("W2", "W4", "W7"), "o--", "#999999"),
+    "window, trained": (("WT2", "WT4", "WT7"), "s-", "#e69f00"),
+    "KDA beside a window, trained": (("K2", "K4", "K7"), "D-", "#0072b2"),
+}
+CONTEXT = "131072"  # tokens, of the cache's bytes
+TOLD = {
+    "gsm8k": "gsm8k",
+    "humaneval": "humaneval",
+    "needle_16k": "needle_single_16384",
+    "recall_8k": "recall_easy_8192",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", type=Path, nargs="?", default=RECORDS)
+    folder = parser.parse_args().records
+    models = {CONTROLS.get(name, name): lines for name, lines in read_models(folder).items()}
+    table = tabulate(models)
+    results = folder.parent
+    write_atomically(results / "table.json", json.dumps(table, indent=1) + "\n")
+    write_atomically(results / "tables.md", markdown(table))
+    draw(results, table)
+    if table["machine"]["gpu"] is not None:
+        record_from_gpu(results / "table.json", proof_figures, "python benchmarks/proof_report.py")
+
+
+def tabulate(models: dict[str, Lines]) -> dict[str, Any]:
+    """What `compare_all` finds of each student, its mean over the ranked sets, and pairs of students."""
+    table = compare_all(models)
+    for name, row in table["configurations"].items():
+        row["ranked_sets"] = ranked_sets(models[TEACHER], models[name])
+    table["pairs"] = {
+        f"{one} {other}": pair(models[one], models[other]) for one, other in PAIRS if {one, other} <= models.keys()
+    }
+    asked = {name: outcomes(lines, SETS, "strict") for name, lines in models.items() if tasks_of(lines) >= set(SETS)}
+    table["rank_flips"] = rank_flips(asked)
+    return table
+
+
+def tasks_of(lines: Lines) -> set[str]:
+    return {line["task"] for line in lines[1:]}
+
+
+def ranked_sets(teacher: Lines, student: Lines) -> dict[str, Any] | None:
+    """The mean over the six sets under both protocols, by strict extraction; None unless all were asked."""
+    if not tasks_of(student) >= set(SETS):
+        return None
+    compared = compare(outcomes(teacher, SETS, "strict"), outcomes(student, SETS, "strict"))
+    (mean,) = (row for name, row in compared.items() if name not in SETS)
+    said = [line["letter"] for line in student[1:] if line["task"] in SETS]
+    return {
+        "items": mean["items"],
+        "gap": mean["gap"],
+        "letters": {letter: said.count(letter) for letter in sorted({each for each in said if each})},
+    } | {protocol: mean[protocol]["retention"] for protocol in ("generation", "ranking")}
+
+
+def pair(one: Lines, other: Lines) -> dict[str, dict[str, Any]]:
+    """By task: right answers of both, the second's lead in points, and McNemar's p."""
+    found = {}
+    for task in sorted(tasks_of(one) & tasks_of(other)):
+        both = [{line["index"]: line["strict"] for line in lines[1:] if line["task"] == task} for lines in (one, other)]
+        shared = sorted(both[0].keys() & both[1].keys())
+        first, second = (np.array([right[index] for index in shared], bool) for right in both)  # [items]
+        found[task] = {
+            "items": len(shared),
+            "right": [int(first.sum()), int(second.sum())],
+            "lead_pp": round(100 * float(second.mean() - first.mean()), 2),
+            "intervals": [wilson(int(each.sum()), len(shared)) for each in (first, second)],
+            "p": mcnemar(first, second),
+        }
+    return found
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """A table of answers, one of retention, one of protocols, and one for each pair."""
+    rows = table["configurations"]
+    tasks = list(rows[TEACHER]["tasks"])
+    parts = [
+        "# Trained students and untrained controls, by generated answers",
+        f"On {table['machine']['gpu'] or 'a CPU'}, in bfloat16. Greedy replies, strict extraction. In brackets intervals "
+        "of 95 %: Wilson's of accuracies, paired bootstrap of retention. Written by benchmarks/proof_report.py.",
+    ]
+    for title, cell in (("Right, percent", right_cell), ("Retention, percent of the teacher", retention_cell)):
+        header = ["", "Kept", "KiB a token at 128K", *(f"{t} ({rows[TEACHER]['tasks'][t]['items']})" for t in tasks)]
+        cells = [
+            [name, str(len(row["layers"])), f"{kib_a_token(row):.2f}", *(cell(row["tasks"].get(t)) for t in tasks)]
+            for name, row in rows.items()
+        ]
+        parts += [f"## {title}", to_markdown(header, cells)]
+    header = ["", "by generation", "by ranking", "gap, points", "letters"]
+    cells = [[name, *protocol_cells(row["ranked_sets"])] for name, row in rows.items() if row["ranked_sets"]]
+    parts += ["## Mean of the six ranked sets, retention in percent", to_markdown(header, cells)]
+    for name, tasks in table["pairs"].items():
+        one, other = name.split()
+        header = ["Task", "Items", f"{one}, right", f"{other}, right", "lead, points", "McNemar's p"]
+        cells = [
+            [task, str(row["items"]), *map(str, row["right"]), f"{row['lead_pp']:+.1f}", f"{row['p']:.2g}"]
+            for task, row in tasks.items()
+        ]
+        parts += [f"## {other} beside {one}, on the same items", to_markdown(header, cells)]
+    flips = [f"{' and '.join(flip['models'])}" for flip in table["rank_flips"]]
+    parts.append("Pairs that ranking orders one way and generation the other: " + ("; ".join(flips) or "none") + ".")
+    return "\n\n".join(parts) + "\n"
+
+
+def kib_a_token(row: dict[str, Any]) -> float:
+    return row["cache_bytes"][CONTEXT] / int(CONTEXT) / 1024
+
+
+def right_cell(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    return bounded(score["strict"]["right"] / score["items"], score["strict"]["interval"])
+
+
+def retention_cell(score: dict[str, Any] | None) -> str:
+    if score is None or score["strict"]["retention"] is None:
+        return "-"
+    return bounded(score["strict"]["retention"], score["strict"]["retention_interval"])
+
+
+def protocol_cells(row: dict[str, Any]) -> list[str]:
+    cells = [bounded(row[protocol]["value"], row[protocol]["interval"]) for protocol in ("generation", "ranking")]
+    low, high = row["gap"]["interval"]
+    gap = f"{row['gap']['value']:+.1f} [{low:.1f}, {high:.1f}]"
+    return [*cells, gap, ", ".join(f"{letter} {count}" for letter, count in row["letters"].items())]
+
+
+def bounded(share: float, interval: Any) -> str:
+    return f"{100 * share:.1f} [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]"
+
+
+def proof_figures(results: Path) -> dict[str, dict]:
+    """Retention of the trained students by generation, and what K4 has over WT4; only what was measured.
+
+    A figure's spread is the 95 % interval of the retention.
+    """
+    table = json.loads((results / "table.json").read_text())
+    source = "results/proof/table.json"
+    figures = {}
+    for student in ("K7", "K4", "P7"):
+        row = table["configurations"].get(student)
+        if row is None:
+            continue
+        name = f"proof_{student.lower()}"
+        for what, task in TOLD.items():
+            if (score := row["tasks"].get(task)) is not None:
+                kept = {"value": score["strict"]["retention"], "spread": score["strict"]["retention_interval"]}
+                figures[f"{name}_retention_{what}"] = kept | {"unit": "ratio", "source": source}
+        if (mean := row["ranked_sets"]) is not None:
+            kept = {"value": round(mean["generation"]["value"], 4), "spread": mean["generation"]["interval"]}
+            figures[f"{name}_retention_mc"] = kept | {"unit": "ratio", "source": source}
+    if (lead := table["pairs"].get("WT4 K4", {}).get(TOLD["recall_8k"])) is not None:
+        figures["proof_k4_minus_wt4_recall_8k_pp"] = {"value": lead["lead_pp"], "unit": "points", "source": source}
+    return figures
+
+
+def draw(results: Path, table: dict[str, Any]) -> None:
+    """Retention over cache bytes a token: short tasks, and what lies beyond the window; a line an architecture."""
+    import matplotlib  # takes a second to import, which only this needs
+
+    matplotlib.use("agg")  # before pyplot, which would look for a display
+    from matplotlib import pyplot
+
+    rows = table["configurations"]
+    long = [task for task in rows[TEACHER]["tasks"] if task not in SHORT]
+    panels = {"Short tasks, mean of eight": SHORT, "Beyond the window: " + ", ".join(long): long}
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    for axis, (title, tasks) in zip(axes, panels.items(), strict=True):
+        for label, (names, style, color) in LINES.items():
+            points = [(kib_a_token(rows[n]), mean_retention(rows[n], tasks), n) for n in names if n in rows]
+            points = [point for point in points if point[1] is not None]
+            axis.plot([x for x, *_ in points], [y for _, y, _ in points], style, color=color, label=label)
+            for x, y, name in points:
+                axis.annotate(name, (x, y), xytext=(6, -11), textcoords="offset points", fontsize=9, color=color)
+        axis.axhline(100, color="black", linewidth=0.8)
+        axis.set_title(title, fontsize=9, wrap=True)
+        axis.set_xlabel("cache at 128K, KiB a token (teacher: %.0f)" % kib_a_token(rows[TEACHER]))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("right answers, % of the teacher's")
+    axes[0].set_ylim(0, 108)
+    axes[0].legend(fontsize=9, loc="lower right")
+    figure.savefig(results / "frontier.svg", metadata={"Date": None})  # equal results draw equal files
+    figure.savefig(results / "frontier.png", dpi=160)
+    pyplot.close(figure)
+
+
+def mean_retention(row: dict[str, Any], tasks: Any) -> float | None:
+    """Percent, of tasks of equal weight; None unless all were asked."""
+    kept = [row["tasks"].get(task, {}).get("strict", {}).get("retention") for task in tasks]
+    return None if None in kept else 100 * sum(kept) / len(kept)
+
+
+if __name__ == "__main__":
+    main()
