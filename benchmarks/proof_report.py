@@ -3,12 +3,14 @@
     python benchmarks/proof_report.py [results/proof/records]
 
 Names of records say which student: W7 or W4 are untrained windows with so many layers kept (`beam7-window-512`, ...),
-WT4 the window that was trained, K7 or K4 Kimi Delta Attention beside a window; `-without_window` of a student is asked
-with its windows off. Writes table.json, tables.md and the frontier, retention over cache bytes a token, beside the
-records; figures of a GPU go into the ledger.
+WT4 the window that was trained, K7 or K4 Kimi Delta Attention beside a window; K4-far_distillation is the student after
+that stage, and `-without_window` one that was asked with its windows off. Beside the records lie the metrics of the
+runs and what each took. Writes table.json, tables.md and the frontier, retention over cache bytes a token; figures of a
+GPU go into the ledger.
 """
 
 import argparse
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,15 @@ TEACHER = "teacher"
 CONTROLS = {"beam7-window-512": "W7", "beam4-window-512": "W4", "beam2-window-512": "W2"}
 SETS = ("arc_easy", "arc_challenge", "openbookqa", "mmlu_redux", "commonsense_qa", "boolq")  # ranked as well
 SHORT = (*SETS, "gsm8k", "humaneval")
+EQUAL = "K4-far_distillation"  # has had as many tokens as WT4
 # Pairs of equal cache, the second beside its control.
-PAIRS = (("W4", "K4"), ("WT4", "K4"), ("W4", "WT4"), ("W7", "K7"))
-LINES = {  # of the frontier: names, and how they are drawn
-    "window, nothing trained": (("W2", "W4", "W7"), "o--", "#999999"),
-    "window, trained": (("WT2", "WT4", "WT7"), "s-", "#e69f00"),
-    "KDA beside a window, trained": (("K2", "K4", "K7"), "D-", "#0072b2"),
+PAIRS = (("W4", "K4"), ("W4", "WT4"), ("WT4", EQUAL), (EQUAL, "K4"), ("W7", "K7"))
+LINES = {  # of the frontier: names, how they are drawn, and where a name stands beside its point
+    "window, nothing trained": (("W2", "W4", "W7"), "o--", "#777777", (-30, 6)),
+    "window, trained": (("WT2", "WT4", "WT7"), "s-", "#e69f00", (-38, -12)),
+    "KDA beside a window, trained": (("K2", "K4", "K7"), "D-", "#0072b2", (9, -6)),
 }
+BEST = "K4"  # what the runs' cost is told of
 CONTEXT = "131072"  # tokens, of the cache's bytes
 TOLD = {
     "gsm8k": "gsm8k",
@@ -49,8 +53,8 @@ def main() -> None:
     parser.add_argument("records", type=Path, nargs="?", default=RECORDS)
     folder = parser.parse_args().records
     models = {CONTROLS.get(name, name): lines for name, lines in read_models(folder).items()}
-    table = tabulate(models)
     results = folder.parent
+    table = tabulate(models) | {"runs": read_runs(results / "runs")}
     write_atomically(results / "table.json", json.dumps(table, indent=1) + "\n")
     write_atomically(results / "tables.md", markdown(table))
     draw(results, table)
@@ -73,6 +77,27 @@ def tabulate(models: dict[str, Lines]) -> dict[str, Any]:
 
 def tasks_of(lines: Lines) -> set[str]:
     return {line["task"] for line in lines[1:]}
+
+
+def read_runs(folder: Path) -> dict[str, Any]:
+    """By run: seconds of its parts, and of each stage its tokens, and losses and reply-KL at its end."""
+    seconds = json.loads((folder / "seconds.json").read_text())
+    return {run: {"seconds": seconds[run], "stages": read_stages(folder / run)} for run in seconds}
+
+
+def read_stages(folder: Path) -> dict[str, dict[str, Any]]:
+    stages = {}
+    for path in sorted(folder.glob("*-metrics.jsonl.gz")):
+        steps = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        replies = path.with_name(path.name.replace("metrics.jsonl", "reply_kl.json"))
+        first, last = steps[0], steps[-1]
+        stages[path.name.removesuffix("-metrics.jsonl.gz")] = {
+            "tokens": last["tokens"],
+            "held_out": [first["held_out_loss_before"], last["held_out_loss"]],
+            "distant": [first["distant_loss_before"], last["distant_loss"]],
+            "reply_kl": json.loads(gzip.decompress(replies.read_bytes()))["reply_kl"]["mean"],
+        }
+    return stages
 
 
 def ranked_sets(teacher: Lines, student: Lines) -> dict[str, Any] | None:
@@ -112,8 +137,9 @@ def markdown(table: dict[str, Any]) -> str:
     tasks = list(rows[TEACHER]["tasks"])
     parts = [
         "# Trained students and untrained controls, by generated answers",
-        f"On {table['machine']['gpu'] or 'a CPU'}, in bfloat16. Greedy replies, strict extraction. In brackets intervals "
-        "of 95 %: Wilson's of accuracies, paired bootstrap of retention. Written by benchmarks/proof_report.py.",
+        f"On {table['machine']['gpu'] or 'a CPU'}, in bfloat16. Greedy replies, strict extraction. In brackets "
+        "intervals of 95 %: Wilson's of accuracies, paired bootstrap of retention. Written by "
+        "benchmarks/proof_report.py.",
     ]
     for title, cell in (("Right, percent", right_cell), ("Retention, percent of the teacher", retention_cell)):
         header = ["", "Kept", "KiB a token at 128K", *(f"{t} ({rows[TEACHER]['tasks'][t]['items']})" for t in tasks)]
@@ -122,6 +148,13 @@ def markdown(table: dict[str, Any]) -> str:
             for name, row in rows.items()
         ]
         parts += [f"## {title}", to_markdown(header, cells)]
+    header = ["Run", "Stage", "Tokens", "Held out", "Distant answers", "the same, windows off", "Reply-KL a token"]
+    cells = [
+        [run, name, f"{stage['tokens']:,}", *loss_cells(stage), f"{stage['reply_kl']:.3f}"]
+        for run, row in table["runs"].items()
+        for name, stage in row["stages"].items()
+    ]
+    parts += ["## Stages: losses in nats a token, before and after", to_markdown(header, cells)]
     header = ["", "by generation", "by ranking", "gap, points", "letters"]
     cells = [[name, *protocol_cells(row["ranked_sets"])] for name, row in rows.items() if row["ranked_sets"]]
     parts += ["## Mean of the six ranked sets, retention in percent", to_markdown(header, cells)]
@@ -154,6 +187,13 @@ def retention_cell(score: dict[str, Any] | None) -> str:
     return bounded(score["strict"]["retention"], score["strict"]["retention_interval"])
 
 
+def loss_cells(stage: dict[str, Any]) -> list[str]:
+    """On rows held out; on distant answers as the student is, and with its windows off; "-" where none was measured."""
+    distant = [each or {} for each in stage["distant"]]
+    pairs = [stage["held_out"], *([each.get(how) for each in distant] for how in ("as_is", "without_window"))]
+    return ["-" if None in pair else " -> ".join(f"{loss:.3f}" for loss in pair) for pair in pairs]
+
+
 def protocol_cells(row: dict[str, Any]) -> list[str]:
     cells = [bounded(row[protocol]["value"], row[protocol]["interval"]) for protocol in ("generation", "ranking")]
     low, high = row["gap"]["interval"]
@@ -166,7 +206,7 @@ def bounded(share: float, interval: Any) -> str:
 
 
 def proof_figures(results: Path) -> dict[str, dict]:
-    """Retention of the trained students by generation, and what K4 has over WT4; only what was measured.
+    """Retention of the trained students by generation, K4's lead over WT4 at equal tokens; only what was measured.
 
     A figure's spread is the 95 % interval of the retention.
     """
@@ -185,9 +225,22 @@ def proof_figures(results: Path) -> dict[str, dict]:
         if (mean := row["ranked_sets"]) is not None:
             kept = {"value": round(mean["generation"]["value"], 4), "spread": mean["generation"]["interval"]}
             figures[f"{name}_retention_mc"] = kept | {"unit": "ratio", "source": source}
-    if (lead := table["pairs"].get("WT4 K4", {}).get(TOLD["recall_8k"])) is not None:
+    if (lead := table["pairs"].get(f"WT4 {EQUAL}", {}).get(TOLD["recall_8k"])) is not None:
         figures["proof_k4_minus_wt4_recall_8k_pp"] = {"value": lead["lead_pp"], "unit": "points", "source": source}
+    if BEST in table["runs"]:
+        figures |= cost_figures(table["runs"][BEST])
     return figures
+
+
+def cost_figures(run: dict[str, Any]) -> dict[str, dict]:
+    """Tokens and GPU hours of the best student's run, conversion, compilation and measurements among them."""
+    tokens = sum(stage["tokens"] for stage in run["stages"].values())
+    hours = sum(run["seconds"].values()) / 3600
+    source = "results/proof/table.json"
+    return {
+        "proof_tokens_millions": {"value": round(tokens / 1e6, 2), "unit": "million tokens", "source": source},
+        "proof_gpu_hours": {"value": round(hours, 2), "unit": "h", "source": source},
+    }
 
 
 def draw(results: Path, table: dict[str, Any]) -> None:
@@ -198,20 +251,25 @@ def draw(results: Path, table: dict[str, Any]) -> None:
     from matplotlib import pyplot
 
     rows = table["configurations"]
-    long = [task for task in rows[TEACHER]["tasks"] if task not in SHORT]
+    drawn = [name for names, *_ in LINES.values() for name in names if name in rows]
+    # What all were asked, so that points can be compared.
+    long = [
+        task for task in rows[TEACHER]["tasks"] if task not in SHORT and all(task in rows[n]["tasks"] for n in drawn)
+    ]
     panels = {"Short tasks, mean of eight": SHORT, "Beyond the window: " + ", ".join(long): long}
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), sharex=True, sharey=True, layout="constrained")
     for axis, (title, tasks) in zip(axes, panels.items(), strict=True):
-        for label, (names, style, color) in LINES.items():
+        for label, (names, style, color, beside) in LINES.items():
             points = [(kib_a_token(rows[n]), mean_retention(rows[n], tasks), n) for n in names if n in rows]
             points = [point for point in points if point[1] is not None]
             axis.plot([x for x, *_ in points], [y for _, y, _ in points], style, color=color, label=label)
             for x, y, name in points:
-                axis.annotate(name, (x, y), xytext=(6, -11), textcoords="offset points", fontsize=9, color=color)
+                axis.annotate(name, (x, y), xytext=beside, textcoords="offset points", fontsize=9, color=color)
         axis.axhline(100, color="black", linewidth=0.8)
         axis.set_title(title, fontsize=9, wrap=True)
-        axis.set_xlabel("cache at 128K, KiB a token (teacher: %.0f)" % kib_a_token(rows[TEACHER]))
+        axis.set_xlabel(f"cache at 128K, KiB a token (teacher: {kib_a_token(rows[TEACHER]):.0f})")
         axis.grid(alpha=0.3)
+    axes[0].set_xlim(0, 1.2 * max(kib_a_token(rows[name]) for name in drawn))
     axes[0].set_ylabel("right answers, % of the teacher's")
     axes[0].set_ylim(0, 108)
     axes[0].legend(fontsize=9, loc="lower right")

@@ -129,12 +129,50 @@ def _configuration(row: dict, name: str) -> str:
     return f"{placement}, {row['mixer']}{beside}"
 
 
+# Rows and columns of the table of trained students: names in results/proof/table.json, as a reader knows them.
+PROOF_STUDENTS = {
+    "teacher": "teacher, all 28 layers",
+    "W7": "7 kept, window, untrained",
+    "W4": "4 kept, window, untrained",
+    "WT4": "4 kept, window, far_distillation",
+    "K4-far_distillation": "4 kept, KDA beside window, far_distillation",
+    "K4": "4 kept, KDA beside window, instruction_distillation",
+}
+PROOF_TASKS = {
+    "gsm8k": "GSM8K",
+    "humaneval": "HumanEval",
+    "needle_single_8192": "needle 8K",
+    "recall_easy_8192": "recall 8K",
+    "needle_single_16384": "needle 16K",
+    "recall_easy_16384": "recall 16K",
+}
+
+
+def proof_table() -> str:
+    """Retention by generation of trained students and untrained controls, percent, and what of the cache is saved."""
+    rows = json.loads((ROOT / "results/proof/table.json").read_text())["configurations"]
+    lines = [f"| | cache at 128K | six sets | {' | '.join(PROOF_TASKS.values())} |"]
+    lines.append("| --- |" + " ---: |" * (2 + len(PROOF_TASKS)))
+    for name, label in PROOF_STUDENTS.items():
+        row = rows[name]
+        saved = "" if name == "teacher" else f"-{100 * row['cache_saving']['131072']:.1f} %"
+        scores = [row["tasks"].get(task) for task in PROOF_TASKS]
+        kept = [None if score is None else score["strict"]["retention"] for score in scores]
+        cells = [
+            "" if share is None else f"{100 * share:.1f}"
+            for share in (row["ranked_sets"]["generation"]["value"], *kept)
+        ]
+        lines.append(f"| {label} | {saved} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo_stages": lambda: demo_table("| task | teacher | 0-conversion |"),
     "demo_pair": lambda: demo_table("| task | rank: teacher | student |"),
     "real_checkpoint": real_table,
     "embedded_windows": windows_table,
     "real_windows": real_windows_table,
+    "proof": proof_table,
 }
 
 

@@ -31,6 +31,7 @@ from figures import (
     vllm_serve_figures,
     window_figures,
 )
+from proof_report import proof_figures
 from test_suite import seconds_by_file, share_of_cli
 
 SUITE = ROOT / "results/cpu/test_suite.json"
@@ -57,6 +58,7 @@ def test_ledger_follows_from_its_sources():
         expected |= suite_figures(SUITE.parent)
     if WINDOW.exists():  # not before the table is measured
         expected |= window_figures(WINDOW.parent)
+    expected |= proof_figures(ROOT / "results/proof")
     expected |= placement_cost_figures(WINDOW.parent / "placements")
     if SERVE.exists():  # measured on a GPU
         expected |= serve_throughput_figures(SERVE.parent)
