@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from figures import record, suite_figures  # noqa: E402
 
-LEFT_OUT = "not gpu and not transformers_tests and not browser"  # as in the Makefile
+LEFT_OUT = "not gpu and not transformers_tests and not browser and not vllm"  # as in the Makefile
 PYTEST = [sys.executable, "-m", "pytest", "-m", LEFT_OUT, "-n", "2", "--dist", "loadfile", "--durations=0"]
 # "3.21s call     tests/cli/test_run.py::test_run_writes_everything"
 DURATION = re.compile(r"^ *([\d.]+)s (?:setup|call|teardown) +(tests/\S+?\.py)::", re.MULTILINE)

@@ -1,17 +1,22 @@
-"""Makes the training text, the conversations and the question files of the real-teacher run from local data sets.
+"""Makes the training text, the conversations, the prompts and the question files of the real-teacher runs from local
+data sets.
 
     python benchmarks/real_teacher/prepare.py --data DATA --out FOLDER
 
 DATA holds gzip'd JSON lines, one folder a set: arc_easy, arc_challenge, openbookqa and gsm8k with train and test splits
-(fields question, choices, answer; GSM8K: question, answer), and more_text/*/ with plain text in the field text.
+(fields question, choices, answer; GSM8K: question, answer), more_text/*/ with plain text in the field text, and
+python_docs/docs.jsonl.gz, pages of Python's documentation as reStructuredText in the same field: what it says of each
+function becomes a request for a program, as the evaluator words them, for the teacher to write (`synthesis`).
 Conversations come from train splits only, worded as the evaluator asks, one to six questions each. A record whose
 question stands in a test split is left out, and counted.
 """
 
 import argparse
+import ast
 import gzip
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -22,6 +27,13 @@ from gendistill.names import LETTERS
 CHOICE_SETS = ("arc_easy", "arc_challenge", "openbookqa")
 TEXT_SETS = ("wikipedia", "factbook", "siyavula", "biology_text")
 TEXT_CHARACTERS = 12_000_000
+# "zip(a, b)", options below it, and the first paragraph of what it does.
+FUNCTION = re.compile(
+    r"^\.\. (?:function|method):: ([\w.]+)\(([^)\n]*)\)\n(?:[ \t]+:\w+:.*\n)*\n+((?:[ \t]+\S.*\n)+)", re.MULTILINE
+)
+REFERENCE = re.compile(r":[\w:+-]+:`[~!]?([^`<]*?)(?: <[^`]*>)?`")  # ":func:`zip`", of which the name is left
+DESCRIBED = range(40, 500)  # characters of a description that says enough, and not too much
+REQUEST = 'Complete this function. Give all of it in a code block.\n\n```python\ndef {}({}):\n    """{}"""\n```'
 
 
 def read(path: Path) -> list[dict]:
@@ -81,6 +93,28 @@ def texts(data: Path, rng: random.Random) -> list[dict]:
     return kept
 
 
+def programs(data: Path) -> list[dict]:
+    """Requests for functions, each with a signature and what the function is to do; for no two the same."""
+    found = {}
+    for page in read(data / "python_docs" / "docs.jsonl.gz"):
+        for name, parameters, text in FUNCTION.findall(page["text"]):
+            described = re.sub(r"[`*\\]+", "", REFERENCE.sub(r"\1", " ".join(text.split())))
+            name = name.split(".")[-1]
+            if len(described) in DESCRIBED and is_signature(name, parameters):
+                found[described] = {"prompt": REQUEST.format(name, parameters, described)}
+    print(f"{len(found)} requests for programs")
+    return list(found.values())
+
+
+def is_signature(name: str, parameters: str) -> bool:
+    """Whether it is one in Python: the documentation puts optional parameters in brackets."""
+    try:
+        ast.parse(f"def {name}({parameters}): pass")
+    except SyntaxError:
+        return False
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -92,6 +126,7 @@ def main() -> None:
     chat = conversations(letters, 6, rng) + conversations(sums, 4, rng)
     rng.shuffle(chat)
     write(arguments.out / "chat.jsonl.gz", chat)
+    write(arguments.out / "programs.jsonl.gz", programs(arguments.data))
     write(arguments.out / "text.jsonl.gz", texts(arguments.data, rng))
     for name in ("arc_easy", "openbookqa", "gsm8k"):
         for split in ("train", "test"):
