@@ -12,16 +12,14 @@ task; called again it resumes where it was. `--part I/N` takes every N-th config
 each share the work. The third asks trained students, and none of `ORDER`: a folder each, under a name of its own. The
 last writes results/window and the figures, see window_report.py.
 
-DATA holds a folder for each task of `SHORT`. Records hold no question. Options are ranked besides.
+DATA holds a folder for each task of `SHORT` in window_questions.py. Records hold no question. Options are ranked
+besides.
 """
 
 import argparse
 import gc
 import gzip
-import hashlib
 import json
-import os
-import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,22 +27,22 @@ from pathlib import Path
 from typing import Any
 
 from figures import gpu_machine
-from teacher_scores import task_settings
+from window_questions import (
+    CALIBRATION,
+    LENGTHS,
+    SEED,
+    Questions,
+    make_questions,
+    read_questions,
+    seconds_since,
+    write_whole,
+)
 
 from gendistill.names import LETTERS
 
-SEED = 0
 SINKS = 4
 DECAY_BOUND = -5.0  # of the recurrent mixers, as in the recipes
-# Items of each; None: all.
-SHORT = {"gsm8k": None, "humaneval": None} | dict.fromkeys(
-    ("arc_easy", "openbookqa", "arc_challenge", "mmlu_redux", "commonsense_qa", "boolq"), 500
-)
-LONG = ("needle_single", "recall_full", "recall_easy", "recall_hard")  # task files, asked at every length
-LENGTHS = (4096, 8192, 16384)  # tokens
-LONG_ITEMS = 100
 CONTEXTS = (32768, 131072)  # tokens, of the cache's bytes
-CALIBRATION = (4, 4, 512)  # batches, sequences, tokens: as many tokens as a conversion takes by default
 # Placement, mixer, window: what a run that is cut short should have comes first. Seven kept, or four, is in the name.
 ORDER = [
     ("beam7", "window", 512),
@@ -65,27 +63,6 @@ ORDER = [
     ("beam4", "window", 256),
     ("uniform4", "window", 256),
 ]
-
-
-@dataclass(frozen=True)
-class Questions:
-    """A task, ready to be put to any model with the tokenizer it was made for.
-
-    Attributes:
-        prompts: ids of each item.
-        candidates: ids of what is ranked, of each item; empty if nothing is.
-    """
-
-    name: str
-    task: Any
-    items: list[Any]
-    prompts: list[list[int]]
-    candidates: list[list[list[int]]]
-
-    @property
-    def digest(self) -> str:
-        """Tells questions of one name apart: records that have another are of other questions."""
-        return hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -144,63 +121,13 @@ def read_arguments() -> argparse.Namespace:
     return arguments
 
 
-def make_questions(arguments: argparse.Namespace) -> None:
-    """Draws the items of all tasks, renders their prompts, and keeps both in a file."""
-    from gendistill.evaluate.items import load_items
-    from gendistill.evaluate.ranking import candidate_ids, render_prompts
-    from gendistill.models.loading import load_config, load_tokenizer
-    from gendistill.recipe.evaluation import make_task
-
-    tokenizer = load_tokenizer(arguments.teacher, load_config(arguments.teacher).vocab_size)
-    made = []
-    for name, settings in all_settings(arguments).items():
-        if arguments.tasks and name not in arguments.tasks:
-            continue
-        began = time.perf_counter()
-        task = make_task(**settings)
-        items = load_items(name, task, SEED, tokenizer)
-        prompts = render_prompts(tokenizer, items)
-        ranked = name in SHORT and all(item.choices for item in items)
-        made.append(Questions(name, task, items, prompts, candidate_ids(tokenizer, items) if ranked else []))
-        print(f"{name}: {len(items)} items, {sum(map(len, prompts)):,} tokens, {seconds_since(began)} s", flush=True)
-    content = {"tasks": made, "calibration": calibration_ids(arguments.haystack, tokenizer)}
-    write_whole(arguments.questions, gzip.compress(pickle.dumps(content), mtime=0))
-
-
-def all_settings(arguments: argparse.Namespace) -> dict[str, dict]:
-    """Settings of every task by its name, in the order in which they are asked."""
-    most = arguments.items
-    found = {}
-    for name, items in SHORT.items():
-        counted = [count for count in (items, most) if count is not None]
-        found[name] = task_settings(name, arguments.data) | ({"items": min(counted)} if counted else {})
-    for length in arguments.lengths:
-        for task in LONG:
-            settings = {"task": task, "length": length, "items": min(LONG_ITEMS, most or LONG_ITEMS)}
-            # A list that is all of the prompt stands in no other text.
-            found[f"{task}_{length}"] = settings | ({} if task == "recall_full" else {"haystack": arguments.haystack})
-    return found
-
-
-def calibration_ids(haystack: str, tokenizer: Any) -> list[int]:
-    """The ids of the beginning of the haystack: text that new mixers are scaled by."""
-    from gendistill.evaluate.kinds.item import Draws
-    from gendistill.recipe.evaluation import make_task
-
-    task = make_task(task="needle_single", haystack=haystack)
-    batches, rows, length = CALIBRATION
-    # A token takes at least a character; far more text than is needed would only take longer.
-    text = task.read_haystack(Draws(SEED, "calibration"), tokenizer).text[: 16 * batches * rows * length]
-    return tokenizer(text, add_special_tokens=False)["input_ids"][: batches * rows * length]
-
-
 def measure(arguments: argparse.Namespace) -> None:
     """Asks every configuration of this part everything that it has not been asked yet."""
     import torch
 
     from gendistill.models.loading import load_model, load_tokenizer
 
-    questions = pickle.loads(gzip.decompress(arguments.questions.read_bytes()))
+    questions = read_questions(arguments.questions)
     tasks = [each for each in questions["tasks"] if not arguments.tasks or each.name in arguments.tasks]
     for each in tasks:
         each.task.check_machine()  # now, not when the replies are there
@@ -386,17 +313,6 @@ def ask(model: Any, tokenizer: Any, questions: Questions, seconds: dict[str, flo
 
 def share(records: Sequence[dict], how: str) -> float:
     return sum(record[how] for record in records) / len(records)
-
-
-def seconds_since(began: float) -> float:
-    return round(time.perf_counter() - began, 2)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Under another name first, so that a killed write leaves the old file."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

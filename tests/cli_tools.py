@@ -2,6 +2,7 @@
 
 import io
 import logging
+import multiprocessing
 import os
 import sys
 import traceback
@@ -75,6 +76,29 @@ def in_process(*arguments):
         finally:
             log.removeHandler(shown)
     return code, output.getvalue()
+
+
+def forked(*arguments):
+    """Starts the command in a process of its own that has imported torch already, which takes seconds: for kills.
+
+    Returns:
+        a `multiprocessing.Process`. What it prints goes nowhere.
+    """
+    context = multiprocessing.get_context("forkserver")
+    # Of this pytest process the first to come; imports alone, which leave no threads.
+    context.set_forkserver_preload(["gendistill.run.distill", "gendistill.run.convert"])
+    process = context.Process(target=_run_silently, args=list(map(str, arguments)))
+    process.start()
+    return process
+
+
+def _run_silently(*arguments):
+    import torch  # the process has it; whoever imports these tools need not
+
+    torch.set_num_threads(1)  # as in `environment`: with more, sums are added up in another order
+    argv = patch("sys.argv", ["gendistill", *arguments])
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), argv:
+        main()
 
 
 def command(*arguments):

@@ -7,12 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 from figures import window_figures
+from window_questions import Questions
 from window_report import read_models, write_report
-from window_table import Configuration, Questions, answered, build, describe, stored, trained
+from window_table import Configuration, answered, ask, build, describe, stored, trained
 from window_table import machine as machine_of
 
+from gendistill.embedded import teacher_folder
+from gendistill.evaluate.items import load_items
+from gendistill.evaluate.ranking import candidate_ids, render_prompts
 from gendistill.models.cost import expected_cache_bytes
 from gendistill.models.families import student_config
+from gendistill.models.loading import load_model, load_tokenizer
+from gendistill.recipe.evaluation import make_task
 from small_models import make_student, make_teacher
 
 TEACHER = make_teacher("qwen2").config
@@ -102,3 +108,18 @@ def test_a_trained_student_is_described_by_its_folder(tmp_path):
     ids = torch.arange(40)[None]
     on, off = (build(make_teacher("qwen2"), each, [])(input_ids=ids).logits for each in (found, alone))
     assert torch.equal(on, student.eval()(input_ids=ids).logits) and not torch.equal(on, off)
+
+
+def test_options_are_ranked_beside_the_replies():
+    model = load_model(str(teacher_folder()), torch.float32, "cpu")
+    tokenizer = load_tokenizer(str(teacher_folder()), model.config.vocab_size)
+    task = make_task(kind="multiple_choice", path="embedded:choice", items=12, max_new_tokens=4)
+    items = load_items("arc_easy", task, 0, tokenizer)
+    prompts = render_prompts(tokenizer, items)
+    seconds = {}
+    questions = Questions("arc_easy", task, items, prompts, candidate_ids(tokenizer, items))
+    records = ask(model, tokenizer, questions, seconds, "x")
+    assert len(records) == 12 and "arc_easy" in seconds
+    # The embedded teacher knows these, and says the letter that it ranks first.
+    assert sum(record["ranked"] for record in records) > 9
+    assert sum(record["letter"] == record["ranked_letter"] for record in records) > 9

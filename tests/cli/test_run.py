@@ -1,7 +1,6 @@
 """The whole path from the command line: it ends with the pair, resumes where it stopped, and survives kill -9."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -10,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from cli_tools import command, environment
+from cli_tools import command, environment, forked
 from gendistill.models.conversion import weights_sha256
 
 STAGES = ["qk_alignment", "block_alignment", "logit_distillation", "instruction_distillation"]
@@ -138,17 +137,16 @@ def test_killed_in_the_middle_of_each_stage_ends_the_same(unbroken, recipe, tmp_
     """kill -9 in every stage, twice: before its first checkpoint and after one."""
     expected, _ = unbroken
     run = tmp_path / "run"
-    call = command("distill", recipe, "--output", run)
-    subprocess.run(command("convert", recipe, "--output", run), check=True, capture_output=True, env=environment())
+    ended(forked("convert", recipe, "--output", run))
     for number, stage in enumerate(STAGES, 1):
         log = run / f"{number}-{stage}" / "metrics.jsonl"
         for lines in (2, 6):  # the first also ends the stage before
-            process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-            wait_for_lines(log, lines, process)
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
+            process = forked("distill", recipe, "--output", run)
+            wait_for_lines(log, lines, lambda process=process: process.exitcode)
+            process.kill()
+            process.join()
             assert not (run / f"{number}-{stage}" / "student").exists(), "killed too late to show anything"
-    subprocess.run(call, check=True, capture_output=True, env=environment())
+    ended(forked("distill", recipe, "--output", run))
     for number, stage in enumerate(STAGES, 1):
         assert metrics(run, number, stage) == metrics(expected, number, stage)
         student = f"{number}-{stage}/student"
@@ -178,7 +176,7 @@ def test_a_signal_says_what_happened_and_how_to_resume(recipe, converted_run, nu
         # A shell has what it starts in the background ignore Ctrl-C, these tests with it.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
-    wait_for_lines(converted_run / "1-qk_alignment/metrics.jsonl", 2, process)
+    wait_for_lines(converted_run / "1-qk_alignment/metrics.jsonl", 2, process.poll)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
@@ -187,9 +185,14 @@ def test_a_signal_says_what_happened_and_how_to_resume(recipe, converted_run, nu
     assert bool(checkpoints) == (number == signal.SIGTERM)
 
 
-def wait_for_lines(path, lines, process, seconds=120):
+def ended(process):
+    process.join()
+    assert process.exitcode == 0
+
+
+def wait_for_lines(path, lines, exit_code, seconds=120):
     deadline = time.time() + seconds
     while not path.exists() or len(path.read_text().splitlines()) < lines:
-        assert process.poll() is None, "the process ended by itself"
+        assert exit_code() is None, "the process ended by itself"
         assert time.time() < deadline, "no progress"
         time.sleep(0.005)
