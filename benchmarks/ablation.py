@@ -1,6 +1,6 @@
 """Measures the shipped ablation on a CPU, killed twice on its way, and records its figure in results/figures.json.
 
-    python benchmarks/ablation.py [--axes objective duration] [--seeds 0] [--threads 2]
+    python benchmarks/ablation.py [--axes objective duration] [--seeds 0] [--jobs 2]
 
 Runs recipes/ablation.yaml, ends all of its processes with kill -9 after a third and after two thirds of the variants,
 in the middle of a training, and times the whole, starts and lost work included. Then runs it without a break, and
@@ -36,26 +36,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", help="all if not given")
     parser.add_argument("--seeds", nargs="+", type=int, help="those of the file if not given")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each process")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes, a thread each")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gendistill-ablation-") as name:
         folder = Path(name)
         file = write_part(folder, asked.axes, asked.seeds)
         # The same number for both, since sums in another order round otherwise.
-        environment = os.environ | {"OMP_NUM_THREADS": str(asked.threads)}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         broken, whole = folder / "killed", folder / "unbroken"
         began = time.time()
-        kills = [run(file, broken, environment, until=share) for share in (1 / 3, 2 / 3)]
-        run(file, broken, environment)
+        kills = [run(file, broken, environment, asked.jobs, until=share) for share in (1 / 3, 2 / 3)]
+        run(file, broken, environment, asked.jobs)
         minutes = (time.time() - began) / 60
         began = time.time()
-        run(file, whole, environment)
+        run(file, whole, environment, asked.jobs)
         found = {
             "minutes": round(minutes, 2),
             "minutes_unbroken": round((time.time() - began) / 60, 2),
             "killed_in": kills,
             "equal": results(broken) == results(whole),
-            "threads": asked.threads,
+            "jobs": asked.jobs,
         } | counts(broken)
         print(json.dumps(found, indent=1))
         if asked.axes is None and asked.seeds is None:
@@ -79,9 +79,10 @@ def write_part(folder: Path, axes: list[str] | None, seeds: list[int] | None) ->
     return path
 
 
-def run(file: Path, output: Path, environment: dict, until: float | None = None) -> str | None:
+def run(file: Path, output: Path, environment: dict, jobs: int, until: float | None = None) -> str | None:
     """Runs the command to its end, or kills it in a training once a share of its variants is done; returns which."""
     command = [sys.executable, "-m", "gendistill.cli", "ablate", str(file), "--output", str(output)]
+    command += ["--jobs", str(jobs)]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     if until is None:
         if process.wait() != 0:

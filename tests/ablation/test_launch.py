@@ -42,6 +42,19 @@ def test_each_gpu_has_a_process_of_its_own(tmp_path, monkeypatch):
         assert (tmp_path / f"{gpu}.log").read_text() == f"{gpu}\n"
 
 
+def test_processes_share_the_cores(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(7))
+    show = [sys.executable, "-c", "import os; print(os.environ.get('OMP_NUM_THREADS'))"]
+    for jobs, threads in ((None, "None"), (3, "2"), (9, "1")):
+        log = tmp_path / f"{jobs}.log"
+        assert ended(Local("cpu", jobs).start(show, log, 0)) == 0
+        assert log.read_text() == f"{threads}\n"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert ended(Local("cpu", 3).start(show, tmp_path / "asked.log", 0)) == 0
+    assert (tmp_path / "asked.log").read_text() == "5\n"
+
+
 def test_a_job_is_a_process_of_another_machine(tmp_path):
     pytest.importorskip("submitit", reason="the extra 'cluster' is not installed")
     cluster = Cluster("local", tmp_path / "jobs", {"timeout_min": 1}, jobs=2)

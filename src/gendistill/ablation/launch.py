@@ -50,7 +50,7 @@ def errors_of(log: Path) -> Path:
 
 
 class Local:
-    """Processes of this machine: one for each GPU, or one at a time on the CPU."""
+    """Processes of this machine: one for each GPU, or one at a time on the CPU; more of them share its cores."""
 
     seconds_between_looks = 0.2
 
@@ -65,6 +65,9 @@ class Local:
         if self.gpus:
             # With more places than GPUs, as --jobs may ask for, several share one.
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[place % len(self.gpus)]
+        elif self.places > 1:
+            # torch would give each as many threads as there are cores; what the person sets goes before.
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // self.places)))
         # Of errors only those of the last attempt, in which the reason of a failure is looked for.
         with open(log, "a") as output, open(errors_of(log), "w") as errors:
             # In the queue's own process group, so that Ctrl-C and a kill of the group reach both.
