@@ -94,7 +94,14 @@ def reasons(replies):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_script_part_does_not_fail_a_right_function(form):
-    replies = {(name, end): filled(FORMS[form], name, ENDINGS[end]) for name in PROBLEMS for end in ENDINGS}
+    # Every form with every ending: the first with every problem, the others with one of them in turn.
+    turn = list(FORMS).index(form)
+    replies = {
+        (name, end): filled(FORMS[form], name, ENDINGS[end])
+        for number, name in enumerate(PROBLEMS)
+        for place, end in enumerate(ENDINGS)
+        if turn == 0 or (number + place + turn) % len(PROBLEMS) == 0
+    }
     assert {key: reason for key, reason in reasons(replies).items() if reason != "passed"} == {}
 
 
