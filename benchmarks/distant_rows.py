@@ -4,8 +4,9 @@
     python benchmarks/distant_rows.py --table    # the table of what was measured
 
 A student with a window of 8 tokens beside its recurrences is trained end to end for the same tokens, with windows
-dropped out of a third of the sequences: on text, or on text and `made: distant` by halves; three seeds, which draw the
-data. Writes results/cpu/distant_rows.json: replies that are right, with the windows on and off.
+dropped out of a third of the sequences: on text, or on text and `made: distant` by halves, and there all of the mixers
+or what the recurrence has to itself, so that windows stay what they were; three seeds, which draw the data. Writes
+results/cpu/distant_rows.json: replies that are right, with the windows on and off.
 """
 
 import argparse
@@ -28,7 +29,13 @@ RESULTS = ROOT / "results/cpu/distant_rows.json"
 SEEDS = (0, 1, 2)
 ITEMS = 150
 TEXT = {"path": "embedded:text"}
-ARMS = {"text": [TEXT], "text and distant rows": [TEXT, TEXT | {"made": "distant", "distances": [96, 480]}]}
+DISTANT = TEXT | {"made": "distant", "distances": [96, 480]}
+MIXERS, RECURRENCE = ["mixer"], ["mixer_conv", "mixer_gate"]  # the latter without projections, which windows share
+ARMS = {
+    "text": {"sources": [TEXT], "train": MIXERS},
+    "text and distant rows": {"sources": [TEXT, DISTANT], "train": MIXERS},
+    "the same, recurrence alone": {"sources": [TEXT, DISTANT], "train": RECURRENCE},
+}
 RECIPE = dict(
     name="distant",
     teacher="embedded",
@@ -39,7 +46,6 @@ RECIPE = dict(
     stages=dict(
         end_to_end=dict(
             objective="forward_kl",
-            train=["mixer"],
             data="rows",
             tokens=60_000,
             sequence_length=512,
@@ -71,8 +77,8 @@ def main() -> None:
     raw = {"recipe": RECIPE, "arms": ARMS, "after": {}}
     with tempfile.TemporaryDirectory() as folder:
         for seed in SEEDS:
-            for arm, sources in ARMS.items():
-                run = open_run(Path(folder) / f"{arm} {seed}", sources, seed)
+            for arm, settings in ARMS.items():
+                run = open_run(Path(folder) / f"{arm} {seed}", settings, seed)
                 convert_teacher(run)
                 if "teacher" not in raw:
                     raw["teacher"] = right(evaluate_teacher(run))
@@ -85,8 +91,10 @@ def main() -> None:
     print(table(raw))
 
 
-def open_run(folder: Path, sources: list[dict], seed: int) -> Run:
-    recipe = RECIPE | {"seed": seed, "data": RECIPE["data"] | {"rows": sources}}
+def open_run(folder: Path, arm: dict, seed: int) -> Run:
+    stage = RECIPE["stages"]["end_to_end"] | {"train": arm["train"]}
+    data = RECIPE["data"] | {"rows": arm["sources"]}
+    recipe = RECIPE | {"seed": seed, "data": data, "stages": {"end_to_end": stage}}
     return Run(parse_recipe(recipe, origin="benchmark"), folder, Console(quiet=True), evaluates=True)
 
 

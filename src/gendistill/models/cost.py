@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from gendistill.models.configuration import GendistillConfig
 from gendistill.names import MIXERS, look_up
 from gendistill.ops.bounded_kda import takes_bounded_kda
-from gendistill.ops.window import ALIGNED
+from gendistill.ops.window import filling_before
 
 FLOAT32 = 4
 COUNT = 8  # bytes of an int64
@@ -105,7 +105,7 @@ def window_keeps(config: GendistillConfig, size: int) -> dict[str, float]:
     """
     queries = config.num_attention_heads * config.head_dim
     seen = config.sinks + 2 * config.window  # keys that a block of queries meets
-    seen += -seen % ALIGNED
+    seen += filling_before(seen, config.sinks)
     # A block has keys and values of its own, of all query heads; it has as many queries as the window has tokens.
     copies = seen / config.window
     return {

@@ -79,9 +79,7 @@ def _in_blocks(q, k, v, window: int, sinks: int, scale: float, documents, past: 
     queries = F.pad(q, behind).unflatten(2, (blocks, block)).transpose(1, 2)  # [B, N, H, block, D]
     near, far = _visible(window, sinks, block, blocks, length, documents, past, q.device)
     mask = torch.cat([far, near], dim=-1)  # [B or 1, N, block, S + W + block]
-    # Without sinks, too: keys that are a mere view of the text come out wrong where torch 2.11 compiles the attention
-    # together with the recurrence beside it, for gradients.
-    filling = -mask.shape[-1] % ALIGNED or (0 if sinks else ALIGNED)
+    filling = filling_before(mask.shape[-1], sinks)
     mask = F.pad(mask, (filling, 0)).expand(batch, -1, -1, -1)
     groups = heads // k.shape[1]
     columns = []
@@ -96,6 +94,13 @@ def _in_blocks(q, k, v, window: int, sinks: int, scale: float, documents, past: 
         queries.flatten(0, 1), *columns, attn_mask=mask.flatten(0, 1)[:, None], scale=scale
     )  # [B * N, H, block, D]
     return o.unflatten(0, (batch, blocks)).transpose(2, 3).flatten(1, 2)[:, :length]
+
+
+def filling_before(keys: int, sinks: int) -> int:
+    """Places that nobody sees before the keys that a block meets."""
+    # Without sinks some in any case: keys that are a mere view of the text come out wrong where torch 2.11 compiles the
+    # attention together with the recurrence beside it, for gradients.
+    return -keys % ALIGNED or (0 if sinks else ALIGNED)
 
 
 def _visible(
