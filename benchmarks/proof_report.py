@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 from figures import ROOT, record_from_gpu
-from window_report import Lines, compare_all, outcomes, read_models
+from window_report import NOTHING, Lines, compare_all, outcomes, percent, read_models, retention_cell, right_cell
 
-from gendistill.analysis.scores import wilson
+from gendistill.analysis.scores import MEAN
 from gendistill.analysis.significance import compare, mcnemar, rank_flips
 from gendistill.analysis.tables import to_markdown
 from gendistill.files import write_atomically
+from gendistill.report.plots import pyplot_to_files
 
 RECORDS = ROOT / "results/proof/records"
 TEACHER = "teacher"
@@ -104,8 +105,7 @@ def ranked_sets(teacher: Lines, student: Lines) -> dict[str, Any] | None:
     """The mean over the six sets under both protocols, by strict extraction; None unless all were asked."""
     if not tasks_of(student) >= set(SETS):
         return None
-    compared = compare(outcomes(teacher, SETS, "strict"), outcomes(student, SETS, "strict"))
-    (mean,) = (row for name, row in compared.items() if name not in SETS)
+    mean = compare(outcomes(teacher, SETS, "strict"), outcomes(student, SETS, "strict"))[MEAN]
     said = [line["letter"] for line in student[1:] if line["task"] in SETS]
     return {
         "items": mean["items"],
@@ -125,7 +125,6 @@ def pair(one: Lines, other: Lines) -> dict[str, dict[str, Any]]:
             "items": len(shared),
             "right": [int(first.sum()), int(second.sum())],
             "lead_pp": round(100 * float(second.mean() - first.mean()), 2),
-            "intervals": [wilson(int(each.sum()), len(shared)) for each in (first, second)],
             "p": mcnemar(first, second),
         }
     return found
@@ -175,34 +174,18 @@ def kib_a_token(row: dict[str, Any]) -> float:
     return row["cache_bytes"][CONTEXT] / int(CONTEXT) / 1024
 
 
-def right_cell(score: dict[str, Any] | None) -> str:
-    if score is None:
-        return "-"
-    return bounded(score["strict"]["right"] / score["items"], score["strict"]["interval"])
-
-
-def retention_cell(score: dict[str, Any] | None) -> str:
-    if score is None or score["strict"]["retention"] is None:
-        return "-"
-    return bounded(score["strict"]["retention"], score["strict"]["retention_interval"])
-
-
 def loss_cells(stage: dict[str, Any]) -> list[str]:
-    """On rows held out; on distant answers as the student is, and with its windows off; "-" where none was measured."""
+    """On rows held out; on distant answers as the student is, and with its windows off, where they were measured."""
     distant = [each or {} for each in stage["distant"]]
     pairs = [stage["held_out"], *([each.get(how) for each in distant] for how in ("as_is", "without_window"))]
-    return ["-" if None in pair else " -> ".join(f"{loss:.3f}" for loss in pair) for pair in pairs]
+    return [NOTHING if None in pair else " -> ".join(f"{loss:.3f}" for loss in pair) for pair in pairs]
 
 
 def protocol_cells(row: dict[str, Any]) -> list[str]:
-    cells = [bounded(row[protocol]["value"], row[protocol]["interval"]) for protocol in ("generation", "ranking")]
+    cells = [percent(row[protocol]["value"], row[protocol]["interval"]) for protocol in ("generation", "ranking")]
     low, high = row["gap"]["interval"]
     gap = f"{row['gap']['value']:+.1f} [{low:.1f}, {high:.1f}]"
     return [*cells, gap, ", ".join(f"{letter} {count}" for letter, count in row["letters"].items())]
-
-
-def bounded(share: float, interval: Any) -> str:
-    return f"{100 * share:.1f} [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]"
 
 
 def proof_figures(results: Path) -> dict[str, dict]:
@@ -245,11 +228,7 @@ def cost_figures(run: dict[str, Any]) -> dict[str, dict]:
 
 def draw(results: Path, table: dict[str, Any]) -> None:
     """Retention over cache bytes a token: short tasks, and what lies beyond the window; a line an architecture."""
-    import matplotlib  # takes a second to import, which only this needs
-
-    matplotlib.use("agg")  # before pyplot, which would look for a display
-    from matplotlib import pyplot
-
+    pyplot = pyplot_to_files()
     rows = table["configurations"]
     drawn = [name for names, *_ in LINES.values() for name in names if name in rows]
     # What all were asked, so that points can be compared.

@@ -12,6 +12,7 @@ from gendistill.analysis.scores import wilson
 from gendistill.analysis.significance import compare
 from gendistill.analysis.tables import to_markdown
 from gendistill.files import write_atomically
+from gendistill.report.plots import pyplot_to_files
 
 RESULTS = ROOT / "results/window"
 COMMAND = "python benchmarks/window_table.py --report results/window/records"
@@ -146,35 +147,33 @@ def markdown(table: dict[str, Any]) -> str:
         cells.append([name, layers, *sizes, spent, f"{sum(row['seconds'].values()):.0f}"])
     parts = [*about, to_markdown(header, cells)]
     header = ["Configuration", *(f"{task} ({rows['teacher']['tasks'][task]['items']})" for task in tasks)]
-    for title, cell in (("## Right, percent", _right), ("## Retention, percent of the teacher", _retained)):
+    for title, cell in (("## Right, percent", right_cell), ("## Retention, percent of the teacher", retention_cell)):
         cells = [[name, *(cell(row["tasks"].get(task)) for task in tasks)] for name, row in rows.items()]
         parts += [title, to_markdown(header, cells)]
     return "\n\n".join(parts) + "\n"
 
 
-def _right(score: dict[str, Any] | None) -> str:
+def right_cell(score: dict[str, Any] | None) -> str:
+    """Of a task's row in `scores`: percent right, and the interval."""
     if score is None:
         return NOTHING
-    return _percent(score["strict"]["right"] / score["items"], score["strict"]["interval"])
+    return percent(score["strict"]["right"] / score["items"], score["strict"]["interval"])
 
 
-def _retained(score: dict[str, Any] | None) -> str:
+def retention_cell(score: dict[str, Any] | None) -> str:
+    """Percent of the teacher's, and the interval."""
     if score is None or score["strict"]["retention"] is None:
         return NOTHING
-    return _percent(score["strict"]["retention"], score["strict"]["retention_interval"])
+    return percent(score["strict"]["retention"], score["strict"]["retention_interval"])
 
 
-def _percent(share: float, interval: Sequence[float]) -> str:
+def percent(share: float, interval: Sequence[float]) -> str:
     return f"{100 * share:.1f} [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]"
 
 
 def draw(results: Path, table: dict[str, Any]) -> None:
     """A grid of retention: a row for each student, a column for each task, the number in each cell."""
-    import matplotlib  # takes a second to import, which only this needs
-
-    matplotlib.use("agg")  # before pyplot, which would look for a display
-    from matplotlib import pyplot
-
+    pyplot = pyplot_to_files()
     rows = {name: row for name, row in table["configurations"].items() if name != "teacher"}
     tasks = list(table["configurations"]["teacher"]["tasks"])
     values = [[_retention(row["tasks"].get(task)) for task in tasks] for row in rows.values()]  # [students, tasks]

@@ -110,13 +110,24 @@ WINDOW_TASKS = {
 def real_windows_table() -> str:
     """Accuracy by generation of a real teacher and of untrained students, and what of the cache is saved."""
     rows = json.loads((ROOT / "results/window/table.json").read_text())["configurations"]
-    lines = ["| kept layers, window | cache at 128K | " + " | ".join(WINDOW_TASKS.values()) + " |"]
-    lines.append("| --- | ---: |" + " ---: |" * len(WINDOW_TASKS))
+    shares = {}
     for name, row in rows.items():
-        saved = "" if name == "teacher" else f"-{100 * row['cache_saving']['131072']:.1f} %"
         scores = [row["tasks"].get(task) for task in WINDOW_TASKS]
-        cells = ["" if score is None else f"{100 * score['strict']['right'] / score['items']:.1f}" for score in scores]
-        lines.append(f"| {_configuration(row, name)} | {saved} | " + " | ".join(cells) + " |")
+        right = [None if score is None else score["strict"]["right"] / score["items"] for score in scores]
+        shares[_configuration(row, name)] = row, right
+    return _students_table("kept layers, window", list(WINDOW_TASKS.values()), shares)
+
+
+def _students_table(corner: str, columns: list[str], students: dict[str, tuple[dict, list[float | None]]]) -> str:
+    """By student its row in a table.json, for what of the cache is saved, and shares, shown in percent."""
+    lines = [
+        f"| {corner} | cache at 128K | {' | '.join(columns)} |",
+        "| --- | ---: |" + " ---: |" * len(columns),
+    ]
+    for label, (row, shares) in students.items():
+        saved = "" if row["mixer"] is None else f"-{100 * row['cache_saving']['131072']:.1f} %"  # the teacher has none
+        cells = ["" if share is None else f"{100 * share:.1f}" for share in shares]
+        lines.append(f"| {label} | {saved} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -151,19 +162,12 @@ PROOF_TASKS = {
 def proof_table() -> str:
     """Retention by generation of trained students and untrained controls, percent, and what of the cache is saved."""
     rows = json.loads((ROOT / "results/proof/table.json").read_text())["configurations"]
-    lines = [f"| | cache at 128K | six sets | {' | '.join(PROOF_TASKS.values())} |"]
-    lines.append("| --- |" + " ---: |" * (2 + len(PROOF_TASKS)))
+    shares = {}
     for name, label in PROOF_STUDENTS.items():
-        row = rows[name]
-        saved = "" if name == "teacher" else f"-{100 * row['cache_saving']['131072']:.1f} %"
-        scores = [row["tasks"].get(task) for task in PROOF_TASKS]
+        scores = [rows[name]["tasks"].get(task) for task in PROOF_TASKS]
         kept = [None if score is None else score["strict"]["retention"] for score in scores]
-        cells = [
-            "" if share is None else f"{100 * share:.1f}"
-            for share in (row["ranked_sets"]["generation"]["value"], *kept)
-        ]
-        lines.append(f"| {label} | {saved} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        shares[label] = rows[name], [rows[name]["ranked_sets"]["generation"]["value"], *kept]
+    return _students_table("", ["six sets", *PROOF_TASKS.values()], shares)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -32,7 +32,7 @@ from figures import (
     window_figures,
 )
 from proof_report import proof_figures
-from test_suite import seconds_by_file, share_of_cli
+from test_suite import LEFT_OUT, seconds_by_file, share_of_cli
 
 SUITE = ROOT / "results/cpu/test_suite.json"
 ABLATION = ROOT / "results/cpu/ablation.json"
@@ -94,6 +94,10 @@ def test_the_command_line_is_no_more_than_a_quarter_of_the_suite():
     if SUITE.exists():
         raw = json.loads(SUITE.read_text())
         assert share_of_cli(raw["seconds_by_file"]) <= 0.25
+
+
+def test_the_suite_that_is_timed_is_the_one_of_make_test():
+    assert f'-m "{LEFT_OUT}" -n 2 --dist loadfile' in (ROOT / "Makefile").read_text()
 
 
 def test_seconds_of_a_suite_are_read_off_its_durations():

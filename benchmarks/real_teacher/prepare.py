@@ -23,6 +23,7 @@ from pathlib import Path
 from gendistill.evaluate.kinds.item import user_turn
 from gendistill.evaluate.kinds.last_number import solution_of
 from gendistill.names import LETTERS
+from gendistill.recipe.evaluation import make_task
 
 CHOICE_SETS = ("arc_easy", "arc_challenge", "openbookqa")
 TEXT_SETS = ("wikipedia", "factbook", "siyavula", "biology_text")
@@ -33,7 +34,7 @@ FUNCTION = re.compile(
 )
 REFERENCE = re.compile(r":[\w:+-]+:`[~!]?([^`<]*?)(?: <[^`]*>)?`")  # ":func:`zip`", of which the name is left
 DESCRIBED = range(40, 500)  # characters of a description that says enough, and not too much
-REQUEST = 'Complete this function. Give all of it in a code block.\n\n```python\ndef {}({}):\n    """{}"""\n```'
+STUB = 'def {}({}):\n    """{}"""'
 
 
 def read(path: Path) -> list[dict]:
@@ -95,13 +96,15 @@ def texts(data: Path, rng: random.Random) -> list[dict]:
 
 def programs(data: Path) -> list[dict]:
     """Requests for functions, each with a signature and what the function is to do; for no two the same."""
+    (request,) = make_task(task="humaneval").template
     found = {}
     for page in read(data / "python_docs" / "docs.jsonl.gz"):
         for name, parameters, text in FUNCTION.findall(page["text"]):
             described = re.sub(r"[`*\\]+", "", REFERENCE.sub(r"\1", " ".join(text.split())))
             name = name.split(".")[-1]
             if len(described) in DESCRIBED and is_signature(name, parameters):
-                found[described] = {"prompt": REQUEST.format(name, parameters, described)}
+                stub = STUB.format(name, parameters, described)
+                found[described] = {"prompt": request.replace("{prompt}", stub)}
     print(f"{len(found)} requests for programs")
     return list(found.values())
 
