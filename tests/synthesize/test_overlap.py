@@ -1,10 +1,13 @@
+import json
 import random
 import time
 
 import pytest
 
 from gendistill.errors import UserError
+from gendistill.recipe.evaluation import make_task
 from gendistill.synthesize.overlap import Overlap, OverlapIndex
+from gendistill.synthesize.run import index_of
 
 QUESTION = (
     "A farmer has 17 sheep, and all but nine of them run away in the night. How many sheep does the farmer have left? "
@@ -171,3 +174,38 @@ def test_a_large_index_is_fast_and_lean():
     assert bytes_a_second > 3e5  # 2e6 on a quiet machine
     hashes = index._by_length[13]
     assert hashes._hashes.nbytes + hashes._owners.nbytes == 12 * 2000 * 188
+
+
+HUMANEVAL = {
+    "prompt": 'def halves(a):\n    """Return half of each even number of the list, in its order."""\n',
+    "canonical_solution": "    return [n // 2 for n in a if n % 2 == 0]\n",
+    "test": "def check(f): assert f([2]) == [1]",
+    "entry_point": "halves",
+}
+BBH = {"question": "Which of the two ships reached its port before the storm began?", "target": "A", "subject": "ships"}
+
+
+@pytest.mark.parametrize(
+    ("task", "records", "own", "worded"),
+    [
+        (
+            "humaneval",
+            [HUMANEVAL],
+            HUMANEVAL["prompt"],
+            "Complete this function. Give all of it in a code block.\n\n```python\ndef {}(a):\n    pass\n```",
+        ),
+        (
+            "bbh",
+            [BBH, BBH | {"question": "Was it the other one?", "target": "B"}],
+            BBH["question"],
+            '{}\n\nLet\'s think step by step. End with "So the answer is" and the answer.',
+        ),
+    ],
+    ids=["humaneval", "bbh"],
+)
+def test_the_wording_that_a_task_puts_around_its_items_is_none_of_them(tmp_path, task, records, own, worded):
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    index = index_of({task: make_task(task=task, path=str(path))}, 13, 0)
+    assert index.find(worded.format("other")) is None
+    assert index.find(f"As was asked: {own}") is not None

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from gendistill.evaluate.kinds.item import Answer, Draws, Grades, Item
-from gendistill.evaluate.kinds.shared.fields import Fields, fill_template
+from gendistill.evaluate.kinds.shared.fields import Fields, fill_template, only_fields
 from gendistill.recipe.fields import Names, Settings, StopTexts, check_one_of
 
 
@@ -145,8 +145,8 @@ class SourcedTask(TaskSettings):
         return None
 
     def all_items(self) -> Self:
-        """The task with every item its source has."""
-        return self.model_copy(update={"items": None})
+        """The task with every item its source has, in the words of its records: nothing of the template around them."""
+        return self.model_copy(update={"items": None, "template": tuple(map(only_fields, self.template))})
 
     def user_text(self, fields: Fields, question: str | None = None) -> str:
         """The question (`question`, if it is not the whole field), or the template around it."""
@@ -180,8 +180,8 @@ class FewShotTask(SourcedTask):
         return None if self.shots_by is None else str(fields.get([self.shots_by]))
 
     def all_items(self) -> Self:
-        """The task with every item its source has, and no few-shot examples."""
-        return self.model_copy(update={"items": None, "shots": 0})
+        """As of any task, and no few-shot examples."""
+        return super().all_items().model_copy(update={"shots": 0})
 
     def of_examples(self) -> Self:
         """The task by which records with few-shot examples are read."""

@@ -103,6 +103,11 @@ def fill_template(templates: Sequence[str], fields: Fields, question: Any) -> st
     )
 
 
+def only_fields(template: str) -> str:
+    """The template without its own words, each of its {fields} on a line."""
+    return "\n".join(match[0] for match in _PLACEHOLDER.finditer(template))
+
+
 def _shown(value: Any) -> str:
     return "\n".join(map(str, value)) if isinstance(value, list | tuple) else str(value).strip()
 
