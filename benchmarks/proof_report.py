@@ -6,7 +6,7 @@ Names of records say which student: W7 or W4 are untrained windows with so many 
 WT4 the window that was trained, K7 or K4 Kimi Delta Attention beside a window; K4-far_distillation is the student after
 that stage, and `-without_window` one that was asked with its windows off. Beside the records lie the metrics of the
 runs and what each took. Writes table.json, tables.md and the frontier, retention over cache bytes a token; figures of a
-GPU go into the ledger.
+GPU go into the ledger. The rehearsal's records, results/rehearsal/records, have tables of the same form, and no figures.
 """
 
 import argparse
@@ -34,6 +34,8 @@ SHORT = (*SETS, "gsm8k", "humaneval")
 EQUAL = "K4-far_distillation"  # has had as many tokens as WT4
 # Pairs of equal cache, the second beside its control.
 PAIRS = (("W4", "K4"), ("W4", "WT4"), ("WT4", EQUAL), (EQUAL, "K4"), ("W7", "K7"))
+# Of the rehearsal: what stood in the rows of the second stage.
+PAIRS += (("W4", "K4-distant"), ("W4", "K4-ordinary"), ("K4-ordinary", "K4-distant"))
 LINES = {  # of the frontier: names, how they are drawn, and where a name stands beside its point
     "window, nothing trained": (("W2", "W4", "W7"), "o--", "#777777", (-30, 6)),
     "window, trained": (("WT2", "WT4", "WT7"), "s-", "#e69f00", (-38, -12)),
@@ -58,8 +60,9 @@ def main() -> None:
     table = tabulate(models) | {"runs": read_runs(results / "runs")}
     write_atomically(results / "table.json", json.dumps(table, indent=1) + "\n")
     write_atomically(results / "tables.md", markdown(table))
-    draw(results, table)
-    if table["machine"]["gpu"] is not None:
+    if {name for names, *_ in LINES.values() for name in names if name not in CONTROLS.values()} & models.keys():
+        draw(results, table)
+    if folder == RECORDS and table["machine"]["gpu"] is not None:
         record_from_gpu(results / "table.json", proof_figures, "python benchmarks/proof_report.py")
 
 
@@ -96,7 +99,10 @@ def read_stages(folder: Path) -> dict[str, dict[str, Any]]:
             "tokens": last["tokens"],
             "held_out": [first["held_out_loss_before"], last["held_out_loss"]],
             "distant": [first["distant_loss_before"], last["distant_loss"]],
-            "reply_kl": json.loads(gzip.decompress(replies.read_bytes()))["reply_kl"]["mean"],
+            # Not of a run whose stages all learn text: there are no replies held out.
+            "reply_kl": json.loads(gzip.decompress(replies.read_bytes()))["reply_kl"]["mean"]
+            if replies.exists()
+            else None,
         }
     return stages
 
@@ -149,14 +155,15 @@ def markdown(table: dict[str, Any]) -> str:
         parts += [f"## {title}", to_markdown(header, cells)]
     header = ["Run", "Stage", "Tokens", "Held out", "Distant answers", "the same, windows off", "Reply-KL a token"]
     cells = [
-        [run, name, f"{stage['tokens']:,}", *loss_cells(stage), f"{stage['reply_kl']:.3f}"]
+        [run, name, f"{stage['tokens']:,}", *loss_cells(stage), kl_cell(stage)]
         for run, row in table["runs"].items()
         for name, stage in row["stages"].items()
     ]
     parts += ["## Stages: losses in nats a token, before and after", to_markdown(header, cells)]
     header = ["", "by generation", "by ranking", "gap, points", "letters"]
-    cells = [[name, *protocol_cells(row["ranked_sets"])] for name, row in rows.items() if row["ranked_sets"]]
-    parts += ["## Mean of the six ranked sets, retention in percent", to_markdown(header, cells)]
+    ranked = [[name, *protocol_cells(row["ranked_sets"])] for name, row in rows.items() if row["ranked_sets"]]
+    if ranked:
+        parts += ["## Mean of the six ranked sets, retention in percent", to_markdown(header, ranked)]
     for name, tasks in table["pairs"].items():
         one, other = name.split()
         header = ["Task", "Items", f"{one}, right", f"{other}, right", "lead, points", "McNemar's p"]
@@ -165,8 +172,11 @@ def markdown(table: dict[str, Any]) -> str:
             for task, row in tasks.items()
         ]
         parts += [f"## {other} beside {one}, on the same items", to_markdown(header, cells)]
-    flips = [f"{' and '.join(flip['models'])}" for flip in table["rank_flips"]]
-    parts.append("Pairs that ranking orders one way and generation the other: " + ("; ".join(flips) or "none") + ".")
+    if ranked:
+        flips = [f"{' and '.join(flip['models'])}" for flip in table["rank_flips"]]
+        parts.append(
+            "Pairs that ranking orders one way and generation the other: " + ("; ".join(flips) or "none") + "."
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -179,6 +189,10 @@ def loss_cells(stage: dict[str, Any]) -> list[str]:
     distant = [each or {} for each in stage["distant"]]
     pairs = [stage["held_out"], *([each.get(how) for each in distant] for how in ("as_is", "without_window"))]
     return [NOTHING if None in pair else " -> ".join(f"{loss:.3f}" for loss in pair) for pair in pairs]
+
+
+def kl_cell(stage: dict[str, Any]) -> str:
+    return NOTHING if stage["reply_kl"] is None else f"{stage['reply_kl']:.3f}"
 
 
 def protocol_cells(row: dict[str, Any]) -> list[str]:
