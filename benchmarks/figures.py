@@ -183,10 +183,10 @@ def placement_cost_figures(results: Path) -> dict[str, dict]:
     return {"kl_placement_cost_in_alignments": {"value": round(ratio, 2), "unit": "x", "source": source}}
 
 
-def scaling_figures(results: Path) -> dict[str, dict]:
-    """From benchmarks/scaling.py: medians of several GPUs over those of one, in one run of it."""
-    raw = json.loads((results / "scaling.json").read_text())
-    source = "results/gpu/scaling.json"
+def scaling_figures(path: Path) -> dict[str, dict]:
+    """From a file of benchmarks/scaling.py: medians of several GPUs over those of one, in one run of it."""
+    raw = json.loads(path.read_text())
+    source = f"results/gpu/{path.name}"
     one = raw["1"]
 
     def speed(part: dict) -> float:

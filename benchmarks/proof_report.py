@@ -6,7 +6,7 @@ Names of records say which student: W7 or W4 are untrained windows with so many 
 WT4 the window that was trained, K7 or K4 Kimi Delta Attention beside a window; K4-far_distillation is the student after
 that stage, and `-without_window` one that was asked with its windows off. Beside the records lie the metrics of the
 runs and what each took. Writes table.json, tables.md and the frontier, retention over cache bytes a token; figures of a
-GPU go into the ledger. The rehearsal's records, results/rehearsal/records, have tables of the same form, and no figures.
+GPU go into the ledger. Of the rehearsal's records, results/rehearsal/records, there are tables alone.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """What a second GPU, and a fourth and an eighth, give: torchrun is started for each number of processes in turn.
 
-    python benchmarks/scaling.py --out results/gpu/scaling.json                    # on 1, 2, 4, ... as there are GPUs
-    python benchmarks/scaling.py --out results/gpu/scaling.json --record           # into results/figures.json
+    python benchmarks/scaling.py --out results/gpu/scaling_two_gpus.json           # on 1, 2, 4, ... as there are GPUs
+    python benchmarks/scaling.py --out results/gpu/scaling_two_gpus.json --record  # into results/figures.json
     python benchmarks/scaling.py --out rehearsal.json --tiny --processes 1 2       # on CPUs, in a minute or two
 
 Pairs have random weights. Steps are of one size whatever the number of GPUs, so that a speed-up is that of a run:
@@ -391,7 +391,7 @@ def record_each(path: Path) -> None:
     """Puts the figures into the ledger, each with the number of GPUs that it is of."""
     machine = json.loads(path.read_text())["machine"]
     versions = {"gendistill": commit()} | machine["versions"]
-    for name, figure in scaling_figures(path.parent).items():
+    for name, figure in scaling_figures(path).items():
         of_several = re.match(r"gpu(\d+)_", name)
         hardware = f"{of_several[1] if of_several else 1}x {machine['gpu']}"
         elsewhere = {"hardware": hardware, "versions": versions, "measured": machine["measured"]}

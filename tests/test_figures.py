@@ -37,7 +37,6 @@ from test_suite import LEFT_OUT, seconds_by_file, share_of_cli
 SUITE = ROOT / "results/cpu/test_suite.json"
 ABLATION = ROOT / "results/cpu/ablation.json"
 ON_POLICY = ROOT / "results/gpu/on_policy_cost.json"
-SCALING = ROOT / "results/gpu/scaling.json"
 SERVE = ROOT / "results/gpu/serve_throughput.json"
 VLLM = ROOT / "results/gpu/vllm_serve.json"
 WINDOW = ROOT / "results/window/table.json"
@@ -66,8 +65,8 @@ def test_ledger_follows_from_its_sources():
         expected |= vllm_serve_figures(VLLM.parent)
     if ON_POLICY.exists():
         expected |= on_policy_cost_figures(ON_POLICY.parent)
-    if SCALING.exists():
-        expected |= scaling_figures(SCALING.parent)
+    for path in (ROOT / "results/gpu").glob("scaling_*.json"):
+        expected |= scaling_figures(path)
     for on_gpu in (
         cold_start_figures,
         training_speed_figures,
@@ -122,7 +121,7 @@ def test_scaling_compares_with_one_gpu_of_the_same_run(tmp_path):
     asked = {"evaluation": {"seconds": [90.0, 20.0]}}, {"evaluation": {"seconds": [80.0, 10.5]}}
     raw = {"machine": {}, "1": one | asked[0], "2": two | asked[1]}
     (tmp_path / "scaling.json").write_text(json.dumps(raw))
-    assert {name: figure["value"] for name, figure in scaling_figures(tmp_path).items()} == {
+    assert {name: figure["value"] for name, figure in scaling_figures(tmp_path / "scaling.json").items()} == {
         "replica_path_speed_share": 0.99,
         "fsdp_compiled_speed_share_one_gpu": 0.86,
         "gpu2_kd_speedup": 1.95,
