@@ -236,11 +236,11 @@ def evaluate(model, tokenizer, tiny: bool) -> int:
 
     # As many and as long as GSM8K's: random weights do not end their replies.
     items, tokens = (12, 8) if tiny else (1319, 256)
-    tasks = {
-        "arithmetic": dict(kind="last_number", path="embedded:arithmetic", items=items, max_new_tokens=tokens),
-        "choice": dict(kind="multiple_choice", path="embedded:choice", items=12 if tiny else 500, max_new_tokens=4),
-    }
     with shared_folder() as folder:
+        tasks = {
+            "arithmetic": dict(kind="last_number", path=write_sums(folder, items), max_new_tokens=tokens),
+            "choice": dict(kind="multiple_choice", path="embedded:choice", items=12 if tiny else 500, max_new_tokens=4),
+        }
         evaluate_model(
             model,
             tokenizer,
@@ -251,7 +251,7 @@ def evaluate(model, tokenizer, tiny: bool) -> int:
             progress=False,
             share=distributed.own_share(),
         )
-    return sum(task["items"] for task in tasks.values())
+    return items + tasks["choice"]["items"]
 
 
 def synthesize(model, tokenizer, tiny: bool) -> int:
@@ -264,14 +264,25 @@ def synthesize(model, tokenizer, tiny: bool) -> int:
     from gendistill.synthesize.run import generate_replies
 
     size, batches, tokens = (2, 4, 8) if tiny else (64, 16, 256)
-    asked = dict(kind="last_number", path="embedded:arithmetic", records=size * batches)
-    synthesis = Synthesis(prompts=[asked], max_new_tokens=tokens, batch_size=size, temperature=1.0)
-    prompts = all_prompts(synthesis, tokenizer, 0)
     with shared_folder() as folder:
+        asked = dict(kind="last_number", path=write_sums(folder, size * batches))
+        synthesis = Synthesis(prompts=[asked], max_new_tokens=tokens, batch_size=size, temperature=1.0)
+        prompts = all_prompts(synthesis, tokenizer, 0)
         answered, _ = generate_replies(
             model, tokenizer, prompts, synthesis, 0, folder, Console(quiet=True), distributed.own_share()
         )
     return len(answered)
+
+
+def write_sums(folder: Path, count: int) -> str:
+    """So many embedded problems as a file: more than an evaluation of them has."""
+    from gendistill import distributed, embedded
+
+    path = folder / "sums.jsonl"
+    if distributed.is_rank_zero():
+        path.write_text("".join(json.dumps(each) + "\n" for each in embedded.records("arithmetic", count=count)))
+    distributed.barrier()
+    return str(path)
 
 
 class shared_folder(tempfile.TemporaryDirectory):
