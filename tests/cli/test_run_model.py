@@ -1,19 +1,22 @@
 """A model without a recipe: `init` prints one, `run` prices it, asks, and runs it."""
 
+import copy
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
 from cli_tools import in_process
 from gendistill import cli
-from gendistill.compute import compute_to_price
+from gendistill.compute import Compute, compute_to_price
 from gendistill.recipe.data import Source
 from gendistill.recipe.loading import load_recipe, parse_recipe
-from gendistill.run.draft import EPOCHS, STAGES, USED, Draft
+from gendistill.run.draft import EPOCHS, SHAPES, STAGES, USED, Draft
 from gendistill.run.duration import placement_tokens
 from gendistill.run.probe import Probe
 
@@ -117,10 +120,7 @@ def test_budgets_fill_the_time_that_other_parts_leave(hours):
     made.choose_counts(1e-4)
     made.choose_budgets(1e-4, dict.fromkeys(STAGES, PROBE))
     recipe = made.recipe()
-    assert list(recipe.stages) == list(STAGES) and recipe.evaluation.stages == [
-        "conversion",
-        "instruction_distillation",
-    ]
+    assert list(recipe.stages) == list(STAGES) and recipe.evaluation.stages == ["conversion", "far_distillation"]
     assert all(stage.tokens == stage.whole_tokens for stage in recipe.stages.values())
     assert made.text().count("\n") <= 40
     parts = made.parts(1e-4, dict.fromkeys(STAGES, PROBE))
@@ -131,7 +131,48 @@ def test_budgets_fill_the_time_that_other_parts_leave(hours):
 def test_budgets_end_with_the_data():
     made = draft(20, holds=100_000)
     made.choose_budgets(1e-4, dict.fromkeys(STAGES, PROBE))
-    assert {stage.tokens for stage in made.recipe().stages.values()} == {int(100_000 * EPOCHS * USED) // 2048 * 2048}
+    tokens = {name: stage.tokens for name, stage in made.recipe().stages.items()}
+    held = int(100_000 * EPOCHS * USED)
+    # Two thirds of the second stage are text.
+    assert tokens == {"qk_alignment": held // 2048 * 2048, "far_distillation": held // round(2048 * 2 / 3) * 2048}
+
+
+@pytest.mark.parametrize(
+    ("given", "alignment", "far"),
+    [
+        (["text", "chats"], "text", [("distant", 2.0), (None, 1.0)]),
+        (["text"], "text", [("distant", 2.0)]),
+        (["chats"], "chats", [(None, 1.0)]),
+    ],
+)
+def test_the_recurrence_alone_learns_from_what_there_is(given, alignment, far):
+    made = draft(2)
+    made.sources = {name: made.sources[name] for name in given}
+    recipe = made.recipe()
+    assert {tuple(stage.train) for stage in recipe.stages.values()} == {("mixer_conv", "mixer_gate")}
+    assert recipe.stages["qk_alignment"].data == alignment and recipe.stages["far_distillation"].data == "far"
+    assert [(source.made, source.weight) for source in recipe.data["far"]] == far
+    for source in recipe.data["far"]:
+        # Beyond the window, and within a row.
+        assert source.made is None or source.distances == (512, 922)
+
+
+def test_rows_are_as_long_as_memory_allows(model, tmp_path, monkeypatch):
+    config = copy.deepcopy(model.config)
+    config.max_position_embeddings = 32_768
+    config.save_pretrained(tmp_path / "long")
+    found = []
+    for gib in (40, 0.7, 0.62):
+        made = draft(2)
+        made.teacher, made.positions = str(tmp_path / "long"), 32_768
+        made.layers, made.placement = config.num_hidden_layers, None
+        made.compute = replace(made.compute, device="cuda", dtype=torch.bfloat16)
+        made.shape = SHAPES["cuda"]
+        monkeypatch.setattr(Compute, "memory", lambda _, gib=gib: ("a GPU", gib * 2**30))
+        made.fit_memory()
+        stages = made.recipe().stages
+        found.append([(stage.sequence_length, stage.micro_batch) for stage in stages.values()])
+    assert found == [[(4096, 4), (16_384, 1)], [(4096, 1), (8192, 1)], [(4096, 1), (4096, 1)]]
 
 
 def test_layers_are_measured_as_well_as_the_time_allows():

@@ -147,7 +147,7 @@ def default_recipe(asked: Asked, console: Console) -> Offer:
     per_token = seconds_per_token(model)
     del model  # the probe loads its own
     draft.choose_counts(per_token)
-    probes = probe_stages(draft.recipe(), list(draft.mixtures), console)
+    probes = probe_stages(draft.recipe(), list(draft.budgets), console)
     draft.choose_budgets(per_token, probes)
     return Offer(draft.text(), draft.recipe(), draft.parts(per_token, probes), draft.seconds, probes)
 

@@ -6,6 +6,7 @@ speed.
 
 import json
 from dataclasses import dataclass, field
+from itertools import product
 from typing import NamedTuple
 
 import yaml
@@ -31,20 +32,29 @@ SHARE = 0.3  # of the time, that the choice of layers may take, and the evaluati
 ITEMS = (10, 100)  # of a task, at least and at most
 EPOCHS = 4  # passes over the user's data
 USED = 0.75  # of what those hold: some is held out, and packing wastes some
+FAR = "far_distillation"
+# Shares of a row's tokens in it: pages whose answers lie beyond the window, and chats that keep the rest as it is.
+WEIGHTS = {"text": 2, "chats": 1}
+FARTHEST = 0.9  # of a row, between an answer and what it is about
 
 
 class Shape(NamedTuple):
-    """Sizes on a device; `probe_steps` are those by which the price is measured."""
+    """Sizes on a device, in tokens; `rows` are the lengths of far_distillation, of which the first that fits is taken,
+    and `probe_steps` the steps by which the price is measured."""
 
-    sequence_length: int
-    sequences_per_step: int
-    conversion_tokens: int
-    evaluation_length: int
+    step: int
+    alignment: int
+    rows: tuple[int, ...]
+    conversion: int
+    evaluation: int
     probe_steps: int
 
 
-SHAPES = {"cpu": Shape(1024, 2, 2048, 1024, 3), "cuda": Shape(2048, 16, 16_384, 4096, 20)}
-MICRO_BATCHES = {"cpu": (1,), "cuda": (8, 4, 2, 1)}  # the first that fits in memory
+SHAPES = {
+    "cpu": Shape(2048, 1024, (2048,), 2048, 1024, 3),
+    "cuda": Shape(16_384, 4096, (16_384, 8192, 4096), 16_384, 4096, 20),
+}
+MICRO_BATCHES = {"cpu": (1,), "cuda": (4, 2, 1)}  # the first that fits in memory
 
 
 class Stage(NamedTuple):
@@ -55,21 +65,20 @@ class Stage(NamedTuple):
     comment: str
 
 
+# The recurrence alone learns, in both: what windows see is the teacher's own attention, and stays as it is. With
+# projections, MLPs and norms trained, short tasks fall below those of the untrained window (results/proof).
 STAGES = {
-    "block_alignment": Stage(
-        0.4,
-        "objective: block_l2, train: [mixer], window_dropout: 0.5, learning_rate: 1.0e-3, weight_decay: 0.0",
-        "each block, fed the teacher's input; half of the sequences do without the window",
-    ),
-    "logit_distillation": Stage(
+    "qk_alignment": Stage(
         0.3,
-        "objective: forward_kl, train: [mixer, mlp, norm], window_dropout: 0.25, learning_rate: 5.0e-5",
-        "the teacher's next-token distributions, at every token",
+        "objective: mixer_l2, train: [mixer_conv, mixer_gate], window_dropout: 0.5, learning_rate: 3.0e-3, "
+        "weight_decay: 0.0",
+        "each recurrence, fed the teacher's input; half of the sequences do without the window",
     ),
-    "instruction_distillation": Stage(
-        0.3,
-        "objective: forward_kl, loss_on: completion, train: [mixer, mlp, norm], learning_rate: 5.0e-5",
-        "the same, at the tokens of the replies alone",
+    FAR: Stage(
+        0.7,
+        "objective: forward_kl, loss_on: completion, train: [mixer_conv, mixer_gate], window_dropout: 0.3, "
+        "learning_rate: 2.0e-3",
+        "the teacher's next-token distributions at the replies, whose ground no window sees",
     ),
 }
 
@@ -101,20 +110,27 @@ class Draft:
 
     def __post_init__(self):
         self.shape = SHAPES[self.compute.device]  # a device that is not in the table is a bug
-        # Of each stage the mixture: blocks and logits are matched on text where there is some, replies on chats.
-        first = next(iter(self.sources), None)
-        mixtures = {"block_alignment": first, "logit_distillation": "text", "instruction_distillation": "chats"}
-        self.mixtures = {stage: name for stage, name in mixtures.items() if name in self.sources}
-        self.budgets = {stage: self._most_steps(stage, self.shape.probe_steps) * self.step for stage in self.mixtures}
+        self.row = self.shape.rows[0]
+        stages = STAGES if self.sources else {}
+        self.budgets = {stage: self._most_steps(stage, self.shape.probe_steps) * self.step(stage) for stage in stages}
 
-    @property
-    def sequence_length(self) -> int:
-        return min(self.shape.sequence_length, self.positions)
+    def sequence_length(self, stage: str) -> int:
+        lengths = {"qk_alignment": self.shape.alignment, FAR: self.row}
+        return min(lengths[stage], self.positions)
 
-    @property
-    def step(self) -> int:
+    def sequences(self, stage: str) -> int:
+        """In a step."""
+        return max(1, self.shape.step // self.sequence_length(stage))
+
+    def step(self, stage: str) -> int:
         """Tokens of a step."""
-        return self.sequence_length * self.shape.sequences_per_step
+        return self.sequence_length(stage) * self.sequences(stage)
+
+    def shares(self, stage: str) -> dict[str, float]:
+        """Of the stage's tokens, by source: alignment takes the first, far_distillation all."""
+        weights = WEIGHTS if stage == FAR else {next(iter(self.sources)): 1}
+        whole = sum(weights[name] for name in self.sources if name in weights)
+        return {name: weights[name] / whole for name in self.sources if name in weights}
 
     @property
     def window(self) -> int:
@@ -123,7 +139,7 @@ class Draft:
 
     @property
     def evaluation_length(self) -> int:
-        return min(self.shape.evaluation_length, self.positions - ANSWER_ROOM)
+        return min(self.shape.evaluation, self.positions - ANSWER_ROOM)
 
     def _most_steps(self, stage: str, steps: int) -> int:
         """So many steps, or those that the data hold in all passes.
@@ -131,29 +147,31 @@ class Draft:
         Raises:
             UserError: they do not hold one.
         """
-        mixture = self.mixtures[stage]
         # Data that run dry end a stage in an error, hours in.
-        tokens = round(self.holds[mixture] * EPOCHS * USED)
-        if tokens < self.step:
-            raise UserError(
-                f"--{mixture} {self.sources[mixture].path}: holds {self.holds[mixture]:,} tokens, and a step takes "
-                f"{self.step:,}, for which {EPOCHS} passes over {round(self.step / EPOCHS / USED):,} are needed. Give "
-                "more data, or none for a student that is not trained"
-            )
-        return min(steps, tokens // self.step)
+        for name, share in self.shares(stage).items():
+            takes = round(self.step(stage) * share)
+            held = round(self.holds[name] * EPOCHS * USED)
+            if held < takes:
+                raise UserError(
+                    f"--{name} {self.sources[name].path}: holds {self.holds[name]:,} tokens, and a step takes "
+                    f"{takes:,}, for which {EPOCHS} passes over {round(takes / EPOCHS / USED):,} are needed. Give more "
+                    "data, or none for a student that is not trained"
+                )
+            steps = min(steps, held // takes)
+        return steps
 
     def fit_memory(self) -> None:
-        """Takes the largest micro-batch that fits in memory.
+        """Takes the longest rows, and for these the largest micro-batch, that fit in memory.
 
         Raises:
-            UserError: none does.
+            UserError: none do.
         """
         device, memory = self.compute.memory()
-        if memory is None or not self.mixtures:
+        if memory is None or not self.sources:
             return
         reasons: list[str] = []
-        for micro_batch in MICRO_BATCHES[self.compute.device]:
-            self.micro_batch = micro_batch
+        for row, micro_batch in product(self.shape.rows, MICRO_BATCHES[self.compute.device]):
+            self.row, self.micro_batch = row, micro_batch
             recipe = self.recipe()
             # By shapes alone: nothing is loaded.
             planner = Planner(load_config(self.teacher), check_shapes(recipe), self.compute)
@@ -182,13 +200,12 @@ class Draft:
         """Tokens of each stage, by the tokens a second that a probe of it has measured."""
         without = self.parts(per_token, {})  # all but training, which no probe stands for here
         left = max(0.0, self.seconds - sum(without.values()))
-        shares = sum(STAGES[stage].share for stage in self.mixtures)
         recipe = self.recipe()
         for stage, probe in probes.items():
             # Start-up is in the price, and small beside hours.
-            seconds = left * STAGES[stage].share / shares
-            steps = int(seconds * probe.tokens_per_second(recipe.stages[stage]) / self.step)
-            self.budgets[stage] = self._most_steps(stage, max(1, steps)) * self.step
+            seconds = left * STAGES[stage].share
+            steps = int(seconds * probe.tokens_per_second(recipe.stages[stage]) / self.step(stage))
+            self.budgets[stage] = self._most_steps(stage, max(1, steps)) * self.step(stage)
 
     def parts(self, per_token: float, probes: dict[str, Probe]) -> dict[str, float]:
         """Seconds of each part of the run."""
@@ -215,10 +232,10 @@ class Draft:
         )
         conversion = next(iter(self.sources), "text")
         # Measured on, not learnt: what the untrained student loses.
-        mixtures = self.sources or {"text": Source(path="embedded:text")}
-        data = "".join(f"  {name}: [{_flow(source)}]\n" for name, source in mixtures.items())
-        stages = "".join(self._stage(stage) for stage in self.mixtures) or " {}  # nothing is trained"
-        scored = f"  stages: [conversion, {[*self.mixtures][-1]}]\n" if self.mixtures else ""
+        first = self.sources.get(conversion, Source(path="embedded:text"))
+        data = f"  {conversion}: [{_flow(first)}]\n" + self._far()
+        stages = "".join(self._stage(stage) for stage in self.budgets) or " {}  # nothing is trained"
+        scored = f"  stages: [conversion, {FAR}]\n" if self.budgets else ""
         return f"""{self.first_line}
 # Change what you like; src/gendistill/recipe/ and `gendistill init --schema` say what there is.
 name: {self.name}
@@ -232,7 +249,7 @@ student:
   window: {self.window}        # tokens that the other layers see, with the first ones
   sinks: {DEFAULT_SINKS}
 {bound}
-conversion: {{data: {conversion}, tokens: {self.shape.conversion_tokens}, sequence_length: {min(512, self.positions)}}}
+conversion: {{data: {conversion}, tokens: {self.shape.conversion}, sequence_length: {min(512, self.positions)}}}
 
 data:
 {data}
@@ -253,14 +270,29 @@ evaluation:
         lines = [f"    {name}: {{{row}, max_new_tokens: {budget}}}" for name, row in rows.items()]
         return "\n".join([comment, *lines])
 
+    def _far(self) -> str:
+        """The mixture of far_distillation, a line a source."""
+        if not self.sources:
+            return ""
+        # The text as pages with questions, whose answers are farther back than the window sees.
+        distances = (self.window, round(FARTHEST * self.sequence_length(FAR)))
+        as_rows = {"text": {"made": "distant", "distances": distances}, "chats": {}}
+        lines = [
+            f"    - {_flow(source.model_copy(update=as_rows[name] | {'weight': WEIGHTS[name]}))}\n"
+            for name, source in self.sources.items()
+        ]
+        return "".join(["  far:\n", *lines])
+
     def _stage(self, stage: str) -> str:
         # Two lines a stage: what it does, and how large it is.
-        settings, data = STAGES[stage], self.mixtures[stage]
-        sizes = f"sequence_length: {self.sequence_length}, sequences_per_step: {self.shape.sequences_per_step}"
+        settings = STAGES[stage]
+        data = "far" if stage == FAR else next(iter(self.sources))
+        sequences = self.sequences(stage)
+        sizes = f"sequence_length: {self.sequence_length(stage)}, sequences_per_step: {sequences}"
         return f"""
   {stage}:  # {settings.comment}
     {{{settings.settings},
-     data: {data}, tokens: {self.budgets[stage]}, {sizes}, micro_batch: {self.micro_batch}}}
+     data: {data}, tokens: {self.budgets[stage]}, {sizes}, micro_batch: {min(self.micro_batch, sequences)}}}
 """
 
 
