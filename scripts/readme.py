@@ -144,6 +144,7 @@ def _configuration(row: dict, name: str) -> str:
 PROOF_STUDENTS = {
     "teacher": "teacher, all 28 layers",
     "W7": "7 kept, window, untrained",
+    "K7": "7 kept, KDA beside window, recurrence alone",
     "W4": "4 kept, window, untrained",
     "WT4": "4 kept, window, far_distillation",
     "K4-far_distillation": "4 kept, KDA beside window, far_distillation",
@@ -166,7 +167,8 @@ def proof_table() -> str:
     for name, label in PROOF_STUDENTS.items():
         scores = [rows[name]["tasks"].get(task) for task in PROOF_TASKS]
         kept = [None if score is None else score["strict"]["retention"] for score in scores]
-        shares[label] = rows[name], [rows[name]["ranked_sets"]["generation"]["value"], *kept]
+        sets = rows[name]["ranked_sets"]  # None where they were not asked
+        shares[label] = rows[name], [sets and sets["generation"]["value"], *kept]
     return _students_table("", ["six sets", *PROOF_TASKS.values()], shares)
 
 
