@@ -30,6 +30,13 @@ def test_one_axis_at_a_time_with_paired_seeds(tmp_path):
     assert by_name["teacher-seed5"].variant.folder == by_name["base-seed5"].variant.folder
 
 
+def test_the_untrained_window_has_nothing_that_only_a_recurrence_has(tmp_path):
+    bounded = {"student.window": 32, "student.log_decay_bound": -5}
+    made = variants(tmp_path, axes=PAIR, settings=bounded, controls={"window": None})
+    (window,) = (each.recipe.student for each in made if each.variant.control == "window")
+    assert (window.mixer, window.window, window.log_decay_bound) == ("window", 32, None)
+
+
 def test_crossed_axes_have_every_choice(tmp_path):
     made = variants(tmp_path, axes=PAIR, crossed=True, controls={})
     assert [each.variant.row for each in made] == [

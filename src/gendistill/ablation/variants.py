@@ -178,8 +178,10 @@ def _check_runs(recipe: Recipe) -> None:
 
 def _window(base: Recipe) -> Overrides:
     """The layers that lose their attention see a window of the text, with the teacher's weights; nothing is trained."""
-    # Exceptions go, which would leave a mixer untrained; of the base's stages none is left to be evaluated.
-    return {"student.mixer": "window", "student.mixer_in_layer": {}, "stages": {}, "evaluation.stages": None}
+    # Exceptions go, which would leave a mixer untrained, and so does what only a recurrence has; of the base's stages
+    # none is left to be evaluated.
+    student = {"student.mixer": "window", "student.mixer_in_layer": {}, "student.log_decay_bound": None}
+    return student | {"stages": {}, "evaluation.stages": None}
 
 
 def _teacher(base: Recipe) -> Overrides:
