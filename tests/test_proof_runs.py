@@ -1,0 +1,20 @@
+"""What benchmarks/proof_runs.py trains."""
+
+import pytest
+from proof_runs import LAYERS, RECIPE, STUDENTS, settings_of, sources
+
+from gendistill.recipe.loading import load_recipe
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path, name):
+    recipe = load_recipe(RECIPE, ["teacher=embedded", *sources(tmp_path), *settings_of(name)])
+    stage = recipe.stages["far_distillation"]
+    assert recipe.student.keep_attention == LAYERS[name.removesuffix("-mixers")[-1]]
+    assert stage.tokens == 4_000_000 and recipe.data["far"][0].distances[1] < stage.sequence_length
+    if name.startswith("WT"):
+        assert (recipe.student.mixer, stage.train, list(recipe.stages)) == ("window", ["mixer"], ["far_distillation"])
+    if name.startswith("K"):
+        assert (recipe.student.mixer, recipe.student.window) == ("kda", 512)
+        whole = ["mixer"] if name.endswith("-mixers") else ["mixer_conv", "mixer_gate"]
+        assert (stage.train, recipe.stages["qk_alignment"].train) == (whole, ["mixer_conv", "mixer_gate"])
