@@ -11,6 +11,7 @@ align           alignment of the former's mixers
 kd_16           kd in micro-batches of 16 sequences in place of 4, on one GPU
 fsdp, fsdp_1p5b kd and kd_1p5b sharded by FSDP2, also on one GPU, in micro-batches of 16: without CUDA graphs the host
                 gives out what a micro-batch of 4 needs more slowly than the GPU does it
+zero2           kd with the student's layers gathered once a step, in micro-batches of 16
 exchange        kd by one process that exchanges with itself: what the path of replicas costs where nothing is exchanged
 fsdp_8b         of Llama-3.1-8B's shape; only if named by --only
 evaluation      arithmetic by generation, 500 items of multiple choice by both protocols
@@ -74,6 +75,7 @@ TRAINED = {
     "align": ("0p6b", ALIGN, 64, 8, 8, "whole", "replicas"),
     "kd_16": ("0p6b", KD, 64, 16, 6, "whole", None),
     "fsdp": ("0p6b", KD, 64, 16, 6, "fsdp", "fsdp"),
+    "zero2": ("0p6b", KD, 64, 16, 6, "zero2", "zero2"),
     "kd_1p5b": ("1p5b", KD, 64, 4, 5, "whole", "replicas"),
     "fsdp_1p5b": ("1p5b", KD, 64, 16, 5, "fsdp", "fsdp"),
     "fsdp_8b": ("8b", KD, 64, 2, 5, "fsdp", "fsdp"),
@@ -124,7 +126,7 @@ def train(name: str, tiny: bool) -> dict | None:
     price, flops = planner.price(stage), planner.price(stage).flops_per_token
     student = student.to(compute.device, torch.float32).train()
     set_trainable(student, stage.train)
-    if compute.is_sharded:
+    if compute.shards_teacher:
         shard(teacher, compares="end_to_end", compute=compute)
     rows = RandomRows(stage.steps * sequences, teacher.config.vocab_size, packed=False, length=length)
     clear(compute.device)

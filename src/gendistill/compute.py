@@ -46,7 +46,7 @@ class ComputeSettings(Protocol):
     dtype: str  # auto, float32, bfloat16
     backend: str
     compile: str | bool  # auto, true, false
-    strategy: str  # auto, replicas, hybrid, fsdp
+    strategy: str  # auto, replicas, hybrid, zero2, fsdp
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,18 @@ class Compute:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether each process holds a part of each layer, and gathers a layer when its turn comes."""
+        """Whether each process holds a part of each of the student's layers, and gathers what it needs."""
+        return self.strategy in ("hybrid", "zero2", "fsdp")
+
+    @property
+    def shards_teacher(self) -> bool:
+        """Whether that holds of the teacher's layers, too."""
         return self.strategy in ("hybrid", "fsdp")
+
+    @property
+    def gathers_once(self) -> bool:
+        """Whether what is gathered of a sharded layer stays until the optimizer steps."""
+        return self.strategy == "zero2"
 
     @property
     def fused(self) -> bool:

@@ -52,9 +52,10 @@ MIXERS: dict[str, LinearMixer | Window] = {
 _MIXER_ROLES = ("mixer_qk", "mixer_value", "mixer_conv", "mixer_gate")
 # How many processes hold teacher and student.
 STRATEGIES = {
-    "auto": "replicas where plan says that they fit, else hybrid on several hosts, else fsdp",
+    "auto": "replicas where plan says that they fit, else hybrid on several hosts, else zero2, else fsdp",
     "replicas": "teacher and student whole in every process; masters and optimizer state shared out",
     "hybrid": "as fsdp within a host; hosts have replicas of it, and only gradients pass between them",
+    "zero2": "layers whole over a step in every process; gradients, masters and optimizer state shared out, by FSDP2",
     "fsdp": "each process holds a part of every layer, and gathers a layer when its turn comes",
 }
 # What can train. A parameter has one role (`gendistill.models.modeling.describe`); a name stands for one or several.

@@ -10,8 +10,8 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -52,6 +52,7 @@ from small_models import make_student, make_teacher, tokens
 
 LENGTH, STEPS = 16, 12  # 50 steps: benchmarks/trials
 STRATEGIES = ("replicas", "fsdp")
+GATHERED_ONCE = ("mixers", "logits", "bfloat16")  # what zero2 has a time of its own to free
 POWER = {"attention_mean_square": 0.3, "update_mean_square": 0.5, "hidden_mean_square": 2.0}
 LOGITS = dict(objective="forward_kl", train=["mixer", "mlp", "norm"])
 IN_FOUR = dict(sequences_per_step=4, micro_batch=1)  # several micro-batches on each of two processes
@@ -146,24 +147,27 @@ def run_case(name: str, root: Path, folder: str | None = None, strategy: str = "
     teacher = None
     if stage.needs_teacher:
         teacher = _shorten(make_teacher(case.family)).to(case.dtype).requires_grad_(False)
-        if compute.is_sharded:
+        if compute.shards_teacher:
             shard(teacher, compares="end_to_end", compute=compute)
     seen = _watch_dtypes(student.model.layers[0].linear_attn)
-    _, optimizer = train_stage(
-        stage,
-        teacher,
-        student,
-        PackedDataset(root),
-        conversion_report={"layers": [{"layer": i} | POWER for i in student.config.layers_of_type("linear_attention")]},
-        vocabulary=97,
-        compute=compute,
-        folder=folder,
-        fingerprint={"case": name},
-        title=name,
-        console=Console(quiet=True),
-        writing=Writing(ReplyTokens(ends=range(2, 12), pad=0, decode=str)),
-        held_out=PackedDataset(root / HELD_OUT),
-    )
+    with watching_shards(student) as sharded:
+        _, optimizer = train_stage(
+            stage,
+            teacher,
+            student,
+            PackedDataset(root),
+            conversion_report={
+                "layers": [{"layer": i} | POWER for i in student.config.layers_of_type("linear_attention")]
+            },
+            vocabulary=97,
+            compute=compute,
+            folder=folder,
+            fingerprint={"case": name},
+            title=name,
+            console=Console(quiet=True),
+            writing=Writing(ReplyTokens(ends=range(2, 12), pad=0, decode=str)),
+            held_out=PackedDataset(root / HELD_OUT),
+        )
     weights = optimizer.weights()
     if teacher is not None:
         counts = Planner(teacher.config, student.config, compute).parameters(stage)
@@ -174,6 +178,21 @@ def run_case(name: str, root: Path, folder: str | None = None, strategy: str = "
         torch.save(weights, folder / "weights.pt")
         student.save_pretrained(folder / "student", state_dict=weights)  # empties the dictionary
         (folder / "seen.json").write_text(json.dumps(seen))
+        (folder / "sharded.json").write_text(json.dumps(sharded))
+
+
+@contextmanager
+def watching_shards(student) -> Iterator[list[bool]]:
+    """Whether the first layer is in shards behind each micro-batch, those of measurements among them."""
+    found, micro_batch = [], engine.Trainer._micro_batch
+
+    def watched(trainer, batch, scale):
+        sums = micro_batch(trainer, batch, scale)
+        found.append(any(isinstance(parameter, DTensor) for parameter in student.model.layers[0].parameters()))
+        return sums
+
+    with mock.patch.object(engine.Trainer, "_micro_batch", watched):
+        yield found
 
 
 def bytes_held(teacher, student, optimizer: MasterOptimizer) -> dict[str, int]:
@@ -346,6 +365,10 @@ def main(root: Path) -> None:
         # The folder holds what one process left.
         run_case("short", root, f"one, then {strategy}", strategy)
     run_case("short", root, "hybrid, short", "hybrid")
+    for name in GATHERED_ONCE:
+        run_case(name, root, f"zero2, {name}", "zero2")
+    run_and_stop(root, "zero2, then fsdp", "zero2")
+    run_case("short", root, "zero2, then fsdp", "fsdp")
     for first, then in (STRATEGIES, STRATEGIES[::-1]):
         run_and_stop(root, f"{first}, then {then}", first)
         run_case("short", root, f"{first}, then {then}", then)

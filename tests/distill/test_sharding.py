@@ -111,6 +111,18 @@ def test_hosts_that_are_replicas_of_each_other_train_as_one(one, two):
     assert_same_trajectory(two / "hybrid, short", one / "short")
 
 
+@pytest.mark.parametrize("case", [name for name in cases.GATHERED_ONCE if name in EXACT])
+def test_layers_that_stay_for_a_step_train_as_one(one, two, case):
+    assert_same_trajectory(two / f"zero2, {case}", one / case)
+
+
+def test_layers_stay_until_the_last_micro_batch_of_a_step(two):
+    kept = json.loads((two / "zero2, logits/sharded.json").read_text())
+    # Of the two in each step the first; what measures the loss frees them each time.
+    assert kept.count(False) == cases.CASES["logits"].steps
+    assert all(json.loads((two / "fsdp, logits/sharded.json").read_text()))
+
+
 @by_either
 def test_two_processes_write_the_replies_of_one(one, two, strategy):
     """Of a sharded student each has a whole copy; what they wrote is kept once."""
@@ -124,7 +136,7 @@ def test_two_processes_write_the_replies_of_one(one, two, strategy):
     assert counts[0] == counts[1]
 
 
-@by_either
+@pytest.mark.parametrize("strategy", [*cases.STRATEGIES, "zero2"])
 def test_two_processes_round_as_one(one, two, strategy):
     folder = two / f"{strategy}, bfloat16"
     for a, b in zip(metrics(one / "bfloat16"), metrics(folder), strict=True):
@@ -135,7 +147,7 @@ def test_two_processes_round_as_one(one, two, strategy):
 
 
 @pytest.mark.parametrize("case", ["bfloat16", "logits", "mixers"])
-@pytest.mark.parametrize("strategy", ["whole", *cases.STRATEGIES])
+@pytest.mark.parametrize("strategy", ["whole", *cases.STRATEGIES, "zero2"])
 def test_plan_knows_to_the_byte_what_each_process_holds(one, two, case, strategy):
     folders = [one / case] if strategy == "whole" else [two / f"{strategy}, {case}"] * 2
     for rank, folder in enumerate(folders):
@@ -174,7 +186,7 @@ def test_one_process_resumes_where_two_stopped(one, two, strategy):
     assert_same_trajectory(folder, one / "short")
 
 
-@pytest.mark.parametrize("name", ["replicas, then fsdp", "fsdp, then replicas"])
+@pytest.mark.parametrize("name", ["replicas, then fsdp", "fsdp, then replicas", "zero2, then fsdp"])
 def test_a_stage_resumes_under_the_other_strategy(one, two, name):
     assert_same_trajectory(two / name, one / "short")
 

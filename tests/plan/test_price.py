@@ -213,21 +213,22 @@ def on(processes: int, memory: int | None = None, strategy: str = "auto") -> Pla
 
 def test_replicas_where_they_fit_else_sharded_else_refused():
     assert on(8).strategy(KD) == on(8, 80 * GIB).strategy(KD) == "replicas"
-    needs = {name: on(8, strategy=name).price(KD).needed for name in ("replicas", "fsdp")}
-    assert needs["fsdp"] < needs["replicas"] < make_planner().price(KD).needed
-    between = on(8, needs["replicas"] - 1)
-    assert between.strategy(KD) == "fsdp" and refusal("kd", KD, between, "a card", between.memory) is None
+    needs = {name: on(8, strategy=name).price(KD).needed for name in ("replicas", "zero2", "fsdp")}
+    assert needs["fsdp"] < needs["zero2"] < needs["replicas"] < make_planner().price(KD).needed
+    for before, then in (("replicas", "zero2"), ("zero2", "fsdp")):
+        between = on(8, needs[before] - 1)
+        assert between.strategy(KD) == then and refusal("kd", KD, between, "a card", between.memory) is None
     below = on(8, needs["fsdp"] - 1)
     said = refusal("kd", KD, below, "a card", below.memory)
     assert "cannot fit: it needs" in said and "GiB on each of 8 processes (fsdp), and a card has" in said
 
 
 def test_several_hosts_are_replicas_of_each_other_where_a_host_has_the_memory():
-    needs = [replaced(4).price(KD, strategy).needed for strategy in ("replicas", "hybrid", "fsdp")]
-    assert needs == sorted(needs, reverse=True)
+    needs = [replaced(4).price(KD, strategy).needed for strategy in ("replicas", "hybrid", "zero2", "fsdp")]
+    assert needs[0] > max(needs[1:3]) > needs[3]
     assert replaced(4, needs[0]).strategy(KD) == "replicas"
-    assert replaced(4, needs[1]).strategy(KD) == "hybrid" and replaced(1, needs[1]).strategy(KD) == "fsdp"
-    assert replaced(4, needs[2]).strategy(KD) == "fsdp"
+    assert replaced(4, needs[1]).strategy(KD) == "hybrid" and replaced(1, needs[2]).strategy(KD) == "zero2"
+    assert replaced(4, needs[3]).strategy(KD) == "fsdp"
     assert replaced(4).price(KD, "hybrid").parts == on(2).price(KD, "fsdp").parts
 
 
@@ -258,10 +259,12 @@ def test_bytes_sent_in_a_step_and_the_time_they_take():
     gathered = 2 * (2 * counts.student_layers + counts.teacher_layers) + 4 * counts.trained_layers
     whole = 8 * (trained - counts.trained_layers)
     assert bytes_sent("fsdp", counts, KD, 2, 2) == (8 * gathered + whole) / 2
-    with pytest.raises(ValueError, match="unknown strategy 'ddp'; known: whole, replicas, hybrid, fsdp"):
+    once = 2 * counts.student_layers + 8 * 4 * counts.trained_layers
+    assert bytes_sent("zero2", counts, KD, 2, 2) == (once + whole) / 2
+    with pytest.raises(ValueError, match="unknown strategy 'ddp'; known: whole, replicas, hybrid, zero2, fsdp"):
         bytes_sent("ddp", counts, KD, 2, 2)
     assert (link_of("NVIDIA H200"), link_of("NVIDIA H100 PCIe"), link_of("a card")) == (450e9, 32e9, None)
     times = step_time(1.0, 0.75 * 450e9 / 10, 450e9, "replicas", 2)
     assert (times.seconds, times.exchange) == (pytest.approx(0.6), pytest.approx(0.1))
-    assert replace(times, strategy="fsdp").seconds == 0.5  # beside the arithmetic
+    assert replace(times, strategy="fsdp").seconds == replace(times, strategy="zero2").seconds == 0.5  # beside it
     assert step_time(1.0, 1e9, None, "replicas", 2).seconds == 0.5

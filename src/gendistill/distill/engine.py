@@ -27,6 +27,7 @@ from gendistill.distill.objectives import TrainingObjective, part_of_step
 from gendistill.distill.optimizer import MasterOptimizer
 from gendistill.distill.replies import describe_counts
 from gendistill.distill.schedule import learning_rate_share
+from gendistill.distill.sharding import free_after_backward
 from gendistill.distill.termination import CODE, kept_waiting
 from gendistill.distill.tracking import Curves
 from gendistill.distributed import is_rank_zero, processes, rank
@@ -115,6 +116,7 @@ class Trainer:
         folder: holds metrics.jsonl (a line a step) and checkpoints/.
         fingerprint: everything that decides the trajectory, by name; a checkpoint with another one is refused.
         graphs: replay micro-batches as CUDA graphs.
+        gathers_once: layers of a sharded student, once gathered, stay until the step's last micro-batch.
         check_at_checkpoint: called with the steps done before each checkpoint that is due; raises to stop
             the stage. None: nothing is.
     """
@@ -133,12 +135,13 @@ class Trainer:
         console: Console,
         pace: Pace | None = None,
         graphs: bool = False,
+        gathers_once: bool = False,
         check_at_checkpoint: Callable[[int], None] | None = None,
     ):
         self.stage, self.objective, self.optimizer, self.loader = stage, objective, optimizer, loader
         self.folder, self.fingerprint, self.device = folder, fingerprint, device
         self.title, self.console, self.pace = title, console, pace or Pace()
-        self.check_at_checkpoint = check_at_checkpoint
+        self.check_at_checkpoint, self.gathers_once = check_at_checkpoint, gathers_once
         self.has_sigterm: Callable[[], bool] = lambda: False  # of this process; set by `train`
         self.others_stop = False  # whether some process has said that SIGTERM came
         self.run_micro_batch = GraphedMicroBatch(self._micro_batch, device) if graphs else self._micro_batch
@@ -227,7 +230,9 @@ class Trainer:
         # FSDP takes the mean of gradients over processes; the loss is a mean over the tokens of all of them.
         scale = torch.full((), processes() / step.loss_tokens, device=self.device)
         sums = torch.zeros(len(self.stage.terms), dtype=torch.float64, device=self.device)  # [terms]
-        for batch in step.batches:
+        for number, batch in enumerate(step.batches, 1):
+            if self.gathers_once:
+                free_after_backward(self.objective.student, number == len(step.batches))
             sums += self.run_micro_batch(batch, scale)
         # Whether SIGTERM came goes with them, so that all processes leave behind the same step.
         sigterms = torch.full((1,), float(self.has_sigterm()), dtype=torch.float64, device=self.device)

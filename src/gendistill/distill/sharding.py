@@ -1,6 +1,7 @@
 """Layers of teacher and student sharded over all processes by torch's FSDP2.
 
 Every process holds a share of each decoder layer, teacher's and student's, and an equal share of a step's sequences.
+Layers are gathered for each pass through them, or once a step (ZeRO stages 3 and 2, arXiv 1910.02054).
 Embedding, head, final norm and the decay gates' float32 parameters stay whole on each: the loss needs the head whole,
 and FSDP would round the gates.
 """
@@ -10,7 +11,7 @@ from typing import get_args
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from gendistill.compute import Compute
 from gendistill.distributed import processes
@@ -34,12 +35,12 @@ def shard(model: nn.Module, *, compares: Pass, compute: Compute) -> None:
 
     Args:
         compares: the stage's pass. Alignment of mixers calls each by itself, so each is a unit.
-        compute: whose strategy is "hybrid" or "fsdp". A float32 student keeps its shards in float32 and rounds what it
-            gathers.
+        compute: whose strategy is "hybrid", "zero2" or "fsdp". A float32 student keeps its shards in float32 and rounds
+            what it gathers.
     """
     dtype = compute.dtype
     # Of two dimensions FSDP shards over the last, and has replicas over the first. torchrun numbers host by host.
-    meshes = {"fsdp": (processes(),), "hybrid": (compute.hosts, processes() // compute.hosts)}
+    meshes = {"fsdp": (processes(),), "zero2": (processes(),), "hybrid": (compute.hosts, processes() // compute.hosts)}
     shape = look_up(meshes, compute.strategy, "way of sharding")
     mesh = dist.init_device_mesh(compute.device, shape, mesh_dim_names=("hosts", "processes")[-len(shape) :])
     layers = model.model.layers
@@ -62,5 +63,13 @@ def shard(model: nn.Module, *, compares: Pass, compute: Compute) -> None:
         param_dtype=None if dtype == torch.float32 else dtype,  # None: as they are
         reduce_dtype=torch.promote_types(dtype, torch.float32),  # sums over processes lose nothing
     )
+    frees = None if not compute.gathers_once else False  # None: behind each pass, all but the outermost unit
     for unit in units:
-        fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=whole)
+        fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=whole, reshard_after_forward=frees)
+
+
+def free_after_backward(model: nn.Module, frees: bool) -> None:
+    """Whether what is gathered of a sharded model is freed behind the next backward pass: before its weights change."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_reshard_after_backward(frees, recurse=False)

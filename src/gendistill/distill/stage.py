@@ -113,6 +113,7 @@ def train_stage(
             console=console,
             pace=pace,
             graphs=graphs,
+            gathers_once=compute.gathers_once,
             check_at_checkpoint=check,
         )
         return trainer.train(), optimizer
@@ -125,10 +126,10 @@ def _spread(student: GendistillForCausalLM, stage: Stage, compute: Compute) -> R
             return None
         case "replicas":  # also for one process that asks for it, to measure what the exchange costs
             return Replicas(compute.device)
-        case "hybrid" | "fsdp":
+        case "hybrid" | "zero2" | "fsdp":
             shard(student, compares=stage.compares, compute=compute)
             return None
-    raise ValueError(f"a stage runs 'whole', as 'replicas', 'hybrid' or by 'fsdp', not by '{compute.strategy}'")
+    raise ValueError(f"a stage runs 'whole', as 'replicas', 'hybrid', 'zero2' or 'fsdp', not by '{compute.strategy}'")
 
 
 def _enable_checkpointing(student: GendistillForCausalLM) -> None:

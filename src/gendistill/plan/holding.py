@@ -1,7 +1,7 @@
 """What each process holds of a stage's models, gradients and optimizer, by strategy; sizes in bytes.
 
 `replicas` shares out masters and optimizer state by rows (`distill/replicas.py`), `fsdp` also the layers themselves,
-and gathers one when its turn comes (`distill/sharding.py`).
+and gathers one when its turn comes (`distill/sharding.py`); `zero2` gathers each once a step.
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class Holding(NamedTuple):
     Attributes:
         gradients: summed over micro-batches, in float32.
         micro_gradients: of one micro-batch, before they are added to the sums.
-        gathered: layers that are whole for a moment, with their gradients.
+        gathered: layers that are whole for a moment, or for a step, with gradients of one.
         exchange: buckets under way between processes, before the optimizer steps.
         setting_up: models in float32 and what is made of them, before there are gradients.
         stepped: parameters that this process's optimizer has masters and state of.
@@ -53,14 +53,14 @@ def holding(strategy: str, counts: Parameters, size: int, processes: int, hosts:
     """What one of so many processes holds.
 
     Args:
-        strategy: "whole", "replicas", "hybrid" or "fsdp".
+        strategy: "whole", "replicas", "hybrid", "zero2" or "fsdp".
         size: bytes of a number of the arithmetic; 4 if nothing is rounded.
         hosts: that have as many processes each.
 
     Raises:
         UserError: there is no such strategy.
     """
-    kinds = {"whole": _whole, "replicas": _replicas, "hybrid": _fsdp, "fsdp": _fsdp}
+    kinds = {"whole": _whole, "replicas": _replicas, "hybrid": _fsdp, "zero2": _zero2, "fsdp": _fsdp}
     # Hosts that are replicas of each other share nothing out among them.
     sharing = processes // hosts if strategy == "hybrid" else processes
     return look_up(kinds, strategy, "strategy")(counts, size, sharing)
@@ -126,6 +126,12 @@ def _fsdp(counts: Parameters, size: int, processes: int) -> Holding:
         setting_up=counts.teacher * size + FLOAT32 * (counts.student + rounded_whole),
         stepped=stepped,
     )
+
+
+def _zero2(counts: Parameters, size: int, processes: int) -> Holding:
+    # All layers beside their shards, which are float32; gradients of one layer, and as float32 where they are summed.
+    gathered = counts.student_layers * size + counts.largest_layer * (size + FLOAT32)
+    return _fsdp(counts, size, processes)._replace(teacher=counts.teacher * size, gathered=gathered)
 
 
 def _share(count: int, processes: int) -> int:

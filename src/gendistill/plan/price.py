@@ -173,7 +173,7 @@ class Planner:
         self.graphs = compute.fused and can_capture(self.student)
 
     def strategy(self, stage: Stage) -> str:
-        """How the processes hold the models in a stage: "whole", "replicas", "hybrid" or "fsdp".
+        """How the processes hold the models in a stage: "whole", "replicas", "hybrid", "zero2" or "fsdp".
 
         Raises:
             UserError: see `price`.
@@ -181,7 +181,7 @@ class Planner:
         if self.compute.strategy != "auto":
             return self.compute.strategy
         # The less passes between processes, the sooner it is tried.
-        candidates = ["replicas", *(["hybrid"] if self.compute.hosts > 1 else [])]
+        candidates = ["replicas", *(["hybrid"] if self.compute.hosts > 1 else []), "zero2"]
         return next((strategy for strategy in candidates if self.fits(stage, strategy)), "fsdp")
 
     def fits(self, stage: Stage, strategy: str) -> bool:

@@ -6,6 +6,7 @@ What a process sends in a step, N processes, sharing P trained parameters (in la
 | -------- | ----------------------------------------------------------------------------------------------------- |
 | replicas | (N - 1) / N * (4 P for the sums of gradients, and the weights' size * P once they are stepped)        |
 | fsdp     | in each micro-batch (N - 1) / N * (size * (2 (L + F) + the teacher's layers) + 4 L), beside arithmetic |
+| zero2    | (N - 1) / N * size * (L + F), and in each micro-batch (N - 1) / N * 4 L, beside arithmetic            |
 
 It takes as much. With replicas this comes behind the last micro-batch; with FSDP it runs beside the arithmetic, and
 only what takes longer than that is waited for.
@@ -42,26 +43,30 @@ def bytes_sent(strategy: str, counts: Parameters, stage: Stage, size: int, proce
     """What a process sends in a step.
 
     Args:
-        strategy: "whole", "replicas", "hybrid" or "fsdp".
+        strategy: "whole", "replicas", "hybrid", "zero2" or "fsdp".
         size: bytes of a number of the arithmetic.
 
     Raises:
         ValueError: there is no such strategy.
     """
     others = (processes - 1) / processes  # of what a ring of processes carries past each
+    micro_batches = -(-stage.sequences_per_step // processes // stage.micro_batch)
+    # Of sharded models what stays whole is summed once, there and back.
+    summed_whole = 2 * FLOAT32 * (counts.trained - counts.trained_layers)
     match strategy:
         case "whole":
             return 0.0
         case "replicas":
             return others * counts.trained * (FLOAT32 + size)
         case "hybrid" | "fsdp":  # between hosts hybrid sends less, over slower links
-            micro_batches = -(-stage.sequences_per_step // processes // stage.micro_batch)
             # The student's layers once forward and once backward, the teacher's forward.
             gathered = 2 * counts.student_layers + counts.teacher_layers * stage.needs_teacher
             of_layers = micro_batches * (size * gathered + FLOAT32 * counts.trained_layers)
-            # What stays whole is summed once, there and back.
-            return others * (of_layers + 2 * FLOAT32 * (counts.trained - counts.trained_layers))
-    raise ValueError(f"unknown strategy '{strategy}'; known: whole, replicas, hybrid, fsdp")
+            return others * (of_layers + summed_whole)
+        case "zero2":
+            of_layers = size * counts.student_layers + micro_batches * FLOAT32 * counts.trained_layers
+            return others * (of_layers + summed_whole)
+    raise ValueError(f"unknown strategy '{strategy}'; known: whole, replicas, hybrid, zero2, fsdp")
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        if self.strategy in ("hybrid", "fsdp"):  # layers are gathered while others are at work
+        if self.strategy in ("hybrid", "zero2", "fsdp"):  # layers are gathered while others are at work
             return max(self.arithmetic, self.exchange)
         return self.arithmetic + self.exchange
 

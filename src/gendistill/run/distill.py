@@ -172,7 +172,7 @@ def teacher_for(run: Run, stage: Stage) -> PreTrainedModel | None:
     """The teacher; one of the stage's own where it is sharded, and none where the objective needs none."""
     if not stage.needs_teacher:
         return None
-    if not run.compute_for(stage).is_sharded:
+    if not run.compute_for(stage).shards_teacher:
         return run.teacher
     run.release_teacher()  # whole, for evaluation; there is no room for both
     teacher = run.load_teacher()
