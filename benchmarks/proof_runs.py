@@ -120,13 +120,16 @@ def ask(name: str, run: Path, asked: argparse.Namespace, *how: str) -> None:
     student = max(run.glob("[0-9]*-far_distillation/student"))
     command = ["--teacher", asked.teacher, "--questions", str(asked.questions), "--out", str(asked.out / "records")]
     command += ["--student", f"{name}={student}", "--device", asked.device, *how]
-    left = [task for task in asked.tasks if not how or task in LONG]
-    call(str(ROOT / "benchmarks/window_table.py"), *command, "--tasks", *left)
+    left = [task for task in asked.tasks if not how or task in LONG]  # what a window sees says nothing without it
+    if left:
+        call(str(ROOT / "benchmarks/window_table.py"), *command, "--tasks", *left)
 
 
 def call(*command: str) -> None:
     source = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    subprocess.run([sys.executable, *command], env=os.environ | {"PYTHONPATH": source}, check=True)
+    done = subprocess.run([sys.executable, *command], env=os.environ | {"PYTHONPATH": source})
+    if done.returncode:  # it has said why
+        raise SystemExit(done.returncode)
 
 
 if __name__ == "__main__":
