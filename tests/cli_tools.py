@@ -79,7 +79,12 @@ def in_process(*arguments):
 
 
 def forked(*arguments):
-    """Starts the command in a process of its own that has imported torch already, which takes seconds: for kills.
+    """Starts the command as `in_a_process` does."""
+    return in_a_process(main, argv=["gendistill", *map(str, arguments)])
+
+
+def in_a_process(function, *arguments, argv=("gendistill",)):
+    """Calls a function in a process of its own that has imported torch already, which takes seconds: for kills.
 
     Returns:
         a `multiprocessing.Process`. What it prints goes nowhere.
@@ -87,18 +92,18 @@ def forked(*arguments):
     context = multiprocessing.get_context("forkserver")
     # Of this pytest process the first to come; imports alone, which leave no threads.
     context.set_forkserver_preload(["gendistill.run.distill", "gendistill.run.convert"])
-    process = context.Process(target=_run_silently, args=list(map(str, arguments)))
+    process = context.Process(target=_call_silently, args=(function, arguments, argv))
     process.start()
     return process
 
 
-def _run_silently(*arguments):
+def _call_silently(function, arguments, argv):
     import torch  # the process has it; whoever imports these tools need not
 
     torch.set_num_threads(1)  # as in `environment`: with more, sums are added up in another order
-    argv = patch("sys.argv", ["gendistill", *arguments])
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), argv:
-        main()
+    as_called = patch("sys.argv", list(argv))
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), as_called:
+        function(*arguments)
 
 
 def command(*arguments):

@@ -3,17 +3,15 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from ablation_tools import ABLATION, BASE, LAST, InProcess, run_queue, write_ablation_file
-from cli_tools import command, environment, in_process
+from cli_tools import command, environment, in_a_process, in_process
 from gendistill.ablation.result import read_ablation, write_ablation
 from gendistill.errors import UserError
 from gendistill.models.conversion import weights_sha256
@@ -148,19 +146,16 @@ def test_killed_twice_it_ends_the_same(finished, tmp_path):
     """kill -9 in the middle of two trainings; the command itself, with processes of its own, brings it to its end."""
     path = write_ablation_file(tmp_path, axes=ONE_AXIS, controls={})
     root = tmp_path / "out"
-    queue = "import sys; from pathlib import Path; from ablation_tools import run_queue"
-    queue += "; run_queue(*map(Path, sys.argv[1:]))"
-    tools = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     for name, stage in ((BASE_RUN, "1-block_alignment"), (OTHER, "2-logit_distillation")):
         # Variants run in the queue's process here, which spares starts.
-        process = subprocess.Popen([sys.executable, "-c", queue, str(path), str(root)], env=environment() | tools)
+        process = in_a_process(run_queue, path, root)
         log = root / "variants" / name / stage / "metrics.jsonl"
         deadline = time.time() + 120
         while not log.exists() or not log.read_text():
-            assert process.poll() is None and time.time() < deadline, "ended by itself, or no progress"
+            assert process.exitcode is None and time.time() < deadline, "ended by itself, or no progress"
             time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         assert not (log.parent / "student").exists(), "killed too late to show anything"
         assert read_ablation(root).shared[-1].run_once_in == f"variants/{BASE_RUN}"
     call = command("ablate", path, "--output", root)

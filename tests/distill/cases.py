@@ -50,7 +50,7 @@ from gendistill.recipe.stage import Stage
 from gendistill.synthesize.run import synthesize
 from small_models import make_student, make_teacher, tokens
 
-LENGTH, STEPS = 16, 12  # 50 steps: benchmarks/trials
+LENGTH, STEPS, ROWS = 16, 8, 48  # 50 steps: benchmarks/trials
 STRATEGIES = ("replicas", "fsdp")
 GATHERED_ONCE = ("mixers", "logits", "bfloat16")  # what zero2 has a time of its own to free
 POWER = {"attention_mean_square": 0.3, "update_mean_square": 0.5, "hidden_mean_square": 2.0}
@@ -84,8 +84,8 @@ CASES = {
         "llama",
         dict(keep=(), mixer="gated_deltanet", mixer_in_layer={1: "mamba2"}),
     ),
-    "bfloat16": Case(LOGITS | dict(learning_rate=2e-5), dtype=torch.bfloat16, steps=20),
-    "window dropped": Case(LOGITS | dict(window_dropout=0.5) | IN_FOUR, student=dict(window=5, sinks=2), steps=12),
+    "bfloat16": Case(LOGITS | dict(learning_rate=2e-5), dtype=torch.bfloat16, steps=12),
+    "window dropped": Case(LOGITS | dict(window_dropout=0.5) | IN_FOUR, student=dict(window=5, sinks=2)),
     "on policy": Case(
         dict(
             objective="jensen_shannon",
@@ -111,7 +111,7 @@ SHORT_RECIPE = RECIPE | dict(
 HELD_OUT, HELD_OUT_ROWS = "held out", 5  # a folder, of rows that two processes cannot share evenly
 
 
-def write_rows(folder: Path, rows: int = 4 * STEPS) -> None:
+def write_rows(folder: Path, rows: int = ROWS) -> None:
     """A data set for every case. Each row holds two documents; every fourth row counts for no loss at all."""
     positions = np.tile(np.concatenate([np.arange(7), np.arange(LENGTH - 7)]), (rows, 1))
     mask = (positions > 0) & (np.random.default_rng(0).random((rows, LENGTH)) < 0.5)
