@@ -63,7 +63,7 @@ def shard(model: nn.Module, *, compares: Pass, compute: Compute) -> None:
         param_dtype=None if dtype == torch.float32 else dtype,  # None: as they are
         reduce_dtype=torch.promote_types(dtype, torch.float32),  # sums over processes lose nothing
     )
-    frees = None if not compute.gathers_once else False  # None: behind each pass, all but the outermost unit
+    frees = False if compute.gathers_once else None  # None: behind each pass, all but the outermost unit
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=whole, reshard_after_forward=frees)
 
