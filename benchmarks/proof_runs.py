@@ -2,7 +2,7 @@
 
     python benchmarks/real_teacher/prepare.py --data DATA --out PREPARED
     python benchmarks/window_table.py --teacher FOLDER --questions FILE --data DATA --haystack TEXT --tasks TASK ...
-    python benchmarks/proof_runs.py K7 K4 --teacher FOLDER --data PREPARED --questions FILE --work FOLDER
+    python benchmarks/proof_runs.py K7 K4-mixers --teacher FOLDER --data PREPARED --questions FILE --work FOLDER
     python benchmarks/proof_report.py
 
 A run of a student is recipes/hybrid-1.5b.yaml with the settings of `STUDENTS`, in WORK/NAME. Its records go to
@@ -19,27 +19,36 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
 from figures import ROOT
+from window_questions import SHORT
 
 from gendistill.files import write_atomically
 
+FAR_TASKS = ("needle_single_8192", "recall_easy_8192", "needle_single_16384", "recall_easy_16384")
 RECIPE = ROOT / "recipes/hybrid-1.5b.yaml"
-LAYERS = {"7": [6, 14, 16, 19, 21, 22, 23], "4": [6, 14, 16, 23], "2": [14, 23]}  # by `gendistill place`, beam
-FAR = "stages.far_distillation"
+FAR = "far_distillation"
+SEVEN, FOUR, TWO = [6, 14, 16, 19, 21, 22, 23], [6, 14, 16, 23], [14, 23]  # by `gendistill place`, beam
 # Whole mixers, as gently as short tasks bear; convolutions and gates are new, and at the recipe's rate.
-MIXERS = [f"{FAR}.train=[mixer]", f"{FAR}.learning_rate={{mixer: 2.0e-5, mixer_conv: 2.0e-3, mixer_gate: 2.0e-3}}"]
-WINDOW = ["student.mixer=window", "student.log_decay_bound=null"]
+RATE = 2.0e-5
+MIXERS = [
+    f"stages.{FAR}.train=[mixer]",
+    f"stages.{FAR}.learning_rate={{mixer: {RATE}, mixer_conv: 2.0e-3, mixer_gate: 2.0e-3}}",
+]
+# The recipe's last stage, without convolutions and gates to align, and a recurrence that could do without a window.
+WHOLE = {"train": ["mixer"], "learning_rate": RATE, "window_dropout": 0.0}
+STAGES = {FAR: yaml.safe_load(RECIPE.read_text())["stages"][FAR] | WHOLE}
+WINDOW = ["student.mixer=window", "student.log_decay_bound=null", f"stages={json.dumps(STAGES)}"]
+# Kept layers, and settings. K4 and WT4 of results/proof/records are others, trained at five times the rate.
 STUDENTS = {
-    "K7": [],
-    "K4": [],
-    "K2": [],
-    "K4-mixers": MIXERS,
-    "K2-mixers": MIXERS,
-    "WT4": WINDOW,
-    "WT2": WINDOW,
+    "K7": (SEVEN, []),
+    "K4-recurrence": (FOUR, []),
+    "K4-mixers": (FOUR, MIXERS),
+    "WT4-gentle": (FOUR, WINDOW),
+    "K2": (TWO, []),
+    "K2-mixers": (TWO, MIXERS),
+    "WT2": (TWO, WINDOW),
 }
-LONG = ("needle_single_8192", "recall_easy_8192", "needle_single_16384", "recall_easy_16384")
-SHORT = "gsm8k humaneval arc_easy openbookqa arc_challenge mmlu_redux commonsense_qa boolq".split()
 
 
 def main() -> None:
@@ -50,14 +59,14 @@ def main() -> None:
     parser.add_argument("--questions", type=Path, required=True, help="what window_table.py made")
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "results/proof")
-    parser.add_argument("--tasks", nargs="+", default=[*LONG, *SHORT])
+    parser.add_argument("--tasks", nargs="+", default=[*FAR_TASKS, *SHORT])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe, for all")
     asked = parser.parse_args()
     for name in asked.students:
         run = train(name, asked)
         ask(name, run, asked)
-        if not name.startswith("WT"):  # a window alone has nothing to say without its windows
+        if STUDENTS[name][1] is not WINDOW:  # a window alone has nothing to say without its windows
             ask(name, run, asked, "--without-window")
 
 
@@ -74,11 +83,9 @@ def train(name: str, asked: argparse.Namespace) -> Path:
 
 
 def sources(data: Path) -> list[str]:
-    text, chats = (json.dumps(str(data / f"{name}.jsonl.gz")) for name in ("text", "chat"))
-    far = (
-        f"[{{path: {text}, made: distant, distances: [512, 15000], weight: 2}}, {{path: {chats}, messages: messages}}]"
-    )
-    return [f"data.text=[{{path: {text}}}]", f"data.far={far}", *tasks(data)]
+    text, chats = ({"path": str(data / f"{name}.jsonl.gz")} for name in ("text", "chat"))
+    far = [text | {"made": "distant", "distances": [512, 15000], "weight": 2}, chats | {"messages": "messages"}]
+    return [f"data.text={json.dumps([text])}", f"data.far={json.dumps(far)}", *tasks(data)]
 
 
 def tasks(data: Path) -> list[str]:
@@ -92,15 +99,8 @@ def tasks(data: Path) -> list[str]:
 
 
 def settings_of(name: str) -> list[str]:
-    kind = name.removesuffix("-mixers")
-    settings = [f"student.keep_attention={LAYERS[kind[-1]]}", *STUDENTS[name]]
-    if STUDENTS[name] is WINDOW:  # without convolutions, gates and a recurrence that could do without it
-        stage = {"objective": "forward_kl", "loss_on": "completion", "train": ["mixer"], "data": "far"}
-        stage |= {"tokens": 4_000_000, "sequence_length": 16_384, "sequences_per_step": 1, "micro_batch": 1}
-        stage |= {"learning_rate": 2.0e-5, "held_out_every": 60, "checkpoint_every": 1000}
-        stage["schedule"] = {"shape": "wsd", "warmup": 0.05, "decay": 0.4, "final": 0.02}
-        settings.append(f"stages={json.dumps({'far_distillation': stage})}")
-    return settings
+    layers, settings = STUDENTS[name]
+    return [f"student.keep_attention={layers}", *settings]
 
 
 def keep(name: str, folder: Path, seconds: float, into: Path) -> None:
@@ -117,10 +117,10 @@ def keep(name: str, folder: Path, seconds: float, into: Path) -> None:
 
 
 def ask(name: str, run: Path, asked: argparse.Namespace, *how: str) -> None:
-    student = max(run.glob("[0-9]*-far_distillation/student"))
+    student = max(run.glob(f"[0-9]*-{FAR}/student"))
     command = ["--teacher", asked.teacher, "--questions", str(asked.questions), "--out", str(asked.out / "records")]
     command += ["--student", f"{name}={student}", "--device", asked.device, *how]
-    left = [task for task in asked.tasks if not how or task in LONG]  # what a window sees says nothing without it
+    left = [task for task in asked.tasks if not how or task in FAR_TASKS]  # what a window sees says nothing without it
     if left:
         call(str(ROOT / "benchmarks/window_table.py"), *command, "--tasks", *left)
 

@@ -209,11 +209,14 @@ def config_of(teacher: Any, configuration: Configuration) -> Any:
 
 def describe(teacher: Any, configuration: Configuration, placements: dict[str, dict]) -> dict:
     """What a configuration is, what its cache takes, and what its placement cost."""
+    from gendistill.models.conversion import weights_sha256
     from gendistill.models.cost import expected_cache_bytes
 
     config = config_of(teacher, configuration)
     placement = placements.get(configuration.name.split("-")[0], {})
-    return {
+    # Two that were trained may be alike in all but this.
+    trained = {} if configuration.folder is None else {"weights": weights_sha256(Path(configuration.folder))}
+    return trained | {
         "configuration": configuration.name,
         "layers": list(configuration.layers) or list(range(teacher.num_hidden_layers)),
         "mixer": configuration.mixer,

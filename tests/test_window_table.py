@@ -15,6 +15,7 @@ from window_table import machine as machine_of
 from gendistill.embedded import teacher_folder
 from gendistill.evaluate.items import load_items
 from gendistill.evaluate.ranking import candidate_ids, render_prompts
+from gendistill.models.conversion import weights_sha256
 from gendistill.models.cost import expected_cache_bytes
 from gendistill.models.families import student_config
 from gendistill.models.loading import load_model, load_tokenizer
@@ -103,6 +104,7 @@ def test_a_trained_student_is_described_by_its_folder(tmp_path):
     assert (found.name, found.layers, found.mixer, found.window) == ("K1", (1,), "kda", 16)
     sizes = describe(TEACHER, found, {})["cache_bytes"]
     assert sizes == {str(n): expected_cache_bytes(student.config, n, batch=1, size=2) for n in (32768, 131072)}
+    assert describe(TEACHER, found, {})["weights"] == weights_sha256(tmp_path / "student")  # another is another
     (alone,) = trained([f"K1={tmp_path / 'student'}"], False)
     assert (alone.name, alone.window_is_on) == ("K1-without_window", False)
     ids = torch.arange(40)[None]
