@@ -6,7 +6,7 @@ Names of records say which student: W7 or W4 are untrained windows with so many 
 WT4 the window that was trained, K7 or K4 Kimi Delta Attention beside a window; K4-far_distillation is the student after
 that stage, and `-without_window` one that was asked with its windows off. Beside the records lie the metrics of the
 runs and what each took. Writes table.json, tables.md and the frontier, retention over cache bytes a token; figures of a
-GPU go into the ledger. Of the rehearsal's records, results/rehearsal/records, there are tables alone.
+GPU go into the ledger. Of other records, results/rehearsal/records say, there are tables alone.
 """
 
 import argparse
@@ -60,9 +60,10 @@ def main() -> None:
     table = tabulate(models) | {"runs": read_runs(results / "runs")}
     write_atomically(results / "table.json", json.dumps(table, indent=1) + "\n")
     write_atomically(results / "tables.md", markdown(table))
-    if {name for names, *_ in LINES.values() for name in names if name not in CONTROLS.values()} & models.keys():
-        draw(results, table)
-    if folder == RECORDS and table["machine"]["gpu"] is not None:
+    if folder.resolve() != RECORDS:
+        return
+    draw(results, table)
+    if table["machine"]["gpu"] is not None:
         record_from_gpu(results / "table.json", proof_figures, "python benchmarks/proof_report.py")
 
 
@@ -99,12 +100,16 @@ def read_stages(folder: Path) -> dict[str, dict[str, Any]]:
             "tokens": last["tokens"],
             "held_out": [first["held_out_loss_before"], last["held_out_loss"]],
             "distant": [first["distant_loss_before"], last["distant_loss"]],
-            # Not of a run whose stages all learn text: there are no replies held out.
-            "reply_kl": json.loads(gzip.decompress(replies.read_bytes()))["reply_kl"]["mean"]
-            if replies.exists()
-            else None,
+            "reply_kl": read_reply_kl(replies),
         }
     return stages
+
+
+def read_reply_kl(path: Path) -> float | None:
+    """Nats a token; None of a run whose stages all learn text: there are no replies held out."""
+    if not path.exists():
+        return None
+    return json.loads(gzip.decompress(path.read_bytes()))["reply_kl"]["mean"]
 
 
 def ranked_sets(teacher: Lines, student: Lines) -> dict[str, Any] | None:

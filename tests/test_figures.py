@@ -129,6 +129,10 @@ def test_scaling_compares_with_one_gpu_of_the_same_run(tmp_path):
         "gpu2_evaluation_speedup": 1.9,
         "gpu2_fsdp_mfu_8b": 0.4,
     }
+    raw["1"]["kd_16"] = stage(90)  # in micro-batches of fsdp's size
+    (tmp_path / "scaling.json").write_text(json.dumps(raw))
+    share = scaling_figures(tmp_path / "scaling.json")["fsdp_compiled_speed_share_one_gpu"]
+    assert share["value"] == round(86 / 90, 3)
 
 
 def test_vllm_is_compared_at_32k_under_the_most_that_each_holds(tmp_path):

@@ -39,8 +39,13 @@ FARTHEST = 0.9  # of a row, between an answer and what it is about
 
 
 class Shape(NamedTuple):
-    """Sizes on a device, in tokens; `rows` are the lengths of far_distillation, of which the first that fits is taken,
-    and `probe_steps` the steps by which the price is measured."""
+    """Sizes on a device, in tokens.
+
+    Attributes:
+        step: of any stage.
+        rows: lengths of a sequence of far_distillation; the first that fits in memory is taken.
+        probe_steps: steps by which the price is measured.
+    """
 
     step: int
     alignment: int
@@ -120,17 +125,22 @@ class Draft:
 
     def sequences(self, stage: str) -> int:
         """In a step."""
-        return max(1, self.shape.step // self.sequence_length(stage))
+        return self.shape.step // self.sequence_length(stage)
 
     def step(self, stage: str) -> int:
         """Tokens of a step."""
         return self.sequence_length(stage) * self.sequences(stage)
 
+    @property
+    def first(self) -> str:
+        """The source of conversion and alignment: text where there is some."""
+        return next(iter(self.sources), "text")
+
     def shares(self, stage: str) -> dict[str, float]:
-        """Of the stage's tokens, by source: alignment takes the first, far_distillation all."""
-        weights = WEIGHTS if stage == FAR else {next(iter(self.sources)): 1}
-        whole = sum(weights[name] for name in self.sources if name in weights)
-        return {name: weights[name] / whole for name in self.sources if name in weights}
+        """Of the stage's tokens, by source."""
+        names = list(self.sources) if stage == FAR else [self.first]
+        whole = sum(WEIGHTS[name] for name in names)
+        return {name: WEIGHTS[name] / whole for name in names}
 
     @property
     def window(self) -> int:
@@ -230,10 +240,9 @@ class Draft:
         bound = (
             "  log_decay_bound: -5.0  # of a token's forget gate; the fast kernels need one\n" if self.sources else ""
         )
-        conversion = next(iter(self.sources), "text")
-        # Measured on, not learnt: what the untrained student loses.
-        first = self.sources.get(conversion, Source(path="embedded:text"))
-        data = f"  {conversion}: [{_flow(first)}]\n" + self._far()
+        # Where nobody gives any: measured on, not learnt; what the untrained student loses.
+        source = self.sources.get(self.first, Source(path="embedded:text"))
+        data = f"  {self.first}: [{_flow(source)}]\n" + self._far()
         stages = "".join(self._stage(stage) for stage in self.budgets) or " {}  # nothing is trained"
         scored = f"  stages: [conversion, {FAR}]\n" if self.budgets else ""
         return f"""{self.first_line}
@@ -249,7 +258,7 @@ student:
   window: {self.window}        # tokens that the other layers see, with the first ones
   sinks: {DEFAULT_SINKS}
 {bound}
-conversion: {{data: {conversion}, tokens: {self.shape.conversion}, sequence_length: {min(512, self.positions)}}}
+conversion: {{data: {self.first}, tokens: {self.shape.conversion}, sequence_length: {min(512, self.positions)}}}
 
 data:
 {data}
@@ -286,7 +295,7 @@ evaluation:
     def _stage(self, stage: str) -> str:
         # Two lines a stage: what it does, and how large it is.
         settings = STAGES[stage]
-        data = "far" if stage == FAR else next(iter(self.sources))
+        data = "far" if stage == FAR else self.first
         sequences = self.sequences(stage)
         sizes = f"sequence_length: {self.sequence_length(stage)}, sequences_per_step: {sequences}"
         return f"""
