@@ -5,7 +5,8 @@
     python benchmarks/proof_runs.py K7 K4-mixers --teacher FOLDER --data PREPARED --questions FILE --work FOLDER
     python benchmarks/proof_report.py
 
-A run of a student is recipes/hybrid-1.5b.yaml with the settings of `STUDENTS`, in WORK/NAME. Its records go to
+A run of a student is recipes/hybrid-1.5b.yaml, or recipes/pure-1.5b.yaml of one without windows, with the settings of
+`STUDENTS`, in WORK/NAME. Its records go to
 results/proof/records (or --out), its losses, reply-KL and recipe to results/proof/runs, and seconds to seconds.json
 there. `--set KEY=VALUE` changes all of them, for a rehearsal.
 """
@@ -26,7 +27,7 @@ from window_questions import SHORT
 from gendistill.files import write_atomically
 
 FAR_TASKS = ("needle_single_8192", "recall_easy_8192", "needle_single_16384", "recall_easy_16384")
-RECIPE = ROOT / "recipes/hybrid-1.5b.yaml"
+HYBRID, PURE = (ROOT / f"recipes/{name}-1.5b.yaml" for name in ("hybrid", "pure"))
 FAR = "far_distillation"
 SEVEN, FOUR, TWO = [6, 14, 16, 19, 21, 22, 23], [6, 14, 16, 23], [14, 23]  # by `gendistill place`, beam
 # Whole mixers, as gently as short tasks bear; convolutions and gates are new, and at the recipe's rate.
@@ -37,7 +38,7 @@ MIXERS = [
 ]
 # The recipe's last stage, without convolutions and gates to align, and a recurrence that could do without a window.
 WHOLE = {"train": ["mixer"], "learning_rate": RATE, "window_dropout": 0.0}
-STAGES = {FAR: yaml.safe_load(RECIPE.read_text())["stages"][FAR] | WHOLE}
+STAGES = {FAR: yaml.safe_load(HYBRID.read_text())["stages"][FAR] | WHOLE}
 WINDOW = ["student.mixer=window", "student.log_decay_bound=null", f"stages={json.dumps(STAGES)}"]
 # Kept layers, and settings. K4 and WT4 of results/proof/records are others, trained at five times the rate.
 STUDENTS = {
@@ -48,6 +49,7 @@ STUDENTS = {
     "K2": (TWO, []),
     "K2-mixers": (TWO, MIXERS),
     "WT2": (TWO, WINDOW),
+    "P7": (SEVEN, []),
 }
 
 
@@ -66,26 +68,52 @@ def main() -> None:
     for name in asked.students:
         run = train(name, asked)
         ask(name, run, asked)
-        if STUDENTS[name][1] is not WINDOW:  # a window alone has nothing to say without its windows
+        if has_both(name):
             ask(name, run, asked, "--without-window")
+
+
+def recipe_of(name: str) -> Path:
+    """P as in pure: no windows."""
+    return PURE if name.startswith("P") else HYBRID
+
+
+def has_both(name: str) -> bool:
+    """Whether there are recurrences beside the student's windows, which can do without them."""
+    return recipe_of(name) is HYBRID and STUDENTS[name][1] is not WINDOW
 
 
 def train(name: str, asked: argparse.Namespace) -> Path:
     """The folder of a student's run, which is made, or gone on with."""
     folder = asked.work / name
-    settings = [f"teacher={asked.teacher}", f"device={asked.device}", *sources(asked.data), *settings_of(name)]
+    settings = [f"teacher={asked.teacher}", f"device={asked.device}", *sources(name, asked.data), *settings_of(name)]
     # What is asked is asked by window_table.py, of the same items for all.
     settings += ["evaluation.stages=[]", *asked.set]
     began = time.time()
-    call("-m", "gendistill.cli", "run", str(RECIPE), "--output", str(folder), *settings)
+    call("-m", "gendistill.cli", "run", str(recipe_of(name)), "--output", str(folder), *settings)
     keep(name, folder, time.time() - began, asked.out / "runs")
     return folder
 
 
-def sources(data: Path) -> list[str]:
-    text, chats = ({"path": str(data / f"{name}.jsonl.gz")} for name in ("text", "chat"))
-    far = [text | {"made": "distant", "distances": [512, 15000], "weight": 2}, chats | {"messages": "messages"}]
-    return [f"data.text={json.dumps([text])}", f"data.far={json.dumps(far)}", *tasks(data)]
+def sources(name: str, data: Path) -> list[str]:
+    """Settings that put local files in the place of the recipe's data."""
+    text, chats, sums, programs = (
+        {"path": str(data / f"{file}.jsonl.gz")} for file in ("text", "chat", "gsm8k.train", "programs")
+    )
+    chats |= {"messages": "messages"}
+    if recipe_of(name) is HYBRID:
+        far = [text | {"made": "distant", "distances": [512, 15000], "weight": 2}, chats]
+        return [f"data.text={json.dumps([text])}", f"data.far={json.dumps(far)}", *tasks(data)]
+    written = [{"synthesis": each, "messages": "messages", "weight": 2, "epochs": 8} for each in ("sums", "programs")]
+    distant = text | {"made": "distant", "distances": [64, 7500], "weight": 1}
+    mixtures = {
+        "text": [text],
+        "mixed": [text | {"weight": 2}, chats | {"weight": 2, "epochs": 8}],
+        "replies": [chats | {"weight": 3, "epochs": 8}, *written, distant],
+    }
+    prompts = {"sums": sums | {"kind": "last_number"}, "programs": programs | {"kind": "instruction"}}
+    settings = [f"data.{mixture}={json.dumps(given)}" for mixture, given in mixtures.items()]
+    settings += [f"synthesis.{written}.prompts={json.dumps([given])}" for written, given in prompts.items()]
+    return [*settings, *tasks(data)]
 
 
 def tasks(data: Path) -> list[str]:
@@ -117,7 +145,7 @@ def keep(name: str, folder: Path, seconds: float, into: Path) -> None:
 
 
 def ask(name: str, run: Path, asked: argparse.Namespace, *how: str) -> None:
-    student = max(run.glob(f"[0-9]*-{FAR}/student"))
+    student = max(run.glob("[0-9]*-*/student"))  # of the last stage
     command = ["--teacher", asked.teacher, "--questions", str(asked.questions), "--out", str(asked.out / "records")]
     command += ["--student", f"{name}={student}", "--device", asked.device, *how]
     left = [task for task in asked.tasks if not how or task in FAR_TASKS]  # what a window sees says nothing without it
