@@ -236,11 +236,14 @@ def evaluate(model, tokenizer, tiny: bool) -> int:
     from gendistill.evaluate.run import evaluate_model
     from gendistill.recipe.evaluation import Evaluation
 
-    # As many and as long as GSM8K's: random weights do not end their replies.
-    items, tokens = (12, 8) if tiny else (1319, 256)
+    # As many as GSM8K's, with as many examples, and as long: random weights do not end their replies.
+    items, tokens, shots = (12, 8, 1) if tiny else (1319, 256, 5)
     with shared_folder() as folder:
+        path, shots_path = write_sums(folder, items, shots)
         tasks = {
-            "arithmetic": dict(kind="last_number", path=write_sums(folder, items), max_new_tokens=tokens),
+            "arithmetic": dict(
+                kind="last_number", path=path, shots=shots, shots_path=shots_path, max_new_tokens=tokens
+            ),
             "choice": dict(kind="multiple_choice", path="embedded:choice", items=12 if tiny else 500, max_new_tokens=4),
         }
         evaluate_model(
@@ -267,7 +270,7 @@ def synthesize(model, tokenizer, tiny: bool) -> int:
 
     size, batches, tokens = (2, 4, 8) if tiny else (64, 16, 256)
     with shared_folder() as folder:
-        asked = dict(kind="last_number", path=write_sums(folder, size * batches))
+        asked = dict(kind="last_number", path=write_sums(folder, size * batches)[0])
         synthesis = Synthesis(prompts=[asked], max_new_tokens=tokens, batch_size=size, temperature=1.0)
         prompts = all_prompts(synthesis, tokenizer, 0)
         answered, _ = generate_replies(
@@ -276,15 +279,17 @@ def synthesize(model, tokenizer, tiny: bool) -> int:
     return len(answered)
 
 
-def write_sums(folder: Path, count: int) -> str:
-    """So many embedded problems as a file: more than an evaluation of them has."""
+def write_sums(folder: Path, count: int, shots: int = 0) -> tuple[str, str]:
+    """So many embedded problems as a file, more than an evaluation of them has, and others as a file of examples."""
     from gendistill import distributed, embedded
 
-    path = folder / "sums.jsonl"
+    paths = folder / "sums.jsonl", folder / "shots.jsonl"
     if distributed.is_rank_zero():
-        path.write_text("".join(json.dumps(each) + "\n" for each in embedded.records("arithmetic", count=count)))
+        problems = list(embedded.records("arithmetic", count=count + shots))
+        for path, some in zip(paths, (problems[:count], problems[count:]), strict=True):
+            path.write_text("".join(json.dumps(each) + "\n" for each in some))
     distributed.barrier()
-    return str(path)
+    return str(paths[0]), str(paths[1])
 
 
 class shared_folder(tempfile.TemporaryDirectory):

@@ -1,18 +1,21 @@
 """What benchmarks/proof_runs.py trains."""
 
 import pytest
-from proof_runs import RECIPE, STUDENTS, settings_of, sources
+from proof_runs import PURE, STUDENTS, recipe_of, settings_of, sources
 
 from gendistill.recipe.loading import load_recipe
 
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path, name):
-    recipe = load_recipe(RECIPE, ["teacher=embedded", *sources(tmp_path), *settings_of(name)])
-    stage = recipe.stages["far_distillation"]
+    recipe = load_recipe(recipe_of(name), ["teacher=embedded", *sources(name, tmp_path), *settings_of(name)])
+    stage = list(recipe.stages.values())[-1]
     kept = {"7": [6, 14, 16, 19, 21, 22, 23], "4": [6, 14, 16, 23], "2": [14, 23]}
     assert recipe.student.keep_attention == kept[name.split("-")[0][-1]]
-    assert stage.tokens == 4_000_000 and recipe.data["far"][0].distances[1] < stage.sequence_length
+    (distant,) = (source for source in recipe.data[stage.data] if source.made == "distant")
+    assert distant.distances[1] < stage.sequence_length
+    assert (recipe_of(name) == PURE) == (name == "P7") == (recipe.student.window is None)
+    assert stage.tokens == (8_000_000 if name == "P7" else 4_000_000)
     if name.startswith("WT"):
         assert (recipe.student.mixer, stage.train, list(recipe.stages)) == ("window", ["mixer"], ["far_distillation"])
     if name.startswith("K"):

@@ -48,6 +48,16 @@ class Terminal:
         self.shown = self.shown[found.end() :]
         return found.string[: found.end()]
 
+    def press_until(self, key, pattern):
+        """As a person does whose key did nothing: readline notices no signal between its prompt and its waiting."""
+        for _ in range(10):
+            self.type(key)
+            try:
+                return self.wait_for(pattern, seconds=6)
+            except AssertionError:
+                pass
+        raise AssertionError(f"no {pattern!r} after ten times {key!r}: {self.shown!r}")
+
 
 def test_a_conversation_on_a_terminal():
     terminal = Terminal("chat", "embedded", "--temperature", "50", "--max-new-tokens", "900")
@@ -59,9 +69,7 @@ def test_a_conversation_on_a_terminal():
         terminal.type("\x03")
         shown = terminal.wait_for(r"cut: stopped\].*> $")
         assert re.search(r"\d+ tokens, [\d.]+ tokens/s, the first after [\d.]+ s; context \d+ of 1,024; cache", shown)
-        time.sleep(0.5)  # readline notices no signal between its prompt and its waiting for a key
-        terminal.type("\x03")
-        terminal.wait_for("/exit or Ctrl-D leaves.*> $")
+        terminal.press_until("\x03", "/exit or Ctrl-D leaves.*> $")
         terminal.type("/reste\n")
         terminal.wait_for("unknown command /reste; known: /reset, /help, /exit.*> $")
         terminal.type("\x04")

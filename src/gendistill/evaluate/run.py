@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -33,6 +34,7 @@ from gendistill.models.positions import most_positions
 from gendistill.recipe.evaluation import Evaluation
 
 FORMAT = 5  # of the records; raise it when their content or the extraction of answers changes
+HASHED_AT_A_TIME = 4  # tensors of a model, so that of one on a GPU few are here at a time
 LONGEST_CHECKED = 4  # items, by characters, whose prompts are rendered before there is a model
 
 
@@ -271,17 +273,24 @@ def _check_length(
 def model_fingerprint(model: PreTrainedModel) -> str:
     """Hash of the configuration and of every weight: one that changed may be the one that matters.
 
-    About a second for each GB, beside an evaluation of minutes.
+    A core takes about a second for each GB, so some share the tensors.
     """
     config = json.loads(model.config.to_json_string(use_diff=False))
     # Everything else counts, defaults too: they change with transformers, and scores with them.
     config.pop("_name_or_path", None)  # where the folder lies does not matter
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        # As bytes, whatever the type; one tensor at a time, so that a GPU's model is never whole in memory.
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    with ThreadPoolExecutor(HASHED_AT_A_TIME) as threads:
+        for each in threads.map(_tensor_digest, model.state_dict().items()):
+            digest.update(each)
     return digest.hexdigest()
+
+
+def _tensor_digest(named: tuple[str, torch.Tensor]) -> bytes:
+    name, tensor = named
+    digest = hashlib.sha256(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+    # As bytes, whatever the type.
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.digest()
 
 
 def _digest(
