@@ -109,7 +109,8 @@ class Loader:
         distant: sequences with distant answers that no stage trains on; None if there are none.
         windows: whether a window stands beside the student's recurrence, which can do without it.
         rank, processes: each process takes an equal, contiguous share of a step's sequences.
-        fixed_shape: all batches of as many sequences get tensors of one of a few shapes, for CUDA graphs.
+        fixed_shape: all batches of as many sequences get tensors of one of a few shapes, for CUDA graphs and
+            compiled layers.
     """
 
     def __init__(

@@ -76,7 +76,8 @@ class EndToEnd:
     ):
         """The teacher may be None if the objective does not need it."""
         self.teacher, self.student, self.fast = teacher, student, fast
-        self.beside = SideStream() if beside else None
+        # Without a teacher nothing goes there, and to wait for it would end the capture of a graph.
+        self.beside = SideStream() if beside and teacher is not None else None
         self.terms = stage.terms
         # Keyword arguments of `vocabulary_losses`.
         self.settings = {

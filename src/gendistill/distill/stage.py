@@ -77,14 +77,14 @@ def train_stage(
             stack.enter_context(attention_switched_to(PACKED, *models))
         if compute.compiled:
             stack.enter_context(compiled_layers(*models, in_pieces=in_pieces))
-        # A captured graph replays the shapes it has seen, so the loader makes few.
+        # A captured graph replays the shapes it has seen, and layers are compiled anew for each: the loader makes few.
         cut = dict(
             held_out=held_out,
             distant=distant,
             windows=student.config.window is not None and bool(student.config.linear_layers),
             rank=distributed.rank(),
             processes=compute.processes,
-            fixed_shape=graphs,
+            fixed_shape=graphs or compute.compiled,
         )
         if stage.on_policy is None:
             loader, check = Loader(dataset, stage, **cut), None
