@@ -149,6 +149,7 @@ PROOF_STUDENTS = {
     "WT4": "4 kept, window, far_distillation",
     "K4-far_distillation": "4 kept, KDA beside window, far_distillation",
     "K4": "4 kept, KDA beside window, instruction_distillation",
+    "K4-recurrence": "4 kept, KDA beside window, recurrence alone",
 }
 PROOF_TASKS = {
     "gsm8k": "GSM8K",

@@ -12,6 +12,7 @@ import pytest
 
 from ablation_tools import ABLATION, BASE, LAST, InProcess, run_queue, write_ablation_file
 from cli_tools import command, environment, in_a_process, in_process
+from gendistill.ablation.queue import said_last
 from gendistill.ablation.result import read_ablation, write_ablation
 from gendistill.errors import UserError
 from gendistill.models.conversion import weights_sha256
@@ -115,6 +116,25 @@ def test_one_row_is_run_again(finished, tmp_path):
     assert results(root, OTHER) == before and states(root) == states(finished)
     with pytest.raises(UserError, match=r"--only objektive: there is no such variant; known: base-seed0, "):
         run_queue(finished.parent / "ablation.yaml", root, launcher, only=["objektive"])
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        ("a bar\ngendistill: out of memory\nLower micro_batch", "out of memory\nLower micro_batch"),
+        ('Traceback (most recent call last):\n  File "a.py", line 1\nValueError: no', "ValueError: no"),
+        (
+            "ValueError: one\n\nDuring handling of the above exception, another exception occurred:\n\n"
+            "torch.AcceleratorError: CUDA error: invalid argument\nSearch for `cudaErrorInvalidValue' in https://...\n"
+            "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.",
+            "torch.AcceleratorError: CUDA error: invalid argument",
+        ),
+        ("Killed", "Killed"),
+        ("", ""),
+    ],
+)
+def test_what_a_process_said_last(errors, said):
+    assert said_last(errors) == said
 
 
 def test_a_failure_stops_nobody_else_and_is_tried_again(tmp_path):

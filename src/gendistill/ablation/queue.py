@@ -9,6 +9,7 @@ FOLDER/lock                 held by the process that works here
 A queue that is killed leaves processes that go on; the next one waits for them, and everything else resumes.
 """
 
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,8 @@ from gendistill.run.folder import RECIPE, RunFolder
 from gendistill.run.lock import LOCK, holder_of, lock_folder
 
 LOGS = "logs"
+# "torch.AcceleratorError: CUDA error: invalid argument", below its traceback.
+EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception)\b.*$", re.MULTILINE)
 ENDED: tuple[State, ...] = ("done", "failed", "diverged")
 
 
@@ -41,6 +44,18 @@ class _Running:
     process: Process
     place: int
     began: float
+
+
+def said_last(errors: str) -> str:
+    """Why a process has ended, of what it wrote to standard error; empty if it wrote nothing.
+
+    A user error is the last thing that is said. A bug ends in the line that names its exception, and in what else that
+    has to say: CUDA's go on for four lines.
+    """
+    if "gendistill: " in errors:
+        return errors.rpartition("gendistill: ")[2]
+    lines = EXCEPTION.findall(errors) or errors.splitlines()
+    return lines[-1] if lines else ""
 
 
 class Queue:
@@ -214,8 +229,7 @@ class Queue:
         """What a process has said last, or how it ended."""
         errors = errors_of(self._log(name))
         text = errors.read_text(errors="replace").strip() if errors.exists() else ""
-        # A user error is the last thing that is said; a bug ends in the line that names its exception.
-        said = text.rpartition("gendistill: ")[2] if "gendistill: " in text else text.rpartition("\n")[2]
+        said = said_last(text)
         if code < 0:
             return f"ended by signal {-code}" + (f": {said}" if said else "")
         return said or f"exit status {code}; see {errors.name}"

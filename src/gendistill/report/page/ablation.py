@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 
 from gendistill.ablation.result import BASE, Ablation, Variant, read_ablation
 from gendistill.console import Console
@@ -18,6 +19,8 @@ CONTROLS = {
     "teacher": "teacher",
     "trained_teacher": "teacher trained on the same data",
 }
+
+SETTING = 100  # characters of a changed setting in the table of variants
 
 
 def page_of_ablation(folder: Path, console: Console) -> Page:
@@ -108,7 +111,10 @@ def _variant_parts(ablation: Ablation) -> list[Part]:
     ]
     rows = []
     for each in ablation.variants:
-        changed = "; ".join(f"{name}={value}" for name, value in each.overrides.items())
+        # A control may have stages of its own; whole settings stand among the recipes.
+        changed = "; ".join(
+            shorten(f"{name}={value}", SETTING, placeholder=" …") for name, value in each.overrides.items()
+        )
         # Of a variant of the base it is empty: it changes nothing.
         axis = each.axis if each.control is None else "control"
         rows.append([each.name, axis, each.value, each.seed, each.state, each.tokens, each.seconds, changed or None])
