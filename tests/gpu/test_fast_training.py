@@ -9,6 +9,8 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from gendistill.compute import Compute
+from gendistill.distill.acceleration import GraphedMicroBatch
+from gendistill.distill.batches import Batch
 from gendistill.distill.engine import Trainer
 from gendistill.distill.roles import set_trainable
 from gendistill.distill.stage import train_stage
@@ -166,3 +168,33 @@ def test_out_of_memory_says_in_which_part(tmp_path):
             train("words", tmp_path, fast=False)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_graphs_make_room_for_the_warm_ups_of_other_shapes():
+    """Of two shapes that do not fit together the first one's graph is let go, and captured again when it comes again."""
+    calls = []
+
+    def run(batch, scale):
+        calls.append(len(batch.weights))
+        if graphed.captured and len(batch.weights) == 8:
+            raises_out_of_memory(batch, scale)
+        return 2 * batch.weights.sum() + scale * 0
+
+    graphed = GraphedMicroBatch(run, "cuda")
+    one = torch.ones((), device="cuda")
+    sums = [graphed(batch_of(size), one).item() for size in (4, 8, 4, 8)]
+    assert sums == [8, 16, 8, 16]
+    # 4: warm-ups and capture; 8: one that fails, warm-ups and capture; 4 again: the capture alone.
+    assert calls == [4, 4, 4, 8, 8, 8, 8, 4]
+    with pytest.raises(UserError, match="out of memory"):  # nothing to let go: it is said
+        GraphedMicroBatch(raises_out_of_memory, "cuda")(batch_of(4), one)
+
+
+def batch_of(size: int) -> Batch:
+    some = torch.zeros(1, size, dtype=torch.long)
+    weights = torch.ones(size)
+    return Batch(some, None, None, torch.ones(1, size), some[0], some[0], weights)
+
+
+def raises_out_of_memory(batch, scale):
+    raise UserError("out of memory in the student's forward pass") from torch.OutOfMemoryError("CUDA")

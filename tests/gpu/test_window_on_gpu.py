@@ -127,11 +127,11 @@ def test_the_loop_never_waits_for_the_device(tmp_path, monkeypatch, student):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    def capturing(graphed, batch, scale):
+    def capturing(graphed, *arguments):
         mode = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("default")
         try:
-            return capture(graphed, batch, scale)
+            return capture(graphed, *arguments)
         finally:
             torch.cuda.set_sync_debug_mode(mode)
 

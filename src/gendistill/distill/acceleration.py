@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gendistill.distill.batches import Batch
+from gendistill.errors import UserError
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.ops.capture import captured
 
@@ -76,27 +77,37 @@ class GraphedMicroBatch:
 
     def __init__(self, run: Callable[[Batch, torch.Tensor], torch.Tensor], device: str):
         self.run, self.device = run, device
-        self.pool = torch.cuda.graph_pool_handle()  # one for all graphs, of which one runs at a time
         self.captured: dict[tuple, Callable[[Batch, torch.Tensor], torch.Tensor]] = {}
+        self.warm: set[tuple] = set()  # shapes whose kernels are compiled and chosen
+        self.forget()
+
+    def forget(self) -> None:
+        """Lets all graphs go, and the memory that they keep."""
+        self.captured.clear()
+        self.pool = torch.cuda.graph_pool_handle()  # one for all graphs, of which one runs at a time
 
     def __call__(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
         # With the names: a batch without positions takes another path than one with them.
         shapes = tuple((name, tensor.shape) for name, tensor in batch.tensors().items())
         if shapes not in self.captured:
-            self.captured[shapes] = self._capture(batch, scale)
+            self.captured[shapes] = self._capture(batch, scale, shapes)
         return self.captured[shapes](batch, scale)
 
-    def _capture(self, batch: Batch, scale: torch.Tensor) -> Callable[[Batch, torch.Tensor], torch.Tensor]:
+    def _capture(
+        self, batch: Batch, scale: torch.Tensor, shapes: tuple
+    ) -> Callable[[Batch, torch.Tensor], torch.Tensor]:
         """Gradients collected on the way are taken back: scaled by zero, the warm-ups and the capture add nothing."""
         # The graph reads these addresses at every replay; `replay` writes each batch there.
         inputs = batch.map(lambda tensor: tensor.to(self.device))
         factor = torch.zeros_like(scale)
-        side = torch.cuda.Stream()  # warm-ups go to another stream than the capture, as torch asks
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                self.run(inputs, factor)
-        torch.cuda.current_stream().wait_stream(side)
+        if shapes not in self.warm:
+            # A warm-up cannot use what graphs keep. Where both do not fit, the graphs are captured anew when their
+            # shapes come again, then without warm-ups and all in one memory.
+            if not self._warmed_up(inputs, factor):
+                self.forget()
+                torch.cuda.empty_cache()
+                self._warm_up(inputs, factor)
+            self.warm.add(shapes)
         graph = torch.cuda.CUDAGraph()
         with captured(graph, self.pool):
             sums = self.run(inputs, factor)
@@ -109,3 +120,22 @@ class GraphedMicroBatch:
             return sums.clone()  # the next replay writes over them
 
         return replay
+
+    def _warmed_up(self, inputs: Batch, factor: torch.Tensor) -> bool:
+        """False if memory ran out and there are graphs that could be let go. By then what the attempt held is free."""
+        try:
+            self._warm_up(inputs, factor)
+        except (UserError, torch.OutOfMemoryError) as error:
+            ran_out = isinstance(error.__cause__ or error, torch.OutOfMemoryError)
+            if not (ran_out and self.captured):
+                raise
+            return False
+        return True
+
+    def _warm_up(self, inputs: Batch, factor: torch.Tensor) -> None:
+        side = torch.cuda.Stream()  # another stream than the capture's, as torch asks
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                self.run(inputs, factor)
+        torch.cuda.current_stream().wait_stream(side)
