@@ -171,7 +171,7 @@ def test_out_of_memory_says_in_which_part(tmp_path):
 
 
 def test_graphs_make_room_for_the_warm_ups_of_other_shapes():
-    """Of two shapes that do not fit together the first one's graph is let go, and captured again when it comes again."""
+    """Of two shapes that do not fit together the first one's graph is let go, and captured again later."""
     calls = []
 
     def run(batch, scale):
