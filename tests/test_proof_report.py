@@ -4,7 +4,7 @@ import gzip
 import json
 
 import pytest
-from proof_report import SETS, draw, markdown, pair, proof_figures, ranked_sets, read_runs, tabulate
+from proof_report import BEST, SETS, draw, markdown, pair, proof_figures, ranked_sets, read_runs, tabulate
 
 RECALL = "recall_easy_8192"
 
@@ -58,13 +58,13 @@ def test_orders_that_differ_are_named(models):
 
 def test_report(models, tmp_path):
     runs = tmp_path / "runs"
-    (runs / "K4").mkdir(parents=True)
-    (runs / "seconds.json").write_text('{"K4": {"all": 1800}}')
+    (runs / BEST).mkdir(parents=True)
+    (runs / "seconds.json").write_text(json.dumps({BEST: {"all": 1800}}))
     losses = {"held_out_loss": None, "distant_loss": {"as_is": 0.2, "without_window": 0.4}}
     before = {"held_out_loss_before": 0.5, "distant_loss_before": {"as_is": 0.6, "without_window": 2.5}}
     steps = [{"tokens": 10} | losses | before, {"tokens": 3_000_000} | losses | before]
-    write(runs / "K4/1-far-metrics.jsonl.gz", "".join(json.dumps(step) + "\n" for step in steps))
-    write(runs / "K4/1-far-reply_kl.json.gz", json.dumps({"reply_kl": {"mean": 0.25}}))
+    write(runs / BEST / "1-far-metrics.jsonl.gz", "".join(json.dumps(step) + "\n" for step in steps))
+    write(runs / BEST / "1-far-reply_kl.json.gz", json.dumps({"reply_kl": {"mean": 0.25}}))
     table = tabulate(models) | {"runs": read_runs(runs)}
     (tmp_path / "table.json").write_text(json.dumps(table))
     figures = {name: figure["value"] for name, figure in proof_figures(tmp_path).items()}
@@ -76,7 +76,7 @@ def test_report(models, tmp_path):
         "proof_gpu_hours": 0.5,
     }
     told = markdown(table)
-    assert "| K4 | 1-far | 3,000,000 | - | 0.600 -> 0.200 | 2.500 -> 0.400 | 0.250 |" in told
+    assert f"| {BEST} | 1-far | 3,000,000 | - | 0.600 -> 0.200 | 2.500 -> 0.400 | 0.250 |" in told
     assert "## K4-far_distillation beside WT4, on the same items" in told and "WT4 and K4" in told
     draw(tmp_path, table)
     assert (tmp_path / "frontier.png").stat().st_size and (tmp_path / "frontier.svg").stat().st_size
