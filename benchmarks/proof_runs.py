@@ -40,9 +40,11 @@ MIXERS = [
 WHOLE = {"train": ["mixer"], "learning_rate": RATE, "window_dropout": 0.0}
 STAGES = {FAR: yaml.safe_load(HYBRID.read_text())["stages"][FAR] | WHOLE}
 WINDOW = ["student.mixer=window", "student.log_decay_bound=null", f"stages={json.dumps(STAGES)}"]
-# Kept layers, and settings. K4 and WT4 of results/proof/records are others, trained at five times the rate.
+# Kept layers, and settings. Of K7-replies' conversations a half are what the teacher wrote. K4 and WT4 of
+# results/proof/records are others, trained at five times the rate.
 STUDENTS = {
     "K7": (SEVEN, []),
+    "K7-replies": (SEVEN, []),
     "K4-recurrence": (FOUR, []),
     "K4-mixers": (FOUR, MIXERS),
     "WT4-gentle": (FOUR, WINDOW),
@@ -65,6 +67,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe, for all")
     asked = parser.parse_args()
+    if not asked.questions.exists():  # now, not when the student is trained
+        parser.error(f"--questions {asked.questions}: no such file; benchmarks/window_table.py makes it, as told above")
     for name in asked.students:
         run = train(name, asked)
         ask(name, run, asked)
@@ -89,31 +93,48 @@ def train(name: str, asked: argparse.Namespace) -> Path:
     # What is asked is asked by window_table.py, of the same items for all.
     settings += ["evaluation.stages=[]", *asked.set]
     began = time.time()
-    call("-m", "gendistill.cli", "run", str(recipe_of(name)), "--output", str(folder), *settings)
-    keep(name, folder, time.time() - began, asked.out / "runs")
+    try:
+        call("-m", "gendistill.cli", "run", str(recipe_of(name)), "--output", str(folder), *settings)
+    finally:  # an attempt that failed has cost as well
+        count(name, time.time() - began, asked.out / "runs")
+    keep(folder, asked.out / "runs" / name)
     return folder
 
 
 def sources(name: str, data: Path) -> list[str]:
     """Settings that put local files in the place of the recipe's data."""
-    text, chats, sums, programs = (
-        {"path": str(data / f"{file}.jsonl.gz")} for file in ("text", "chat", "gsm8k.train", "programs")
-    )
-    chats |= {"messages": "messages"}
-    if recipe_of(name) is HYBRID:
-        far = [text | {"made": "distant", "distances": [512, 15000], "weight": 2}, chats]
-        return [f"data.text={json.dumps([text])}", f"data.far={json.dumps(far)}", *tasks(data)]
-    written = [{"synthesis": each, "messages": "messages", "weight": 2, "epochs": 8} for each in ("sums", "programs")]
-    distant = text | {"made": "distant", "distances": [64, 7500], "weight": 1}
-    mixtures = {
-        "text": [text],
-        "mixed": [text | {"weight": 2}, chats | {"weight": 2, "epochs": 8}],
-        "replies": [chats | {"weight": 3, "epochs": 8}, *written, distant],
-    }
-    prompts = {"sums": sums | {"kind": "last_number"}, "programs": programs | {"kind": "instruction"}}
-    settings = [f"data.{mixture}={json.dumps(given)}" for mixture, given in mixtures.items()]
-    settings += [f"synthesis.{written}.prompts={json.dumps([given])}" for written, given in prompts.items()]
+    settings = [f"data.{mixture}={json.dumps(given)}" for mixture, given in mixtures(name, data).items()]
+    if has_replies(name):
+        settings.append(f"synthesis={json.dumps(synthesis(data))}")
     return [*settings, *tasks(data)]
+
+
+def mixtures(name: str, data: Path) -> dict[str, list[dict]]:
+    text, chats = ({"path": str(data / f"{file}.jsonl.gz")} for file in ("text", "chat"))
+    chats |= {"messages": "messages", "epochs": 8}
+    written = [{"synthesis": each, "messages": "messages", "epochs": 8} for each in ("sums", "programs")]
+    near, far = (text | {"made": "distant", "distances": distances} for distances in ([64, 7500], [512, 15000]))
+    if recipe_of(name) is PURE:
+        return {
+            "text": [text],
+            "mixed": [text, chats],
+            "replies": [chats | {"weight": 3}, *(each | {"weight": 2} for each in written), near],
+        }
+    conversations = [chats | {"weight": 0.5}, *(each | {"weight": 0.25} for each in written)]
+    return {"text": [text], "far": [far | {"weight": 2}, *(conversations if has_replies(name) else [chats])]}
+
+
+def has_replies(name: str) -> bool:
+    """Whether some of what the student learns is written by the teacher."""
+    return recipe_of(name) is PURE or name.endswith("-replies")
+
+
+def synthesis(data: Path) -> dict[str, dict]:
+    """What the teacher is asked to write: worked sums, and programs."""
+    sums = {"kind": "last_number", "path": str(data / "gsm8k.train.jsonl.gz"), "records": 4000}
+    programs = {"kind": "instruction", "path": str(data / "programs.jsonl.gz")}
+    prompts = {"sums": sums, "programs": programs}
+    return {name: {"prompts": [asked], "max_new_tokens": 320, "batch_size": 512} for name, asked in prompts.items()}
 
 
 def tasks(data: Path) -> list[str]:
@@ -131,17 +152,22 @@ def settings_of(name: str) -> list[str]:
     return [f"student.keep_attention={layers}", *settings]
 
 
-def keep(name: str, folder: Path, seconds: float, into: Path) -> None:
-    """Losses, reply-KL and recipe of a run, and its seconds, those of earlier parts of it among them."""
-    (into / name).mkdir(parents=True, exist_ok=True)
-    for path in [*folder.glob("[0-9]*-*/metrics.jsonl"), *folder.glob("[0-9]*-*/reply_kl.json")]:
-        packed = into / name / f"{path.parent.name}-{path.name}.gz"
-        packed.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
-    (into / name / "recipe.yaml").write_text((folder / "recipe.yaml").read_text())
+def count(name: str, seconds: float, into: Path) -> None:
+    """Adds the seconds of an attempt to those of earlier ones."""
+    into.mkdir(parents=True, exist_ok=True)
     ledger = into / "seconds.json"
     known = json.loads(ledger.read_text()) if ledger.exists() else {}
     known[name] = {"all stages": round(seconds + sum(known.get(name, {}).values()))}
     write_atomically(ledger, json.dumps(known, indent=1) + "\n")
+
+
+def keep(run: Path, into: Path) -> None:
+    """Losses, reply-KL and recipe of a run."""
+    into.mkdir(parents=True, exist_ok=True)
+    for path in [*run.glob("[0-9]*-*/metrics.jsonl"), *run.glob("[0-9]*-*/reply_kl.json")]:
+        packed = into / f"{path.parent.name}-{path.name}.gz"
+        packed.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+    (into / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
 
 
 def ask(name: str, run: Path, asked: argparse.Namespace, *how: str) -> None:

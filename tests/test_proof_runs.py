@@ -18,6 +18,8 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
     assert stage.tokens == (8_000_000 if name == "P7" else 4_000_000)
     if name.startswith("WT"):
         assert (recipe.student.mixer, stage.train, list(recipe.stages)) == ("window", ["mixer"], ["far_distillation"])
+    written = {source.synthesis for source in recipe.data[stage.data]} - {None}
+    assert written == set(recipe.synthesis) == ({"sums", "programs"} if name in ("P7", "K7-replies") else set())
     if name.startswith("K"):
         assert (recipe.student.mixer, recipe.student.window) == ("kda", 512)
         whole = ["mixer"] if name.endswith("-mixers") else ["mixer_conv", "mixer_gate"]

@@ -120,7 +120,7 @@ def test_compiled_and_graphed_equals_plain(tmp_path, stage, packed, bound):
     assert changed > 0  # not the same path twice
 
 
-@pytest.mark.parametrize("mixer", ["gated_deltanet", "lightning"])
+@pytest.mark.parametrize("mixer", ["gated_deltanet", "lightning", "gla", "mamba2"])
 def test_other_mixers_train_compiled_without_graphs(tmp_path, mixer):
     plain, _ = train("words", tmp_path / "plain", fast=False, mixer=mixer)
     fast, _ = train("words", tmp_path / "fast", fast=True, mixer=mixer)
