@@ -40,12 +40,15 @@ MIXERS = [
 WHOLE = {"train": ["mixer"], "learning_rate": RATE, "window_dropout": 0.0}
 STAGES = {FAR: yaml.safe_load(HYBRID.read_text())["stages"][FAR] | WHOLE}
 WINDOW = ["student.mixer=window", "student.log_decay_bound=null", f"stages={json.dumps(STAGES)}"]
+WIDE = ["student.window=1024"]  # holds what GSM8K is asked with
 # Kept layers, and settings. Of K7-replies' conversations a half are what the teacher wrote. K4 and WT4 of
 # results/proof/records are others, trained at five times the rate.
 STUDENTS = {
     "K7": (SEVEN, []),
     "K7-replies": (SEVEN, []),
+    "K7-wide": (SEVEN, WIDE),
     "K4-recurrence": (FOUR, []),
+    "K4-wide": (FOUR, WIDE),
     "K4-mixers": (FOUR, MIXERS),
     "WT4-gentle": (FOUR, WINDOW),
     "K2": (TWO, []),

@@ -21,6 +21,6 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
     written = {source.synthesis for source in recipe.data[stage.data]} - {None}
     assert written == set(recipe.synthesis) == ({"sums", "programs"} if name in ("P7", "K7-replies") else set())
     if name.startswith("K"):
-        assert (recipe.student.mixer, recipe.student.window) == ("kda", 512)
+        assert (recipe.student.mixer, recipe.student.window) == ("kda", 1024 if name.endswith("-wide") else 512)
         whole = ["mixer"] if name.endswith("-mixers") else ["mixer_conv", "mixer_gate"]
         assert (stage.train, recipe.stages["qk_alignment"].train) == (whole, ["mixer_conv", "mixer_gate"])

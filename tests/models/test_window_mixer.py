@@ -123,6 +123,26 @@ def test_beside_a_recurrence_the_untrained_student_is_the_window_alone():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("packed", [False, True])
+def test_whatever_a_recurrence_has_learnt_a_text_that_its_window_sees_whole_is_the_teachers(packed):
+    """To the token at which the window begins to forget, in each document; behind it the recurrence is heard."""
+    student = make_student("qwen3", keep=KEEP, mixer="kda", window=WINDOW, sinks=SINKS)
+    teacher = make_teacher("qwen3")
+    whole, lengths = WINDOW + SINKS, (20, 4, 26)
+    ids = tokens(1, sum(lengths))
+    texts = ids.split(lengths, dim=1)
+    if packed:
+        positions = torch.cat([torch.arange(length) for length in lengths])[None]
+        found = student(ids, position_ids=positions).logits.split(lengths, dim=1)
+    else:
+        found = [student(text).logits for text in texts]
+    for logits, text in zip(found, texts, strict=True):
+        expected = teacher(text).logits
+        torch.testing.assert_close(logits[:, :whole], expected[:, :whole], rtol=0, atol=1e-5)
+        assert text.shape[1] < whole or (logits - expected)[:, whole:].abs().amax(-1).min() > 1e-3
+
+
+@torch.no_grad()
 def test_the_window_can_be_switched_off_for_all_and_dropped_for_some():
     student = make_student("qwen3", keep=KEEP, mixer="kda", window=WINDOW, sinks=SINKS)
     ids = tokens(2, 30)

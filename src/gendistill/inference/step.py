@@ -63,7 +63,7 @@ def _through(layer: PackedLayer, cache, x: torch.Tensor, where: Place) -> torch.
         seen = _attend(layer, projected, where, *ring, where.ring_place, where.ring_length)
     if layer.is_linear:
         states = cache.conv_states[0], cache.recurrent_states[0]
-        o = recurrent_step(projected, *states, layer.recurrence, seen)
+        o = recurrent_step(projected, *states, layer.recurrence, seen, where.place)
     elif layer.is_window:
         o = seen.flatten(1)
     else:

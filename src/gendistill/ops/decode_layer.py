@@ -56,7 +56,12 @@ def rope_and_write(
 
 
 def recurrent_step(
-    x: torch.Tensor, conv_state: torch.Tensor, state: torch.Tensor, layer: Recurrence, seen: torch.Tensor | None
+    x: torch.Tensor,
+    conv_state: torch.Tensor,
+    state: torch.Tensor,
+    layer: Recurrence,
+    seen: torch.Tensor | None,
+    position: torch.Tensor,
 ) -> torch.Tensor:
     """One token of a linear layer, from its projections to what its output projection takes.
 
@@ -65,12 +70,13 @@ def recurrent_step(
         conv_state: [B, C, W], the last inputs of the convolution; shifted by this one.
         state: [B, H, D, D] float32, changed.
         seen: [B, H, D], of a window beside it; None for none.
+        position: [B], of the token in its text.
 
     Returns:
-        [B, H * D].
+        [B, H * D]: where the window sees all of the text, what it sees.
     """
     if takes_kernels(x):
-        return kernel_recurrent_step(x, conv_state, state, layer, seen)
+        return kernel_recurrent_step(x, conv_state, state, layer, seen, position)
     heads, groups = layer.heads, layer.key_heads
     channels = conv_state.shape[1]
     mixed, *narrow = x.split([channels, *layer.narrow.values()], dim=-1)
@@ -97,5 +103,6 @@ def recurrent_step(
     o = plain_gated_norm(o, gate, layer.gate_bias, layer.norm, layer.eps, activation)[:, 0]  # [B, H * D]
     if seen is None:
         return o
-    share = (1 - layer.share).to(o.dtype)[:, None]  # [H, 1], of the recurrence
-    return torch.lerp(seen, o.unflatten(-1, (heads, -1)), share).flatten(1)
+    # [B, H], of the recurrence
+    share = torch.where((position < layer.seen_whole)[:, None], 0.0, 1 - layer.share)
+    return torch.lerp(seen, o.unflatten(-1, (heads, -1)), share[..., None].to(o.dtype)).flatten(1)

@@ -33,6 +33,7 @@ class Recurrence(NamedTuple):
         silu_conv, silu_gate: activations: silu or none, silu or sigmoid.
         heads, key_heads: H, G.
         share: [H], of a window beside the recurrence; None for none.
+        seen_whole: first tokens of a text that the window sees all of, and has the whole share of; None for none.
     """
 
     conv_weight: torch.Tensor
@@ -52,6 +53,7 @@ class Recurrence(NamedTuple):
     heads: int
     key_heads: int
     share: torch.Tensor | None
+    seen_whole: int | None
 
     @property
     def narrow(self) -> dict[str, int]:
@@ -90,7 +92,12 @@ def kernel_rope_and_write(
 
 
 def kernel_recurrent_step(
-    x: torch.Tensor, conv_state: torch.Tensor, state: torch.Tensor, layer: Recurrence, seen: torch.Tensor | None
+    x: torch.Tensor,
+    conv_state: torch.Tensor,
+    state: torch.Tensor,
+    layer: Recurrence,
+    seen: torch.Tensor | None,
+    position: torch.Tensor,
 ) -> torch.Tensor:
     """As `decode_layer.recurrent_step`, on a GPU.
 
@@ -118,7 +125,7 @@ def kernel_recurrent_step(
     out = x.new_empty(batch, heads * width)
     _recur[(batch * heads,)](
         mixed, x, x.stride(0), offsets.get("beta", 0), decay, gate, layer.gate_bias, layer.norm, state, layer.share,
-        seen, out, width**-0.5, layer.eps,
+        seen, position, layer.seen_whole or 0, out, width**-0.5, layer.eps,
         HEADS=heads, GROUPS=groups, WIDTH=width, DELTA=layer.delta_rule, SILU=layer.silu_gate, **RECUR, **overlap(),
     )  # fmt: skip
     return out
@@ -244,7 +251,8 @@ if triton is not None:
 
     @triton.jit
     def _recur(
-        MIXED, X, row_stride, beta_offset, DECAY, GATE, GATE_BIAS, NORM, STATE, SHARE, SEEN, OUT, scale, eps,
+        MIXED, X, row_stride, beta_offset, DECAY, GATE, GATE_BIAS, NORM, STATE, SHARE, SEEN, POSITION, seen_whole,
+        OUT, scale, eps,
         HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, DELTA: tl.constexpr, SILU: tl.constexpr,
         OVERLAP: tl.constexpr,
     ):  # fmt: skip
@@ -280,6 +288,6 @@ if triton is not None:
         gate = (gate if SILU else 1.0) / (1.0 + tl.exp(-gate))
         o = o * gate
         if SEEN is not None:
-            share = tl.load(SHARE + head)
-            o += share * (tl.load(SEEN + here + channel).to(tl.float32) - o)
+            seen = tl.load(SEEN + here + channel).to(tl.float32)
+            o = tl.where(tl.load(POSITION + row) < seen_whole, seen, o + tl.load(SHARE + head) * (seen - o))
         tl.store(OUT + here + channel, o.to(kind))

@@ -39,6 +39,11 @@ class Past(NamedTuple):
     equal_count: int | None
 
 
+def sees_all(position: torch.Tensor, window: int, sinks: int) -> torch.Tensor:
+    """Whether a token at such a position, from 0 on, sees all tokens of its document before it."""
+    return position < window + sinks
+
+
 def window_attention(
     q: torch.Tensor,
     k: torch.Tensor,

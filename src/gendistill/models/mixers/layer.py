@@ -5,7 +5,7 @@ the identity where it can: short convolutions that pass their input through, an 
 
 With `config.window` the teacher's attention over a window stands beside the recurrence, on the same projections: per
 head, s times the one and 1 - s times the other go through the output projection (xLSTM's hybrid, arXiv 2603.15590, and
-B'MOJO-F, in 2605.08301, do so).
+B'MOJO-F, in 2605.08301, do so). At a document's first tokens, all of which the window sees, s is 1.
 
 Shapes: B sequences, T tokens, H query heads, K = V channels of a head, C = (H + 2 key heads) * K.
 """
@@ -21,12 +21,13 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from gendistill.models.cache import Ring
 from gendistill.models.configuration import GendistillConfig
-from gendistill.models.mixers.window import attend_to_window
+from gendistill.models.mixers.window import attend_to_window, positions_of
 from gendistill.models.padding import Padding
 from gendistill.models.parameters import Parameter, linear
 from gendistill.models.plain import fetch, joint_projection, product, put_back
 from gendistill.names import MIXERS, look_up
 from gendistill.ops import DecayGate, Documents, convolved_heads, gated_norm, linear_attention
+from gendistill.ops.window import sees_all
 
 GATE_BIAS = {"silu": 1.278, "sigmoid": 0.0}  # SiLU(1.278) = 1; sigmoid cannot reach 1 and starts at 0.5
 # At first the recurrence has a share of 1 - sigmoid(8) = 0.0003 beside a window: less than bfloat16 can tell. A step of
@@ -183,13 +184,13 @@ class LinearAttention(nn.Module):
         mixed = joint_projection(hidden_states, [self.q_proj, self.k_proj, self.v_proj])  # [B, T, C]
         o = self._recur(hidden_states, mixed, attention_mask, past_key_values, documents)  # [B, T, H * V]
         if self.config.window is not None and self.config.window_is_on:
-            seen = self._see_window(mixed, position_embeddings, attention_mask, past_key_values, documents)
-            share = self.recurrence_share()  # [H]
+            seen, is_all = self._see_window(mixed, position_embeddings, attention_mask, past_key_values, documents)
+            # Where a window sees all that there is, it says what the teacher would, and a recurrence would disturb.
+            share = torch.where(is_all[..., None], 0.0, self.recurrence_share())  # [B or 1, T, H]
             if without_window is not None:
-                share = torch.where(without_window[:, None, None], 1.0, share)  # [B, 1, H]
-            share = share[..., None].to(o.dtype)  # [H, 1] or [B, 1, H, 1]
+                share = torch.where(without_window[:, None, None], 1.0, share)
             o = o.unflatten(-1, (self.num_heads, -1))
-            o = torch.lerp(seen, o, share).flatten(-2)
+            o = torch.lerp(seen, o, share[..., None].to(o.dtype)).flatten(-2)
         put_back(fetched)
         return self.o_proj(o), None
 
@@ -233,8 +234,9 @@ class LinearAttention(nn.Module):
         padding: Padding | None,
         past_key_values: Cache | None,
         documents: Documents | None,
-    ) -> torch.Tensor:
-        """[B, T, H, D]: attention over the window, of the projections q, k, v side by side [B, T, C]."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, T, H, D]: attention over the window, of the projections q, k, v side by side [B, T, C]; and [B or 1, T]:
+        whether it sees all tokens so far."""
         parts = mixed.split([self.queries, self.keys, self.keys], dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)  # [B, T, H or G, D]
         q, k = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2)  # [B, H or G, T, D]
@@ -242,7 +244,9 @@ class LinearAttention(nn.Module):
         window, sinks = self.config.window, self.config.sinks
         v = v.transpose(1, 2)
         ring = None if past_key_values is None else Ring(past_key_values.layers[self.layer_idx], k, window, sinks)
-        return attend_to_window(q, k, v, window, sinks, self.head_dim**-0.5, padding, ring, documents)
+        positions = positions_of(mixed, padding, ring, documents)  # now: the ring counts what it takes in
+        seen = attend_to_window(q, k, v, window, sinks, self.head_dim**-0.5, padding, ring, documents)
+        return seen, sees_all(positions, window, sinks)
 
     def _without_padding(
         self, mask: torch.Tensor, decay: torch.Tensor | DecayGate, beta: torch.Tensor | None, v: torch.Tensor

@@ -40,6 +40,18 @@ class WindowAttention(GendistillAttention):
         return self.o_proj(o.flatten(-2).contiguous()), None
 
 
+def positions_of(
+    inputs: torch.Tensor, padding: Padding | None, ring: Ring | None, documents: Documents | None
+) -> torch.Tensor:
+    """[B or 1, T]: the position of each token of inputs [B, T, C] in its document, padding not counted."""
+    if documents is not None:
+        return documents.positions
+    index = (
+        torch.arange(inputs.shape[1], device=inputs.device)[None] if padding is None else padding.valid.cumsum(1) - 1
+    )
+    return index if ring is None else ring.count[:, None] + index
+
+
 def attend_to_window(
     q: torch.Tensor,
     k: torch.Tensor,
