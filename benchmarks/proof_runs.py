@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "results/proof")
     parser.add_argument("--tasks", nargs="+", default=[*FAR_TASKS, *SHORT])
+    parser.add_argument("--windows", type=int, nargs="*", default=[], help="to ask with besides; tokens")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe, for all")
     asked = parser.parse_args()
@@ -77,6 +78,8 @@ def main() -> None:
         ask(name, run, asked)
         if has_both(name):
             ask(name, run, asked, "--without-window")
+        for window in asked.windows:
+            ask(name, run, asked, "--window", str(window))
 
 
 def recipe_of(name: str) -> Path:
@@ -177,7 +180,8 @@ def ask(name: str, run: Path, asked: argparse.Namespace, *how: str) -> None:
     student = max(run.glob("[0-9]*-*/student"))  # of the last stage
     command = ["--teacher", asked.teacher, "--questions", str(asked.questions), "--out", str(asked.out / "records")]
     command += ["--student", f"{name}={student}", "--device", asked.device, *how]
-    left = [task for task in asked.tasks if not how or task in FAR_TASKS]  # what a window sees says nothing without it
+    # What a window sees says nothing without it.
+    left = [task for task in asked.tasks if "--without-window" not in how or task in FAR_TASKS]
     if left:
         call(str(ROOT / "benchmarks/window_table.py"), *command, "--tasks", *left)
 

@@ -109,6 +109,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--without-window", action="store_true", help="of --student: windows beside recurrences are off"
     )
+    parser.add_argument("--window", type=int, help="of --student: tokens, in the place of those it was trained with")
     parser.add_argument("--part", default="0/1", metavar="I/N", help="every N-th configuration, from the I-th")
     parser.add_argument("--only", nargs="+", metavar="CONFIGURATION", help="by name, such as beam7-window-512")
     parser.add_argument("--tasks", nargs="+", help="by name, such as gsm8k or needle_single_8192; all if absent")
@@ -136,7 +137,8 @@ def measure(arguments: argparse.Namespace) -> None:
     placements = read_placements(arguments.placement, teacher.config.num_hidden_layers)
     arguments.out.mkdir(parents=True, exist_ok=True)
     shared = {"teacher": Path(arguments.teacher).name, "seed": SEED}
-    for configuration in trained(arguments.student, not arguments.without_window) or mine(arguments, placements):
+    students = trained(arguments.student, not arguments.without_window, arguments.window)
+    for configuration in students or mine(arguments, placements):
         path = arguments.out / f"{configuration.name}.jsonl.gz"
         header = shared | describe(teacher.config, configuration, placements)
         lines = stored(path, header) or [header | {"questions": {}} | machine(arguments.device)]
@@ -179,8 +181,8 @@ def mine(arguments: argparse.Namespace, placements: dict[str, dict]) -> list[Con
     return found[part::parts]
 
 
-def trained(given: Sequence[str], window_is_on: bool) -> list[Configuration]:
-    """The students of folders, described by their own configurations."""
+def trained(given: Sequence[str], window_is_on: bool, window: int | None = None) -> list[Configuration]:
+    """The students of folders, described by their own configurations; with another window, if one is given."""
     from gendistill.models.loading import load_config
 
     found = []
@@ -189,7 +191,8 @@ def trained(given: Sequence[str], window_is_on: bool) -> list[Configuration]:
         (mixer,) = {each for each in config.mixers if each is not None}
         kept = tuple(config.layers_of_type("full_attention"))
         name += "" if window_is_on else "-without_window"
-        found.append(Configuration(name, kept, mixer, config.window, folder, window_is_on))
+        name += "" if window in (None, config.window) else f"-window-{window}"
+        found.append(Configuration(name, kept, mixer, window or config.window, folder, window_is_on))
     return found
 
 
@@ -199,7 +202,9 @@ def config_of(teacher: Any, configuration: Configuration) -> Any:
     from gendistill.models.loading import load_config
 
     if configuration.folder is not None:
-        return load_config(configuration.folder)
+        config = load_config(configuration.folder)
+        config.window = configuration.window
+        return config
     if configuration.mixer is None:
         return teacher
     bounded = {} if configuration.mixer == "window" else {"log_decay_bound": DECAY_BOUND}
@@ -267,7 +272,7 @@ def build(teacher: Any, configuration: Configuration, calibration: Sequence[int]
         return teacher
     if configuration.folder is not None:
         student = load_model(configuration.folder, teacher.dtype, teacher.device.type)
-        student.config.window_is_on = configuration.window_is_on
+        student.config.window_is_on, student.config.window = configuration.window_is_on, configuration.window
         return student
     config = config_of(teacher.config, configuration)
     student = convert(teacher, config, SEED)[0].to(teacher.device)

@@ -107,9 +107,14 @@ def test_a_trained_student_is_described_by_its_folder(tmp_path):
     assert describe(TEACHER, found, {})["weights"] == weights_sha256(tmp_path / "student")  # another is another
     (alone,) = trained([f"K1={tmp_path / 'student'}"], False)
     assert (alone.name, alone.window_is_on) == ("K1-without_window", False)
+    (wide,) = trained([f"K1={tmp_path / 'student'}"], True, window=36)
+    assert (wide.name, wide.window) == ("K1-window-36", 36)
+    assert describe(TEACHER, wide, {})["cache_bytes"]["131072"] > sizes["131072"]
     ids = torch.arange(40)[None]
-    on, off = (build(make_teacher("qwen2"), each, [])(input_ids=ids).logits for each in (found, alone))
+    built = (build(make_teacher("qwen2"), each, []) for each in (found, alone, wide))
+    on, off, seen = (model(input_ids=ids).logits for model in built)
     assert torch.equal(on, student.eval()(input_ids=ids).logits) and not torch.equal(on, off)
+    torch.testing.assert_close(seen, make_teacher("qwen2")(input_ids=ids).logits)  # all 40 tokens are in its window
 
 
 def test_options_are_ranked_beside_the_replies():
