@@ -10,7 +10,6 @@ compilation and all. With a limit the same is tried without the shipped launch s
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import time
 from pathlib import Path
 
 from figures import QWEN3_0_6B, ROOT, cold_start_figures, gpu_machine, record_from_gpu
+from launching import environment
 
 SHAPES = {
     "d64": dict(  # Qwen2.5-0.5B's published configuration
@@ -85,16 +85,12 @@ def first_step(shape: str, started: float) -> None:
 def cold_start(shape: str, settings: str, limit: float) -> dict:
     """One start in a fresh process; `settings` is "shipped" or "autotuned"."""
     with tempfile.TemporaryDirectory() as cache:
-        environment = os.environ | {
-            "TRITON_CACHE_DIR": f"{cache}/triton",
-            "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
-            "PYTHONPATH": f"{ROOT / 'src'}:{os.getenv('PYTHONPATH', '')}",
-        }
+        own = environment(TRITON_CACHE_DIR=f"{cache}/triton", TORCHINDUCTOR_CACHE_DIR=f"{cache}/inductor")
         if settings == "autotuned":
-            environment["FLA_CACHE_MODE"] = "disabled"
+            own["FLA_CACHE_MODE"] = "disabled"
         command = [sys.executable, __file__, "--child", shape, str(time.time())]
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
+            done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=limit)
         except subprocess.TimeoutExpired:
             return {"cut_off_after_seconds": limit}
     if done.returncode:

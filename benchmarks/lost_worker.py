@@ -13,12 +13,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from figures import ROOT, commit, gpu_machine
+from launching import environment, torchrun
 
 STEPS, KILLED_AT, CHECKPOINT_EVERY = 50, 25, 10
 STAGE = "logit_distillation"
@@ -61,11 +61,9 @@ def main() -> None:
 
 def train(folder: Path, processes: int, device: str, *, kills: bool = False) -> list[float]:
     """Losses of all steps."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["--max-restarts=1", "-m", "gendistill.cli", "run", str(ROOT / "recipes/demo.yaml")]
-    command += ["--output", str(folder), f"device={device}", *SETTINGS]
-    source = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
-    with subprocess.Popen(command, env=os.environ | source | {"OMP_NUM_THREADS": "1"}) as running:
+    run = ["-m", "gendistill.cli", "run", str(ROOT / "recipes/demo.yaml"), "--output", str(folder)]
+    command = torchrun(processes, *run, f"device={device}", *SETTINGS, restarts=1)
+    with subprocess.Popen(command, env=environment(OMP_NUM_THREADS="1")) as running:
         if kills:
             kill_a_worker(running, folder)
     if running.returncode:

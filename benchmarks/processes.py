@@ -26,7 +26,9 @@ import time
 from itertools import product
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from figures import ROOT
+from launching import environment, torchrun
+
 sys.path[:0] = [str(ROOT / "tests/distill"), str(ROOT / "tests")]
 STEPS, PER_STEP, STRATEGIES = 50, 4, ("replicas", "fsdp")
 
@@ -73,11 +75,9 @@ def work(what: str, root: Path, folder: str, strategy: str, dies_at: int) -> Non
 
 def command_of(processes: int, *worker: object, restarts: int = 0) -> dict:
     """What starts so many processes, for subprocess."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += [f"--max-restarts={restarts}", __file__, "--worker", *map(str, worker)]
-    paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    return {"args": command, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = torchrun(processes, __file__, "--worker", *map(str, worker), restarts=restarts)
+    own = environment(OMP_NUM_THREADS="1")
+    return {"args": command, "env": own, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 def launch(processes: int, *worker: object, restarts: int = 0) -> int:

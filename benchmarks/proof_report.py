@@ -254,8 +254,9 @@ def draw(results: Path, table: dict[str, Any]) -> None:
     drawn = [name for names, *_ in LINES.values() for name in names if name in rows]
     # What all were asked that were asked such a thing, so that points can be compared.
     beyond = [rows[name]["tasks"].keys() - set(SHORT) for name in drawn]
-    shared = set.intersection(*map(set, filter(None, beyond)))
-    long = [task for task in rows[TEACHER]["tasks"] if task in shared]
+    long = [
+        task for task in rows[TEACHER]["tasks"] if task not in SHORT and all(task in asked for asked in beyond if asked)
+    ]
     panels = {"Short tasks, mean of eight": SHORT, "Beyond the window: " + ", ".join(long): long}
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), sharex=True, sharey=True, layout="constrained")
     for axis, (title, tasks) in zip(axes, panels.items(), strict=True):

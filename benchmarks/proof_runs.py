@@ -6,15 +6,13 @@
     python benchmarks/proof_report.py
 
 A run of a student is recipes/hybrid-1.5b.yaml, or recipes/pure-1.5b.yaml of one without windows, with the settings of
-`STUDENTS`, in WORK/NAME. Its records go to
-results/proof/records (or --out), its losses, reply-KL and recipe to results/proof/runs, and seconds to seconds.json
-there. `--set KEY=VALUE` changes all of them, for a rehearsal.
+`STUDENTS`, in WORK/NAME. Its records go to results/proof/records (or --out), its losses, reply-KL and recipe to
+results/proof/runs, and seconds to seconds.json there. `--set KEY=VALUE` changes all of them, for a rehearsal.
 """
 
 import argparse
 import gzip
 import json
-import os
 import subprocess
 import sys
 import time
@@ -22,6 +20,7 @@ from pathlib import Path
 
 import yaml
 from figures import ROOT
+from launching import environment
 from window_questions import SHORT
 
 from gendistill.files import write_atomically
@@ -78,7 +77,7 @@ def main() -> None:
         ask(name, run, asked)
         if has_both(name):
             ask(name, run, asked, "--without-window")
-        for window in asked.windows:
+        for window in asked.windows if recipe_of(name) is HYBRID else []:
             ask(name, run, asked, "--window", str(window))
 
 
@@ -187,8 +186,7 @@ def ask(name: str, run: Path, asked: argparse.Namespace, *how: str) -> None:
 
 
 def call(*command: str) -> None:
-    source = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, *command], env=os.environ | {"PYTHONPATH": source})
+    done = subprocess.run([sys.executable, *command], env=environment())
     if done.returncode:  # it has said why
         raise SystemExit(done.returncode)
 

@@ -24,10 +24,8 @@ steps the share of the time in NCCL's kernels, where a process waits for the oth
 import argparse
 import gc
 import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,7 +35,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from figures import ROOT, commit, gpu_machine, record, scaling_figures
+from figures import commit, gpu_machine, record, scaling_figures
+from launching import environment, torchrun
 from training_speed import RandomRows
 
 LLAMA_8B = dict(  # Llama-3.1-8B's published configuration
@@ -375,11 +374,8 @@ def _said(result: dict) -> str:
 
 
 def start(out: Path, parts: list[str], processes: int, tiny: bool) -> None:
-    # A port of its own, which nobody else has.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += [__file__, "--out", str(out), "--worker", "--only", *parts, *(["--tiny"] if tiny else [])]
-    source = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(command, env=os.environ | source | {"OMP_NUM_THREADS": "1"})
+    worker = [__file__, "--out", str(out), "--worker", "--only", *parts, *(["--tiny"] if tiny else [])]
+    done = subprocess.run(torchrun(processes, *worker), env=environment(OMP_NUM_THREADS="1"))
     if done.returncode:
         raise SystemExit(f"{processes} processes: torchrun ended with {done.returncode}; what is done is in {out}")
 

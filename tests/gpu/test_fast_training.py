@@ -89,7 +89,7 @@ def train(
     power = dict(attention_mean_square=1.0, update_mean_square=1.0, hidden_mean_square=1.0)
     history, optimizer = train_stage(
         stage,
-        teacher if stage.objective != {"cross_entropy": 1} else None,
+        teacher if stage.needs_teacher else None,
         student,
         Rows(48, packed),
         conversion_report={"layers": [{"layer": i} | power for i in (0, 2)]},

@@ -84,7 +84,7 @@ def train_stage(
             windows=student.config.window is not None and bool(student.config.linear_layers),
             rank=distributed.rank(),
             processes=compute.processes,
-            fixed_shape=graphs or compute.compiled,
+            fixed_shape=compute.compiled,
         )
         if stage.on_policy is None:
             loader, check = Loader(dataset, stage, **cut), None

@@ -145,5 +145,5 @@ def _recurrence(mixer: LinearAttention) -> Recurrence:
         heads=mixer.num_heads,
         key_heads=mixer.keys // mixer.head_dim,
         share=1 - mixer.recurrence_share() if with_window else None,
-        seen_whole=config.window + config.sinks if with_window else None,
+        seen_whole=config.seen_whole if with_window else None,
     )

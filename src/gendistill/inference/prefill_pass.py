@@ -18,7 +18,7 @@ from gendistill.ops import DecayGate, convolved_heads, gated_norm, linear_attent
 from gendistill.ops.causal import causal_attention
 from gendistill.ops.decode_linear import gated, normed
 from gendistill.ops.rope import rope_heads
-from gendistill.ops.window import sees_all, window_attention
+from gendistill.ops.window import share_beside, window_attention
 
 
 class PrefillPass:
@@ -53,8 +53,7 @@ class PrefillPass:
             if seen is not None:
                 # The recurrence's share: bfloat16 would round the window's to 1.
                 position = torch.arange(start, start + x.shape[1], device=x.device)  # [T]
-                whole = sees_all(position, self.student.config.window, self.student.config.sinks)
-                share = torch.where(whole[:, None], 0.0, 1 - layer.recurrence.share)  # [T, H]
+                share = share_beside(1 - layer.recurrence.share, position, layer.recurrence.seen_whole)  # [T, H]
                 o = torch.lerp(seen, o.unflatten(-1, (layer.heads, -1)), share[..., None].to(o.dtype)).flatten(2)
         elif layer.is_window:
             o = seen.flatten(2)

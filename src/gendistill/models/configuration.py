@@ -122,6 +122,11 @@ class GendistillConfig(PreTrainedConfig):
         return [i for i, mixer in enumerate(self.mixers) if isinstance(MIXERS.get(mixer), LinearMixer)]
 
     @property
+    def seen_whole(self) -> int:
+        """First tokens of a document at each of which a window sees all so far."""
+        return self.window + self.sinks
+
+    @property
     def gates_are_bounded(self) -> bool:
         """True if no token decays faster than the kernels for bounded gates can take."""
         return is_bounded(self.log_decay_bound)

@@ -15,6 +15,7 @@ from gendistill.ops.dispatch import takes_kernels
 from gendistill.ops.output_gate import plain_gated_norm
 from gendistill.ops.reference import l2_normalize, recurrent_linear_attention
 from gendistill.ops.rope import turned
+from gendistill.ops.window import share_beside
 
 
 def rope_and_write(
@@ -103,6 +104,5 @@ def recurrent_step(
     o = plain_gated_norm(o, gate, layer.gate_bias, layer.norm, layer.eps, activation)[:, 0]  # [B, H * D]
     if seen is None:
         return o
-    # [B, H], of the recurrence
-    share = torch.where((position < layer.seen_whole)[:, None], 0.0, 1 - layer.share)
+    share = share_beside(1 - layer.share, position, layer.seen_whole)  # [B, H]
     return torch.lerp(seen, o.unflatten(-1, (heads, -1)), share[..., None].to(o.dtype)).flatten(1)

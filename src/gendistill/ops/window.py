@@ -39,9 +39,10 @@ class Past(NamedTuple):
     equal_count: int | None
 
 
-def sees_all(position: torch.Tensor, window: int, sinks: int) -> torch.Tensor:
-    """Whether a token at such a position, from 0 on, sees all tokens of its document before it."""
-    return position < window + sinks
+def share_beside(share: torch.Tensor, position: torch.Tensor, seen_whole: int) -> torch.Tensor:
+    """[..., H]: the share [H] of a recurrence beside a window, at positions [...] in a document; none at the first
+    `seen_whole`: there the window says what the teacher would, and a recurrence would disturb."""
+    return torch.where((position < seen_whole)[..., None], 0.0, share)
 
 
 def window_attention(

@@ -27,7 +27,7 @@ from gendistill.models.parameters import Parameter, linear
 from gendistill.models.plain import fetch, joint_projection, product, put_back
 from gendistill.names import MIXERS, look_up
 from gendistill.ops import DecayGate, Documents, convolved_heads, gated_norm, linear_attention
-from gendistill.ops.window import sees_all
+from gendistill.ops.window import share_beside
 
 GATE_BIAS = {"silu": 1.278, "sigmoid": 0.0}  # SiLU(1.278) = 1; sigmoid cannot reach 1 and starts at 0.5
 # At first the recurrence has a share of 1 - sigmoid(8) = 0.0003 beside a window: less than bfloat16 can tell. A step of
@@ -184,9 +184,8 @@ class LinearAttention(nn.Module):
         mixed = joint_projection(hidden_states, [self.q_proj, self.k_proj, self.v_proj])  # [B, T, C]
         o = self._recur(hidden_states, mixed, attention_mask, past_key_values, documents)  # [B, T, H * V]
         if self.config.window is not None and self.config.window_is_on:
-            seen, is_all = self._see_window(mixed, position_embeddings, attention_mask, past_key_values, documents)
-            # Where a window sees all that there is, it says what the teacher would, and a recurrence would disturb.
-            share = torch.where(is_all[..., None], 0.0, self.recurrence_share())  # [B or 1, T, H]
+            seen, positions = self._see_window(mixed, position_embeddings, attention_mask, past_key_values, documents)
+            share = share_beside(self.recurrence_share(), positions, self.config.seen_whole)  # [B or 1, T, H]
             if without_window is not None:
                 share = torch.where(without_window[:, None, None], 1.0, share)
             o = o.unflatten(-1, (self.num_heads, -1))
@@ -236,7 +235,7 @@ class LinearAttention(nn.Module):
         documents: Documents | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, T, H, D]: attention over the window, of the projections q, k, v side by side [B, T, C]; and [B or 1, T]:
-        whether it sees all tokens so far."""
+        the tokens' positions in their documents."""
         parts = mixed.split([self.queries, self.keys, self.keys], dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)  # [B, T, H or G, D]
         q, k = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2)  # [B, H or G, T, D]
@@ -246,7 +245,7 @@ class LinearAttention(nn.Module):
         ring = None if past_key_values is None else Ring(past_key_values.layers[self.layer_idx], k, window, sinks)
         positions = positions_of(mixed, padding, ring, documents)  # now: the ring counts what it takes in
         seen = attend_to_window(q, k, v, window, sinks, self.head_dim**-0.5, padding, ring, documents)
-        return seen, sees_all(positions, window, sinks)
+        return seen, positions
 
     def _without_padding(
         self, mask: torch.Tensor, decay: torch.Tensor | DecayGate, beta: torch.Tensor | None, v: torch.Tensor
