@@ -7,7 +7,7 @@ DATA holds gzip'd JSON lines, one folder a set: arc_easy, arc_challenge, openboo
 (fields question, choices, answer; GSM8K: question, answer), more_text/*/ with plain text in the field text, and
 python_docs/docs.jsonl.gz, pages of Python's documentation as reStructuredText in the same field: what it says of each
 function becomes a request for a program, as the evaluator words them, for the teacher to write (`synthesis`).
-Conversations come from train splits only, worded as the evaluator asks, one to six questions each. A record whose
+Conversations come from train splits only, worded as the evaluator asks, one question each or several. A record whose
 question stands in a test split is left out, and counted.
 """
 
@@ -28,6 +28,9 @@ from gendistill.recipe.evaluation import make_task
 CHOICE_SETS = ("arc_easy", "arc_challenge", "openbookqa")
 TEXT_SETS = ("wikipedia", "factbook", "siyavula", "biology_text")
 TEXT_CHARACTERS = 12_000_000
+# Questions of one conversation, at most: as long as few-shot prompts are, so that what no window of 512 tokens sees
+# whole is learnt from as well.
+LONGEST_LETTERS, LONGEST_SUMS = 16, 10
 # "zip(a, b)", options below it, and the first paragraph of what it does.
 FUNCTION = re.compile(
     r"^\.\. (?:function|method):: ([\w.]+)\(([^)\n]*)\)\n(?:[ \t]+:\w+:.*\n)*\n+((?:[ \t]+\S.*\n)+)", re.MULTILINE
@@ -126,7 +129,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
     letters, sums = exchanges(arguments.data)
-    chat = conversations(letters, 6, rng) + conversations(sums, 4, rng)
+    chat = conversations(letters, LONGEST_LETTERS, rng) + conversations(sums, LONGEST_SUMS, rng)
     rng.shuffle(chat)
     write(arguments.out / "chat.jsonl.gz", chat)
     write(arguments.out / "programs.jsonl.gz", programs(arguments.data))
