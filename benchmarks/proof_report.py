@@ -3,11 +3,12 @@
     python benchmarks/proof_report.py [results/proof/records]
 
 Names of records say which student: W7 or W4 are untrained windows with so many layers kept (`beam7-window-512`, ...),
-WT4 the window that was trained, K7 or K4 Kimi Delta Attention beside a window, of K4-recurrence the recurrence alone
-trained, as of K7; K4-far_distillation is the student after that stage, and `-without_window` one that was asked with
-its windows off. Beside the records lie the metrics of the runs and what each took. Writes table.json, tables.md and the
-frontier, retention over cache bytes a token; figures of a GPU go into the ledger. Of other records,
-results/rehearsal/records say, there are tables alone.
+WT4 the window that was trained, K7 or K4 Kimi Delta Attention beside a window, of which the recurrence alone was
+trained, or of K4-mixers whole mixers, and P7 Kimi Delta Attention without a window; K4-mixers-far_distillation is the
+student after that stage, `-window-1024` one that was asked with a longer window than it was trained with, and
+`-without_window` one with its windows off. Beside the records lie the metrics of the runs and what each took. Writes
+table.json, tables.md and the frontier, retention over cache bytes a token; figures of a GPU go into the ledger. Of
+other records, results/rehearsal/records say, there are tables alone.
 """
 
 import argparse
@@ -29,19 +30,21 @@ from gendistill.report.plots import pyplot_to_files
 RECORDS = ROOT / "results/proof/records"
 TEACHER = "teacher"
 # Names of untrained windows in the records, and here.
-CONTROLS = {"beam7-window-512": "W7", "beam4-window-512": "W4", "beam2-window-512": "W2"}
+CONTROLS = {f"beam{kept}-window-512": f"W{kept}" for kept in (7, 4, 2)} | {"beam7-window-1024": "W7-window-1024"}
 SETS = ("arc_easy", "arc_challenge", "openbookqa", "mmlu_redux", "commonsense_qa", "boolq")  # ranked as well
 SHORT = (*SETS, "gsm8k", "humaneval")
-EQUAL = "K4-far_distillation"  # has had as many tokens as WT4
+EQUAL = "K4-mixers-far_distillation"  # has had as many tokens as WT4
 # Pairs of equal cache, the second beside its control.
-PAIRS = (("W4", "K4"), ("W4", "WT4"), ("WT4", EQUAL), (EQUAL, "K4"), ("K4", "K4-recurrence"), ("W7", "K7"))
+PAIRS = (("W7", "K7"), ("W7-window-1024", "K7-window-1024"), ("K7", "K7-window-1024"), ("P7", "K7"))
+PAIRS += (("W4", "K4"), ("WT4", "K4"), ("K4-mixers", "K4"), ("W4", "WT4"), ("WT4", EQUAL), (EQUAL, "K4-mixers"))
 # Of the rehearsal: what stood in the rows of the second stage.
 PAIRS += (("W4", "K4-distant"), ("W4", "K4-ordinary"), ("K4-ordinary", "K4-distant"))
 LINES = {  # of the frontier: names, how they are drawn, and where a name stands beside its point
     "window, nothing trained": (("W2", "W4", "W7"), "o--", "#777777", (-30, 6)),
-    "window, trained": (("WT2", "WT4", "WT7"), "s-", "#e69f00", (-38, -12)),
-    "KDA beside a window, mixers trained": (("K2-mixers", "K4-mixers", "K4"), "^-", "#009e73", (9, -6)),
-    "KDA beside a window, the recurrence trained": (("K2", "K4-recurrence", "K7"), "D-", "#0072b2", (9, -6)),
+    "window, trained": (("WT2", "WT4", "WT7"), "s-", "#e69f00", (-38, -10)),
+    "KDA beside a window, mixers trained": ((EQUAL,), "^-", "#009e73", (5, -16)),
+    "KDA beside a window, the recurrence trained": (("K2", "K4", "K7"), "D-", "#0072b2", (9, -5)),
+    "KDA alone, all of it trained": (("P4", "P7"), "v-", "#cc79a7", (9, -16)),
 }
 BEST = "K7"  # what the runs' cost is told of
 CONTEXT = "131072"  # tokens, of the cache's bytes
@@ -229,6 +232,9 @@ def proof_figures(results: Path) -> dict[str, dict]:
         if (mean := row["ranked_sets"]) is not None:
             kept = {"value": round(mean["generation"]["value"], 4), "spread": mean["generation"]["interval"]}
             figures[f"{name}_retention_mc"] = kept | {"unit": "ratio", "source": source}
+        if student == "P7" and mean is not None:
+            gap = {"value": round(abs(mean["gap"]["value"]), 2), "spread": mean["gap"]["interval"], "unit": "points"}
+            figures["proof_p7_protocol_gap_mc_pp"] = gap | {"source": source}
     if (lead := table["pairs"].get(f"WT4 {EQUAL}", {}).get(TOLD["recall_8k"])) is not None:
         figures["proof_k4_minus_wt4_recall_8k_pp"] = {"value": lead["lead_pp"], "unit": "points", "source": source}
     if BEST in table["runs"]:
@@ -265,7 +271,9 @@ def draw(results: Path, table: dict[str, Any]) -> None:
             points = [point for point in points if point[1] is not None]
             axis.plot([x for x, *_ in points], [y for _, y, _ in points], style, color=color, label=label)
             for x, y, name in points:
-                axis.annotate(name, (x, y), xytext=beside, textcoords="offset points", fontsize=9, color=color)
+                axis.annotate(
+                    name.split("-")[0], (x, y), xytext=beside, textcoords="offset points", fontsize=9, color=color
+                )
         axis.axhline(100, color="black", linewidth=0.8)
         axis.set_title(title, fontsize=9, wrap=True)
         axis.set_xlabel(f"cache at 128K, KiB a token (teacher: {kib_a_token(rows[TEACHER]):.0f})")

@@ -145,11 +145,12 @@ PROOF_STUDENTS = {
     "teacher": "teacher, all 28 layers",
     "W7": "7 kept, window, untrained",
     "K7": "7 kept, KDA beside window, recurrence alone",
+    "K7-window-1024": "the same, asked with a window of 1,024",
+    "P7": "7 kept, KDA alone, all of it",
     "W4": "4 kept, window, untrained",
-    "WT4": "4 kept, window, far_distillation",
-    "K4-far_distillation": "4 kept, KDA beside window, far_distillation",
-    "K4": "4 kept, KDA beside window, instruction_distillation",
-    "K4-recurrence": "4 kept, KDA beside window, recurrence alone",
+    "K4": "4 kept, KDA beside window, recurrence alone",
+    "WT4": "4 kept, window, trained as K4-mixers",
+    "K4-mixers": "4 kept, KDA beside window, mixers",
 }
 PROOF_TASKS = {
     "gsm8k": "GSM8K",

@@ -31,7 +31,7 @@ def models():
     return {
         "teacher": asked("teacher", "1110", "1110", "11111"),
         "WT4": asked("WT4", "1100", "1110", "11110"),
-        "K4-far_distillation": asked("K4-far_distillation", "1000", "1100", "11000"),
+        "K4-mixers-far_distillation": asked("K4-mixers-far_distillation", "1000", "1100", "11000"),
         "K4": asked("K4", "1111", "1000", "11111"),
     }
 
@@ -46,7 +46,7 @@ def test_retention_of_the_ranked_sets_by_both_protocols(models):
 
 
 def test_pairs_are_compared_on_items_that_both_were_asked(models):
-    found = pair(models["K4-far_distillation"], models["K4"][:-1])[RECALL]
+    found = pair(models["K4-mixers-far_distillation"], models["K4"][:-1])[RECALL]
     assert (found["items"], found["right"], found["lead_pp"]) == (4, [2, 4], 50)
     assert found["p"] == 0.5  # of two items that differ, both for the same
 
@@ -77,7 +77,7 @@ def test_report(models, tmp_path):
     }
     told = markdown(table)
     assert f"| {BEST} | 1-far | 3,000,000 | - | 0.600 -> 0.200 | 2.500 -> 0.400 | 0.250 |" in told
-    assert "## K4-far_distillation beside WT4, on the same items" in told and "WT4 and K4" in told
+    assert "## K4-mixers-far_distillation beside WT4, on the same items" in told and "WT4 and K4" in told
     draw(tmp_path, table)
     assert (tmp_path / "frontier.png").stat().st_size and (tmp_path / "frontier.svg").stat().st_size
 
