@@ -53,6 +53,7 @@ TOLD = {
     "humaneval": "humaneval",
     "needle_16k": "needle_single_16384",
     "recall_8k": "recall_easy_8192",
+    "recall_16k": "recall_easy_16384",
 }
 
 
@@ -220,11 +221,11 @@ def proof_figures(results: Path) -> dict[str, dict]:
     table = json.loads((results / "table.json").read_text())
     source = "results/proof/table.json"
     figures = {}
-    for student in ("K7", "K4", "P7"):
+    for student in ("K7", "K7-window-1024", "K4", "P7"):
         row = table["configurations"].get(student)
         if row is None:
             continue
-        name = f"proof_{student.lower()}"
+        name = f"proof_{student.lower().replace('-', '_')}"
         for what, task in TOLD.items():
             if (score := row["tasks"].get(task)) is not None:
                 kept = {"value": score["strict"]["retention"], "spread": score["strict"]["retention_interval"]}
