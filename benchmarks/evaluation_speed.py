@@ -2,6 +2,7 @@
 
     python benchmarks/evaluation_speed.py MODEL DATA --out results/gpu/evaluation_speed.json [--only PART ...]
     python benchmarks/evaluation_speed.py MODEL DATA --out results/gpu/evaluation_speed.json --record   # figures.json
+    python benchmarks/evaluation_speed.py MODEL DATA --out results/gpu/gsm8k_speed.json --only ask_gsm8k [--record]
 
 DATA holds arc_easy/, gsm8k/ and humaneval/ with test.jsonl.gz and, but for the last, train.jsonl.gz. Parts:
 
@@ -23,9 +24,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from figures import evaluation_speed_figures, gpu_machine, record_from_gpu
+from figures import evaluation_speed_figures, gpu_machine, gsm8k_speed_figures, record_from_gpu
 
 BATCH_SIZE = 64
+FIGURES = {"evaluation_speed.json": evaluation_speed_figures, "gsm8k_speed.json": gsm8k_speed_figures}  # by results
 
 
 def main() -> None:
@@ -41,7 +43,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="put the results in --out into results/figures.json")
     arguments = parser.parse_args()
     if arguments.record:
-        return record_from_gpu(arguments.out, evaluation_speed_figures, "python benchmarks/evaluation_speed.py")
+        return record_from_gpu(arguments.out, FIGURES[arguments.out.name], "python benchmarks/evaluation_speed.py")
 
     import torch
 
@@ -214,7 +216,7 @@ PARTS: dict[str, Callable[[Bench], dict]] = {
     "rank_arc_easy_5_shots": partial(ranking, 5),
     "generate_arc_easy": partial(generation, "arc_easy", 1024),
     "generate_gsm8k": partial(generation, "gsm8k", 256),
-    "ask_gsm8k": partial(ask, "gsm8k", 1),
+    "ask_gsm8k": partial(ask, "gsm8k", 2),
 }
 
 

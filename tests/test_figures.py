@@ -12,6 +12,7 @@ from figures import (
     embedded_window_figures,
     evaluation_speed_figures,
     graded_replies_figures,
+    gsm8k_speed_figures,
     hostile_figures,
     kda_cpu_figures,
     on_policy_cost_figures,
@@ -73,6 +74,7 @@ def test_ledger_follows_from_its_sources():
         plan_accuracy_figures,
         synthesize_figures,
         evaluation_speed_figures,
+        gsm8k_speed_figures,
     ):
         expected |= on_gpu(ROOT / "results/gpu")
     for key in ("value", "spread"):
