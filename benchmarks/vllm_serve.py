@@ -35,7 +35,7 @@ RAW = ROOT / "results/gpu/vllm_serve.json"
 PORT = 8017
 MOST = 256  # requests at a time that the server is to let in
 PROMPTS_EQUAL = 4  # times --at-once
-TOKENS_LARGEST, FEWEST_LARGEST = 4_000_000, 64  # of a run at the largest load: contexts together, and requests
+FEWEST_LARGEST = 64  # requests of a run at the largest load
 KEPT = "median_ttft_ms p99_ttft_ms median_tpot_ms p99_tpot_ms output_throughput total_token_throughput".split()
 SLACK = 16  # tokens that a random prompt may become longer by, written out and read again
 PATIENCE = 600  # seconds until a server answers
@@ -73,6 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 8192, 32768, 65536])
     parser.add_argument("--output", type=int, default=512, help="tokens of a reply")
     parser.add_argument("--at-once", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=4_000_000, help="contexts together, of a run at the largest load")
     parser.add_argument("--loads", nargs="+", choices=["equal", "largest"], default=["equal", "largest"])
     arguments = parser.parse_args()
     if arguments.shape is None and (arguments.student is None or arguments.label is None):
@@ -104,7 +105,7 @@ def measure(folder: Path | str, arguments: argparse.Namespace) -> list[dict]:
             for load in arguments.loads:
                 at_once, prompts = arguments.at_once, PROMPTS_EQUAL * arguments.at_once
                 if load == "largest":
-                    at_once, prompts = MOST, max(FEWEST_LARGEST, min(MOST * 2, TOKENS_LARGEST // context))
+                    at_once, prompts = MOST, max(FEWEST_LARGEST, min(MOST * 2, arguments.tokens // context))
                 row = ask(url, folder, context - arguments.output - SLACK, arguments.output, at_once, prompts)
                 rows.append({"context": context, "load": load} | row)
                 print(folder, rows[-1], flush=True)
