@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from gendistill.errors import UserError
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
+from gendistill.models.loading import load_model
 from small_models import FAMILIES, make_student, make_teacher, pad_left, tokens
 
 KEEP, WINDOW, SINKS = [1], 6, 3
@@ -140,6 +142,22 @@ def test_whatever_a_recurrence_has_learnt_a_text_that_its_window_sees_whole_is_t
         expected = teacher(text).logits
         torch.testing.assert_close(logits[:, :whole], expected[:, :whole], rtol=0, atol=1e-5)
         assert text.shape[1] < whole or (logits - expected)[:, whole:].abs().amax(-1).min() > 1e-3
+
+
+@torch.no_grad()
+def test_a_trained_student_takes_a_longer_window_from_its_configuration(tmp_path):
+    """docs/window.md: `window` in the folder's config.json; what it now sees whole is the teacher's."""
+    student = make_student("qwen3", keep=KEEP, mixer="kda", window=WINDOW, sinks=SINKS)
+    student.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"window": 40}))
+    longer = load_model(str(tmp_path), torch.float32, "cpu")
+    ids = tokens(2, 40)
+    expected = make_teacher("qwen3")(ids).logits
+    torch.testing.assert_close(longer(ids).logits, expected, rtol=0, atol=1e-5)
+    assert (student(ids).logits - expected).abs().max() > 1e-3
+    how = dict(max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    assert longer.generate(ids[:, :20], **how).equal(make_teacher("qwen3").generate(ids[:, :20], **how))
 
 
 @torch.no_grad()
