@@ -16,12 +16,15 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 from figures import ROOT, commit
 
-ROUNDS, REPEATS = 5, 3
+ROUNDS = 5
+# Of a measurement: all replies are graded in a hundredth of a second, and marked in seconds.
+GRADED, MARKED = 40, 2
 LEFT_OUT = ("code", "needle", "needle_sum", "fact", "recall")
 REPLIES = ROOT / "tests/evaluate/kinds/shared/real_replies.json"
 
@@ -74,9 +77,9 @@ def grading() -> dict[str, float]:
     for kind, graded in by_kind.items():
         items, replies = zip(*graded, strict=True)
         # Each time other texts that read alike, so that none is remembered; the first time compiles patterns.
-        rounds = [[reply + "\n" * blanks for reply in replies] for blanks in range(REPEATS + 1)]
+        rounds = [[reply + "\n" * blanks for reply in replies] for blanks in range(GRADED + 1)]
         grade(items, rounds.pop())
-        seconds[kind] = cpu_seconds(lambda items=items, rounds=rounds: grade(items, rounds.pop()))
+        seconds[kind] = cpu_seconds(lambda items=items, rounds=rounds: grade(items, rounds.pop()), GRADED)
     return seconds
 
 
@@ -109,14 +112,15 @@ def marking(tokenizer: str, chats: str) -> float:
     conversations = turns[:1500] + several
     loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     encode_conversations(loaded, conversations[:10])
-    return cpu_seconds(lambda: [encode_conversations(loaded, conversations[n : n + 100]) for n in range(0, 2000, 100)])
+    parts = [conversations[n : n + 100] for n in range(0, 2000, 100)]
+    return cpu_seconds(lambda: [encode_conversations(loaded, part) for part in parts], MARKED)
 
 
-def cpu_seconds(work) -> float:
+def cpu_seconds(work: Callable[[], object], times: int) -> float:
     began = time.process_time()
-    for _ in range(REPEATS):
+    for _ in range(times):
         work()
-    return (time.process_time() - began) / REPEATS
+    return (time.process_time() - began) / times
 
 
 if __name__ == "__main__":

@@ -7,6 +7,10 @@ class UserError(ValueError):
     code = 2  # exit status, as for an unknown option
 
 
+class MissingPackage(UserError):
+    """What was asked for needs a package that is not installed: no record's fault, so that none is skipped for it."""
+
+
 class Diverged(UserError):
     """A training whose loss is no number, or outside what was expected: whoever runs many of them tells it apart."""
 

@@ -1,10 +1,11 @@
 """Records that cannot be items, and names of splits."""
 
+import importlib.util
 import json
 
 import pytest
 
-from gendistill.errors import UserError
+from gendistill.errors import MissingPackage, UserError
 from gendistill.evaluate.items import load_counted, load_items
 from gendistill.recipe.evaluation import make_task
 
@@ -77,3 +78,12 @@ def test_of_two_validation_splits_the_one_that_is_asked_for(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     tasks = {name: make_task(kind="short_answer", path=str(tmp_path), split=name) for name in ("dev", "val")}
     assert [len(load_items("t", task, seed=0)) for task in tasks.values()] == [4, 5]
+
+
+def test_a_missing_package_is_no_records_fault(write_records, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    record = {"question": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    needs = {"instruction_id_list": ["language:response_language"], "kwargs": [{"language": "de"}]}
+    task = make_task(kind="instructions", path=write_records("ifeval.jsonl", [record] * 30 + [record | needs]))
+    with pytest.raises(MissingPackage, match=r"record 30 of .*langdetect.*pip install 'gendistill\[eval\]'"):
+        load_items("t", task, seed=0)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from gendistill.data.sources import read_checked_records
-from gendistill.errors import UserError
+from gendistill.errors import MissingPackage, UserError
 from gendistill.evaluate.kinds.base import FewShotTask, SourcedTask, TaskSettings
 from gendistill.evaluate.kinds.item import Draws, Item
 from gendistill.evaluate.kinds.shared.fields import Fields
@@ -133,6 +133,8 @@ def _item(task: SourcedTask, fields: Fields, draws: Draws) -> Item | UserError |
         item = task.read(fields, draws)
         if item is not None:
             _check_texts(item, fields)
+    except MissingPackage:
+        raise
     except UserError as error:
         return error
     # Numbers with more digits than Python converts, values nested too deeply: of this record, whatever the kind.

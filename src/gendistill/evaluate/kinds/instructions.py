@@ -37,7 +37,7 @@ class Instructions(SourcedTask):
             try:
                 check_instruction(name, settings)  # now, not when hundreds of replies have been generated
             except UserError as error:
-                raise UserError(f"{fields.where}: {error}") from None
+                raise type(error)(f"{fields.where}: {error}") from None
         return Item(
             id=fields.index,
             kind=self.kind,

@@ -124,7 +124,7 @@ class MultipleChoice(FewShotTask):
 
 def _graded(item: Item, letter: str | None) -> Answer:
     # An unparsed reply is None, which is no candidate.
-    return Answer(letter, letter in [item.candidates[index] for index in item.gold])
+    return Answer(letter, letter in map(item.candidates.__getitem__, item.gold))
 
 
 def _rotation(item: Item, by: int, reply: str, grades: Grades) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
-from gendistill.errors import UserError
+from gendistill.errors import MissingPackage, UserError
 
 TOO_SHORT_TO_TELL = 3  # words
 
@@ -98,12 +98,12 @@ def check_instruction(instruction_id: str, kwargs: Mapping[str, Any]) -> None:
     """Whether replies can be checked for this instruction, before there are any.
 
     Raises:
-        UserError: the instruction is unknown, its settings are not those it needs, or a package is missing.
+        UserError: the instruction is unknown, or its settings are not those it needs.
+        MissingPackage: what checks it is not installed.
     """
     if instruction_id not in INSTRUCTIONS:
         raise UserError(f"unknown instruction '{instruction_id}'; known are: {', '.join(sorted(INSTRUCTIONS))}")
-    # Behind the reply itself, a checker's parameters are the instruction's settings.
-    needed = list(inspect.signature(INSTRUCTIONS[instruction_id]).parameters)[1:]
+    needed = _settings_of(instruction_id)
     if sorted(kwargs) != sorted(needed):
         raise UserError(f"instruction '{instruction_id}' takes {needed or 'no settings'}, it was given {list(kwargs)}")
     for name, value in kwargs.items():
@@ -111,10 +111,16 @@ def check_instruction(instruction_id: str, kwargs: Mapping[str, Any]) -> None:
             raise UserError(f"instruction '{instruction_id}': {name} is {value!r}; known are: {', '.join(_RELATIONS)}")
     # Looked for, not imported: that takes a second, and happens with the first reply.
     if instruction_id in _NEED_LANGUAGE and importlib.util.find_spec("langdetect") is None:
-        raise UserError(
+        raise MissingPackage(
             f"instruction '{instruction_id}' asks for a reply's language, which the package langdetect finds out; "
             "it is not installed: pip install 'gendistill[eval]'"
         )
+
+
+@functools.cache  # replies are checked one by one
+def _settings_of(instruction_id: str) -> list[str]:
+    # Behind the reply itself, a checker's parameters are the instruction's settings.
+    return list(inspect.signature(INSTRUCTIONS[instruction_id]).parameters)[1:]
 
 
 # The two that the benchmark's prompts use; there is no "at most".

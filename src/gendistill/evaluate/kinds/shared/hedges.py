@@ -23,6 +23,9 @@ _POSSIBLY = Hinted(
     hints=r"could\s might\s may\s maybe perhaps possib i\sguess i\swould\s i['’]d\s i\sam\s i['’]m\s "
     r"my\s vielleicht möglich eventuell könnt ich\s peut pourra je\s il\s quiz tal\s a\slo\s "
     r"podr puede\s posib adivino forse potrebbe talvez poderia 可能 也许 或许 说不定 我猜",
+    words="could might may maybe perhaps possibly guess guessing vielleicht möglicherweise eventuell könnte könnten "
+    "rate peut pourrait pourraient possiblement devine quizá quizás vez mejor podría podrían puede posiblemente "
+    "adivino forse potrebbe talvez poderia 可能 也许 或许 说不定 我猜",
 )
 _UNSURE = Hinted(
     r"\bI(?:\sam|['’]m)\s(?:really\s|still\s)?(?:not|un)\s?(?:\w+\s)?(?:sure|certain)\b"
@@ -33,10 +36,16 @@ _UNSURE = Hinted(
     r"|\bno\s(?:estoy|soy)\s(?:\w+\s)?segur[oa]\b|\bni\sidea\b|我?不(?:太|是很|大|能)?(?:确定|肯定)|没(?:有)?把握",
     hints=r"i\sam\s i['’]m\s i\scan i\scould do\snot\s don['’]t\s just\s only\s a\sguess a\swild nicht\s "
     r"keine\s pas\s aucune\s no\s ni\s 我不 不 没",
+    words="sure unsure notsure certain uncertain notcertain know guess sicher ahnung pas aucune seguro segura idea "
+    "确定 肯定 把握",
 )
 _NOT_SURE = re.compile(r"\W*(?:but\s)?not\s(?:\w+\s)?sure\b", re.IGNORECASE)  # at the start of a sentence
-# Either; looked for first, since few replies hedge.
-_HEDGES = Hinted(f"{_POSSIBLY.pattern.pattern}|{_UNSURE.pattern.pattern}", hints=f"{_POSSIBLY.hints} {_UNSURE.hints}")
+# Any of them; looked for first, since few replies hedge.
+_HEDGES = Hinted(
+    rf"{_POSSIBLY.pattern.pattern}|{_UNSURE.pattern.pattern}|\bnot\s(?:\w+\s)?sure\b",
+    hints=rf"{_POSSIBLY.hints} {_UNSURE.hints} not\s",
+    words=f"{_POSSIBLY.words} {_UNSURE.words}",
+)
 # Asks for what is possible.
 _ASKS_POSSIBLE = re.compile(r"\b(?:could|might|may|possibl[ey]|könnten?|pourrait|podría)\b|可能", re.IGNORECASE)
 # A clause begins behind these; signs inside of a number begin none.
@@ -58,7 +67,7 @@ def committed(reply: str, question: str = "", options: Sequence[str] = ()) -> st
     Args:
         options: the answers that a reply may give.
     """
-    if not _HEDGES.may_be_in(reply) and not _NOT_SURE.match(reply):
+    if not _HEDGES.may_be_in(reply):
         return reply
     if _POSSIBLY.search(reply) and not _ASKS_POSSIBLE.search(question) and not any(map(_POSSIBLY.search, options)):
         reply = _without_possible(reply)

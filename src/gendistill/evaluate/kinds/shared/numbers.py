@@ -7,26 +7,19 @@ from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
-from gendistill.evaluate.kinds.shared.statements import cut_back, denied, plain, sentences, statements
+from gendistill.evaluate.kinds.shared.evened import evened
+from gendistill.evaluate.kinds.shared.statements import cut_back, denied, sentences, statements
+from gendistill.evaluate.kinds.shared.words import MOST_KEPT
 
 MOST_DIGITS = 400  # of a number that is read; no answer is longer, and Python refuses to spell out far longer ones
 MOST_NUMBERS = 20  # in the sentence with the answer; one with more lists them
-_VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5",
-           "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"}  # fmt: skip
-_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
-_SMALL_DIGIT = re.compile(f"[{''.join(_VULGAR)}⁰¹²³⁴⁵⁶⁷⁸⁹]")
-_VULGAR_SIGN = re.compile(f"[{''.join(_VULGAR)}]")
-_RAISED_SIGNS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
-# As below, a plain sign comes first and then what must stand before it, so that only such signs are looked at.
-_LATEX_COMMA = re.compile(r"(?:\{,\}(?<=\d...)|\\[,!;: ](?<=\d..)|\{\\,\}(?<=\d....))(?=\d{3}(?!\d))")
-_LETTERS_DOLLAR = re.compile(r"\$(?<=[A-Za-z].)")
-
 # Behind a number with a comma and one or two digits, these say that the comma is a decimal one: "12,50 €".
 _UNIT = r"(?:€|EUR\b|[Ee]uros?\b|%|kg\b|km\b|cm\b|mm\b|m\b|g\b|l\b|[Mm]eter|[Pp]rozent|pesos?\b)"
 # Not behind a Latin letter ("H2O", "x1"), but right behind a Chinese one; a point behind a letter is no decimal point.
 _BEFORE = r"(?<![A-Za-z_À-ɏ\d])(?<!\d[.])"
 _BODY = rf"""
-    \d{{1,3}}(?:,\d{{3}})+(?![\d])(?:\.\d+)?      # 1,234.50
+    \d++(?![.,'’ ]?\d)                           # 18: no sign in it, as most numbers
+    | \d{{1,3}}(?:,\d{{3}})+(?![\d])(?:\.\d+)?      # 1,234.50
     | \d{{1,3}}(?:\.\d{{3}})+,\d+                 # 1.234,50: two signs, so that only the last can be the decimal one
     | \d{{1,3}}(?:\.\d{{3}}){{2,9}}(?!\d|[.,]\d)    # 1.234.567
     | \d{{1,3}}(?:['’]\d{{3}})+(?!\d)(?:\.\d+)?   # 1'234
@@ -51,9 +44,9 @@ _NUMBER = re.compile(
 _SIGNS_LENGTH = 5  # the most characters of a number before its first digit: "- $ .5"
 _DECIMAL_COMMA = re.compile(r"\d{1,3}(?:\.\d{3})+,\d+|\d+,\d{1,2}|0,\d+")
 _BETWEEN_DIGITS = re.compile("[,'’ ]")
-_FRACTION = re.compile(r"\\[dtc]?frac\s?(?:\{\s?(-?[\d,.]{1,40})\s?\}\s?\{\s?([\d,.]{1,40})\s?\}|(\d)\s?(\d))")
 # A currency before a bare number ("Rs.", "EUR"), a unit or a noun behind it, and no more.
 _CURRENCY = re.compile(r"(?:[A-Z]{2,3}|Rs)?[.]?[€£¥₹(\[]?")
+_CURRENCY_LENGTH = 5  # the most characters of one
 _UNIT_OR_NOUN = re.compile(r"[^\W\d_]{0,20}[%°€£¥₹.,!。)\]]{0,3}")
 _DIGIT = re.compile(r"\d")
 _LETTER_OR_EQUALS = re.compile(r"[^\W\d_]|=")
@@ -67,13 +60,15 @@ _GOES_ON = re.compile(
 _COMES_BEHIND = re.compile(
     r"(?:[\w)]\s?[+]|[*×÷^/]|\\times|\\cdot|\\div|[\d)]\s?[-–:]|\b(?:plus|minus|times|between))\s*$"
 )
+_TERM_ENDS = ("+", "*", "×", "÷", "^", "/", "times", "dot", "div", "-", "–", ":", "plus", "minus", "between")
 # A sentence's number may be of something that has a number, too: "6 packs of 10", "15 pages more in 3 hours".
 _OF = re.compile(
     r"[^,;:\d]{0,80}?\b(?:of|per|in|for|from|after|at|with|within|during|out|by|when|than|each|every|on|if|between|over)\b"
     r"[^,;:\d]{0,60}?$"
 )
+_REASON_WORD = r"\(?\b(?:because|since|as|which|where|weil|da|car|puisque|porque|given|i\.e\.)\b"
 _REASON = re.compile(
-    r"[,;]?\s\(?\b(?:because|since|as|which|where|weil|da|car|puisque|porque|given|i\.e\.)\b|因为|[,，;]\s(?:so|and\s(?:so|not)|not)\b"
+    rf"[,，;\s因](?:(?<=\s){_REASON_WORD}|(?<=[,;])\s{_REASON_WORD}|(?<=因)为|(?<=[,，;])\s(?:so|and\s(?:so|not)|not)\b)"
 )
 _VERB = re.compile(
     r"(?:\b(?:is|are|was|were|have|has|had|makes?|made|gives?|needs?|costs?|earns?|totals?|equals?|leaves?|gets?|pays?|"
@@ -93,19 +88,6 @@ _CONCLUDES = re.compile(
     r"|[a-z]\s?=\s?-?[\d.,/]+\s*$",
     re.I,
 )
-# The number of a figure is no amount: "Fig.5", "Eq. 12", "vs.3". That of an answer or a currency is one: "Rs.75".
-_LABEL_WORD = (
-    r"(?:(?<![A-Za-z])(?:(?!(?:Rs|Re|Nos?|Nr|Ans|Ca|Abt)\.)[A-Z][a-z]{1,3}|figs?|eqs?|secs?|tab|vol|ch|cf|vs|ver)\."
-    r"|\b(?:Figs?|Eqs?|Secs?|Tab|Abb|Vol|Ref)\.\s)"
-)
-_LABEL = re.compile(rf"{_LABEL_WORD}\d+(?:\.\d+)*")
-LABEL_IN_FRONT = re.compile(rf"{_LABEL_WORD}$")
-LABEL_LENGTH = 6  # of its word, with a point and a blank
-_LABEL_POINT = re.compile(r"\.(?<=[A-Za-z].)\s?\d")  # in every label
-_ENUMERATED = re.compile(r"\d\s?[.):][ \t]")  # in every number of a list
-_ENUMERATOR = re.compile(
-    r"^[ \t]*(?:\d{1,2}[.)]|(?:Step|Schritt|Paso|Étape)\s\d{1,2}\s?[:.])[ \t]+(?=\S)", re.MULTILINE
-)
 
 
 class Number(NamedTuple):
@@ -124,7 +106,7 @@ def last_number(reply: str, truncated: bool = False, question: str = "") -> str 
     sentence that holds one, or what an equation in it ends with ("9 * 2 = 18"). None are several numbers side by side,
     a term ("5 x"), what is denied, statements that differ, and a statement that was cut off.
     """
-    text = _evened(reply)
+    text = evened(reply)
     first = text.lstrip().split("\n", 1)[0]
     if (bare := _bare(first)) is not None and not (truncated and first == text.strip()):
         if not _is_list(text):
@@ -150,7 +132,7 @@ def stated_number(reply: str, truncated: bool = False, question: str = "") -> st
     strict = last_number(reply, truncated, question)
     if strict is not None:
         return strict
-    text = _evened(reply)
+    text = evened(reply)
     stated = _stated(text, truncated, question)
     for sort in ("box", "mark", "words"):
         if found := [value for kind, value in stated if kind == sort]:
@@ -172,11 +154,10 @@ def _by_word(match: re.Match) -> int:
 
 def gold_number(text: str) -> str | None:
     """The number of a record's answer: the one it states ("#### 18"), else its last, fractions read as such."""
-    evened = _evened(text)
     if (stated := stated_number(text)) is not None:
         return stated
     # From the end: a solution may hold any number of them.
-    values = (value for match in reversed([*_NUMBER.finditer(evened)]) if (value := _value(match)) is not None)
+    values = (value for match in reversed([*_NUMBER.finditer(evened(text))]) if (value := _value(match)) is not None)
     return spelled(next(values, None))
 
 
@@ -194,42 +175,26 @@ def spelled(value: Fraction | int | None) -> str | None:
             digits += 1  # at least as many as it takes
     if rest != 1:
         return str(value)
-    whole, sign = abs(value * 10**digits).numerator, "-" if value < 0 else ""
-    text = str(whole).rjust(digits + 1, "0")
+    numerator, sign = value.numerator, "-" if value.numerator < 0 else ""
+    text = str(abs(numerator) * 10**digits // value.denominator).rjust(digits + 1, "0")
     return sign + f"{text[:-digits]}.{text[-digits:]}".rstrip("0").rstrip(".")
-
-
-@lru_cache(maxsize=16)  # both readings see the same text
-def _evened(text: str) -> str:
-    """The text with fractions as "1/2", thousands separators as commas, and no LaTeX, list or figure numbers."""
-    if not text.isascii() and _SMALL_DIGIT.search(text):
-        text = _VULGAR_SIGN.sub(lambda match: f" {_VULGAR[match[0]]}", text)
-        text = _RAISED_SIGNS.sub(lambda match: f"^{match[0].translate(_RAISED)}", text)
-    if "\\" in text or "{" in text:
-        text = _LATEX_COMMA.sub(",", text)
-    text = plain(text).replace("\u2044", "/")
-    if "\\" in text:
-        text = text.replace("\\$", "$").replace("\\%", "%")
-    if "$" in text:
-        # Behind letters a currency's sign parts them from the number: "US$5".
-        text = _LETTERS_DOLLAR.sub(" ", text).replace("$", "")
-    if "\\" in text:
-        text = _FRACTION.sub(lambda match: f" {match[1] or match[3]}/{match[2] or match[4]}", text)
-    if _LABEL_POINT.search(text):
-        text = _LABEL.sub(" ", text)
-    return _ENUMERATOR.sub("", text) if _ENUMERATED.search(text) else text
 
 
 @lru_cache(maxsize=16)  # several rules look at the numbers of the same sentence
 def _numbers(text: str) -> tuple[Number, ...]:
     """The first numbers of a text, one more than a sentence with the answer may hold."""
-    digit = _DIGIT.search(text)
-    if digit is None:
+    start = _start(text)
+    if start is None:
         return ()
-    start = max(0, digit.start() - _SIGNS_LENGTH)
     matches = islice(_NUMBER.finditer(text, start), MOST_NUMBERS + 1)
-    values = [(_value(match), *match.span()) for match in matches]
-    return tuple(Number(*each) for each in values if each[0] is not None)
+    found = [(_value(match), match.start(), match.end()) for match in matches]
+    return tuple(Number(*each) for each in found if each[0] is not None)
+
+
+def _start(text: str) -> int | None:
+    """Where the first number of a text may begin; None if it has no digit."""
+    digit = _DIGIT.search(text)
+    return digit and max(0, digit.start() - _SIGNS_LENGTH)
 
 
 def _value(match: re.Match) -> Fraction | int | None:
@@ -246,14 +211,16 @@ def _value(match: re.Match) -> Fraction | int | None:
     return -value if sign else value
 
 
-def _decimal(body: str) -> Fraction:
+@lru_cache(maxsize=MOST_KEPT)  # a reply says the same numbers several times
+def _decimal(body: str) -> Fraction | int:
     """The value of a number with signs in it, a point or a comma before its decimals."""
     if _DECIMAL_COMMA.fullmatch(body):
         body = body.replace(".", "").replace(",", ".")
     if body.count(".") > 1:
         body = body.replace(".", "")
-    digits = _BETWEEN_DIGITS.sub("", body)
-    return Fraction(int(digits)) if digits.isdecimal() else Fraction(digits)  # the first is several times as fast
+    whole, _, decimals = _BETWEEN_DIGITS.sub("", body).partition(".")
+    # Several times as fast as a fraction that is read from a text.
+    return Fraction(int(whole + decimals), 10 ** len(decimals)) if decimals else int(whole)
 
 
 def _quotient(above: Fraction | int, below: str) -> Fraction:
@@ -263,8 +230,10 @@ def _quotient(above: Fraction | int, below: str) -> Fraction:
 def _bare(line: str) -> Fraction | int | None:
     """The number that a line is, with a currency or a unit at most."""
     # Looked at first: what stands in front of a sentence's number is no currency.
-    digit = _DIGIT.search(line)
-    first = _NUMBER.search(line, max(0, digit.start() - _SIGNS_LENGTH)) if digit else None
+    start = _start(line)
+    if start is None or len(line[:start].strip()) > _CURRENCY_LENGTH:
+        return None
+    first = _NUMBER.search(line, start)
     if first is None or not _CURRENCY.fullmatch(line[: first.start()].strip()):
         return None
     numbers = _numbers(line)
@@ -280,11 +249,11 @@ def _is_list(text: str) -> bool:
     return not _LETTER_OR_EQUALS.search(text) and len({number.value for number in _numbers(text)}) > 1
 
 
-def _asked(question: str) -> set[Fraction | int]:
+@lru_cache(maxsize=16)  # both readings ask for them
+def _asked(question: str) -> frozenset[Fraction | int]:
     """The numbers of the question."""
-    return {
-        value for match in islice(_NUMBER.finditer(_evened(question)), 1000) if (value := _value(match)) is not None
-    }
+    matches = islice(_NUMBER.finditer(evened(question)), 1000)
+    return frozenset(value for match in matches if (value := _value(match)) is not None)
 
 
 @lru_cache(maxsize=16)  # both readings begin with it
@@ -302,7 +271,7 @@ def _stated(text: str, truncated: bool, question: str = "") -> tuple[tuple[str, 
         before = text[max(0, statement.start - 12) : statement.start]
         sort = "box" if "{" in before[-2:] else "mark" if "####" in before else "words"
         value = _by_word(by_word) if by_word else _single(content)
-        if sort == "box" and f"boxed{{{content}}}" in _evened(question):
+        if sort == "box" and f"boxed{{{content}}}" in evened(question):
             continue  # the form that was asked for, once more
         found.append((sort, value))
     return tuple(found)
@@ -333,7 +302,7 @@ def _single(content: str) -> Fraction | int | None:
     """The number of a statement, None if it holds none or several that may be meant."""
     content = content[: reason.start()] if (reason := _REASON.search(content)) else content
     content = _EQUALS.split(content)[-1]
-    without_asides = _IN_BRACKETS.sub(lambda match: " " * len(match[0]), content)
+    without_asides = _IN_BRACKETS.sub(lambda match: " " * len(match[0]), content) if "(" in content else content
     numbers = _numbers(without_asides)
     if numbers:
         content = without_asides
@@ -342,21 +311,19 @@ def _single(content: str) -> Fraction | int | None:
     if len(numbers) > MOST_NUMBERS:
         return None
     numbers = [number for number in numbers if not denied(content, number.start, number.end)]
-    if not numbers or any(_is_term(content, number) for number in numbers[:1]):
+    if not numbers or _is_term(content, numbers[0]):
         return None
-    first, others = numbers[0], {number.value for number in numbers[1:]}
-    if others - {first.value}:
-        second = next(number for number in numbers if number.value != first.value)
-        between = content[first.end : second.start]
-        return first.value if _OF.match(between) else None
-    return first.value
+    first = numbers[0]
+    other = next((number for number in numbers if number.value != first.value), None)
+    return first.value if other is None or _OF.match(content[first.end : other.start]) else None
 
 
 def _is_term(text: str, number: Number) -> bool:
     """Whether a number is a part of a sum, a product, a range."""
-    return bool(
-        _GOES_ON.match(text, number.end) or _COMES_BEHIND.search(text[max(0, number.start - 20) : number.start])
-    )
+    if _GOES_ON.match(text, number.end):
+        return True
+    before = text[max(0, number.start - 20) : number.start]
+    return before.rstrip().endswith(_TERM_ENDS) and _COMES_BEHIND.search(before) is not None
 
 
 def _last_behind_verb(sentence: str) -> Fraction | int | None:
@@ -382,6 +349,7 @@ def _concluded(text: str, read: Callable[[str], Fraction | int | None]) -> Fract
     """What is read from the last sentence that holds a number."""
     for line in filter(_DIGIT.search, reversed(text.split("\n"))):
         for sentence in reversed(sentences(line)):
-            if _NUMBER.search(sentence):
+            start = _start(sentence)
+            if start is not None and _NUMBER.search(sentence, start):
                 return None if sentence.endswith("?") else read(sentence)
     return None

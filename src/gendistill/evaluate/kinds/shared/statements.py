@@ -2,11 +2,12 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import zip_longest
 from typing import NamedTuple
 
-from gendistill.evaluate.kinds.shared.hinted import Hinted
+from gendistill.evaluate.kinds.shared.hinted import Hinted, folded
 
 # Tags between which models think before they answer.
 _THOUGHT = r"think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad|analysis|seed:think"
@@ -36,13 +37,19 @@ _MARKER = Hinted(
     """,
         re.IGNORECASE | re.VERBOSE | re.MULTILINE,
     ),
-    hints=r"answer correct\s right\s best\s final\s respuesta soluci opci antwort l[oö]sung "
+    hints=r"answer correct\s[ocrs] right\s[ocrs] best\s[ocrs] final\s[ocrs] respuesta soluci opci antwort l[oö]sung "
     r"r[eé]ponse ris?posta resposta 答案 正确选项 正解 答え 【答案 "
     "'a 'r '答 " + '"a "r "答',
+    words="answer option choice result solution respuesta solucion solución opcion opción antwort losung lösung "
+    "antwortmoglichkeit antwortmöglichkeit reponse réponse risposta rispostae resposta respostae "
+    "答案 正确选项 正解 答え",
 )
 _HASHES = re.compile(r"^[ ]*####", re.MULTILINE)
-_CALLED_WRONG = re.compile(
-    r"\b(?:wrong|incorrect|false|falsche[nr]?|incorrect[ao]s?|fausses?|mauvaises?)\s$|(?:错误|不正确)的?$", re.I
+_CALLED_WRONG = Hinted(
+    r"\b(?:wrong|incorrect|false|falsche[nr]?|incorrect[ao]s?|fausses?|mauvaises?)\s$|(?:错误|不正确)的?$",
+    hints="wrong incorrect false falsche fausse mauvaise 错误 不正确",
+    words="wrong incorrect false falsche falschen falscher incorrecta incorrectas incorrecto incorrectos fausse "
+    "fausses mauvaise mauvaises 错误 不正确",
 )
 _TO_ANSWER = re.compile(r"[\s:]{0,20}")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -62,7 +69,9 @@ DENIAL = (
 )
 # What turns what stands before it round.
 DENIED_AFTER = re.compile(
-    r"\s{0,3}+[)\]\"'”’*]{0,3}+\s{0,3}+(?:(?:is|was|are|were|does|do|did|has|can|could|would|will|ist|war|sind|es|era|est|n['’]est)?"
+    # What follows begins with a letter; where a sentence ends it does not.
+    r"\s{0,3}+[)\]\"'”’*]{0,3}+\s{0,3}+(?=[\w '’])(?:"
+    r"(?:is|was|are|were|does|do|did|has|can|could|would|will|ist|war|sind|es|era|est|n['’]est)?"
     r"[ ]?(?:(?:definitely|certainly|actually|clearly|also|probably)[ ])?"
     r"(?:not\b|n['’]t\b|nicht\b|kein|pas\b)|(?:is|was|are|would[ ]be)[ ](?:\w+[ ])?"
     r"(?:wrong|incorrect|false|never|excluded|ruled[ ]out|eliminated)\b|no[ ]es\b|n['’]est[ ]pas|ist[ ]falsch|"
@@ -70,15 +79,22 @@ DENIED_AFTER = re.compile(
     re.IGNORECASE,
 )
 # A clause ends here, and with it what a denial turns round.
+# It begins with one of a few signs, so that only those are looked at; it is searched for in small letters.
 _CLAUSE = re.compile(
-    r"[.,;:!?\n，。；：！？、]|\bbut\b|\bsondern\b|\bsino\b|\bmais\b|而是|\bbecause\b|\bsince\b", re.IGNORECASE
+    r"[.,;:!?\n，。；：！？、而bsm](?:(?<=[^而bsm])|(?<=\bb)(?:ut|ecause)\b|(?<=\bs)(?:ondern|ino|ince)\b|(?<=\bm)ais\b"
+    r"|(?<=而)是)"
 )
 DENIAL_HINTS = (
     r"not never nor neither nicht nie ne non não nunca no\s n['’] cannot without wrong "
     r"anything other\s rather\s rule instead incorrect exc unlike kein pas jamais tampoco "
     r"不 并 错误 非 ではな"
 )
-DENIALS = Hinted(DENIAL, DENIAL_HINTS)
+# "isn't" is two words.
+DENIAL_WORDS = (
+    "not never nor neither nicht niemals nie ne non não nunca no n t cannot without wrong anything other rather rule "
+    "rules ruled instead incorrect except excluding unlike kein keine keinen pas jamais tampoco 不 并 错误 非 ではな"
+)
+DENIALS = Hinted(DENIAL, DENIAL_HINTS, DENIAL_WORDS)
 _ANYTHING_BUT = re.compile(r"\banything but\b", re.IGNORECASE)
 _THOUGHT_THAT = re.compile(r",\s?(?=(?:dass|daß|que|that)\b)")
 # What is put between a denial and what it denies: "It is not, however, Paris".
@@ -107,6 +123,8 @@ def answer_part(reply: str) -> str:
 
     A block may lack its opening tag, since templates put that into the prompt.
     """
+    if ">" not in reply and "]" not in reply and "▷" not in reply:
+        return reply  # one of these ends each tag
     kept, start, thinking = [], 0, False
     for tag in _TAG.finditer(reply):
         closes = "/" in tag[0] or tag["token"] == "end"
@@ -124,14 +142,23 @@ def answer_part(reply: str) -> str:
     return "".join(kept).lstrip("\r\n")
 
 
-@lru_cache(maxsize=64)  # the strict and the flexible reading see the same text
 def plain(text: str) -> str:
     """The text in one spelling: full-width signs as ASCII, without bold, code and LaTeX around words."""
+    return text if text.isascii() and not has_marks(text) else _plain(text)
+
+
+def has_marks(text: str) -> bool:
+    """False if a text has none of the signs of which one is in all that `plain` takes out of ASCII texts."""
+    return "*" in text or "\\" in text or "`" in text or "_" in text or "<" in text
+
+
+@lru_cache(maxsize=64)  # the strict and the flexible reading see the same text
+def _plain(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\u200b", "")
     if "\\" in text:
         text = _LATEX_TEXT.sub(lambda match: match[1], text)
-    return _MARKUP.sub("", text)
+    return _MARKUP.sub("", text) if has_marks(text) else text
 
 
 class Statement(NamedTuple):
@@ -148,29 +175,34 @@ class Statement(NamedTuple):
     ended: bool
 
 
-def statements(text: str) -> Iterator[Statement]:
+def statements(text: str) -> list[Statement]:
     """What a text in `plain` spelling says is the answer, in the order of the text."""
-    found = [*_boxes(text)] if "\\" in text else []
     markers = _MARKER.matches(text)
     if "####" in text:
         markers = sorted([*markers, *_HASHES.finditer(text)], key=lambda marker: marker.start())
-    markers = markers[-MOST_STATEMENTS:]
-    for marker, following in zip(markers, [*markers[1:], None], strict=False):
+    found = _marked(text, markers[-MOST_STATEMENTS:]) if markers else []
+    if "\\" in text and (boxes := [*_boxes(text)]):
+        found = sorted(boxes + found, key=lambda statement: statement.start)
+    return found
+
+
+def _marked(text: str, markers: Sequence[re.Match]) -> list[Statement]:
+    """What stands behind each marker, unless that is called wrong or holds the next one."""
+    found = []
+    for marker, following in zip_longest(markers, markers[1:]):
         # What is called wrong is no answer; a statement in a statement is the one that counts.
-        if _CALLED_WRONG.search(text, max(0, marker.start() - 30), marker.start()):
-            continue
-        start = marker.end()
-        # The answer may stand on the next line: "Answer:\n\nB".
-        start = _TO_ANSWER.match(text, start).end()
-        end = sentence_end(text, start)
-        if (
-            following is not None
-            and following.start() < end
-            and not re.search(r"[.\n]", text[start : following.start()])
+        if _CALLED_WRONG.may_be_in(text) and _CALLED_WRONG.pattern.search(
+            text, max(0, marker.start() - 30), marker.start()
         ):
             continue
-        found.append(Statement(text[start:end].strip(), start, end < len(text)))
-    return iter(sorted((each for each in found if each.content), key=lambda each: each.start))
+        # The answer may stand on the next line: "Answer:\n\nB".
+        start = _TO_ANSWER.match(text, marker.end()).end()
+        end = sentence_end(text, start)
+        if following and following.start() < end and not re.search(r"[.\n]", text[start : following.start()]):
+            continue
+        if content := text[start:end].strip():
+            found.append(Statement(content, start, end < len(text)))
+    return found
 
 
 def _boxes(text: str) -> Iterator[Statement]:
@@ -180,7 +212,8 @@ def _boxes(text: str) -> Iterator[Statement]:
         for brace in _BRACE.finditer(text, opening.end(), opening.end() + _BOX_LENGTH):
             depth += 1 if brace[0] == "{" else -1
             if not depth:
-                yield Statement(text[opening.end() : brace.start()].strip(), opening.end(), True)
+                if content := text[opening.end() : brace.start()].strip():
+                    yield Statement(content, opening.end(), True)
                 break
 
 
@@ -204,17 +237,20 @@ def denied(sentence: str, start: int, end: int) -> bool:
     """Whether a sentence says of what stands from `start` to `end` that it is not so."""
     if DENIED_AFTER.match(sentence, end):
         return True
-    before = sentence[max(0, start - _REACH) : start]
-    return start > 0 and DENIALS.may_be_in(before) and _denied_before(before)
+    return start > 0 and DENIALS.may_be_in(sentence) and _denied_before(sentence[max(0, start - _REACH) : start])
 
 
 def _denied_before(before: str) -> bool:
-    before = _ASIDE.sub(" ", before)
-    # Its "but" is none that ends a denial.
-    before = _ANYTHING_BUT.sub("not", before)
-    # Nor does the comma before what is thought: "Ich glaube nicht, dass".
-    before = _THOUGHT_THAT.sub(" ", before)
-    breaks = [match.end() for match in _CLAUSE.finditer(before)]
+    if not DENIALS.may_be_in(before):
+        return False
+    if "," in before:
+        before = _ASIDE.sub(" ", before)
+        # The comma before what is thought ends no denial: "Ich glaube nicht, dass".
+        before = _THOUGHT_THAT.sub(" ", before)
+    # Nor does the "but" of this.
+    if "but" in folded(before):
+        before = _ANYTHING_BUT.sub("not", before)
+    breaks = [match.end() for match in _CLAUSE.finditer(folded(before))]
     clause = before[breaks[-1] :] if breaks else before
     return DENIALS.search(clause) is not None
 
