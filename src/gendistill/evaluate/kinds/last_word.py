@@ -57,8 +57,9 @@ class LastWord(FewShotTask):
         # A model that writes the passage once more ends it with the word.
         last = sentences(text)[-1]
         word = next((w for w in map(normalise, item.answers) if normalise(last).endswith(w)), None)
-        start = last.casefold().rfind(word.replace(" ", "")) if word else 0
-        word = None if denied(last, start, len(last)) else word or normalise(last.split()[-1])
+        start = max(0, last.casefold().rfind(word.replace(" ", ""))) if word else 0
+        # It may be the end of a longer one.
+        word = None if denied(last[:start], start, start) else word or normalise(last.split()[-1])
         return _graded(word, item.answers)
 
 

@@ -32,12 +32,14 @@ class Asked:
 
     def named_in(self, text: str) -> set[str]:
         """The known phrases that a text holds."""
-        if not self.may_be_in(text):
-            return set()  # most sentences, which thus need not be normalised
         if text not in self._named:
-            forms = f" {normalise(text)} \n {with_articles(text)} "
-            self._named[text] = {phrase for phrase in self.known if f" {phrase} " in forms}
+            # Most sentences hold none, and thus need not be normalised.
+            self._named[text] = self._found_in(text) if self.may_be_in(text) else set()
         return self._named[text]
+
+    def _found_in(self, text: str) -> set[str]:
+        forms = f" {normalise(text)} \n {with_articles(text)} "
+        return {phrase for phrase in self.known if f" {phrase} " in forms}
 
     def may_be_in(self, text: str) -> bool:
         """False if a text holds none of the known phrases."""

@@ -234,10 +234,13 @@ def sentences(text: str) -> list[str]:
 
 
 def denied(sentence: str, start: int, end: int) -> bool:
-    """Whether a sentence says of what stands from `start` to `end` that it is not so."""
+    """Whether a sentence says of what stands from `start` to `end` that it is not so; no word goes on at `start`."""
     if DENIED_AFTER.match(sentence, end):
         return True
-    return start > 0 and DENIALS.may_be_in(sentence) and _denied_before(sentence[max(0, start - _REACH) : start])
+    # Other rules ask for words of the sentence, too; but a part of it may begin within a word.
+    if start == 0 or (start <= _REACH and not DENIALS.may_be_in(sentence)):
+        return False
+    return _denied_before(sentence[max(0, start - _REACH) : start])
 
 
 def _denied_before(before: str) -> bool:
