@@ -90,7 +90,7 @@ def long_stage(request, make_stage, run, short):
     return again, reference
 
 
-@pytest.mark.parametrize("change", [dict(micro_batch=1), dict(micro_batch=3)], ids=str)
+@pytest.mark.parametrize("change", [dict(micro_batch=1), dict(micro_batch=4), dict(micro_batch=3)], ids=str)
 def test_the_cut_into_micro_batches_does_not_matter(long_stage, change):
     again, reference = long_stage
     assert_same_losses(again(**change), reference)

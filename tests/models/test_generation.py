@@ -30,13 +30,13 @@ def pure():
 
 
 @pytest.mark.parametrize("student", LONG, indirect=True)
-def test_160_cached_tokens_equal_one_uncached_pass(student):
+def test_256_cached_tokens_equal_one_uncached_pass(student):
     ids, mask, _ = pad_left(tokens(2, 9), 3)
     mask[1] = 1  # the second row has no padding
     out = student.generate(
-        ids, attention_mask=mask, max_new_tokens=160, **GREEDY, return_dict_in_generate=True, output_logits=True
+        ids, attention_mask=mask, max_new_tokens=256, **GREEDY, return_dict_in_generate=True, output_logits=True
     )
-    mask = torch.cat([mask, torch.ones(2, 160, dtype=torch.long)], dim=1)
+    mask = torch.cat([mask, torch.ones(2, 256, dtype=torch.long)], dim=1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     once = student(out.sequences, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, 11:-1]
     torch.testing.assert_close(torch.stack(out.logits, dim=1).double(), once, **CLOSE)  # generate keeps float32

@@ -69,7 +69,7 @@ def forms(code, argument) -> list[str]:
 def test_every_form_of_a_pattern_begins_with_a_hint(name):
     pattern = PATTERNS[name]
     forms = texts(_parser.parse(pattern.pattern.pattern, pattern.pattern.flags))
-    assert forms
+    assert len(forms) > 2
     assert [form for form in forms if not pattern._hint.match(folded(form))] == []
 
 
@@ -92,11 +92,12 @@ def test_real_replies_hold_the_matches_that_the_pattern_alone_finds(name):
 
 
 def test_letters_that_a_pattern_takes_for_others_hint_too():
-    pattern = Hinted(r"\bis\b", hints="is", words="is")
+    pattern = Hinted("is", hints="is", words="is")
     for text in ("is", "IS", "ıs", "İS", "iſ", "it", "i\u0307s", "İİ is"):
-        alone = re.finditer(r"\bis\b", text, re.IGNORECASE)
-        assert [match.span() for match in pattern.matches(text)] == [match.span() for match in alone]
-        assert pattern.sub("x", text) == re.sub(r"\bis\b", "x", text, flags=re.IGNORECASE)
+        assert [match.span() for match in pattern.matches(text)] == [
+            match.span() for match in re.finditer("is", text, re.IGNORECASE)
+        ]
+        assert pattern.sub("x", text) == re.sub("is", "x", text, flags=re.IGNORECASE)
 
 
 def test_a_hint_within_another_is_found():

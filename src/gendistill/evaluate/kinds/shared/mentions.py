@@ -63,9 +63,11 @@ _COPULA = re.compile(
     re.I,
 )
 _EXAMPLE = Hinted(
-    r"\b(?:including|such as|like|e\.g\.|for example)(?:\s(?:the\s|an?\s)?)?[\"'“‘]?$",
+    r"\b(?:including|such as|like|e\.g\.|for example)\s?(?:the\s|an?\s)?[\"'“‘]?$",
     hints=r"including such like e\.g for",
-    words="including such like g example",
+    # Its blank may be lacking.
+    words="including includingthe includinga includingan such like likethe likea likean g example examplethe examplea "
+    "examplean",
 )
 _BUT_ALSO = re.compile(r"[^.]{0,40}\bbut\b[^.]{0,20}\balso\b", re.I)
 _MONTH = re.compile(
