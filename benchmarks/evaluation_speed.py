@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--record", action="store_true", help="put the results in --out into results/figures.json")
     arguments = parser.parse_args()
+    if arguments.record and arguments.out.name not in FIGURES:
+        parser.error(f"--record: there are no figures of {arguments.out.name}; there are of {', '.join(FIGURES)}")
     if arguments.record:
         return record_from_gpu(arguments.out, FIGURES[arguments.out.name], "python benchmarks/evaluation_speed.py")
 

@@ -216,7 +216,7 @@ def protocol_cells(row: dict[str, Any]) -> list[str]:
 def proof_figures(results: Path) -> dict[str, dict]:
     """Retention of the trained students by generation, K4's lead over WT4 at equal tokens; only what was measured.
 
-    A figure's spread is the 95 % interval of the retention.
+    A figure's spread is the 95 % interval of the retention; of a gap between protocols, whichever way, with its sign.
     """
     table = json.loads((results / "table.json").read_text())
     source = "results/proof/table.json"
@@ -233,9 +233,8 @@ def proof_figures(results: Path) -> dict[str, dict]:
         if (mean := row["ranked_sets"]) is not None:
             kept = {"value": round(mean["generation"]["value"], 4), "spread": mean["generation"]["interval"]}
             figures[f"{name}_retention_mc"] = kept | {"unit": "ratio", "source": source}
-        if student == "P7" and mean is not None:
-            gap = {"value": round(abs(mean["gap"]["value"]), 2), "spread": mean["gap"]["interval"], "unit": "points"}
-            figures["proof_p7_protocol_gap_mc_pp"] = gap | {"source": source}
+            gap = {"value": round(abs(mean["gap"]["value"]), 2), "spread": mean["gap"]["interval"]}
+            figures[f"{name}_protocol_gap_mc_pp"] = gap | {"unit": "points", "source": source}
     if (lead := table["pairs"].get(f"WT4 {EQUAL}", {}).get(TOLD["recall_8k"])) is not None:
         figures["proof_k4_minus_wt4_recall_8k_pp"] = {"value": lead["lead_pp"], "unit": "points", "source": source}
     if BEST in table["runs"]:

@@ -49,8 +49,8 @@ SETTLING = {
     "sequences_per_step": 4,
     "learning_rate": 5.0e-4,
     "window_dropout": 0.0,
+    "schedule": {"shape": "cosine", "warmup": 0.1, "final": 0.02},
 }
-SETTLING["schedule"] = {"shape": "cosine", "warmup": 0.1, "final": 0.02}
 SETTLED = [f"stages={json.dumps(RECIPE | {'settling': RECIPE[FAR] | SETTLING})}"]
 # Kept layers, and settings. Of K7-replies' conversations a half are what the teacher wrote. K4-mixers and WT4 of
 # results/proof/records were trained at five times the gentle rate.

@@ -70,6 +70,7 @@ def test_report(models, tmp_path):
     figures = {name: figure["value"] for name, figure in proof_figures(tmp_path).items()}
     assert figures == {
         "proof_k4_retention_mc": 1.3333,
+        "proof_k4_protocol_gap_mc_pp": 100.0,  # ranking keeps a third
         "proof_k4_retention_recall_8k": 1.0,
         "proof_k4_minus_wt4_recall_8k_pp": -40.0,  # at equal tokens
         "proof_tokens_millions": 3.0,
