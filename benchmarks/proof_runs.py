@@ -45,7 +45,7 @@ WIDE = ["student.window=1024"]  # holds what GSM8K is asked with
 # outweighs what replies lose, for its loss is a hundred times theirs.
 SETTLING = {
     "data": "settled",
-    "tokens": 2_000_000,
+    "tokens": 4_000_000,
     "sequences_per_step": 4,
     "learning_rate": 5.0e-4,
     "window_dropout": 0.0,
@@ -61,6 +61,7 @@ STUDENTS = {
     "K7-settled": (SEVEN, SETTLED),
     "K4": (FOUR, []),
     "K4-wide": (FOUR, WIDE),
+    "K4-settled": (FOUR, SETTLED),
     "K4-mixers-gentle": (FOUR, MIXERS),
     "WT4-gentle": (FOUR, WINDOW),
     "K2": (TWO, []),
