@@ -38,8 +38,8 @@ MIXERS = [
 RECIPE = yaml.safe_load(HYBRID.read_text())["stages"]
 # The recipe's last stage, without convolutions and gates to align, and a recurrence that could do without a window.
 WHOLE = {"train": ["mixer"], "learning_rate": RATE, "window_dropout": 0.0}
-STAGES = {FAR: RECIPE[FAR] | WHOLE}
-WINDOW = ["student.mixer=window", "student.log_decay_bound=null", f"stages={json.dumps(STAGES)}"]
+ALONE = ["student.mixer=window", "student.log_decay_bound=null"]
+WINDOW = [*ALONE, f"stages={json.dumps({FAR: RECIPE[FAR] | WHOLE})}"]
 WIDE = ["student.window=1024"]  # holds what GSM8K is asked with
 # A third stage, mostly of conversations and with several rows a step: alone in a step, a row of distant answers
 # outweighs what replies lose, for its loss is a hundred times theirs.
@@ -52,6 +52,9 @@ SETTLING = {
     "schedule": {"shape": "cosine", "warmup": 0.1, "final": 0.02},
 }
 SETTLED = [f"stages={json.dumps(RECIPE | {'settling': RECIPE[FAR] | SETTLING})}"]
+# The same of windows alone, at the same quarter of the stage before.
+SETTLED_WHOLE = {FAR: RECIPE[FAR] | WHOLE, "settling": RECIPE[FAR] | SETTLING | WHOLE | {"learning_rate": RATE / 4}}
+SETTLED_WINDOW = [*ALONE, f"stages={json.dumps(SETTLED_WHOLE)}"]
 # Kept layers, and settings. Of K7-replies' conversations a half are what the teacher wrote. K4-mixers and WT4 of
 # results/proof/records were trained at five times the gentle rate.
 STUDENTS = {
@@ -64,7 +67,9 @@ STUDENTS = {
     "K4-settled": (FOUR, SETTLED),
     "K4-mixers-gentle": (FOUR, MIXERS),
     "WT4-gentle": (FOUR, WINDOW),
+    "WT4-settled": (FOUR, SETTLED_WINDOW),
     "K2": (TWO, []),
+    "K2-settled": (TWO, SETTLED),
     "K2-mixers-gentle": (TWO, MIXERS),
     "WT2-gentle": (TWO, WINDOW),
     "P7": (SEVEN, []),
@@ -96,13 +101,13 @@ def main() -> None:
 
 
 def recipe_of(name: str) -> Path:
-    """P as in pure: no windows."""
+    """P as in pure: no windows; WT as in windows, trained."""
     return PURE if name.startswith("P") else HYBRID
 
 
 def has_both(name: str) -> bool:
     """Whether there are recurrences beside the student's windows, which can do without them."""
-    return recipe_of(name) is HYBRID and STUDENTS[name][1] is not WINDOW
+    return recipe_of(name) is HYBRID and not name.startswith("WT")
 
 
 def train(name: str, asked: argparse.Namespace) -> Path:
