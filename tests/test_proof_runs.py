@@ -15,9 +15,14 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
     (distant,) = (source for source in recipe.data[stage.data] if source.made == "distant")
     assert distant.distances[1] < stage.sequence_length
     assert (recipe_of(name) == PURE) == (name == "P7") == (recipe.student.window is None)
-    assert stage.tokens == {"P7": 9_000_000, "K7-settled": 2_000_000}.get(name, 4_000_000)
+    assert stage.tokens == (9_000_000 if name == "P7" else 4_000_000)
+    settled = name.endswith("-settled")
+    assert (list(recipe.stages)[-1] == "settling") == settled
+    if settled:  # so that no row of distant answers stands alone in a step
+        assert (stage.data, stage.sequences_per_step, stage.window_dropout) == ("settled", 4, 0.0)
     if name.startswith("WT"):
-        assert (recipe.student.mixer, stage.train, list(recipe.stages)) == ("window", ["mixer"], ["far_distillation"])
+        stages = ["far_distillation", "settling"] if settled else ["far_distillation"]
+        assert (recipe.student.mixer, stage.train, list(recipe.stages)) == ("window", ["mixer"], stages)
     written = {source.synthesis for source in recipe.data[stage.data]} - {None}
     assert written == set(recipe.synthesis) == ({"sums", "programs"} if name in ("P7", "K7-replies") else set())
     if name.startswith("K"):
