@@ -284,8 +284,11 @@ def write_sums(folder: Path, count: int, shots: int = 0) -> tuple[str, str]:
 
     paths = folder / "sums.jsonl", folder / "shots.jsonl"
     if distributed.is_rank_zero():
-        problems = list(embedded.records("arithmetic", count=count + shots))
-        for path, some in zip(paths, (problems[:count], problems[count:]), strict=True):
+        # Embedded problems repeat themselves, and examples must be none of the questions.
+        problems = list(embedded.records("arithmetic", count=count + 100 * shots))
+        asked = {each["question"] for each in problems[:count]}
+        others = [each for each in problems[count:] if each["question"] not in asked]
+        for path, some in zip(paths, (problems[:count], others), strict=True):
             path.write_text("".join(json.dumps(each) + "\n" for each in some))
     distributed.barrier()
     return str(paths[0]), str(paths[1])

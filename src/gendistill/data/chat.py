@@ -13,22 +13,13 @@ An assistant's turn of weight 0 is context: it is no loss target, on "all" token
 `{% generation %}` markers, where a template has them, can only take tokens out of the loss mask.
 """
 
-import re
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from os.path import commonprefix
 from typing import NamedTuple
 
-from gendistill import templates
-from gendistill.data.controls import Controls, GuardedTokens, without_guards
-from gendistill.data.dates import clock_of
+from gendistill.data.controls import CountedTokens, GuardedTokens
+from gendistill.data.rendering import Conversation, Reply, Template, excerpt
 from gendistill.data.sources import Message
 from gendistill.errors import UserError
-
-# Stands in for a reply to see what a template puts around it. No template or data set should contain it.
-PROBE = "\u2042probe\u2042"
-# Templates with these say themselves which characters the assistant wrote.
-MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Encoded(NamedTuple):
@@ -78,12 +69,11 @@ def encode_conversations(
         UserError: no chat template.
     """
     template = Template(tokenizer)
-    # Text first, for all of them; then one call of the tokenizer, which uses all cores; then ids and masks.
+    # Text first, for all of them; then few calls of the tokenizer, which uses all cores; then ids and masks.
     rendered = [_attempt(template.render_conversation, messages) for messages in conversations]
-    texts = [text for sound in rendered if not isinstance(sound, UserError) for text in sound.texts()]
-    encodings = template.tokenize(texts)
+    tokenized = _tokenize(template, [sound for sound in rendered if not isinstance(sound, UserError)])
     mask = _encode_all if all_tokens else _encode
-    return [sound if isinstance(sound, UserError) else _attempt(mask, sound, encodings) for sound in rendered]
+    return [sound if isinstance(sound, UserError) else _attempt(mask, sound, tokenized) for sound in rendered]
 
 
 class Prompt(NamedTuple):
@@ -108,8 +98,8 @@ def render_prompts(tokenizer, conversations: Iterable[list[Message]]) -> list[Pr
     """
     template = Template(tokenizer)
     rendered = [(messages, template.render_prompt(messages)) for messages in conversations]
-    encodings = template.tokenize([text for _, text in rendered])
-    return [Prompt(messages, text, GuardedTokens(text, encodings[text]).ids) for messages, text in rendered]
+    ids = template.ids([text for _, text in rendered])
+    return [Prompt(messages, text, ids[text]) for messages, text in rendered]
 
 
 def render_prompt(tokenizer, messages: list[Message]) -> list[int]:
@@ -136,184 +126,38 @@ def _attempt(step: Callable, *given):
         return error.with_traceback(None)  # frames would keep the whole batch alive
 
 
-class _Turn(NamedTuple):
-    """One assistant turn as text: what generation is given, and the same with the reply and its end-of-turn token."""
+class _Tokenized(NamedTuple):
+    """What the tokenizer made of conversations' texts: with offsets (`tokenizers.Encoding`), or ids and places."""
 
-    prompt: str
-    whole: str
+    encodings: dict
+    ids: dict[str, list[int]]
+    counted: dict[str, CountedTokens]
 
+    def tokens_of(self, text: str) -> GuardedTokens | CountedTokens:
+        return GuardedTokens(text, self.encodings[text]) if text in self.encodings else self.counted[text]
 
-class _Reply(NamedTuple):
-    """A reply's two boundaries in the text, each as the slice that runs to it from the last control token on.
-
-    A tokenizer encodes the text between two control tokens for itself, so a slice alone says which ids lead up to the
-    boundary, and nothing longer need be tokenised again.
-    """
-
-    prompt: slice
-    whole: slice
+    def ids_of(self, text: str) -> list[int]:
+        return self.ids[text] if text in self.ids else GuardedTokens(text, self.encodings[text]).ids
 
 
-class _Conversation(NamedTuple):
-    """A rendered conversation.
-
-    Attributes:
-        text: from the first character to the last end-of-turn token, guards included.
-        replies: those to be trained on, in order.
-        marked: (start, end) in characters of what the template's own markers cover; None without markers.
-        unweighted: (start, end) in characters of the turns of weight 0, with the tokens that end them.
-    """
-
-    text: str
-    replies: list[_Reply]
-    marked: list[tuple[int, int]] | None
-    unweighted: list[tuple[int, int]]
-
-    def texts(self) -> list[str]:
-        """What is to be tokenised for it."""
-        return [self.text, *(self.text[leading] for reply in self.replies for leading in reply)]
+def _tokenize(template: Template, conversations: Sequence[Conversation]) -> _Tokenized:
+    exact = [each for each in conversations if each.needs_offsets()]
+    others = [each for each in conversations if not each.needs_offsets()]
+    ids = template.ids([text for each in others for text in each.texts()])
+    counted = {each.text: CountedTokens(ids[each.text], each.controls, template.controls) for each in others}
+    wanted = [text for each in exact for text in each.texts()]
+    # The tokenizer takes some control tokens for text, or the other way round: then characters must tell.
+    wanted += [text for text, tokens in counted.items() if not tokens.is_sound]
+    return _Tokenized(template.tokenize(wanted), ids, counted)
 
 
-class Template:
-    """A tokenizer's chat template, with what depends on it alone found out once."""
-
-    def __init__(self, tokenizer):
-        if not tokenizer.chat_template:
-            raise UserError(
-                "the tokenizer has no chat template, so conversations cannot be rendered; take an instruction-tuned "
-                "teacher or set tokenizer.chat_template"
-            )
-        self.tokenizer = tokenizer
-        self.source = tokenizer.get_chat_template()  # one of several, where a tokenizer has them by name
-        self.controls = Controls(tokenizer)
-        self.closings: set[str] = set()  # what the template was seen to put behind a reply
-
-    def quote(self, messages: list[Message]) -> list[Message]:
-        """The messages as the template is to see them: role and content, control tokens in it made ordinary text."""
-        return [
-            {
-                "role": message["role"],
-                "content": self.controls.guard(message["content"], "a message", tags=message["role"] != "assistant"),
-            }
-            for message in messages
-        ]
-
-    def tokenize(self, texts: Sequence[str]) -> dict:
-        """Rendered texts, each once, to what the tokenizer made of them (`tokenizers.Encoding`)."""
-        distinct = list(dict.fromkeys(texts))  # prompts repeat: the same system turn leads to many a boundary
-        if not distinct:
-            return {}
-        # The template writes its special tokens itself, a beginning-of-text token too.
-        batch = self.tokenizer(distinct, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return dict(zip(distinct, batch.encodings, strict=True))
-
-    def render_conversation(self, messages: list[Message]) -> _Conversation:
-        learnt = _learnt_turns(messages)
-        weightless = [position for position in range(learnt[-1]) if _is_weightless(messages[position])]
-        messages = self.quote(messages[: learnt[-1] + 1])  # behind the last reply nothing is learnt
-        last = self._render_turn(messages)
-        # Each earlier turn as if the conversation had ended there, as generation saw it.
-        earlier = [self._render_turn(messages[: position + 1]) for position in learnt[:-1]]
-        # Where the template renders a past turn otherwise than generation saw it, that turn is context.
-        turns = [turn for turn in earlier if last.whole.startswith(turn.whole)] + [last]
-        controls = [match.start() for match in self.controls.pattern.finditer(last.whole)]
-        replies = [_Reply(*(_slice_to(len(text), controls) for text in turn)) for turn in turns]
-        marked = self._marked(messages, last.whole) if MARKER.search(self.source) else None
-        unweighted = [self._extent(messages, position, last.whole) for position in weightless]
-        return _Conversation(last.whole, replies, marked, unweighted)
-
-    def _extent(self, messages: list[Message], position: int, text: str) -> tuple[int, int]:
-        """Where in `text` a turn stands, with the token that ends it, as (start, end) in characters."""
-        other = [*messages]
-        other[position] = messages[position] | {"content": PROBE}
-        probed = self._render_turn(other).whole
-        # What differs when something else is said in this turn is this turn.
-        start = len(commonprefix([text, probed]))
-        same = len(commonprefix([text[start:][::-1], probed[start:][::-1]]))
-        ending = self.controls.pattern.search(text, len(text) - same)
-        return start, ending.end() if ending else len(text) - same
-
-    def _render_turn(self, messages: list[Message]) -> _Turn:
-        """Renders the last message of `messages`, an assistant's reply, behind the prompt that generation would see."""
-        *context, reply = messages
-        prompt = self.render(context, add_generation_prompt=True)
-        full = self.render(messages)
-        closing = self._known_closing(prompt, reply["content"], full)  # saves a rendering for nearly every turn
-        if closing is None:
-            head, closing = self._probe(context)
-            # Blanks that the template puts between the prompt and the reply count as the reply's.
-            if not (head.startswith(prompt) and not head[len(prompt) :].strip()):
-                # The template shows a finished turn otherwise than it opens one for generation, which is what counts.
-                self._check_opens_turn(prompt, context)
-                return _Turn(prompt, prompt + reply["content"] + self._ending(closing))
-        # A thinking block that is taken out of the reply, for instance, moves what follows away from the prompt.
-        if not (full.startswith(prompt) and full.endswith(closing)):
-            raise UserError(
-                "the chat template rewrites this reply (a thinking block in it?), so that it no longer follows the "
-                f"prompt that generation sees; store the plain reply. It reads {_excerpt(reply['content'])}"
-            )
-        return _Turn(prompt, full.removesuffix(closing) + self._ending(closing))
-
-    def _known_closing(self, prompt: str, reply: str, full: str) -> str | None:
-        """A closing seen before, if `full` is the prompt, the reply (trimmed or not) and that closing."""
-        for closing in self.closings:
-            if full in (prompt + reply + closing, prompt + reply.strip() + closing):
-                return closing
-        return None
-
-    def _probe(self, context: list[Message]) -> tuple[str, str]:
-        """What the template puts before a reply to `context`, and behind it."""
-        head, found, closing = self.render([*context, {"role": "assistant", "content": PROBE}]).rpartition(PROBE)
-        if not found:
-            raise UserError("the chat template leaves the assistant's reply out of the conversation")
-        self._ending(closing)  # raises where there is none
-        self.closings.add(closing)
-        return head, closing
-
-    def _ending(self, closing: str) -> str:
-        """The template's text behind a reply up to its first control token and with it: the end of the turn."""
-        token = self.controls.pattern.search(closing)  # what stands before it ("\n" in some templates) is generated too
-        if not token:
-            raise UserError(
-                f"the chat template closes the assistant's turn with {closing!r}, which holds no special token, so "
-                "generation would never know where to stop; let the template write the tokenizer's end-of-turn token"
-            )
-        return closing[: token.end()]
-
-    def _check_opens_turn(self, prompt: str, context: list[Message]) -> None:
-        if prompt == self.render(context):  # the same with and without the opening
-            raise UserError(
-                "the chat template ignores add_generation_prompt, so generation would not know that it is the "
-                "assistant's turn; use a template that opens it"
-            )
-
-    def _marked(self, messages: list[Message], text: str) -> list[tuple[int, int]]:
-        """Where in `text` the template's own markers stand, as (start, end) in characters."""
-        full, marked = templates.render_marked(self.tokenizer, messages, clock_of(self.tokenizer))
-        # `marked` counts characters of `full`, so `text` must be its beginning.
-        if not full.startswith(text):
-            raise UserError(
-                "the chat template has {% generation %} markers but shows a finished reply otherwise than generation "
-                "sees it; let both open the assistant's turn in the same way"
-            )
-        return marked
-
-    def render_prompt(self, messages: list[Message]) -> str:
-        """The text that generation sees before a reply, guards included."""
-        return self.render(self.quote(messages), add_generation_prompt=True)
-
-    def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        clock = clock_of(self.tokenizer)
-        return templates.render(self.tokenizer, messages, clock, add_generation_prompt=add_generation_prompt)
-
-
-def _encode(conversation: _Conversation, encodings: dict) -> Encoded:
+def _encode(conversation: Conversation, tokenized: _Tokenized) -> Encoded:
     """Ids and mask of a rendered conversation whose texts have been tokenised."""
-    tokens = GuardedTokens(conversation.text, encodings[conversation.text])
+    tokens = tokenized.tokens_of(conversation.text)
     marked = None if conversation.marked is None else tokens.within(conversation.marked)
     loss_mask = [False] * len(tokens.ids)
     for reply in conversation.replies:
-        start, end = _span(reply, conversation.text, tokens, encodings)
+        start, end = _span(reply, conversation.text, tokens, tokenized)
         targets = [True] * (end - start) if marked is None else marked[start:end]
         # Markers may leave out the end-of-turn token, but a model that is never trained on it never stops.
         targets[-1] = any(targets)
@@ -328,55 +172,27 @@ def _encode(conversation: _Conversation, encodings: dict) -> Encoded:
     return Encoded(tokens.ids, loss_mask)
 
 
-def _encode_all(conversation: _Conversation, encodings: dict) -> Encoded:
+def _encode_all(conversation: Conversation, tokenized: _Tokenized) -> Encoded:
     """Ids, and a mask of all tokens but those of turns of weight 0."""
-    ids = _encode(conversation, encodings).input_ids  # with the proof that generation could give the replies
+    ids = _encode(conversation, tokenized).input_ids  # with the proof that generation could give the replies
     if not conversation.unweighted:
         return Encoded(ids, [True] * len(ids))
-    tokens = GuardedTokens(conversation.text, encodings[conversation.text])
+    tokens = tokenized.tokens_of(conversation.text)
     return Encoded(ids, [not held for held in tokens.within(conversation.unweighted)])
 
 
-def _is_weightless(message: Message) -> bool:
-    return message["role"] == "assistant" and message.get("weight", 1) == 0
-
-
-def _learnt_turns(messages: list[Message]) -> list[int]:
-    """Positions of the assistant's turns that are to be learnt, at least one.
-
-    Raises:
-        UserError: there is none, or one of them is empty.
-    """
-    turns = [n for n, message in enumerate(messages) if message["role"] == "assistant" and not _is_weightless(message)]
-    if not turns:
-        raise UserError("every assistant's turn has weight 0, so there is nothing to learn; leave the conversation out")
-    if not all(messages[turn]["content"].strip() for turn in turns):
-        raise UserError("a reply is empty: learnt, it would teach to say nothing; leave the conversation out")
-    return turns
-
-
-def _span(reply: _Reply, text: str, tokens: GuardedTokens, encodings: dict) -> tuple[int, int]:
+def _span(reply: Reply, text: str, tokens: GuardedTokens | CountedTokens, tokenized: _Tokenized) -> tuple[int, int]:
     """Positions of a reply and its end-of-turn token, proven by comparing ids."""
     positions = []
     for leading in reply:
         # Ids of the text that leads to the boundary, by itself, as generation has them before the reply.
-        ids = GuardedTokens(text[leading], encodings[text[leading]]).ids
+        ids = tokenized.ids_of(text[leading])
         start = tokens.at(leading.start)
         positions.append(start + len(ids))
         if tokens.ids[start : positions[-1]] != ids:
             raise UserError(
                 "the tokenizer cuts the prompt otherwise once the reply follows (joining characters across the "
                 "boundary), so generation could never give this reply; take leading blanks and line breaks off it. "
-                f"It reads {_excerpt(text[reply.prompt.stop : reply.whole.stop])}"
+                f"It reads {excerpt(text[reply.prompt.stop : reply.whole.stop])}"
             )
     return tuple(positions)
-
-
-def _slice_to(boundary: int, controls: list[int]) -> slice:
-    """The slice of a text that ends at `boundary` and begins with the last control token before it, if there is one."""
-    before = bisect_left(controls, boundary)
-    return slice(controls[before - 1] if before else 0, boundary)
-
-
-def _excerpt(quoted: str) -> str:
-    return repr(without_guards(quoted)[:60])

@@ -19,14 +19,17 @@ class Controls:
 
     Attributes:
         special: all that the tokenizer calls special, as they are written.
+        ids: theirs.
         tags: others that its chat template writes, as Qwen3's <think> and <tool_call>. An assistant writes them too.
         pattern: finds a special one.
     """
 
     def __init__(self, tokenizer):
-        added = tokenizer.added_tokens_decoder.values()
+        decoder = tokenizer.added_tokens_decoder
+        added = decoder.values()
         template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
         self.special = [token.content for token in added if token.special]
+        self.ids = {number for number, token in decoder.items() if token.special}
         self.tags = [
             token.content
             for token in added
@@ -97,6 +100,23 @@ class GuardedTokens:
             return values
         guards = set(self.guards)
         return [value for position, value in enumerate(values) if position not in guards]
+
+
+class CountedTokens:
+    """The ids of a text without guards, made without offsets: of control tokens the n-th in the text is the n-th here.
+
+    Attributes:
+        is_sound: whether the tokenizer has found as many control tokens as the text was seen to hold.
+    """
+
+    def __init__(self, ids: list[int], starts: list[int], controls: Controls):
+        self.ids, self.starts = ids, starts  # starts: the characters at which the text's control tokens begin
+        self.places = [place for place, token in enumerate(ids) if token in controls.ids]
+        self.is_sound = len(self.places) == len(starts)
+
+    def at(self, character: int) -> int:
+        """Position of the control token that begins with this character of the text, or of the text's beginning."""
+        return self.places[self.starts.index(character)] if character else 0
 
 
 def without_guards(text: str) -> str:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from gendistill.data.chat import PROBE, Prompt, Template
-from gendistill.data.controls import GuardedTokens
+from gendistill.data.chat import Prompt
+from gendistill.data.rendering import PROBE, Template
 from gendistill.errors import UserError
 
 
@@ -30,7 +30,7 @@ def reply_ids(tokenizer, prompts: Sequence[Prompt], replies: Sequence[Sequence[s
     wanted = []
     for leads, behind in zip(tails, texts, strict=True):
         wanted += [*behind, *(lead + text for lead in leads for text in ("", *behind))]
-    ids = {text: GuardedTokens(text, encoding).ids for text, encoding in template.tokenize(wanted).items()}
+    ids = template.ids(wanted)
     return [[_ids_behind(leads, text, ids) for text in behind] for leads, behind in zip(tails, texts, strict=True)]
 
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gendistill.data.chat import Template
 from gendistill.data.controls import GuardedTokens
 from gendistill.data.distant.invention import Exhausted, Invention
 from gendistill.data.distant.passages import Passages, Sentence
 from gendistill.data.distant.questions import KINDS, Pages, Question, Statement
+from gendistill.data.rendering import Template
 from gendistill.errors import UserError
 from gendistill.recipe.data import Source
 
