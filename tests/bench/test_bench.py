@@ -82,6 +82,8 @@ def test_the_context_from_which_the_student_wins():
     rows = [row(model, context, seconds) for model, own in times.items() for context, seconds in own.items()]
     assert wins_from(rows, "first_median", "best") == 2
     assert wins_from(rows, "first_median", "default") is None
+    # A sweep of large batches alone, which said "never" whatever it had measured.
+    assert wins_from([each | {"batch": batch} for each in rows for batch in (8, 16)], "first_median", "best") == 2
 
 
 def test_generate_and_machine_are_measured(pair):

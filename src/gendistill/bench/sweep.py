@@ -75,11 +75,13 @@ def find(rows: Sequence[dict], model: str, form: str, context: int, batch: int) 
 
 
 def wins_from(rows: Sequence[dict], key: str, form: str) -> int | None:
-    """The context from which on the student takes less time than the teacher, at batch 1; None if it never does."""
+    """The context from which on the student takes less time than the teacher, at the smallest batch; None if it never
+    does."""
     contexts = sorted({row["context"] for row in rows})
+    batch = min(row["batch"] for row in rows)
     winning = None
     for context in reversed(contexts):
-        student, teacher = (find(rows, name, form, context, 1) for name in ("student", "teacher"))
+        student, teacher = (find(rows, name, form, context, batch) for name in ("student", "teacher"))
         if not (student and teacher and key in student and key in teacher) or student[key] >= teacher[key]:
             break
         winning = context

@@ -71,12 +71,12 @@ def command(
     for _ in sweep(pair, sizes["contexts"], sizes["batches"], rates, repeats, keep_row):
         pass
     console.print(to_rich("speed", HEADER, cells(rows)))
-    lines = [to_markdown(HEADER, cells(rows))]
+    lines, batch = [to_markdown(HEADER, cells(rows))], min(sizes["batches"])
     for key, what in (("first_median", "the first token"), ("token_median", "each further token")):
         for form in ("default", "best"):
             context = wins_from(rows, key, form)
             found = "never" if context is None else f"from {context:,} tokens on"
-            lines.append(f"Student faster than teacher to {what}, both in their {form} form: {found}.")
+            lines.append(f"Student faster than teacher to {what}, both in their {form} form, batch {batch}: {found}.")
     write_atomically(output / "bench.md", "\n\n".join(lines) + "\n")
     files = "bench.json, bench.md" + (", bench.svg" if plot(rows, output / "bench.svg") else "")
     console.print("\n".join(lines[1:]) + f"\n{output}: {files}")
