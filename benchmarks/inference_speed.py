@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from figures import ROOT, bench_figures, commit, record
+from figures import LEDGER, ROOT, bench_figures, commit, record
 
 RAW = ROOT / "results/gpu/bench"
 SWEEPS = {"short": ("2048,8192", 1), "long": ("32768,131072", 1), "batch-8": ("32768", 8)}  # contexts and batch
@@ -27,17 +27,25 @@ def main() -> None:
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
     if arguments.record:
-        raw = json.loads((RAW / "qwen3-0.6b-long.json").read_text())
-        versions = {"gendistill": commit()} | raw["machine"]["versions"]
-        where = {"hardware": f"1x {raw['machine']['device']}", "versions": versions, "measured": raw["measured"]}
-        record(bench_figures(RAW), "python benchmarks/inference_speed.py", **where)
-        return
+        return record_what_is_new()
     call = [sys.executable, "-c", "from gendistill.cli import main; main()", "bench", "--shape", "qwen3-0.6b"]
     for name, (contexts, batch) in SWEEPS.items():
         folder = arguments.out / name
         subprocess.run([*call, "--contexts", contexts, "--batches", str(batch), "--output", folder], check=True)
         (folder / "bench.json").rename(arguments.out / f"qwen3-0.6b-{name}.json")
     (arguments.out / "qwen3-0.6b-generate.json").write_text(json.dumps(generate_shares(), indent=1) + "\n")
+
+
+def record_what_is_new() -> None:
+    """Figures whose value has changed, with the machine and the day of their own file; others keep their commit."""
+    ledger = json.loads(LEDGER.read_text())
+    for name, figure in bench_figures(RAW).items():
+        if ledger.get(name, {}).get("value") == figure["value"]:
+            continue
+        raw = json.loads((ROOT / figure["source"]).read_text())
+        versions = {"gendistill": commit()} | raw["machine"]["versions"]
+        where = {"hardware": f"1x {raw['machine']['device']}", "versions": versions, "measured": raw["measured"]}
+        record({name: figure}, "python benchmarks/inference_speed.py", **where)
 
 
 def generate_shares() -> dict:
