@@ -53,14 +53,20 @@ def prompts(count: int = 32, longest: int = 1500) -> list[list[int]]:
     return [torch.randint(2, SIZES["vocab_size"], (length,), generator=drawn).tolist() for length in lengths]
 
 
-def hold_to_student(folder, asked: list[list[int]], written: list[list[int]], what: str) -> float:
-    """Judges tokens by the student in float32; returns the share of them that are the best."""
+def judge(folder, asked: list[list[int]], written: list[list[int]], what: str) -> tuple[float, float]:
+    """By the student in float32: the share of tokens that are the best, and by how many nats the worst is behind."""
     student = load_model(str(folder), torch.float32, "cuda")
     behind = [judged(student, prompt, reply)[1] for prompt, reply in zip(asked, written, strict=True)]
     share = sum((part == 0).sum().item() for part in behind) / sum(len(part) for part in behind)
     whole = sum(bool((part == 0).all()) for part in behind)
     worst = max(part.max().item() for part in behind)
     print(f"{what}: {share:.4f} of tokens the best, {whole} of {len(behind)} replies whole, worst {worst:.4f} nats")
+    return share, worst
+
+
+def hold_to_student(folder, asked: list[list[int]], written: list[list[int]], what: str) -> float:
+    """Holds vLLM's tokens to the student; returns the share of them that are the best."""
+    share, worst = judge(folder, asked, written, what)
     assert share >= BEST and worst < NEAR_TIE
     return share
 
@@ -83,7 +89,8 @@ def test_tokens_are_the_students(folders, name):
     same = sum(a == b for a, b in zip(own, written, strict=True))
     print(f"{name}: {same} of {len(asked)} replies are the student's own in bfloat16 to the last token")
     share = hold_to_student(folders[name], asked, written, f"{name}, vLLM")
-    assert share > hold_to_student(folders[name], asked, own, f"{name}, own") - 0.02
+    # Its own may have a token worse than any near tie (0.74 nats was seen): rounding then, not another computation.
+    assert share > judge(folders[name], asked, own, f"{name}, own")[0] - 0.02
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen2, window beside"])
