@@ -73,21 +73,22 @@ class Packed:
         self.norm = norm_of(student.model.norm)
 
 
-class PackedLayer:
-    """A decoder layer.
+class PackedMixer:
+    """Attention, a window or a linear mixer.
 
     Attributes:
-        is_linear, is_window: of which kind its mixer is; a layer that keeps attention is neither.
+        is_linear, is_window: of which kind it is; one that keeps attention is neither.
         weight, bias: [C + narrow, N], [C + narrow]: of all projections of the layer's input.
         channels: C.
         norms: weights [D] of the RMSNorms of q and k; None for none.
         recurrence: of a linear layer.
+        window, sinks: of one that sees a window.
     """
 
-    def __init__(self, layer: GendistillDecoderLayer):
-        mixer = layer.self_attn if layer.keeps_attention else layer.linear_attn
+    def __init__(self, mixer: nn.Module):
         config = mixer.config
         self.is_linear, self.is_window = isinstance(mixer, LinearAttention), isinstance(mixer, WindowAttention)
+        self.window, self.sinks = config.window, config.sinks
         self.heads, self.width, self.eps = config.num_attention_heads, config.head_dim, config.rms_norm_eps
         self.key_heads = mixer.k_proj.out_features // self.width
         self.channels = (self.heads + 2 * self.key_heads) * self.width
@@ -96,9 +97,17 @@ class PackedLayer:
             self.norms = (mixer.q_norm.weight, mixer.k_norm.weight)
         self.recurrence = _recurrence(mixer) if self.is_linear else None
         self.sees_window = self.is_window or (self.is_linear and self.recurrence.share is not None)
-        self.weight, self.bias = _joint(mixer, self.recurrence)
+        self.weight, self.bias = _joint(mixer)
+        self.output = mixer.o_proj
+
+
+class PackedLayer(PackedMixer):
+    """A decoder layer."""
+
+    def __init__(self, layer: GendistillDecoderLayer):
+        super().__init__(layer.self_attn if layer.keeps_attention else layer.linear_attn)
         self.input_norm, self.mlp_norm = norm_of(layer.input_layernorm), norm_of(layer.post_attention_layernorm)
-        self.output, mlp = mixer.o_proj, layer.mlp
+        mlp = layer.mlp
         self.gate, self.up, self.down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
 
 
@@ -107,13 +116,18 @@ def norm_of(norm: LlamaRMSNorm) -> tuple[torch.Tensor, float]:
     return norm.weight, norm.variance_epsilon
 
 
-def _joint(mixer: nn.Module, recurrence: Recurrence | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight [C + narrow, N] and bias of all projections of a layer's input, side by side."""
+def joint_projections(mixer: nn.Module) -> list[nn.Linear]:
+    """All projections of a layer's input, in the order in which they lie side by side."""
     projections = [mixer.q_proj, mixer.k_proj, mixer.v_proj]
-    if recurrence is not None:
-        decay = getattr(mixer, "f_a_proj", getattr(mixer, "a_proj", None))
-        by_name = {"decay": decay, "gate": mixer.g_a_proj, "beta": getattr(mixer, "b_proj", None)}
-        projections += [by_name[name] for name in recurrence.narrow]
+    if isinstance(mixer, LinearAttention):  # as `Recurrence.narrow` lists them
+        names = ("f_a_proj", "a_proj", "g_a_proj", "b_proj")
+        projections += [getattr(mixer, name) for name in names if hasattr(mixer, name)]
+    return projections
+
+
+def _joint(mixer: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight [C + narrow, N] and bias of all projections of a layer's input."""
+    projections = joint_projections(mixer)
     weight = torch.cat([projection.weight for projection in projections])
     if mixer.q_proj.bias is None:
         return weight, None

@@ -10,7 +10,7 @@ q, k and v.
 import torch
 import torch.nn.functional as F
 
-from gendistill.inference.packed import Packed, PackedLayer
+from gendistill.inference.packed import Packed, PackedLayer, PackedMixer
 from gendistill.models.cache import Ring, SlotCache
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.models.padding import Padding
@@ -41,103 +41,111 @@ class PrefillPass:
 
     def _through(self, layer: PackedLayer, cache, x, start: int, rope, padding: Padding | None) -> torch.Tensor:
         """[B, T, N] -> [B, T, N]."""
-        inputs = normed(x, *layer.input_norm)
-        channels, bias = layer.channels, layer.bias
-        qkv = F.linear(inputs, layer.weight[:channels], None if bias is None else bias[:channels])  # [B, T, C]
-        seen = None
-        if layer.sees_window:
-            seen = self._see_window(layer, cache, qkv, rope, padding)
-        if layer.is_linear:
-            narrow = F.linear(inputs, layer.weight[channels:])
-            o = self._recur(layer, cache, qkv, narrow, padding, start > 0)
-            if seen is not None:
-                # The recurrence's share: bfloat16 would round the window's to 1.
-                position = torch.arange(start, start + x.shape[1], device=x.device)  # [T]
-                share = share_beside(1 - layer.recurrence.share, position, layer.recurrence.seen_whole)  # [T, H]
-                o = torch.lerp(seen, o.unflatten(-1, (layer.heads, -1)), share[..., None].to(o.dtype)).flatten(2)
-        elif layer.is_window:
-            o = seen.flatten(2)
-        else:
-            q, k, v = rope_heads(qkv, rope, layer.norms, layer.eps, layer.heads, layer.key_heads)
-            keys, values = cache.update(k, v, start)  # [B, G, start + T, D]
-            o = causal_attention(q, keys, values, layer.width**-0.5).transpose(1, 2).flatten(2)
-        x = _added(x, o, layer.output)
+        x = _added(x, mix(layer, cache, normed(x, *layer.input_norm), start, rope, padding), layer.output)
         inputs = normed(x, *layer.mlp_norm)
         inner = gated(
             F.linear(inputs, layer.gate.weight, layer.gate.bias), F.linear(inputs, layer.up.weight, layer.up.bias)
         )
         return _added(x, inner, layer.down)
 
-    def _see_window(self, layer: PackedLayer, cache, qkv, rope, padding: Padding | None) -> torch.Tensor:
-        """[B, T, H, D]."""
-        config = self.student.config
+
+def mix(layer: PackedMixer, cache, inputs: torch.Tensor, start: int, rope, padding: Padding | None) -> torch.Tensor:
+    """What a layer's output projection takes [B, T, H * D], of its inputs [B, T, N].
+
+    Args:
+        cache: the layer's, changed.
+        start: tokens that came before.
+        rope: cos and sin [T, D] each, of the tokens' positions; None for a recurrence alone.
+        padding: behind each row's tokens; None if there is none.
+    """
+    channels, bias = layer.channels, layer.bias
+    qkv = F.linear(inputs, layer.weight[:channels], None if bias is None else bias[:channels])  # [B, T, C]
+    if not (layer.is_linear or layer.is_window):
         q, k, v = rope_heads(qkv, rope, layer.norms, layer.eps, layer.heads, layer.key_heads)
-        ring = Ring(cache, k, config.window, config.sinks)
-        o = window_attention(
-            q, k, v, window=config.window, sinks=config.sinks, scale=layer.width**-0.5, past=ring.past()
-        )
-        ring.write(k, v, padding)
+        keys, values = cache.update(k, v, start)  # [B, G, start + T, D]
+        return causal_attention(q, keys, values, layer.width**-0.5).transpose(1, 2).flatten(2)
+    seen = _see_window(layer, cache, qkv, rope, padding) if layer.sees_window else None
+    if layer.is_window:
+        return seen.flatten(2)
+    o = _recur(layer, cache, qkv, F.linear(inputs, layer.weight[channels:]), padding, start > 0)
+    if seen is None:
         return o
+    # The recurrence's share: bfloat16 would round the window's to 1.
+    position = torch.arange(start, start + inputs.shape[1], device=inputs.device)  # [T]
+    share = share_beside(1 - layer.recurrence.share, position, layer.recurrence.seen_whole)  # [T, H]
+    return torch.lerp(seen, o.unflatten(-1, (layer.heads, -1)), share[..., None].to(o.dtype)).flatten(2)
 
-    def _recur(self, layer: PackedLayer, cache, qkv, narrow, padding: Padding | None, extends: bool) -> torch.Tensor:
-        """[B, T, H * D]; the convolution's last inputs and the state go into the cache."""
-        recurrence = layer.recurrence
-        # [B, T, D or H] each, by name.
-        parts = narrow.split(list(recurrence.narrow.values()), dim=-1)
-        parts = dict(zip(recurrence.narrow, parts, strict=True))
-        mask = None if padding is None else padding.valid  # [B, T]
-        # Padding stands behind a row's tokens, which therefore see none of it; only the state must not.
-        q, k, v = self._convolve(layer, cache, qkv, padding, extends)
-        beta = parts["beta"].float().sigmoid() if recurrence.delta_rule else None
-        if recurrence.fixed is not None:
-            decay = recurrence.fixed.expand(*qkv.shape[:2], -1)
-            decay = decay if mask is None else decay * mask[..., None]
-        else:
-            raw = parts["decay"]
-            if recurrence.decay_weight is not None:
-                raw = F.linear(raw, recurrence.decay_weight).unflatten(-1, (layer.heads, -1))
-            mask_of_gate = None if mask is None else mask.to(raw.dtype)
-            decay = DecayGate(raw, recurrence.A_log, recurrence.dt_bias, recurrence.bound, mask_of_gate)
-        if mask is not None and beta is not None:
-            beta = beta * mask[..., None]
-        if mask is not None and beta is None:
-            v = v * mask[..., None, None]
-        # [B, H, D, D] of the pieces before.
-        state = cache.recurrent_states[0] if extends else None
-        o, state = linear_attention(q, k, v, decay, beta, state, None)
-        cache.update_recurrent_state(state)
-        gate = F.linear(parts["gate"], recurrence.gate_weight)
-        activation = "silu" if recurrence.silu_gate else "sigmoid"
-        return gated_norm(o, gate, recurrence.gate_bias, recurrence.norm, eps=recurrence.eps, activation=activation)
 
-    def _convolve(self, layer: PackedLayer, cache, qkv, padding: Padding | None, extends: bool):
-        """q, k, v [B, T, H, D] of qkv [B, T, C]."""
-        taps = layer.recurrence.conv_weight.shape[1]
-        heads = self._heads(layer, qkv)
-        history = None
-        if extends:
-            history = cache.conv_states[0].transpose(1, 2)  # [B, taps, C]
-            # Only the first tokens see what came before: they are done again, which spares a copy of all.
-            first = self._heads(layer, torch.cat([history, qkv[:, : taps - 1]], dim=1))
-            for part, again in zip(heads, first, strict=True):
-                part[:, : taps - 1] = again[:, taps:]
-        last = _last_inputs(qkv, history, taps, padding).transpose(1, 2)  # [B, C, taps]
-        if not cache.is_conv_states_initialized[0]:
-            cache.lazy_initialization(conv_states=last, conv_kernel_size=taps)
-        cache.has_previous_state[0] = True
-        cache.conv_states[0].copy_(last)
-        return heads
+def _see_window(layer: PackedMixer, cache, qkv, rope, padding: Padding | None) -> torch.Tensor:
+    """[B, T, H, D]."""
+    q, k, v = rope_heads(qkv, rope, layer.norms, layer.eps, layer.heads, layer.key_heads)
+    ring = Ring(cache, k, layer.window, layer.sinks)
+    o = window_attention(q, k, v, window=layer.window, sinks=layer.sinks, scale=layer.width**-0.5, past=ring.past())
+    ring.write(k, v, padding)
+    return o
 
-    def _heads(self, layer: PackedLayer, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        recurrence = layer.recurrence
-        return convolved_heads(
-            qkv,
-            recurrence.conv_weight,
-            recurrence.conv_bias,
-            heads=layer.heads,
-            key_heads=layer.key_heads,
-            activation="silu" if recurrence.silu_conv else "none",
-        )
+
+def _recur(layer: PackedMixer, cache, qkv, narrow, padding: Padding | None, extends: bool) -> torch.Tensor:
+    """[B, T, H * D]; the convolution's last inputs and the state go into the cache."""
+    recurrence = layer.recurrence
+    # [B, T, D or H] each, by name.
+    parts = narrow.split(list(recurrence.narrow.values()), dim=-1)
+    parts = dict(zip(recurrence.narrow, parts, strict=True))
+    mask = None if padding is None else padding.valid  # [B, T]
+    # Padding stands behind a row's tokens, which therefore see none of it; only the state must not.
+    q, k, v = _convolve(layer, cache, qkv, padding, extends)
+    beta = parts["beta"].float().sigmoid() if recurrence.delta_rule else None
+    if recurrence.fixed is not None:
+        decay = recurrence.fixed.expand(*qkv.shape[:2], -1)
+        decay = decay if mask is None else decay * mask[..., None]
+    else:
+        raw = parts["decay"]
+        if recurrence.decay_weight is not None:
+            raw = F.linear(raw, recurrence.decay_weight).unflatten(-1, (layer.heads, -1))
+        mask_of_gate = None if mask is None else mask.to(raw.dtype)
+        decay = DecayGate(raw, recurrence.A_log, recurrence.dt_bias, recurrence.bound, mask_of_gate)
+    if mask is not None and beta is not None:
+        beta = beta * mask[..., None]
+    if mask is not None and beta is None:
+        v = v * mask[..., None, None]
+    # [B, H, D, D] of the pieces before.
+    state = cache.recurrent_states[0] if extends else None
+    o, state = linear_attention(q, k, v, decay, beta, state, None)
+    cache.update_recurrent_state(state)
+    gate = F.linear(parts["gate"], recurrence.gate_weight)
+    activation = "silu" if recurrence.silu_gate else "sigmoid"
+    return gated_norm(o, gate, recurrence.gate_bias, recurrence.norm, eps=recurrence.eps, activation=activation)
+
+
+def _convolve(layer: PackedMixer, cache, qkv, padding: Padding | None, extends: bool):
+    """q, k, v [B, T, H, D] of qkv [B, T, C]."""
+    taps = layer.recurrence.conv_weight.shape[1]
+    heads = _heads(layer, qkv)
+    history = None
+    if extends:
+        history = cache.conv_states[0].transpose(1, 2)  # [B, taps, C]
+        # Only the first tokens see what came before: they are done again, which spares a copy of all.
+        first = _heads(layer, torch.cat([history, qkv[:, : taps - 1]], dim=1))
+        for part, again in zip(heads, first, strict=True):
+            part[:, : taps - 1] = again[:, taps:]
+    last = _last_inputs(qkv, history, taps, padding).transpose(1, 2)  # [B, C, taps]
+    if not cache.is_conv_states_initialized[0]:
+        cache.lazy_initialization(conv_states=last, conv_kernel_size=taps)
+    cache.has_previous_state[0] = True
+    cache.conv_states[0].copy_(last)
+    return heads
+
+
+def _heads(layer: PackedMixer, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    recurrence = layer.recurrence
+    return convolved_heads(
+        qkv,
+        recurrence.conv_weight,
+        recurrence.conv_bias,
+        heads=layer.heads,
+        key_heads=layer.key_heads,
+        activation="silu" if recurrence.silu_conv else "none",
+    )
 
 
 def _last_inputs(qkv: torch.Tensor, history: torch.Tensor | None, taps: int, padding: Padding | None) -> torch.Tensor:

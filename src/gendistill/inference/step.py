@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from gendistill.inference.packed import Packed, PackedLayer
+from gendistill.inference.packed import Packed, PackedLayer, PackedMixer
 from gendistill.models.cache import RING_KEYS, RING_VALUES, SlotCache, ring_length, ring_places
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.ops.decode_attention import decode_attention
@@ -57,24 +57,28 @@ class DecodeStep:
 def _through(layer: PackedLayer, cache, x: torch.Tensor, where: Place) -> torch.Tensor:
     """[B, N] -> [B, N], through a layer with its part of the cache."""
     projected = decode_linear(x, layer.weight, layer.bias, norm=layer.input_norm)
-    seen = None
-    if layer.sees_window:
-        ring = (cache.recurrent_states[state] for state in (RING_KEYS, RING_VALUES))
-        seen = _attend(layer, projected, where, *ring, where.ring_place, where.ring_length)
-    if layer.is_linear:
-        states = cache.conv_states[0], cache.recurrent_states[0]
-        o = recurrent_step(projected, *states, layer.recurrence, seen, where.place)
-    elif layer.is_window:
-        o = seen.flatten(1)
-    else:
-        o = _attend(layer, projected, where, cache.keys, cache.values, where.place, where.length).flatten(1)
+    o = mix_token(layer, cache, projected, where)
     x = decode_linear(o, layer.output.weight, layer.output.bias, residual=x)
     up = layer.up.weight, layer.up.bias
     inner = decode_linear(x, layer.gate.weight, layer.gate.bias, norm=layer.mlp_norm, up=up)
     return decode_linear(inner, layer.down.weight, layer.down.bias, residual=x)
 
 
-def _attend(layer: PackedLayer, projected: torch.Tensor, where: Place, keys, values, place, length) -> torch.Tensor:
+def mix_token(layer: PackedMixer, cache, projected: torch.Tensor, where: Place) -> torch.Tensor:
+    """What a layer's output projection takes [B, H * D], of its projections [B, C + narrow]; its cache is changed."""
+    seen = None
+    if layer.sees_window:
+        ring = (cache.recurrent_states[state] for state in (RING_KEYS, RING_VALUES))
+        seen = _attend(layer, projected, where, *ring, where.ring_place, where.ring_length)
+    if layer.is_linear:
+        states = cache.conv_states[0], cache.recurrent_states[0]
+        return recurrent_step(projected, *states, layer.recurrence, seen, where.place)
+    if layer.is_window:
+        return seen.flatten(1)
+    return _attend(layer, projected, where, cache.keys, cache.values, where.place, where.length).flatten(1)
+
+
+def _attend(layer: PackedMixer, projected: torch.Tensor, where: Place, keys, values, place, length) -> torch.Tensor:
     """[B, H, D]."""
     cos_sin = where.cos, where.sin
     q = rope_and_write(projected, *cos_sin, layer.norms, layer.eps, keys, values, place, layer.heads)

@@ -4,6 +4,7 @@ Shapes: T tokens of a step, all requests' one after another; N requests that dec
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from vllm.config import VllmConfig
@@ -17,10 +18,14 @@ from vllm.model_executor.layers.mamba.abstract import MambaBase
 from vllm.utils.torch_utils import direct_register_custom_op
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
-from gendistill.models.cache import ring_places
+from gendistill.inference.packed import PackedMixer, joint_projections
+from gendistill.inference.prefill_pass import mix
+from gendistill.inference.step import Place, mix_token
+from gendistill.models.cache import ring_length, ring_places
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.mixers.layer import LinearAttention
 from gendistill.models.mixers.window import WindowAttention
+from gendistill.ops.decode_linear import decode_linear
 from gendistill.vllm.backend import MixerBackend, MixerMetadata, Piece
 from gendistill.vllm.shares import layer_of_rank, share_of
 from gendistill.vllm.states import RING, cache_of, layer_states, states_of, student_states
@@ -31,6 +36,7 @@ class StudentMixer(nn.Module, MambaBase):
 
     Attributes:
         mixer: the student's module with this rank's heads.
+        packed: its weights as prefill and decoding read them, once they are loaded.
         kv_cache: [blocks, ...] of each of the student's states, set by vLLM.
     """
 
@@ -42,6 +48,7 @@ class StudentMixer(nn.Module, MambaBase):
         local = layer_of_rank(config, layer, self.ranks)
         self.window, self.sinks = local.window, local.sinks
         self.mixer = WindowAttention(local, 0) if local.mixers == ["window"] else LinearAttention(local, 0)
+        self.packed: PackedMixer | None = None
         self.rotary_emb = None if local.window is None else LlamaRotaryEmbedding(local)
         self.names = [state.name for state in student_states(config, self.dtype, self.ranks)]
         self.own = [state.name for state in layer_states(config, layer, self.dtype, self.ranks)]
@@ -63,9 +70,11 @@ class StudentMixer(nn.Module, MambaBase):
 
     def mix(self, hidden_states: torch.Tensor, positions: torch.Tensor, output: torch.Tensor) -> None:
         """Writes what the mixer makes of all requests' tokens into `output` [T, hidden]."""
+        if self.packed is None:  # weights are loaded by now
+            self._pack()
         metadata = get_forward_context().attn_metadata
         if metadata is None:  # memory is measured, before there are states
-            output.copy_(self._run({}, hidden_states[None], positions[None], 0)[0][0])
+            self._write(Piece(0, len(hidden_states), 0, None), {}, hidden_states, positions, output)
             return
         step: MixerMetadata = metadata[self.prefix]
         held = dict(zip(self.names, self.kv_cache, strict=True))
@@ -75,38 +84,55 @@ class StudentMixer(nn.Module, MambaBase):
         for piece in step.pieces:
             self._prefill(held, piece, hidden_states, positions, output)
 
+    def _pack(self) -> None:
+        """Puts the projections side by side; the module's own become views, so that no weight is held twice."""
+        self.packed = PackedMixer(self.mixer)
+        of_projections = [self.packed.weight] if self.packed.bias is None else [self.packed.weight, self.packed.bias]
+        start = 0
+        for projection in joint_projections(self.mixer):
+            rows = slice(start, start := start + projection.out_features)
+            for parameter, joint in zip((projection.weight, projection.bias), of_projections, strict=False):
+                if parameter is not None:
+                    parameter.data = joint[rows]
+
     def _decode(self, held: dict, step: MixerMetadata, hidden_states, positions, output) -> None:
         """The first tokens, one of each request; `held` has the blocks [blocks, ...] of each state."""
-        rows = slice(0, step.decodes)
-        position = positions[rows]
+        position = positions[: step.decodes]  # [N]
         states = {name: blocks[step.places] for name, blocks in held.items()}  # [N, ...]
-        mixed, states = self._run(states, hidden_states[rows, None], position[:, None], None)
-        output[rows] = mixed[:, 0]
-        for name, state in states.items():
+        (cache,) = cache_of(states, position, None).layers
+        x = hidden_states[: step.decodes]
+        cos = sin = ring_place = length = None
+        if self.rotary_emb is not None:
+            cos, sin = (part[:, 0].contiguous() for part in self.rotary_emb(x, position[:, None]))  # [N, D] each
+            ring_place = ring_places(position, self.window, self.sinks)
+            length = ring_length(position + 1, self.window, self.sinks)
+        where = Place(cos, sin, position, position + 1, ring_place, length)
+        o = mix_token(self.packed, cache, decode_linear(x, self.packed.weight, self.packed.bias), where)
+        output[: step.decodes] = F.linear(o, self.packed.output.weight, self.packed.output.bias)
+        for name, state in states.items():  # changed in place
             if name in RING:  # all but one token's place is as it was
-                place = ring_places(position, self.window, self.sinks)  # [N]
-                row = torch.arange(step.decodes, device=place.device)
-                held[name][step.places, :, place] = state[row, :, place]
+                row = torch.arange(step.decodes, device=ring_place.device)
+                held[name][step.places, :, ring_place] = state[row, :, ring_place]
             else:
                 held[name][step.places] = state
 
     def _prefill(self, held: dict, piece: Piece, hidden_states, positions, output) -> None:
         """One request's tokens, however many."""
-        rows = slice(piece.start, piece.stop)
         states = {} if piece.computed == 0 else {name: blocks[piece.place] for name, blocks in held.items()}
-        mixed, states = self._run(states, hidden_states[None, rows], positions[None, rows], piece.computed)
-        output[rows] = mixed[0]
-        for name, state in states.items():
+        for name, state in self._write(piece, states, hidden_states, positions, output).items():
             held[name][piece.place] = state
 
-    def _run(
-        self, states: dict, hidden_states: torch.Tensor, positions: torch.Tensor, computed: int | None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The mixer's output [N, T, hidden] and its new states; `computed` tokens came before, None: see positions."""
-        cache = cache_of(states, positions[:, 0].clone(), computed)
-        embeddings = None if self.rotary_emb is None else self.rotary_emb(hidden_states, positions)
-        mixed, _ = self.mixer(hidden_states, position_embeddings=embeddings, past_key_values=cache)
-        return mixed, states_of(cache)
+    def _write(self, piece: Piece, states: dict, hidden_states, positions, output) -> dict[str, torch.Tensor]:
+        """Writes a piece's output; returns its new states [1, ...]."""
+        rows = slice(piece.start, piece.stop)
+        inputs = hidden_states[None, rows]
+        cache = cache_of(states, positions[rows][:1].clone(), piece.computed)
+        rope = None
+        if self.rotary_emb is not None:
+            rope = tuple(part[0] for part in self.rotary_emb(inputs, positions[None, rows]))  # [T, D] each
+        o = mix(self.packed, cache.layers[0], inputs, piece.computed, rope, None)
+        output[rows] = F.linear(o, self.packed.output.weight, self.packed.output.bias)[0]
+        return states_of(cache)
 
     def get_state_shape(self) -> tuple[tuple[int, ...], ...]:
         return tuple(state.shape for state in student_states(self.config, self.dtype, self.ranks))
