@@ -553,8 +553,17 @@ def record(figures: dict[str, dict], command: str, **elsewhere) -> None:
 
 
 def record_from_gpu(path: Path, figures_of: Callable[[Path], dict[str, dict]], command: str) -> None:
-    """Puts figures of raw output that came from a GPU into the ledger; the file at `path` says on what."""
+    """Puts figures of raw output that came from a GPU into the ledger; the file at `path` says on what.
+
+    Those whose value is in the ledger already stay as they are, with the commit that measured them.
+    """
     machine = json.loads(path.read_text())["machine"]
     versions = {"gendistill": commit()} | machine["versions"]
     elsewhere = {"hardware": f"1x {machine['gpu']}", "versions": versions, "measured": machine["measured"]}
-    record(figures_of(path.parent), command, **elsewhere)
+    record(changed(figures_of(path.parent)), command, **elsewhere)
+
+
+def changed(figures: dict[str, dict]) -> dict[str, dict]:
+    """The figures that the ledger does not have, or has with another value."""
+    ledger = json.loads(LEDGER.read_text()) if LEDGER.exists() else {}
+    return {name: figure for name, figure in figures.items() if ledger.get(name, {}).get("value") != figure["value"]}

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from figures import LEDGER, ROOT, bench_figures, commit, record
+from figures import ROOT, bench_figures, changed, commit, record
 
 RAW = ROOT / "results/gpu/bench"
 SWEEPS = {"short": ("2048,8192", 1), "long": ("32768,131072", 1), "batch-8": ("32768", 8)}  # contexts and batch
@@ -38,10 +38,7 @@ def main() -> None:
 
 def record_what_is_new() -> None:
     """Figures whose value has changed, with the machine and the day of their own file; others keep their commit."""
-    ledger = json.loads(LEDGER.read_text())
-    for name, figure in bench_figures(RAW).items():
-        if ledger.get(name, {}).get("value") == figure["value"]:
-            continue
+    for name, figure in changed(bench_figures(RAW)).items():
         raw = json.loads((ROOT / figure["source"]).read_text())
         versions = {"gendistill": commit()} | raw["machine"]["versions"]
         where = {"hardware": f"1x {raw['machine']['device']}", "versions": versions, "measured": raw["measured"]}

@@ -4,8 +4,8 @@
 
 Names of records say which student: W7 or W4 are untrained windows with so many layers kept (`beam7-window-512`, ...),
 WT4 the window that was trained, K7 or K4 Kimi Delta Attention beside a window, of which the recurrence alone was
-trained, or of K4-mixers whole mixers, and P7 Kimi Delta Attention without a window; K4-mixers-far_distillation is the
-student after that stage, `-window-1024` one that was asked with a longer window than it was trained with, and
+trained, or of K4-mixers whole mixers, and P7 Kimi Delta Attention without a window; `-settled` had a third stage, mostly
+of conversations, K4-mixers-far_distillation is the student after that stage, `-window-1024` one that was asked with a longer window than it was trained with, and
 `-without_window` one with its windows off. Beside the records lie the metrics of the runs and what each took. Writes
 table.json, tables.md and the frontier, retention over cache bytes a token; figures of a GPU go into the ledger. Of
 other records, results/rehearsal/records say, there are tables alone.
@@ -30,13 +30,16 @@ from gendistill.report.plots import pyplot_to_files
 RECORDS = ROOT / "results/proof/records"
 TEACHER = "teacher"
 # Names of untrained windows in the records, and here.
-CONTROLS = {f"beam{kept}-window-512": f"W{kept}" for kept in (7, 4, 2)} | {"beam7-window-1024": "W7-window-1024"}
+CONTROLS = {f"beam{kept}-window-512": f"W{kept}" for kept in (7, 4, 2)}
+CONTROLS |= {f"beam{kept}-window-1024": f"W{kept}-window-1024" for kept in (7, 4)}
 SETS = ("arc_easy", "arc_challenge", "openbookqa", "mmlu_redux", "commonsense_qa", "boolq")  # ranked as well
 SHORT = (*SETS, "gsm8k", "humaneval")
 EQUAL = "K4-mixers-far_distillation"  # has had as many tokens as WT4
 # Pairs of equal cache, the second beside its control.
 PAIRS = (("W7", "K7"), ("W7-window-1024", "K7-window-1024"), ("K7", "K7-window-1024"), ("P7", "K7"))
 PAIRS += (("W4", "K4"), ("WT4", "K4"), ("K4-mixers", "K4"), ("W4", "WT4"), ("WT4", EQUAL), (EQUAL, "K4-mixers"))
+PAIRS += (("K7", "K7-settled"), ("K4", "K4-settled"), ("W7", "K7-settled"), ("W4", "K4-settled"), ("WT4", "K4-settled"))
+PAIRS += tuple((f"W{kept}-window-1024", f"K{kept}-settled-window-1024") for kept in (7, 4))
 # Of the rehearsal: what stood in the rows of the second stage.
 PAIRS += (("W4", "K4-distant"), ("W4", "K4-ordinary"), ("K4-ordinary", "K4-distant"))
 LINES = {  # of the frontier: names, how they are drawn, and where a name stands beside its point
@@ -221,7 +224,7 @@ def proof_figures(results: Path) -> dict[str, dict]:
     table = json.loads((results / "table.json").read_text())
     source = "results/proof/table.json"
     figures = {}
-    for student in ("K7", "K7-window-1024", "K4", "P7"):
+    for student in ("K7", "K7-window-1024", "K7-settled", "K4", "K4-settled", "K4-settled-window-1024", "P7"):
         row = table["configurations"].get(student)
         if row is None:
             continue

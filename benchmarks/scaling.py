@@ -35,7 +35,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from figures import commit, gpu_machine, record, scaling_figures
+from figures import changed, commit, gpu_machine, record, scaling_figures
 from launching import environment, torchrun
 from training_speed import RandomRows
 
@@ -408,7 +408,7 @@ def record_each(path: Path) -> None:
     """Puts the figures into the ledger, each with the number of GPUs that it is of."""
     machine = json.loads(path.read_text())["machine"]
     versions = {"gendistill": commit()} | machine["versions"]
-    for name, figure in scaling_figures(path).items():
+    for name, figure in changed(scaling_figures(path)).items():
         of_several = re.match(r"gpu(\d+)_", name)
         hardware = f"{of_several[1] if of_several else 1}x {machine['gpu']}"
         elsewhere = {"hardware": hardware, "versions": versions, "measured": machine["measured"]}
