@@ -4,11 +4,11 @@
 
 Names of records say which student: W7 or W4 are untrained windows with so many layers kept (`beam7-window-512`, ...),
 WT4 the window that was trained, K7 or K4 Kimi Delta Attention beside a window, of which the recurrence alone was
-trained, or of K4-mixers whole mixers, and P7 Kimi Delta Attention without a window; `-settled` had a third stage, mostly
-of conversations, K4-mixers-far_distillation is the student after that stage, `-window-1024` one that was asked with a longer window than it was trained with, and
-`-without_window` one with its windows off. Beside the records lie the metrics of the runs and what each took. Writes
-table.json, tables.md and the frontier, retention over cache bytes a token; figures of a GPU go into the ledger. Of
-other records, results/rehearsal/records say, there are tables alone.
+trained, or of K4-mixers whole mixers, and P7 Kimi Delta Attention without a window. `-settled` had a third stage,
+mostly of conversations, K4-mixers-far_distillation is the student after that stage, `-window-1024` one that was asked
+with a longer window than it was trained with, and `-without_window` one with its windows off. Beside the records lie
+the metrics of the runs and what each took. Writes table.json, tables.md and the frontier, retention over cache bytes a
+token; figures of a GPU go into the ledger. Of other records, results/rehearsal/records say, there are tables alone.
 """
 
 import argparse

@@ -51,7 +51,7 @@ ROOMS = {
     "report": f"{GROUND} analysis recipe.data data evaluate.kinds recipe distill evaluate ablation.result",
     "doctor": f"{GROUND} ops models compute",
     "export": f"{GROUND} analysis models",
-    "vllm": f"{GROUND} models",
+    "vllm": f"{GROUND} models ops inference",
     "chat": f"{GROUND} models inference recipe.data data",
     "serve": f"{GROUND} models compute inference recipe.data data",
     "run": f"{GROUND} ops distributed sandbox analysis models compute inference recipe.fields recipe.data data"
