@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import termios
 import time
@@ -27,10 +28,16 @@ class Terminal:
             stderr=slave,
             env=environment() | {"TERM": "xterm"},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C reaches it
+            preexec_fn=self._take_over,
         )
         os.close(slave)
         self.shown = ""
+
+    @staticmethod
+    def _take_over():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C reaches it
+        # As a terminal's shell leaves it. Tests that run in the background have it ignored, and so would their children.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def type(self, text):
         os.write(self.master, text.encode())
