@@ -36,7 +36,7 @@ class Terminal:
     @staticmethod
     def _take_over():
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C reaches it
-        # As a terminal's shell leaves it. Tests that run in the background have it ignored, and so would their children.
+        # As a terminal's shell leaves it: tests that run in the background have it ignored, as would their children.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def type(self, text):

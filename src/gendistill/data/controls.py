@@ -7,6 +7,7 @@ that no text has, breaks up what is quoted until the tokenizer is through; its i
 import re
 from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import pairwise
 
 from gendistill.errors import UserError
 
@@ -22,6 +23,7 @@ class Controls:
         ids: theirs.
         tags: others that its chat template writes, as Qwen3's <think> and <tool_call>. An assistant writes them too.
         pattern: finds a special one.
+        divide: whether the tokenizer surely encodes what stands between two special ones for itself.
     """
 
     def __init__(self, tokenizer):
@@ -30,6 +32,10 @@ class Controls:
         template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
         self.special = [token.content for token in added if token.special]
         self.ids = {number for number, token in decoder.items() if token.special}
+        # Otherwise they depend on what stands around them, or take some of it in.
+        self.divide = not any(
+            token.special and (token.lstrip or token.single_word or token.normalized) for token in added
+        )
         self.tags = [
             token.content
             for token in added
@@ -47,6 +53,12 @@ class Controls:
         if not any(character in text for character in self._first_characters):
             return False
         return self._any.search(text) is not None
+
+    def pieces(self, text: str) -> list[str]:
+        """A text from control token to control token, each with what follows it; whole where they do not divide it."""
+        starts = [match.start() for match in self.pattern.finditer(text)] if self.divide else []
+        cuts = [0, *starts, len(text)]
+        return [text[start:end] for start, end in pairwise(cuts) if start < end]
 
     def guard(self, text: str, what: str, tags: bool = True) -> str:
         """The text with a guard in every control token, so that the tokenizer reads it as ordinary text.

@@ -7,6 +7,7 @@ around a reply is seen by a reply that no text has.
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import chain
 from os.path import commonprefix
 from typing import NamedTuple
 
@@ -108,14 +109,17 @@ class Template:
         distinct = dict.fromkeys(texts)
         encodings = self.tokenize([text for text in distinct if GUARD in text])
         found = {text: GuardedTokens(text, encoding).ids for text, encoding in encodings.items()}
-        plain = [text for text in distinct if text not in found]
+        # Prompts share most of their pieces: the same few-shot examples stand in all of them.
+        pieces = {text: self.controls.pieces(text) for text in distinct if text not in found}
+        wanted = list(dict.fromkeys(chain.from_iterable(pieces.values())))
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()  # all three may be what another call has left behind
         backend.no_padding()
         backend.encode_special_tokens = self.tokenizer.split_special_tokens
         # Without offsets, which are a fifth of the work.
-        fast = backend.encode_batch_fast(plain, add_special_tokens=False)
-        return found | {text: encoding.ids for text, encoding in zip(plain, fast, strict=True)}
+        ids = dict(zip(wanted, backend.encode_batch_fast(wanted, add_special_tokens=False), strict=True))
+        ids = {piece: encoding.ids for piece, encoding in ids.items()}  # once each: it is a copy
+        return found | {text: [*chain.from_iterable(ids[piece] for piece in own)] for text, own in pieces.items()}
 
     def render_conversation(self, messages: list[Message]) -> Conversation:
         learnt = _learnt_turns(messages)

@@ -23,8 +23,11 @@ def reply_ids(tokenizer, prompts: Sequence[Prompt], replies: Sequence[Sequence[s
     template = Template(tokenizer)
     tails = [[_tail(template, prompt.text), "\n"] for prompt in prompts]
     texts = []  # of each prompt's replies, as they stand behind it
-    for prompt, given in zip(prompts, replies, strict=True):
-        blanks = _blanks_before_reply(template, prompt)
+    known: dict[tuple, str] = {}  # blanks of conversations of the same roles and the same end, so few are rendered
+    for prompt, given, (tail, _) in zip(prompts, replies, tails, strict=True):
+        form = tail, *(message["role"] for message in prompt.messages)
+        blanks = known[form] if form in known else _blanks_before_reply(template, prompt)
+        known[form] = blanks
         texts.append([blanks + template.controls.guard(reply, "a reply", tags=False) for reply in given])
     # In one call of the tokenizer, each once: most prompts end alike, and letters are the same for all of them.
     wanted = []

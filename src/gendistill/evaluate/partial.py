@@ -5,7 +5,6 @@ processes left is taken up by any other number.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ class Partial:
         if finished:
             what = "reply" if isinstance(next(iter(finished.values())), Reply) else "ranking"
             # One line for all: answered again without some of its items, a batch would round scores otherwise.
-            answers = {index: asdict(answer) for index, answer in finished.items()}
+            answers = {index: vars(answer) for index, answer in finished.items()}
             self.file.write(checked_line({"what": what, "answers": answers}))
             self.file.flush()  # to the system, so that a killed process leaves whole lines
             (self.replies if what == "reply" else self.rankings).update(finished)

@@ -113,15 +113,18 @@ def evaluate_model(
             the label cannot name a file, or programs cannot be isolated here.
     """
     _check_label(label)
-    # All tasks are read and checked before the first is evaluated: a mistake in the last should not cost an hour.
-    tasks = []
-    for name, task in evaluation.tasks.items():
-        task.check_machine()
-        tasks.append(_Questions.read(name, task, seed, tokenizer))
-        _check_length(model.config, tasks[-1].prompts, tasks[-1].candidates, name, task)
+    # Once, and while questions are read: it reads every weight.
+    with ThreadPoolExecutor(1) as thread:
+        hashed = thread.submit(model_fingerprint, model)
+        # All tasks are read and checked before the first is evaluated: a mistake in the last should not cost an hour.
+        tasks = []
+        for name, task in evaluation.tasks.items():
+            task.check_machine()
+            tasks.append(_Questions.read(name, task, seed, tokenizer))
+            _check_length(model.config, tasks[-1].prompts, tasks[-1].candidates, name, task)
+    fingerprint = hashed.result()
     folder = Path(folder) / label
     make_folder(folder)
-    fingerprint = model_fingerprint(model)  # once: it reads every weight
     scores = {}
     is_first = share.number == 0
     console = Console(quiet=not (progress and is_first))
@@ -202,8 +205,8 @@ def _records(tokenizer: PreTrainedTokenizerBase, questions: _Questions, partial:
     # Behind the items' own answers stand those to their other forms, item by item.
     other_forms = iter(answers[len(questions.items) :])
     records = []
-    for index, item in enumerate(questions.items):
-        prompt = tokenizer.decode(questions.prompts[index])
+    prompts = tokenizer.batch_decode(questions.prompts[: len(questions.items)])
+    for index, (item, prompt) in enumerate(zip(questions.items, prompts, strict=True)):
         forms = [answers[index], *islice(other_forms, len(questions.task.other_forms(item)))]
         records.append(make_record(questions.task, item, prompt, rankings.get(index), forms))
     return records
