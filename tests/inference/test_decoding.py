@@ -1,16 +1,19 @@
 """Decoding by our own loop: what transformers' generate() says, whatever batch and prefix the prompts share."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import GenerationConfig
 
+from gendistill.distributed import Share
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
 from gendistill.evaluate.ranking import render_prompts
 from gendistill.inference import decoding
 from gendistill.inference import prefill as prefill_module
 from gendistill.inference.decoding import Decoding, DecodingBatch, Sampling, can_decode
-from gendistill.inference.generation import generate
+from gendistill.inference.generation import generate, rows_that_fit
 from gendistill.inference.prefill import Prefix, extend, prefill
 from gendistill.inference.sampling import draw_from_all, draw_from_likeliest, uniform_draws
 from gendistill.inference.stopping import end_ids
@@ -227,3 +230,22 @@ def test_no_token_of_no_probability_is_drawn_between_two_likely_ones():
         drawn = draw_from_all(logits.softmax(-1).expand(50, -1), draws)
         # A draw that falls on the others is one of some hundred million.
         assert set(drawn.tolist()) <= {0, 70_000, 149_999}
+
+
+@pytest.mark.parametrize(
+    ("device", "prompts", "length", "processes", "rows"),
+    [
+        ("cuda", 1319, 330, 1, 440),  # 446 fit: three batches of one size
+        ("cuda", 1319, 330, 2, 330),  # of 660, two
+        ("cuda", 100, 330, 1, 100),
+        ("cuda", 100, 330, 3, 34),
+        ("cuda", 5000, 8, 1, 834),  # 989 fit
+        ("cuda", 3, 10**6, 1, 1),
+        ("cuda", 0, 0, 2, 1),
+        ("cpu", 1319, 330, 2, 32),
+        ("cpu", 3, 10**6, 1, 1),
+    ],
+)
+def test_batches_are_of_one_size(device, prompts, length, processes, rows):
+    model = SimpleNamespace(config=make_teacher("qwen3").config, device=torch.device(device))
+    assert rows_that_fit(model, [[0] * length] * prompts, 256, Share(0, processes)) == rows

@@ -227,13 +227,17 @@ def rows_that_fit(model: PreTrainedModel, prompts: Sequence[list[int]], reply: i
     sequences of a batch change each other."""
     if depends_on_length(model.config.get_text_config()):
         return 1
-    most = ROWS_AT_ONCE.get(model.device.type, ROWS_AT_ONCE["cpu"])
-    if model.device.type == "cuda":
-        # A GPU takes so many at once that the others would get none. On a CPU the batch stays as it is: there scores
-        # are the same to the last bit on any number of processes.
-        most = min(most, max(1, -(-len(prompts) // share.processes)))
     longest = max(map(len, prompts), default=0)
-    return max(1, min(most, TOKENS_AT_ONCE // (longest + reply + 1)))
+    most = ROWS_AT_ONCE.get(model.device.type, ROWS_AT_ONCE["cpu"])
+    most = max(1, min(most, TOKENS_AT_ONCE // (longest + reply + 1)))
+    # On a CPU the batch stays as it is: there scores are the same to the last bit on any number of processes.
+    if model.device.type != "cuda":
+        return most
+    # A GPU takes so many at once that other processes would get none. And batches of one size: where replies are of
+    # equal length, the last would otherwise leave rows empty for as long as a whole batch takes.
+    own = max(1, -(-len(prompts) // share.processes))
+    batches = -(-own // most)
+    return -(-own // batches)
 
 
 def _longest_first(prompts, indices: Sequence[int]) -> list[int]:
