@@ -17,6 +17,7 @@ from gendistill.inference.generation import generate, rows_that_fit
 from gendistill.inference.prefill import Prefix, extend, prefill
 from gendistill.inference.sampling import draw_from_all, draw_from_likeliest, uniform_draws
 from gendistill.inference.stopping import end_ids
+from gendistill.models.cache import SlotLayer, beside
 from gendistill.models.loading import load_model, load_tokenizer
 from gendistill.recipe.evaluation import make_task
 from small_models import VARIANTS, make_student, make_teacher
@@ -142,6 +143,27 @@ def test_extending_prefilled_prompts_is_one_pass(make, name):
         for logits in (got[place], again[len(rows) - 1 - place]):
             torch.testing.assert_close(logits[: len(tokens)], whole[-len(tokens) :], rtol=0, atol=1e-4)
         torch.testing.assert_close(prefilled.logits[row], whole[-len(tokens) - 1], rtol=0, atol=1e-4)
+
+
+@every_model
+@pytest.mark.parametrize("rows", [[0, 1, 2], [1, 2], [0]])
+def test_neighbours_are_extended_where_they_lie(make, name, rows):
+    """Again and again, and with more tokens before fewer: what an earlier extension left behind them is not seen."""
+    model = make(name).double()
+    prompts = prompts_of(4, 1, 11, shared=SHARED)
+    prefilled = prefill(model, prompts, Prefix.of(model, prompts), room=max(map(len, prompts)) + 6)
+    for lengths in ((6, 3, 5), (1, 2, 1), (4, 4, 4)):
+        ids = prompts_of(*lengths[: len(rows)])
+        got = extend(model, prefilled, rows, ids)
+        for place, (row, tokens) in enumerate(zip(rows, ids, strict=True)):
+            whole = model(torch.tensor([prompts[row] + tokens]), use_cache=False).logits[0]
+            torch.testing.assert_close(got[place, : len(tokens)], whole[-len(tokens) :], rtol=0, atol=1e-4)
+    if prefilled.cache is not None:  # and nothing of attention was copied
+        taken = beside(prefilled.cache, rows)
+        kept = [
+            (one, own) for one, own in zip(taken.layers, prefilled.cache.layers, strict=True) if hasattr(own, "keys")
+        ]
+        assert all(one.keys.data_ptr() == own.keys[rows[0]].data_ptr() for one, own in kept if own.keys is not None)
 
 
 def test_a_sample_depends_on_its_key_and_not_on_its_batch():

@@ -1,6 +1,7 @@
 """Candidates ranked by their log-likelihood as replies to a prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -149,21 +150,32 @@ def _log_likelihoods(
             first_tokens.append((row, ids[0]))
             if len(ids) > 1:
                 longer.append((row, number))
-    prefilled = prefill(model, prompts, prefix)
+    longest = max((len(candidates[row][number]) for row, number in longer), default=1)
+    prefilled = prefill(model, prompts, prefix, room=max(map(len, prompts)) + longest - 1)
     values = iter(_log_probabilities(prefilled.logits, first_tokens))  # logits: [items, V], behind each prompt
     # Back in the candidates' shape: per item, per candidate.
     sums = [[next(values) for _ in item_candidates] for item_candidates in candidates]
 
-    # Candidates in parts, so that the logits held at once stay bounded.
-    longest = max((len(candidates[row][number]) for row, number in longer), default=1)
-    size = max(1, LOGITS_AT_ONCE // longest)
-    for start in range(0, len(longer), size):
-        part = longer[start : start + size]
+    # In parts, so that the logits held at once stay bounded.
+    for part in _parts(longer, max(1, LOGITS_AT_ONCE // longest)):
         ids = [candidates[row][number] for row, number in part]
         further = _further_tokens(model, prefilled, [row for row, _ in part], ids)
         for (row, number), total in zip(part, further, strict=True):
             sums[row][number] += total
     return sums
+
+
+def _parts(longer: Sequence[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+    """The items' first candidates, then their second ones, `size` at a time: each item stands once in a part.
+
+    So `extend` need not copy the items' caches.
+    """
+    by_number: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for row, number in longer:
+        by_number[number].append((row, number))
+    for pairs in by_number.values():
+        for start in range(0, len(pairs), size):
+            yield pairs[start : start + size]
 
 
 def _further_tokens(model: PreTrainedModel, prefilled, rows: list[int], ids: Sequence[list[int]]) -> list[float]:

@@ -20,7 +20,7 @@ from gendistill.inference.prefill_graph import graphed_prefill
 from gendistill.inference.prefill_pass import PrefillPass
 from gendistill.inference.rows import padded_rows
 from gendistill.models.attention import SLOTS, attention_switched_to
-from gendistill.models.cache import SlotCache, select_rows
+from gendistill.models.cache import SlotCache, beside, select_rows
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.models.padding import Padding
 from gendistill.models.view import as_student
@@ -149,7 +149,8 @@ def _forward(
 def extend(model: PreTrainedModel, prefilled: Prefilled, rows: Sequence[int], ids: list[list[int]]) -> torch.Tensor:
     """Logits [len(rows), longest, V] at tokens that follow prefilled prompts; `ids[i]` follow prompt `rows[i]`.
 
-    A prompt may be extended any number of times; its cache stays as it is.
+    A prompt may be extended any number of times; its cache stays as it is, but for what lies behind its tokens. Nothing
+    is copied if rows are neighbours, each once, and the prefill has left room.
 
     Args:
         ids: tokens of unequal length; logits behind the last of each are of no use.
@@ -162,8 +163,8 @@ def extend(model: PreTrainedModel, prefilled: Prefilled, rows: Sequence[int], id
         return _extended_anew(model, prefilled, rows, tokens)
     student = as_student(model)
     start = prefilled.lengths[torch.tensor(rows, device=device)]  # [rows]
-    cache = select_rows(prefilled.cache, rows)
-    room = int(start.max()) + width
+    cache = beside(prefilled.cache, rows)
+    room = max(cache.room, int(start.max()) + width)
     cache.resize(room)
     cache.start = start
     index = torch.arange(width, device=device)

@@ -100,9 +100,12 @@ def slot_attention(
         return causal_attention(query, key, value, scaling).transpose(1, 2), None
     if attention_mask.dim() == 1:
         return decode_attention(query[:, :, 0], key, value, attention_mask, scaling)[:, None], None
-    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
-    o = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
-    return o.transpose(1, 2), None
+    # The heads that share a key become more queries of it: no key or value is copied for each of them.
+    groups, shared = key.shape[1], query.shape[1] // key.shape[1]
+    rows = query.unflatten(1, (groups, shared)).flatten(2, 3)  # [B, G, H / G * T, D]
+    mask = attention_mask.repeat(1, 1, shared, 1)  # [B, 1, H / G * T, S]
+    o = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling)
+    return o.unflatten(2, (shared, -1)).flatten(1, 2).transpose(1, 2), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(PACKED, packed_attention)

@@ -148,6 +148,24 @@ def select_rows(cache: Cache, rows: Sequence[int]) -> Cache:
     return selected
 
 
+def beside(cache: "SlotCache", rows: Sequence[int]) -> "SlotCache":
+    """As `select_rows`, for tokens that come behind the sequences' last and count for nobody else.
+
+    Of neighbouring sequences, each once, keys and values are not copied: the tokens are written behind the sequences',
+    where nothing is looked at. States are copied in any case, for they change as a whole.
+    """
+    first = rows[0]
+    if list(rows) != list(range(first, first + len(rows))):
+        return select_rows(cache, rows)
+    selected = _of_same_tensors(cache)
+    for layer in selected.layers:
+        if isinstance(layer, SlotLayer):
+            layer.keys, layer.values = (x[first : first + len(rows)] for x in (layer.keys, layer.values))
+        else:
+            layer.reorder_cache(torch.tensor(rows, device=layer.device))
+    return selected
+
+
 def _of_same_tensors(cache: Cache) -> Cache:
     """A cache with layers of its own, in which other tensors can be put."""
     made = copy.copy(cache)
@@ -248,6 +266,11 @@ class SlotCache(Cache):
 
     def update(self, key_states, value_states, layer_idx: int, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         return self.layers[layer_idx].update(key_states, value_states, self.start)
+
+    @property
+    def room(self) -> int:
+        """Places of the layers with full attention; 0 if there are none."""
+        return max((layer.room for layer in self.layers if isinstance(layer, SlotLayer)), default=0)
 
     def resize(self, room: int) -> None:
         """Gives the layers with full attention this many places."""
