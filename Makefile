@@ -8,10 +8,11 @@ RUN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(RUN)/gendistill run recipes/demo.yaml
 
+# Bytecode is kept whatever the environment says: else both workers and every process of the tests compile it anew.
 test: $(VENV)/installed
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m "not gpu and not transformers_tests and not browser and not vllm" -n 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m "not gpu and not transformers_tests and not browser and not vllm" -n 2 --dist loadfile
 
 # The site of docs/, in site/; any warning is an error.
 docs: $(VENV)/installed

@@ -1,6 +1,7 @@
 """A tiny Qwen3 with random weights, a byte tokenizer with a ChatML template, and small question files."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,36 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+# Files that take longest, longest first: begun last, one of them would leave the other worker idle for a minute.
+LONGEST = [
+    "distill/test_sharding.py",
+    "cli/test_run.py",
+    "ablation/test_queue.py",
+    "models/test_generation.py",
+    "distill/test_engine.py",
+    "inference/test_decoding.py",
+    "models/test_training.py",
+    "models/test_modeling.py",
+    "cli/test_errors.py",
+    "cli/test_place.py",
+    "evaluate/kinds/test_script_parts.py",
+    "sandbox/test_hostile.py",
+    "sandbox/test_sandbox.py",
+    "bench/test_bench.py",
+    "test_tutorial.py",
+    "doctor/test_doctor.py",
+]
+
+
+def pytest_configure(config):
+    """Has pytest-xdist give out files in the order below; it would begin with those that hold the most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
