@@ -13,7 +13,8 @@ from gendistill.ablation.variants import make_variants
 from gendistill.console import Console
 
 LAST = "stages.logit_distillation"
-SHORT = dict(sequence_length=64, sequences_per_step=2, micro_batch=2, tokens=64 * 2 * 4, checkpoint_every=1)
+# Of four steps; a checkpoint is written behind the last.
+SHORT = dict(sequence_length=64, sequences_per_step=2, micro_batch=2, tokens=64 * 2 * 4, checkpoint_every=4)
 BASE = RECIPE | dict(
     held_out=0,
     stages=dict(

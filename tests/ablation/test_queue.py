@@ -164,7 +164,8 @@ def test_another_teacher_is_not_compared(finished, tmp_path):
 
 def test_killed_twice_it_ends_the_same(finished, tmp_path):
     """kill -9 in the middle of two trainings; the command itself, with processes of its own, brings it to its end."""
-    path = write_ablation_file(tmp_path, axes=ONE_AXIS, controls={})
+    every_step = {name: stage | dict(checkpoint_every=1) for name, stage in BASE["stages"].items()}
+    path = write_ablation_file(tmp_path, BASE | dict(stages=every_step), axes=ONE_AXIS, controls={})
     root = tmp_path / "out"
     for name, stage in ((BASE_RUN, "1-block_alignment"), (OTHER, "2-logit_distillation")):
         # Variants run in the queue's process here, which spares starts.

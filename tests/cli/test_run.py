@@ -8,11 +8,14 @@ import time
 from functools import partial
 
 import pytest
+import yaml
 
-from cli_tools import command, environment, forked
+from cli_tools import RECIPE, command, environment, forked
 from gendistill.models.conversion import weights_sha256
 
 STAGES = ["qk_alignment", "block_alignment", "logit_distillation", "instruction_distillation"]
+STEPS, TOKENS = 8, 8 * 2 * 64
+SHORT = dict(tokens=TOKENS, checkpoint_every=3)
 
 
 def metrics(run, number, stage):
@@ -20,16 +23,23 @@ def metrics(run, number, stage):
     return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
 
 
+def write_recipe(folder):
+    path = folder / "tiny.yaml"
+    stages = {name: stage | SHORT for name, stage in RECIPE["stages"].items()}
+    path.write_text(yaml.safe_dump(RECIPE | dict(stages=stages), sort_keys=False))  # stages have an order
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return write_recipe(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    import yaml
-
-    from cli_tools import RECIPE
-
     folder = tmp_path_factory.mktemp("unbroken")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
     done = subprocess.run(
-        command("run", folder / "tiny.yaml", "--output", folder / "run"),
+        command("run", write_recipe(folder), "--output", folder / "run"),
         capture_output=True,
         text=True,
         env=environment() | {"PYTHONIOENCODING": "ascii", "COLUMNS": "80"},  # as a job on a cluster may have them
@@ -50,7 +60,7 @@ def test_what_is_printed_into_a_file_is_plain_lines(unbroken):
         for task in ("facts", "choice", "arithmetic"):
             assert re.search(rf"^{label}, {task}: (\d+) of \1 answers, 0:00:00 left$", output, re.M), (label, task)
     for stage in STAGES:
-        assert re.search(rf"^{stage}: 12 of 12 steps, loss .* left$", output, re.M)
+        assert re.search(rf"^{stage}: {STEPS} of {STEPS} steps, loss .* left$", output, re.M)
         assert any(line.startswith(f"{stage}: student ") and line.endswith(" by ranking)") for line in lines)
     assert "conversion: initialisation 'teacher'" in lines
     # Of a table that is too narrow, names are whole for all that: broken where their parts meet.
@@ -87,14 +97,14 @@ def test_run_writes_everything(unbroken):
             assert None not in held_out and held_out == (stored["held_out_loss_first"], stored["held_out_loss_last"])
             assert f"{stage}: loss {losses[0]:.4f} -> {losses[-1]:.4f}, held out {held_out[0]:.4f} -> " in output
             assert f"| {held_out[0]:.4f} | {held_out[1]:.4f} |" in summary
-            assert (stored["loss_first"], stored["loss_last"], stored["tokens"]) == (losses[0], losses[-1], 12 * 2 * 64)
+            assert (stored["loss_first"], stored["loss_last"], stored["tokens"]) == (losses[0], losses[-1], TOKENS)
             settings.add(stored["recipe_key"])
             assert (stored["machine"]["device"], stored["machine"]["processes"]) == ("CPU", 1)
             assert {"gendistill", "torch", "transformers"} == set(stored["machine"]["versions"])
         parent = (label, stored["weights_sha256"])
         assert not (run / label / "checkpoints").exists()
     assert len(settings) == len(STAGES)  # each depends on the stages up to it
-    assert len(metrics(run, 4, STAGES[3])) == 12
+    assert len(metrics(run, 4, STAGES[3])) == STEPS
     # Completion-only: fewer loss tokens than the row has; on plain text nearly all of them.
     assert metrics(run, 4, STAGES[3])[0]["loss_tokens"] < 64 < metrics(run, 3, STAGES[2])[0]["loss_tokens"]
 
@@ -140,7 +150,7 @@ def test_killed_in_the_middle_of_each_stage_ends_the_same(unbroken, recipe, tmp_
     ended(forked("convert", recipe, "--output", run))
     for number, stage in enumerate(STAGES, 1):
         log = run / f"{number}-{stage}" / "metrics.jsonl"
-        for lines in (2, 6):  # the first also ends the stage before
+        for lines in (2, 4):  # the first also ends the stage before
             process = forked("distill", recipe, "--output", run)
             wait_for_lines(log, lines, lambda process=process: process.exitcode)
             process.kill()
