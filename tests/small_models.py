@@ -98,6 +98,11 @@ def _variants() -> dict[str, dict]:
     for family, mixer in (("qwen3", "kda"), ("qwen2", "mamba2"), ("llama", "gated_deltanet")):
         variants[f"{family}-{mixer}-beside-window"] = dict(family=family, keep=(1,), mixer=mixer, **WINDOW)
     variants["qwen3-kda-pure-beside-window"] = dict(family="qwen3", keep=(), mixer="kda", **WINDOW)
+    for options in variants.values():
+        # A recurrence before attention and behind it takes three layers; other mixers stand in the fourth, and random
+        # students with windows alone say too little with fewer.
+        if "mixer_in_layer" not in options and options["mixer"] != "window":
+            options["sizes"] = dict(num_hidden_layers=3)
     return variants
 
 
