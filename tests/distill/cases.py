@@ -1,7 +1,7 @@
 """What two processes do for test_distributed.py: small stages that one process runs alike, then a whole recipe.
 
-Started as cases.py FOLDER, which is torchrun for itself. FOLDER/CASE gets metrics.jsonl and, from the first process,
-weights.pt, a saved student and seen.json.
+Started by torchrun: cases.py FOLDER. FOLDER/CASE gets metrics.jsonl and, from the first process, weights.pt, a saved
+student and seen.json.
 """
 
 import json
@@ -20,8 +20,6 @@ from unittest import mock
 import numpy as np
 import torch
 from rich.console import Console
-from torch.distributed.launcher.api import elastic_launch
-from torch.distributed.run import config_from_args, parse_args
 from torch.distributed.tensor import DTensor
 
 from cli_tools import RECIPE
@@ -394,16 +392,5 @@ def main(root: Path) -> None:
     distributed.barrier()
 
 
-def launch(root: Path) -> None:
-    """Has torchrun's agent start two processes, and once more should one die.
-
-    They are forks of this process: as commands, each of the four would import torch and transformers anew, for seconds.
-    """
-    options = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--nproc-per-node=2", "--max-restarts=1", __file__]
-    config, *_ = config_from_args(parse_args(options))
-    config.start_method = "fork"
-    elastic_launch(config, entrypoint=main)(root)
-
-
 if __name__ == "__main__":
-    launch(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))

@@ -1,6 +1,6 @@
 """Many processes are one: same losses, gradients and weights; and what breaks one of them breaks no run.
 
-One process here, and two that torchrun's agent starts, run the stages of cases.py.
+One process here, and two that torchrun starts, run the stages of cases.py.
 """
 
 import json
@@ -77,7 +77,8 @@ def ended(one, tmp_path_factory):
         cases.run_and_stop(root, f"one, then {strategy}")
     cases.ask(root / "one, then asked", answers=2)
     done = subprocess.run(
-        [sys.executable, cases.__file__, str(root)],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+        + [cases.__file__, str(root)],
         capture_output=True,
         text=True,
         env=environment() | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
