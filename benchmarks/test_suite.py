@@ -21,6 +21,7 @@ from figures import record, suite_figures  # noqa: E402
 
 LEFT_OUT = "not gpu and not transformers_tests and not browser and not vllm"  # as in the Makefile
 PYTEST = [sys.executable, "-m", "pytest", "-m", LEFT_OUT, "-n", "2", "--dist", "loadfile", "--durations=0"]
+AS_MAKE = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
 # "3.21s call     tests/cli/test_run.py::test_run_writes_everything"
 DURATION = re.compile(r"^ *([\d.]+)s (?:setup|call|teardown) +(tests/\S+?\.py)::", re.MULTILINE)
 COUNTS = re.compile(r"(\d+) (passed|failed|skipped|error)")
@@ -28,7 +29,7 @@ COUNTS = re.compile(r"(\d+) (passed|failed|skipped|error)")
 
 def main() -> None:
     began = time.perf_counter()
-    done = subprocess.run(PYTEST, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = subprocess.run(PYTEST, cwd=ROOT, env=os.environ | AS_MAKE, capture_output=True, text=True)
     seconds = time.perf_counter() - began
     if done.returncode:
         raise SystemExit(done.stdout[-5000:] + done.stderr)
