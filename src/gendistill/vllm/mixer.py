@@ -62,6 +62,7 @@ class StudentMixer(nn.Module, MambaBase):
         share = share_of(name, tensor, self.config, self.rank, self.ranks)
         with torch.no_grad():
             self.mixer.get_parameter(name).copy_(share)
+        self.packed = None  # some of it is a copy
 
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         output = torch.empty_like(hidden_states)
