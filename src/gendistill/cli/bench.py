@@ -71,7 +71,8 @@ def command(
     for _ in sweep(pair, sizes["contexts"], sizes["batches"], rates, repeats, keep_row):
         pass
     console.print(to_rich("speed", HEADER, cells(rows)))
-    lines, batch = [to_markdown(HEADER, cells(rows))], min(sizes["batches"])
+    lines = [to_markdown(HEADER, cells(rows))]
+    batch = min(sizes["batches"])
     for key, what in (("first_median", "the first token"), ("token_median", "each further token")):
         for form in ("default", "best"):
             context = wins_from(rows, key, form)

@@ -54,9 +54,13 @@ class Controls:
             return False
         return self._any.search(text) is not None
 
+    def starts(self, text: str) -> list[int]:
+        """The characters at which a text's special tokens begin."""
+        return [match.start() for match in self.pattern.finditer(text)]
+
     def pieces(self, text: str) -> list[str]:
         """A text from control token to control token, each with what follows it; whole where they do not divide it."""
-        starts = [match.start() for match in self.pattern.finditer(text)] if self.divide else []
+        starts = self.starts(text) if self.divide else []
         cuts = [0, *starts, len(text)]
         return [text[start:end] for start, end in pairwise(cuts) if start < end]
 

@@ -117,8 +117,9 @@ class Template:
         backend.no_padding()
         backend.encode_special_tokens = self.tokenizer.split_special_tokens
         # Without offsets, which are a fifth of the work.
-        ids = dict(zip(wanted, backend.encode_batch_fast(wanted, add_special_tokens=False), strict=True))
-        ids = {piece: encoding.ids for piece, encoding in ids.items()}  # once each: it is a copy
+        encodings = backend.encode_batch_fast(wanted, add_special_tokens=False)
+        # `ids` of an encoding once each: it is a copy.
+        ids = {piece: encoding.ids for piece, encoding in zip(wanted, encodings, strict=True)}
         return found | {text: [*chain.from_iterable(ids[piece] for piece in own)] for text, own in pieces.items()}
 
     def render_conversation(self, messages: list[Message]) -> Conversation:
@@ -130,7 +131,7 @@ class Template:
         earlier = [self._render_turn(messages[: position + 1]) for position in learnt[:-1]]
         # Where the template renders a past turn otherwise than generation saw it, that turn is context.
         turns = [turn for turn in earlier if last.whole.startswith(turn.whole)] + [last]
-        controls = [match.start() for match in self.controls.pattern.finditer(last.whole)]
+        controls = self.controls.starts(last.whole)
         replies = [Reply(*(_slice_to(len(text), controls) for text in turn)) for turn in turns]
         marked = self._marked(messages, last.whole) if MARKER.search(self.source) else None
         unweighted = [self._extent(messages, position, last.whole) for position in weightless]

@@ -39,7 +39,7 @@ def reply_ids(tokenizer, prompts: Sequence[Prompt], replies: Sequence[Sequence[s
 
 def _tail(template: Template, prompt: str) -> str:
     """A prompt from its last control token on: the tokenizer encodes what stands between two of them for itself."""
-    starts = [match.start() for match in template.controls.pattern.finditer(prompt)]
+    starts = template.controls.starts(prompt)
     return prompt[starts[-1] if starts else 0 :]
 
 

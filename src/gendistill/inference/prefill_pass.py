@@ -41,7 +41,7 @@ class PrefillPass:
 
     def _through(self, layer: PackedLayer, cache, x, start: int, rope, padding: Padding | None) -> torch.Tensor:
         """[B, T, N] -> [B, T, N]."""
-        x = _added(x, mix(layer, cache, normed(x, *layer.input_norm), start, rope, padding), layer.output)
+        x = _added(x, mix_piece(layer, cache, normed(x, *layer.input_norm), start, rope, padding), layer.output)
         inputs = normed(x, *layer.mlp_norm)
         inner = gated(
             F.linear(inputs, layer.gate.weight, layer.gate.bias), F.linear(inputs, layer.up.weight, layer.up.bias)
@@ -49,7 +49,9 @@ class PrefillPass:
         return _added(x, inner, layer.down)
 
 
-def mix(layer: PackedMixer, cache, inputs: torch.Tensor, start: int, rope, padding: Padding | None) -> torch.Tensor:
+def mix_piece(
+    layer: PackedMixer, cache, inputs: torch.Tensor, start: int, rope, padding: Padding | None
+) -> torch.Tensor:
     """What a layer's output projection takes [B, T, H * D], of its inputs [B, T, N].
 
     Args:

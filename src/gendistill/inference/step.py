@@ -6,6 +6,7 @@ so it is for plain modules only: with adapters, hooks or quantised weights the f
 Shapes: B rows, N hidden size, H query heads, G key heads, D channels of a head, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,17 @@ class Place(NamedTuple):
     ring_place: torch.Tensor | None
     ring_length: torch.Tensor | None
 
+    @classmethod
+    def of(
+        cls, position: torch.Tensor, rope: Sequence[torch.Tensor] | None, window: int | None, sinks: int | None
+    ) -> "Place":
+        """Of tokens at positions [B]; `rope` is cos and sin [B, 1, D], None for none, `window` None for none."""
+        cos, sin = (None, None) if rope is None else (part[:, 0].contiguous() for part in rope)
+        if window is None:
+            return cls(cos, sin, position, position + 1, None, None)
+        ring_place, length = ring_places(position, window, sinks), ring_length(position + 1, window, sinks)
+        return cls(cos, sin, position, position + 1, ring_place, length)
+
 
 class DecodeStep:
     """The step of a student on a cache; tensors of both are read and written where they are."""
@@ -39,19 +51,11 @@ class DecodeStep:
         """Logits [B, V] behind the tokens [B, 1] at positions [B]."""
         # Weights are those that were put together, unless one has changed since.
         x = self.student.model.embed_tokens(token[:, 0])  # [B, N]
-        where = self._place(x, position)
+        rope = self.student.model.rotary_emb(x, position[:, None]) if self.config.has_positions else None
+        where = Place.of(position, rope, self.config.window, self.config.sinks)
         for layer, cache in zip(self.packed.layers, self.cache.layers, strict=True):
             x = _through(layer, cache, x, where)
         return decode_linear(x, self.student.lm_head.weight, norm=self.packed.norm)
-
-    def _place(self, x: torch.Tensor, position: torch.Tensor) -> Place:
-        cos = sin = place = length = None
-        if self.config.has_positions:
-            cos, sin = (part[:, 0].contiguous() for part in self.student.model.rotary_emb(x, position[:, None]))
-        if self.config.window is not None:
-            window, sinks = self.config.window, self.config.sinks
-            place, length = ring_places(position, window, sinks), ring_length(position + 1, window, sinks)
-        return Place(cos, sin, position, position + 1, place, length)
 
 
 def _through(layer: PackedLayer, cache, x: torch.Tensor, where: Place) -> torch.Tensor:

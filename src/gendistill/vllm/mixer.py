@@ -19,9 +19,8 @@ from vllm.utils.torch_utils import direct_register_custom_op
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
 from gendistill.inference.packed import PackedMixer, joint_projections
-from gendistill.inference.prefill_pass import mix
+from gendistill.inference.prefill_pass import mix_piece
 from gendistill.inference.step import Place, mix_token
-from gendistill.models.cache import ring_length, ring_places
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.mixers.layer import LinearAttention
 from gendistill.models.mixers.window import WindowAttention
@@ -102,18 +101,14 @@ class StudentMixer(nn.Module, MambaBase):
         states = {name: blocks[step.places] for name, blocks in held.items()}  # [N, ...]
         (cache,) = cache_of(states, position, None).layers
         x = hidden_states[: step.decodes]
-        cos = sin = ring_place = length = None
-        if self.rotary_emb is not None:
-            cos, sin = (part[:, 0].contiguous() for part in self.rotary_emb(x, position[:, None]))  # [N, D] each
-            ring_place = ring_places(position, self.window, self.sinks)
-            length = ring_length(position + 1, self.window, self.sinks)
-        where = Place(cos, sin, position, position + 1, ring_place, length)
+        rope = None if self.rotary_emb is None else self.rotary_emb(x, position[:, None])
+        where = Place.of(position, rope, self.window, self.sinks)
         o = mix_token(self.packed, cache, decode_linear(x, self.packed.weight, self.packed.bias), where)
         output[: step.decodes] = F.linear(o, self.packed.output.weight, self.packed.output.bias)
         for name, state in states.items():  # changed in place
             if name in RING:  # all but one token's place is as it was
-                row = torch.arange(step.decodes, device=ring_place.device)
-                held[name][step.places, :, ring_place] = state[row, :, ring_place]
+                row = torch.arange(step.decodes, device=position.device)
+                held[name][step.places, :, where.ring_place] = state[row, :, where.ring_place]
             else:
                 held[name][step.places] = state
 
@@ -131,7 +126,7 @@ class StudentMixer(nn.Module, MambaBase):
         rope = None
         if self.rotary_emb is not None:
             rope = tuple(part[0] for part in self.rotary_emb(inputs, positions[None, rows]))  # [T, D] each
-        o = mix(self.packed, cache.layers[0], inputs, piece.computed, rope, None)
+        o = mix_piece(self.packed, cache.layers[0], inputs, piece.computed, rope, None)
         output[rows] = F.linear(o, self.packed.output.weight, self.packed.output.bias)[0]
         return states_of(cache)
 
