@@ -9,7 +9,9 @@ from gendistill.models.families import student_config
 from gendistill.ops import set_backend
 from gendistill.ops.causal import causal_attention
 from gendistill.ops.decode_attention import decode_attention
-from gendistill.ops.decode_linear import decode_linear
+from gendistill.ops.decode_layer import recurrent_step
+from gendistill.ops.decode_layer_kernels import Recurrence
+from gendistill.ops.decode_linear import decode_linear, decode_linear_and_convolve
 
 pytestmark = [
     pytest.mark.gpu,
@@ -67,6 +69,72 @@ def test_products_of_few_rows(dtype, rows, inputs, outputs, plainly):
         # float32 products of several rows run through TF32.
         bound = max(BOUNDS[dtype], 5e-3)
         torch.testing.assert_close(got, expected, rtol=bound, atol=bound)
+
+
+def recurrence(dtype, decay, bound, delta_rule, silu, norm, window) -> Recurrence:
+    """Of random weights."""
+    heads, groups, width, channels = 4, 2, 64, 8 * 64
+
+    def draw(*shape, dtype=dtype):
+        return 0.3 * torch.randn(*shape, device="cuda", dtype=dtype)
+
+    return Recurrence(
+        conv_weight=draw(channels, 4),
+        conv_bias=draw(channels),
+        decay_weight=draw(heads * width, width) if decay == "channel" else None,
+        A_log=None if decay == "fixed" else draw(heads, dtype=torch.float32),
+        dt_bias=None if decay == "fixed" else draw(heads * (width if decay == "channel" else 1), dtype=torch.float32),
+        bound=bound,
+        fixed=-draw(heads, dtype=torch.float32).abs() if decay == "fixed" else None,
+        delta_rule=delta_rule,
+        gate_weight=draw(heads * width, width),
+        gate_bias=draw(heads * width),
+        norm=draw(width) if norm else None,
+        eps=1e-6,
+        silu_conv=silu,
+        silu_gate=silu,
+        heads=heads,
+        key_heads=groups,
+        share=torch.rand(heads, device="cuda") if window else None,
+        seen_whole=5 if window else None,
+    )
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("rows", [1, 2, 9])  # few rows by one kernel to the convolution's end
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ("channel", -5.0, True, True, True, True),
+        ("channel", None, True, False, False, False),
+        ("head", None, True, True, True, False),
+        ("head", -5.0, False, True, True, True),
+        ("fixed", None, False, False, True, False),
+    ],
+)
+@torch.inference_mode()
+def test_a_linear_layers_step(dtype, rows, kind, plainly):
+    torch.manual_seed(0)
+    layer = recurrence(dtype, *kind)
+    channels, outputs = 8 * 64, 8 * 64 + sum(layer.narrow.values())
+    x = torch.randn(rows, 256, device="cuda", dtype=dtype)
+    weight = torch.randn(outputs, 256, device="cuda", dtype=dtype) / 16
+    norm = (torch.rand(256, device="cuda", dtype=dtype), 1e-6)
+    seen = torch.randn(rows, 4, 64, device="cuda", dtype=dtype) if layer.share is not None else None
+    position = torch.arange(3, 3 + rows, device="cuda")  # on both sides of what a window sees whole
+
+    def step(conv_state, state):
+        convolution = layer.convolution(conv_state)
+        projected, convolved = decode_linear_and_convolve(x, weight, None, norm=norm, convolution=convolution)
+        return recurrent_step(projected, convolved, state, layer, seen, position), convolved
+
+    conv_state = torch.randn(rows, channels, 4, device="cuda", dtype=dtype)
+    state = torch.randn(rows, 4, 64, 64, device="cuda")
+    by_kernels, plain = ((conv_state.clone(), state.clone()) for _ in range(2))
+    found, expected = step(*by_kernels), plainly(step, *plain)
+    bound = max(BOUNDS[dtype], 5e-3)  # float32 products of several rows run through TF32
+    for got, wanted in zip((*found, *by_kernels), (*expected, *plain), strict=True):
+        torch.testing.assert_close(got.float(), wanted.float(), rtol=bound, atol=bound)
 
 
 @pytest.mark.parametrize(("tokens", "past"), [(300, 0), (300, 777), (1, 50), (2048, 4096)])

@@ -169,6 +169,8 @@ def _last_inputs(qkv: torch.Tensor, history: torch.Tensor | None, taps: int, pad
 
 
 def _added(x: torch.Tensor, o: torch.Tensor, projection) -> torch.Tensor:
-    """x + projection(o), [B, T, N]."""
-    y = F.linear(o, projection.weight, projection.bias)
-    return y.add_(x)  # in place: one pass through memory less
+    """x + projection(o), [B, T, N], in x's place: passes through memory are spared."""
+    if projection.bias is not None:
+        return x.add_(F.linear(o, projection.weight, projection.bias))
+    x.view(-1, x.shape[-1]).addmm_(o.flatten(0, 1), projection.weight.t())
+    return x
