@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from gendistill.ops.optional_triton import overlap, require_triton, tl, triton
+from gendistill.ops.window import TOKEN_SCALE
 
 PREPARE = {"num_warps": 4}
 RECUR = {"num_warps": 8}
@@ -32,7 +33,8 @@ class Recurrence(NamedTuple):
         eps: of the norm.
         silu_conv, silu_gate: activations: silu or none, silu or sigmoid.
         heads, key_heads: H, G.
-        share: [H], of a window beside the recurrence; None for none.
+        share_logit: [H], of the recurrence's share beside a window; None for no window.
+        share_by_token: tokens add to that logit.
         seen_whole: first tokens of a text that the window sees all of, and has the whole share of; None for none.
     """
 
@@ -52,15 +54,17 @@ class Recurrence(NamedTuple):
     silu_gate: bool
     heads: int
     key_heads: int
-    share: torch.Tensor | None
+    share_logit: torch.Tensor | None
+    share_by_token: bool
     seen_whole: int | None
 
     @property
     def narrow(self) -> dict[str, int]:
-        """Widths of the narrow projections behind q, k and v: of the forget gate, the output gate, the strength."""
+        """Widths of the narrow projections behind q, k and v: of forget gate, output gate, write strength, share."""
         width = self.gate_weight.shape[1]
         decay = {"decay": width if self.decay_weight is not None else self.heads} if self.fixed is None else {}
-        return decay | {"gate": width} | ({"beta": self.heads} if self.delta_rule else {})
+        beta = {"beta": self.heads} if self.delta_rule else {}
+        return decay | {"gate": width} | beta | ({"share": self.heads} if self.share_by_token else {})
 
 
 def kernel_rope_and_write(
@@ -124,8 +128,9 @@ def kernel_recurrent_step(
     )  # fmt: skip
     out = x.new_empty(batch, heads * width)
     _recur[(batch * heads,)](
-        mixed, x, x.stride(0), offsets.get("beta", 0), decay, gate, layer.gate_bias, layer.norm, state, layer.share,
-        seen, position, layer.seen_whole or 0, out, width**-0.5, layer.eps,
+        mixed, x, x.stride(0), offsets.get("beta", 0), decay, gate, layer.gate_bias, layer.norm, state,
+        layer.share_logit, offsets.get("share", 0), TOKEN_SCALE, seen, position, layer.seen_whole or 0,
+        out, width**-0.5, layer.eps, BY_TOKEN=layer.share_by_token,
         HEADS=heads, GROUPS=groups, WIDTH=width, DELTA=layer.delta_rule, SILU=layer.silu_gate, **RECUR, **overlap(),
     )  # fmt: skip
     return out
@@ -251,8 +256,9 @@ if triton is not None:
 
     @triton.jit
     def _recur(
-        MIXED, X, row_stride, beta_offset, DECAY, GATE, GATE_BIAS, NORM, STATE, SHARE, SEEN, POSITION, seen_whole,
-        OUT, scale, eps,
+        MIXED, X, row_stride, beta_offset, DECAY, GATE, GATE_BIAS, NORM, STATE,
+        SHARE_LOGIT, share_offset, token_scale, SEEN, POSITION, seen_whole,
+        OUT, scale, eps, BY_TOKEN: tl.constexpr,
         HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, DELTA: tl.constexpr, SILU: tl.constexpr,
         OVERLAP: tl.constexpr,
     ):  # fmt: skip
@@ -289,5 +295,9 @@ if triton is not None:
         o = o * gate
         if SEEN is not None:
             seen = tl.load(SEEN + here + channel).to(tl.float32)
-            o = tl.where(tl.load(POSITION + row) < seen_whole, seen, o + tl.load(SHARE + head) * (seen - o))
+            logit = tl.load(SHARE_LOGIT + head).to(tl.float32)
+            if BY_TOKEN:
+                logit += token_scale * tl.load(X + row * row_stride + share_offset + head).to(tl.float32)
+            share = 1.0 / (1.0 + tl.exp(-logit))  # the recurrence's, for float32 rounds the window's
+            o = tl.where(tl.load(POSITION + row) < seen_whole, seen, seen + share * (o - seen))
         tl.store(OUT + here + channel, o.to(kind))
