@@ -3,13 +3,16 @@
 import pytest
 import torch
 
+from gendistill.inference.packed import packed
 from gendistill.inference.prefill import prefill
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
 from gendistill.ops import set_backend
 from gendistill.ops.causal import causal_attention
 from gendistill.ops.decode_attention import decode_attention
+from gendistill.ops.decode_layer import recurrent_step
 from gendistill.ops.decode_linear import decode_linear
+from small_models import make_student
 
 pytestmark = [
     pytest.mark.gpu,
@@ -78,6 +81,27 @@ def test_causal_attention_in_two_parts(tokens, past):
     wide = (x.float() for x in (q, k, v))
     expected = torch.nn.functional.scaled_dot_product_attention(*wide, attn_mask=mask, scale=0.1, enable_gqa=True)
     torch.testing.assert_close(causal_attention(q, k, v, 0.1).float(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("mixer", ["kda", "mamba2"])
+@pytest.mark.parametrize("share", ["head", "token"])
+@torch.inference_mode()
+def test_a_step_beside_a_window(mixer, share, plainly):
+    """Of two rows the window sees all; of the others it has forgotten something."""
+    sizes = dict(head_dim=64, hidden_size=128)
+    student = make_student("qwen3", sizes=sizes, mixer=mixer, window=5, sinks=2, window_share=share).cuda()
+    recurrence = packed(student).layers[0].recurrence
+    draw = torch.Generator("cuda").manual_seed(0)
+    channels = recurrence.conv_weight.shape[0]
+    shapes = [(4, channels + sum(recurrence.narrow.values())), (4, channels, 4), (4, 4, 64, 64), (4, 4, 64)]
+    x, conv_state, state, seen = (torch.randn(shape, device="cuda", generator=draw) for shape in shapes)
+    position = torch.tensor([6, 7, 300, 0], device="cuda")
+    found, expected = (
+        step(recurrent_step, x, conv_state.clone(), state.clone(), recurrence, seen, position)
+        for step in (lambda function, *arguments: function(*arguments), plainly)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[[0, 3]], seen[[0, 3]].flatten(1), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("options", [{"log_decay_bound": -5.0}, {"mixer": "window", "window": 64}, {"window": 64}])
