@@ -65,6 +65,8 @@ def make_student(family: str, keep=(1,), sizes=None, **options):
                 parameter.add_(0.3 * torch.randn_like(parameter))
             elif "window_logit" in name:
                 parameter.copy_(torch.randn_like(parameter) / LOGIT_SCALE)  # both have a share
+            elif "share_proj" in name:
+                parameter.copy_(torch.randn_like(parameter))  # another share for every token
     return student
 
 
@@ -98,6 +100,9 @@ def _variants() -> dict[str, dict]:
     for family, mixer in (("qwen3", "kda"), ("qwen2", "mamba2"), ("llama", "gated_deltanet")):
         variants[f"{family}-{mixer}-beside-window"] = dict(family=family, keep=(1,), mixer=mixer, **WINDOW)
     variants["qwen3-kda-pure-beside-window"] = dict(family="qwen3", keep=(), mixer="kda", **WINDOW)
+    by_token = dict(window_share="token", **WINDOW)
+    variants["qwen2-kda-share-by-token"] = dict(family="qwen2", keep=(1,), mixer="kda", **by_token)
+    variants["qwen3-mamba2-pure-share-by-token"] = dict(family="qwen3", keep=(), mixer="mamba2", **by_token)
     for options in variants.values():
         # A recurrence before attention and behind it takes three layers; other mixers stand in the fourth, and random
         # students with windows alone say too little with fewer.

@@ -71,7 +71,7 @@ def test_plan_and_what_looks_at_a_run(gendistill, finished, tmp_path):
 
 def test_windows_beside_a_recurrence_can_be_switched_off_for_an_evaluation(gendistill, tmp_path):
     """Untrained, the recurrence knows nothing, and all that the student can do is its window's."""
-    student = dict(keep_attention=[2, 5], window=64, sinks=4)
+    student = dict(keep_attention=[2, 5], window=64, sinks=4, window_share="token")
     evaluation = dict(tasks=dict(choice=TASKS["choice"] | dict(items=12)))
     recipe = tmp_path / "beside.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE | dict(student=student, evaluation=evaluation), sort_keys=False))

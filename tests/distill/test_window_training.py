@@ -9,7 +9,7 @@ from gendistill.models.mixers.layer import LOGIT_SCALE
 
 ALONE = dict(mixer="window", window=3, sinks=1)
 BESIDE = dict(mixer="kda", window=3, sinks=1)
-STUDENTS = {"window": ALONE, "beside": BESIDE}
+STUDENTS = {"window": ALONE, "beside": BESIDE, "by token": BESIDE | dict(window_share="token")}
 STAGES = {
     "mixer": dict(objective="mixer_l2", train=["mixer"]),
     "block": dict(objective="block_l2", train=["mixer"]),
@@ -95,5 +95,8 @@ def test_the_recurrence_learns_without_its_window(make_stage, run, rows, short, 
     beside = run(make_stage(**settings | dict(steps=10)), options=BESIDE, folder="beside")
     logits = [LOGIT_SCALE * of[logit] for of in (beside.before, beside.after)]
     assert (logits[1] - logits[0]).abs().max() > 1  # at a usual rate a short stage shifts shares, and does not only try
+    by_token = run(make_stage(**settings | dict(steps=10)), options=STUDENTS["by token"], folder="by token")
+    share = "model.layers.0.linear_attn.share_proj.weight"
+    assert (by_token.after[share] != by_token.before[share]).all()
     gates = "model.layers.0.linear_attn.g_b_proj.bias"
     assert all(not torch.equal(outcome.after[gates], outcome.before[gates]) for outcome in (alone, beside))

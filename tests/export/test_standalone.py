@@ -22,6 +22,7 @@ VARIANTS = [
     "qwen2-kda-mixed",
     "qwen3-gla-mixed",
     "llama-gated_deltanet-beside-window",
+    "qwen2-kda-share-by-token",
     "llama-lightning-pure",
     "mistral-kda-hybrid",
     "qwen2-window-mixed",

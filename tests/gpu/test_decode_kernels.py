@@ -71,7 +71,7 @@ def test_products_of_few_rows(dtype, rows, inputs, outputs, plainly):
         torch.testing.assert_close(got, expected, rtol=bound, atol=bound)
 
 
-def recurrence(dtype, decay, bound, delta_rule, silu, norm, window) -> Recurrence:
+def recurrence(dtype, decay, bound, delta_rule, silu, norm, share) -> Recurrence:
     """Of random weights."""
     heads, groups, width, channels = 4, 2, 64, 8 * 64
 
@@ -95,8 +95,9 @@ def recurrence(dtype, decay, bound, delta_rule, silu, norm, window) -> Recurrenc
         silu_gate=silu,
         heads=heads,
         key_heads=groups,
-        share=torch.rand(heads, device="cuda") if window else None,
-        seen_whole=5 if window else None,
+        share_logit=None if share is None else torch.randn(heads, device="cuda"),
+        share_by_token=share == "token",
+        seen_whole=None if share is None else 5,
     )
 
 
@@ -105,11 +106,11 @@ def recurrence(dtype, decay, bound, delta_rule, silu, norm, window) -> Recurrenc
 @pytest.mark.parametrize(
     "kind",
     [
-        ("channel", -5.0, True, True, True, True),
-        ("channel", None, True, False, False, False),
-        ("head", None, True, True, True, False),
-        ("head", -5.0, False, True, True, True),
-        ("fixed", None, False, False, True, False),
+        ("channel", -5.0, True, True, True, "token"),
+        ("channel", None, True, False, False, None),
+        ("head", None, True, True, True, "head"),
+        ("head", -5.0, False, True, True, "token"),
+        ("fixed", None, False, False, True, None),
     ],
 )
 @torch.inference_mode()
@@ -120,7 +121,7 @@ def test_a_linear_layers_step(dtype, rows, kind, plainly):
     x = torch.randn(rows, 256, device="cuda", dtype=dtype)
     weight = torch.randn(outputs, 256, device="cuda", dtype=dtype) / 16
     norm = (torch.rand(256, device="cuda", dtype=dtype), 1e-6)
-    seen = torch.randn(rows, 4, 64, device="cuda", dtype=dtype) if layer.share is not None else None
+    seen = torch.randn(rows, 4, 64, device="cuda", dtype=dtype) if layer.share_logit is not None else None
     position = torch.arange(3, 3 + rows, device="cuda")  # on both sides of what a window sees whole
 
     def step(conv_state, state):

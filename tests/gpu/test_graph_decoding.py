@@ -32,6 +32,7 @@ MODELS = {"teacher": None} | {
 MODELS |= {
     "window": dict(mixer="window", keep=[1], window=16, sinks=4),
     "kda-beside-window": dict(mixer="kda", keep=[1], window=16, sinks=4),
+    "kda-share-by-token": dict(mixer="kda", keep=[1], window=16, sinks=4, window_share="token"),
 }
 
 

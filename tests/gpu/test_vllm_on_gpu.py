@@ -28,6 +28,7 @@ STUDENTS = {
     "llama, untied": dict(family="llama", keep=(1, 3), gate_activation="sigmoid", conv_activation="silu"),
     "qwen3, window": dict(family="qwen3", keep=(1,), mixer="window", **WINDOW),
     "qwen2, window beside": dict(family="qwen2", keep=(1,), log_decay_bound=-5.0, **WINDOW),
+    "qwen3, share by token": dict(family="qwen3", keep=(1,), log_decay_bound=-5.0, window_share="token", **WINDOW),
 }
 REPLY = 64  # tokens
 # Random weights make flat distributions. Of the student's own replies in bfloat16, on a CPU, 0.93 of the tokens were

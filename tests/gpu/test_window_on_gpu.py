@@ -25,6 +25,7 @@ STUDENTS = {
     "beside": dict(mixer="kda", window=48, sinks=4),
     "window, no sinks": dict(mixer="window", window=48, sinks=0),
     "beside, bounded": dict(mixer="kda", bound=-5.0, window=48, sinks=0),
+    "beside, share by token": dict(mixer="kda", window=48, sinks=4, window_share="token"),
 }
 
 

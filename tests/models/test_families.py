@@ -56,7 +56,7 @@ def text(length=40):
 def test_every_supported_family_passes(family):
     """The tensors are the teacher's own: nothing is copied, and a tied head stays tied."""
     teacher = make_teacher(family)
-    config = student_config(teacher.config, [1])
+    config = student_config(teacher.config, [1], window=5, sinks=2, window_share="token")  # which attention has not
     prove_kept_attention(teacher, config, text())
     student, original = all_attention(teacher, config), dict(teacher.named_parameters())
     assert {name: p.data_ptr() for name, p in student.named_parameters()} == {

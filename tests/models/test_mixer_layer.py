@@ -60,8 +60,10 @@ def test_options_keep_the_invariants(options, mixer, keep):
     torch.testing.assert_close(student(ids, position_ids=positions).logits[:, 11:], alone, **CLOSE)
 
 
-@pytest.mark.parametrize("option, allowed", [("gate_activation", "sigmoid"), ("conv_activation", "none")])
-def test_an_unknown_activation_is_refused_with_those_there_are(option, allowed):
+@pytest.mark.parametrize(
+    "option, allowed", [("gate_activation", "sigmoid"), ("conv_activation", "none"), ("window_share", "token")]
+)
+def test_an_unknown_choice_is_refused_with_those_there_are(option, allowed):
     with pytest.raises(Exception, match=f"{option}(.|\n)*{allowed}(.|\n)*gelu"):
         make_student("qwen3", keep=(), **{option: "gelu"})
 

@@ -17,6 +17,7 @@ def students():
         yield make_student(family, keep=(1,), mixer_in_layer={0: MIXERS[0], 2: MIXERS[1], 3: MIXERS[4]})
         yield make_student(family, keep=(1,), window=4)
     yield make_student("qwen3", keep=(), mixer="mamba2", output_norm=False, expand_kv=True)
+    yield make_student("qwen3", keep=(), mixer="mamba2", window=4, window_share="token")
 
 
 def test_every_tensor_is_declared_and_every_declaration_is_some_tensors():

@@ -15,6 +15,7 @@ from gendistill.models.loading import load_model
 from small_models import FAMILIES, make_student, make_teacher, pad_left, tokens
 
 KEEP, WINDOW, SINKS = [1], 6, 3
+every_share = pytest.mark.parametrize("share", ["head", "token"])
 
 
 def masked_teacher(teacher, ids: torch.Tensor, window: int = WINDOW, sinks: int = SINKS) -> torch.Tensor:
@@ -105,12 +106,15 @@ def test_eager_attention_sees_no_later_token(length):
     torch.testing.assert_close(student(ids).logits, expected, rtol=0, atol=1e-5)
 
 
-def test_in_bfloat16_an_untrained_recurrence_has_gradients():
+@every_share
+def test_in_bfloat16_an_untrained_recurrence_has_gradients(share):
     """Its share is 0.0003; the window's, 0.9997, would be 1 in bfloat16."""
-    student = window_student(make_teacher("qwen3"), mixer="kda").to(torch.bfloat16)
+    student = window_student(make_teacher("qwen3"), mixer="kda", window_share=share).to(torch.bfloat16)
     student(tokens(2, 40)).logits.float().square().sum().backward()
     gradients = {name: p.grad for name, p in student.named_parameters()}
-    for name, part in itertools.product((0, 2, 3), ("b_proj.weight", "g_b_proj.bias", "v_conv1d.weight")):
+    parts = ["b_proj.weight", "g_b_proj.bias", "v_conv1d.weight", "window_logit"]
+    parts += ["share_proj.weight"] * (share == "token")
+    for name, part in itertools.product((0, 2, 3), parts):
         assert gradients[f"model.layers.{name}.linear_attn.{part}"].abs().sum() > 0
 
 
@@ -124,10 +128,41 @@ def test_beside_a_recurrence_the_untrained_student_is_the_window_alone():
 
 
 @torch.no_grad()
+def test_an_untrained_share_by_token_is_the_heads_to_the_last_bit():
+    teacher = make_teacher("qwen3")
+    by_head, by_token = (window_student(teacher, mixer="kda", window_share=share) for share in ("head", "token"))
+    ids = tokens(2, 50)
+    assert torch.equal(by_token(ids).logits, by_head(ids).logits)
+    heads = dict(by_head.named_parameters())
+    new = {name: p for name, p in by_token.named_parameters() if name not in heads}
+    assert list(new) == [f"model.layers.{i}.linear_attn.share_proj.weight" for i in (0, 2, 3)]
+    assert all(p.shape == (4, 48) and not p.any() for p in new.values())
+
+
+@torch.no_grad()
+def test_a_token_adds_a_tenth_of_its_projection_to_the_logit():
+    student = make_student("qwen3", keep=KEEP, mixer="kda", window=WINDOW, sinks=SINKS, window_share="token").double()
+    layer = student.model.layers[0].linear_attn
+    x = torch.randn(1, 30, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    how = dict(position_embeddings=student.model.rotary_emb(x, torch.arange(30)[None]))
+    layer.o_proj = torch.nn.Identity()  # [1, 30, 64], as the two are mixed
+    recurrent, _ = layer(x, without_window=torch.tensor([True]), **how)
+    mixed, _ = layer(x, **how)
+    share = (-100 * layer.window_logit + 0.1 * x @ layer.share_proj.weight.T).sigmoid()  # [1, 30, 4]
+    assert share.std(dim=1).min() > 0.05
+    share[:, : WINDOW + SINKS] = 0
+    share = share.repeat_interleave(16, dim=-1)
+    layer.window_logit.fill_(1.0)  # of a share of exp(-100) no token's addition makes more than exp(-90)
+    window, _ = layer(x, **how)
+    torch.testing.assert_close(mixed, share * recurrent + (1 - share) * window, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+@every_share
 @pytest.mark.parametrize("packed", [False, True])
-def test_whatever_a_recurrence_has_learnt_a_text_that_its_window_sees_whole_is_the_teachers(packed):
+def test_whatever_a_recurrence_has_learnt_a_text_that_its_window_sees_whole_is_the_teachers(packed, share):
     """To the token at which the window begins to forget, in each document; behind it the recurrence is heard."""
-    student = make_student("qwen3", keep=KEEP, mixer="kda", window=WINDOW, sinks=SINKS)
+    student = make_student("qwen3", keep=KEEP, mixer="kda", window=WINDOW, sinks=SINKS, window_share=share)
     teacher = make_teacher("qwen3")
     whole, lengths = WINDOW + SINKS, (20, 4, 26)
     ids = tokens(1, sum(lengths))
@@ -160,8 +195,9 @@ def test_a_trained_student_takes_a_longer_window_from_its_configuration(tmp_path
 
 
 @torch.no_grad()
-def test_the_window_can_be_switched_off_for_all_and_dropped_for_some():
-    student = make_student("qwen3", keep=KEEP, mixer="kda", window=WINDOW, sinks=SINKS)
+@every_share
+def test_the_window_can_be_switched_off_for_all_and_dropped_for_some(share):
+    student = make_student("qwen3", keep=KEEP, mixer="kda", window=WINDOW, sinks=SINKS, window_share=share)
     ids = tokens(2, 30)
     with_window = student(ids).logits
     drop = torch.tensor([True, False])
@@ -188,6 +224,7 @@ def test_the_window_can_be_switched_off_for_all_and_dropped_for_some():
         (dict(window=4, sinks=5), "sinks are 5; they must be at least 0 and at most the window's 4"),
         (dict(window=4, expand_kv=True), "expand_kv is for linear mixers"),
         (dict(mixer="kda", sinks=2), "there is no window that could see them"),
+        (dict(mixer="kda", window_share="token"), "window_share is token, but there is no window"),
     ],
 )
 def test_windows_that_cannot_be(options, message):

@@ -65,9 +65,9 @@ def test_a_window_keeps_what_is_planned(family, window, compiled):
 
 
 @pytest.mark.parametrize("mixer", ["kda", "mamba2"])
-@pytest.mark.parametrize("window", [64, 256])
-def test_a_window_beside_a_recurrence_adds_what_is_planned(mixer, window):
-    pair = [student_config(TEACHERS["qwen3"], [0], mixer=mixer, **options) for options in ({}, dict(window=window))]
+@pytest.mark.parametrize("beside", [dict(window=64), dict(window=256), dict(window=64, window_share="token")])
+def test_a_window_beside_a_recurrence_adds_what_is_planned(mixer, beside):
+    pair = [student_config(TEACHERS["qwen3"], [0], mixer=mixer, **options) for options in ({}, beside)]
     planned = [layer_keeps(c, mixer, 4, kernels=False, compiled=False, with_mlp=False) for c in pair]
     saved = [saved_bytes(c, compiled=False, with_mlp=False) for c in pair]
     assert planned[1] - planned[0] == pytest.approx(saved[1] - saved[0], rel=0.15)

@@ -30,6 +30,7 @@ STUDENTS = {
     "qwen2, window beside": dict(family="qwen2", keep=(1,), **WINDOW),
     "qwen3, window and kda": dict(family="qwen3", keep=(1,), mixer="window", mixer_in_layer={3: "kda"}, **WINDOW),
     "qwen3, pure": dict(family="qwen3", keep=(), **WINDOW),
+    "qwen3, share by token": dict(family="qwen3", keep=(1,), window_share="token", **WINDOW),
     "qwen2, other mixers": dict(
         family="qwen2", keep=(0,), mixer="gated_deltanet", mixer_in_layer={2: "gla", 3: "mamba2"}
     ),

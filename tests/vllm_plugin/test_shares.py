@@ -15,6 +15,7 @@ CASES = {mixer: dict(family="qwen2", mixer=mixer) for mixer in MIXERS if mixer !
     "kda, all options": dict(family="qwen3", expand_kv=True, log_decay_bound=-5.0, output_norm=False),
     "window": dict(family="qwen2", mixer="window", **WINDOW),
     "beside": dict(family="qwen3", **WINDOW),
+    "share by token": dict(family="qwen3", window_share="token", **WINDOW),
 }
 
 

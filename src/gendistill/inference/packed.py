@@ -96,7 +96,7 @@ class PackedMixer:
         if isinstance(getattr(mixer, "q_norm", None), LlamaRMSNorm):
             self.norms = (mixer.q_norm.weight, mixer.k_norm.weight)
         self.recurrence = _recurrence(mixer) if self.is_linear else None
-        self.sees_window = self.is_window or (self.is_linear and self.recurrence.share is not None)
+        self.sees_window = self.is_window or (self.is_linear and self.recurrence.share_logit is not None)
         self.weight, self.bias = _joint(mixer)
         self.output = mixer.o_proj
 
@@ -120,7 +120,7 @@ def joint_projections(mixer: nn.Module) -> list[nn.Linear]:
     """All projections of a layer's input, in the order in which they lie side by side."""
     projections = [mixer.q_proj, mixer.k_proj, mixer.v_proj]
     if isinstance(mixer, LinearAttention):  # as `Recurrence.narrow` lists them
-        names = ("f_a_proj", "a_proj", "g_a_proj", "b_proj")
+        names = ("f_a_proj", "a_proj", "g_a_proj", "b_proj", "share_proj")
         projections += [getattr(mixer, name) for name in names if hasattr(mixer, name)]
     return projections
 
@@ -158,6 +158,7 @@ def _recurrence(mixer: LinearAttention) -> Recurrence:
         silu_gate=config.gate_activation == "silu",
         heads=mixer.num_heads,
         key_heads=mixer.keys // mixer.head_dim,
-        share=1 - mixer.recurrence_share() if with_window else None,
+        share_logit=mixer.share_logit() if with_window else None,
+        share_by_token=config.window_share == "token",
         seen_whole=config.seen_whole if with_window else None,
     )

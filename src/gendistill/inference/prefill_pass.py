@@ -69,12 +69,14 @@ def mix_piece(
     seen = _see_window(layer, cache, qkv, rope, padding) if layer.sees_window else None
     if layer.is_window:
         return seen.flatten(2)
-    o = _recur(layer, cache, qkv, F.linear(inputs, layer.weight[channels:]), padding, start > 0)
+    narrow = F.linear(inputs, layer.weight[channels:]).split(list(layer.recurrence.narrow.values()), dim=-1)
+    narrow = dict(zip(layer.recurrence.narrow, narrow, strict=True))  # [B, T, D or H] each, by name
+    o = _recur(layer, cache, qkv, narrow, padding, start > 0)
     if seen is None:
         return o
-    # The recurrence's share: bfloat16 would round the window's to 1.
     position = torch.arange(start, start + inputs.shape[1], device=inputs.device)  # [T]
-    share = share_beside(1 - layer.recurrence.share, position, layer.recurrence.seen_whole)  # [T, H]
+    logit, seen_whole = layer.recurrence.share_logit, layer.recurrence.seen_whole
+    share = share_beside(logit, narrow.get("share"), position, seen_whole)  # [T, H] or [B, T, H]
     return torch.lerp(seen, o.unflatten(-1, (layer.heads, -1)), share[..., None].to(o.dtype)).flatten(2)
 
 
@@ -87,12 +89,11 @@ def _see_window(layer: PackedMixer, cache, qkv, rope, padding: Padding | None) -
     return o
 
 
-def _recur(layer: PackedMixer, cache, qkv, narrow, padding: Padding | None, extends: bool) -> torch.Tensor:
+def _recur(
+    layer: PackedMixer, cache, qkv, parts: dict[str, torch.Tensor], padding: Padding | None, extends: bool
+) -> torch.Tensor:
     """[B, T, H * D]; the convolution's last inputs and the state go into the cache."""
     recurrence = layer.recurrence
-    # [B, T, D or H] each, by name.
-    parts = narrow.split(list(recurrence.narrow.values()), dim=-1)
-    parts = dict(zip(recurrence.narrow, parts, strict=True))
     mask = None if padding is None else padding.valid  # [B, T]
     # Padding stands behind a row's tokens, which therefore see none of it; only the state must not.
     q, k, v = _convolve(layer, cache, qkv, padding, extends)

@@ -22,6 +22,8 @@ class GendistillConfig(PreTrainedConfig):
     - `window`: tokens that a window sees, the query's own among them. Layers of the mixer "window" need it; in layers
       of other mixers it stands beside the recurrence. None: these have none.
     - `sinks`: the document's first tokens, which a window sees too.
+    - `window_share`: of a window beside a recurrence. "head": a number for each head; "token": each token adds to that
+      number's logit.
     - `window_is_on`: False leaves the recurrence of layers that have both to itself, to see what it has learnt.
 
     The options of the linear layers:
@@ -63,6 +65,7 @@ class GendistillConfig(PreTrainedConfig):
     mixers: list[str | None] | None = None
     window: int | None = None
     sinks: int = 0
+    window_share: Literal["head", "token"] = "head"
     window_is_on: bool = True
     conv_kernel_size: int = 4  # tokens, the current one among them
     conv_activation: Literal["none", "silu"] = "none"
@@ -101,6 +104,8 @@ class GendistillConfig(PreTrainedConfig):
                 raise UserError("mixer 'window' needs `window`, the number of tokens that it sees")
             if self.sinks:
                 raise UserError(f"sinks are {self.sinks}, but there is no window that could see them: give `window`")
+            if self.window_share == "token":
+                raise UserError("window_share is token, but there is no window that could have a share: give `window`")
             return
         if self.expand_kv and "window" in self.mixers:
             raise UserError("expand_kv is for linear mixers; mixer 'window' keeps the teacher's own keys and values")

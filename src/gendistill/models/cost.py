@@ -76,6 +76,7 @@ def mixer_keeps(config: GendistillConfig, mixer: str, size: int, kernels: bool) 
         "raw decay": decays * size,  # before softplus or sigmoid, for its slope
         "log decay summed": decays * FLOAT32,  # within its chunk
         "beta": heads * FLOAT32 * kind.delta_rule,
+        "share": heads * (FLOAT32 + size) * (config.window_share == "token"),  # behind its sigmoid, and as it mixes
         "products in the chunk": meetings * size * (2 if kind.delta_rule else 1),  # Aqk, and for the delta rule Akk
         "the recurrence's output": queries * size,  # for the output norm and the gate
         "gate": queries * size,  # before its activation

@@ -49,8 +49,9 @@ def all_attention(teacher: PreTrainedModel, config: GendistillConfig) -> Gendist
         UserError: a tensor has no counterpart, or one of another shape.
     """
     count = config.num_hidden_layers
-    kept = {"layer_types": ["full_attention"] * count, "mixers": [None] * count, "window": None, "sinks": 0}
-    config = as_tied_as(teacher, GendistillConfig.from_dict(config.to_dict() | kept))
+    kept = {"layer_types": ["full_attention"] * count, "mixers": [None] * count}
+    without_window = {"window": None, "sinks": 0, "window_share": "head"}
+    config = as_tied_as(teacher, GendistillConfig.from_dict(config.to_dict() | kept | without_window))
     with torch.device("meta"), no_init_weights():  # shapes without data: no second copy of the weights
         student = GendistillForCausalLM._from_config(config, dtype=teacher.dtype)
     student.tie_weights()

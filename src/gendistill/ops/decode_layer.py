@@ -101,5 +101,5 @@ def recurrent_step(
     o = plain_gated_norm(o, gate, layer.gate_bias, layer.norm, layer.eps, activation)[:, 0]  # [B, H * D]
     if seen is None:
         return o
-    share = share_beside(1 - layer.share, position, layer.seen_whole)  # [B, H]
+    share = share_beside(layer.share_logit, narrow.get("share"), position, layer.seen_whole)  # [B, H]
     return torch.lerp(seen, o.unflatten(-1, (heads, -1)), share[..., None].to(o.dtype)).flatten(1)

@@ -9,6 +9,7 @@ import torch
 
 from gendistill.ops.decode_convolution_kernels import Convolution
 from gendistill.ops.optional_triton import overlap, require_triton, tl, triton
+from gendistill.ops.window import TOKEN_SCALE
 
 RECUR = {"num_warps": 8}
 BY_CHANNEL, BY_HEAD, FIXED = 0, 1, 2  # what has a forget gate of its own
@@ -32,7 +33,8 @@ class Recurrence(NamedTuple):
         eps: of the norm.
         silu_conv, silu_gate: activations: silu or none, silu or sigmoid.
         heads, key_heads: H, G.
-        share: [H], of a window beside the recurrence; None for none.
+        share_logit: [H], of the recurrence's share beside a window; None for no window.
+        share_by_token: tokens add to that logit.
         seen_whole: first tokens of a text that the window sees all of, and has the whole share of; None for none.
     """
 
@@ -52,7 +54,8 @@ class Recurrence(NamedTuple):
     silu_gate: bool
     heads: int
     key_heads: int
-    share: torch.Tensor | None
+    share_logit: torch.Tensor | None
+    share_by_token: bool
     seen_whole: int | None
 
     def convolution(self, state: torch.Tensor) -> Convolution:
@@ -61,10 +64,11 @@ class Recurrence(NamedTuple):
 
     @property
     def narrow(self) -> dict[str, int]:
-        """Widths of the narrow projections behind q, k and v: of the forget gate, the output gate, the strength."""
+        """Widths of the narrow projections behind q, k and v: of forget gate, output gate, write strength, share."""
         width = self.gate_weight.shape[1]
         decay = {"decay": width if self.decay_weight is not None else self.heads} if self.fixed is None else {}
-        return decay | {"gate": width} | ({"beta": self.heads} if self.delta_rule else {})
+        beta = {"beta": self.heads} if self.delta_rule else {}
+        return decay | {"gate": width} | beta | ({"share": self.heads} if self.share_by_token else {})
 
 
 def kernel_rope_and_write(
@@ -118,12 +122,12 @@ def kernel_recurrent_step(
     # A program holds a head's state and weights, and is the only one that reads them.
     out = x.new_empty(batch, heads * width)
     _recur[(batch * heads,)](
-        convolved, x, x.stride(0), offsets.get("decay", 0), offsets["gate"], offsets.get("beta", 0),
+        convolved, x, x.stride(0), *(offsets.get(name, 0) for name in ("decay", "gate", "beta", "share")),
         layer.decay_weight, layer.A_log, layer.dt_bias, layer.fixed, layer.bound or 0.0,
-        layer.gate_weight, layer.gate_bias, layer.norm, state, layer.share,
+        layer.gate_weight, layer.gate_bias, layer.norm, state, layer.share_logit, TOKEN_SCALE,
         seen, position, layer.seen_whole or 0, out, width**-0.5, layer.eps,
         HEADS=heads, GROUPS=layer.key_heads, WIDTH=width, KIND=kind, BOUNDED=layer.bound is not None,
-        DELTA=layer.delta_rule, SILU=layer.silu_gate, **RECUR, **overlap(),
+        DELTA=layer.delta_rule, SILU=layer.silu_gate, BY_TOKEN=layer.share_by_token, **RECUR, **overlap(),
     )  # fmt: skip
     return out
 
@@ -218,11 +222,12 @@ if triton is not None:
 
     @triton.jit
     def _recur(
-        CONVOLVED, X, row_stride, decay_offset, gate_offset, beta_offset,
+        CONVOLVED, X, row_stride, decay_offset, gate_offset, beta_offset, share_offset,
         DECAY_WEIGHT, A_LOG, DT_BIAS, FIXED_DECAY, bound,
-        GATE_WEIGHT, GATE_BIAS, NORM, STATE, SHARE, SEEN, POSITION, seen_whole, OUT, scale, eps,
+        GATE_WEIGHT, GATE_BIAS, NORM, STATE, SHARE_LOGIT, token_scale,
+        SEEN, POSITION, seen_whole, OUT, scale, eps,
         HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, KIND: tl.constexpr, BOUNDED: tl.constexpr,
-        DELTA: tl.constexpr, SILU: tl.constexpr, OVERLAP: tl.constexpr,
+        DELTA: tl.constexpr, SILU: tl.constexpr, BY_TOKEN: tl.constexpr, OVERLAP: tl.constexpr,
     ):  # fmt: skip
         if OVERLAP:
             tl.extra.cuda.gdc_launch_dependents()
@@ -267,5 +272,9 @@ if triton is not None:
         o = o * gate
         if SEEN is not None:
             seen = tl.load(SEEN + here + channel).to(tl.float32)
-            o = tl.where(tl.load(POSITION + row) < seen_whole, seen, o + tl.load(SHARE + head) * (seen - o))
+            logit = tl.load(SHARE_LOGIT + head).to(tl.float32)
+            if BY_TOKEN:
+                logit += token_scale * tl.load(x + share_offset + head).to(tl.float32)
+            share = 1.0 / (1.0 + tl.exp(-logit))  # the recurrence's, for float32 rounds the window's
+            o = tl.where(tl.load(POSITION + row) < seen_whole, seen, seen + share * (o - seen))
         tl.store(OUT + here + channel, o.to(kind))

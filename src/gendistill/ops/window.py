@@ -19,6 +19,9 @@ from gendistill.ops.dispatch import takes_kernels
 from gendistill.ops.documents import Documents
 from gendistill.ops.window_kernels import add_sinks
 
+# Of what a token adds to the logit of a recurrence's share. A step of AdamW moves each of some thousand weights by its
+# learning rate: unscaled the logit would leap by several in one step, where the head's own moves by a third.
+TOKEN_SCALE = 0.1
 ALIGNED = 16  # fused attention copies a mask whose last dimension is no multiple of this
 # Newer versions of torch want to be told that key heads may be fewer; older ones just take them.
 VARLEN_OPTIONS = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
@@ -39,10 +42,25 @@ class Past(NamedTuple):
     equal_count: int | None
 
 
-def share_beside(share: torch.Tensor, position: torch.Tensor, seen_whole: int) -> torch.Tensor:
-    """[..., H]: the share [H] of a recurrence beside a window, at positions [...] in a document; none at the first
-    `seen_whole`: there the window says what the teacher would, and a recurrence would disturb."""
-    return torch.where((position < seen_whole)[..., None], 0.0, share)
+def share_beside(
+    logit: torch.Tensor, raw: torch.Tensor | None, position: torch.Tensor, seen_whole: int
+) -> torch.Tensor:
+    """The share of a recurrence beside a window; the rest is the window's.
+
+    Args:
+        logit: [H], of the share.
+        raw: [..., H], what the tokens add to it, before its scale; None for nothing.
+        position: [...], of the tokens in their documents.
+        seen_whole: first tokens of a document, at which the recurrence has no share: there the window says what the
+            teacher would, and a recurrence would disturb.
+
+    Returns:
+        [..., H].
+    """
+    if raw is not None:
+        logit = logit + TOKEN_SCALE * raw.float()
+    # Not the window's: bfloat16 rounds 0.9997 to 1, and nothing would reach the recurrence.
+    return torch.where((position < seen_whole)[..., None], 0.0, logit.sigmoid())
 
 
 def window_attention(

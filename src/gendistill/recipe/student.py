@@ -26,6 +26,9 @@ class Student(Settings):
     sinks: NonNegativeInt | None = Field(
         None, description="first tokens that a window sees too; by default 4 with mixer window, else none"
     )
+    window_share: Literal["head", "token"] = Field(
+        "head", description="of a window beside a linear mixer: one for each head, or each token's own, too"
+    )
     # By default what starts as the identity: the untrained student is then as near its teacher as it can be.
     gate_activation: Literal["silu", "sigmoid"] = Field(
         "silu", description="of the output gate; silu starts as the identity, sigmoid at a half"

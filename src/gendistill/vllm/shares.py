@@ -16,7 +16,7 @@ from gendistill.names import MIXERS
 # every rank has all.
 HEADS_ALONG = {
     **dict.fromkeys("q_proj k_proj v_proj q_conv1d k_conv1d v_conv1d f_b_proj a_proj b_proj g_b_proj".split(), 0),
-    **dict.fromkeys(("A_log", "dt_bias", "window_logit"), 0),
+    **dict.fromkeys(("A_log", "dt_bias", "window_logit", "share_proj"), 0),
     "o_proj": 1,
 }
 WHOLE = ("f_a_proj", "g_a_proj", "o_norm", "q_norm", "k_norm")

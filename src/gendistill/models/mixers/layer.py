@@ -5,7 +5,9 @@ the identity where it can: short convolutions that pass their input through, an 
 
 With `config.window` the teacher's attention over a window stands beside the recurrence, on the same projections: per
 head, s times the one and 1 - s times the other go through the output projection (xLSTM's hybrid, arXiv 2603.15590, and
-B'MOJO-F, in 2605.08301, do so). At a document's first tokens, all of which the window sees, s is 1.
+B'MOJO-F, in 2605.08301, do so). At a document's first tokens, all of which the window sees, s is 1. How much of softmax
+attention lies outside the window differs from token to token, and a recurrence is noise to those that need nothing from
+afar: with `config.window_share` "token" s depends on the token, too.
 
 Shapes: B sequences, T tokens, H query heads, K = V channels of a head, C = (H + 2 key heads) * K.
 """
@@ -61,6 +63,7 @@ MIXER_PARAMETERS: dict[str, Parameter] = {
     "q_norm.weight": Parameter("mixer_qk"),  # of the window, as the teacher has it
     "k_norm.weight": Parameter("mixer_qk"),
     "window_logit": _RATE,  # of the window's share
+    "share_proj.weight": _GATE,  # what a token adds to the logit of the recurrence's share
 }
 
 
@@ -103,6 +106,8 @@ class LinearAttention(nn.Module):
             self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
             self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
             self.window_logit = nn.Parameter(torch.empty(self.num_heads, dtype=torch.float32))
+        if config.window_share == "token":
+            self.share_proj = nn.Linear(hidden, self.num_heads, bias=False)
 
     def _add_forget_gate(self, hidden: int) -> None:
         # A KeyError for a decay that is none of the three: the branches below would take it for a fixed one.
@@ -143,6 +148,8 @@ class LinearAttention(nn.Module):
             init.ones_(self.o_norm.weight)
         if self.config.window is not None:
             init.constant_(self.window_logit, WINDOW_LOGIT / LOGIT_SCALE)
+        if self.config.window_share == "token":
+            init.zeros_(self.share_proj.weight)  # at first a head's share is the same for all tokens
 
     @torch.no_grad()
     def set_half_lives(self, half_lives: torch.Tensor) -> None:
@@ -182,10 +189,11 @@ class LinearAttention(nn.Module):
         """
         fetched = fetch([self.q_conv1d, self.k_conv1d, self.v_conv1d, self.g_b_proj, self.o_norm])
         mixed = joint_projection(hidden_states, [self.q_proj, self.k_proj, self.v_proj])  # [B, T, C]
-        o = self._recur(hidden_states, mixed, attention_mask, past_key_values, documents)  # [B, T, H * V]
+        # [B, T, H * V], [B, T, H] or None
+        o, raw = self._recur(hidden_states, mixed, attention_mask, past_key_values, documents)
         if self.config.window is not None and self.config.window_is_on:
             seen, positions = self._see_window(mixed, position_embeddings, attention_mask, past_key_values, documents)
-            share = share_beside(self.recurrence_share(), positions, self.config.seen_whole)  # [B or 1, T, H]
+            share = share_beside(self.share_logit(), raw, positions, self.config.seen_whole)  # [B or 1, T, H]
             if without_window is not None:
                 share = torch.where(without_window[:, None, None], 1.0, share)
             o = o.unflatten(-1, (self.num_heads, -1))
@@ -193,10 +201,9 @@ class LinearAttention(nn.Module):
         put_back(fetched)
         return self.o_proj(o), None
 
-    def recurrence_share(self) -> torch.Tensor:
-        """[H]: the recurrence's share beside a window; the rest is the window's."""
-        # Not the window's: bfloat16 rounds 0.9997 to 1, and nothing would reach the recurrence.
-        return (-LOGIT_SCALE * self.window_logit).sigmoid()
+    def share_logit(self) -> torch.Tensor:
+        """[H]: of the recurrence's share beside a window, see `share_beside`."""
+        return -LOGIT_SCALE * self.window_logit
 
     def _recur(
         self,
@@ -205,14 +212,15 @@ class LinearAttention(nn.Module):
         padding: Padding | None,
         past_key_values: Cache | None,
         documents: Documents | None,
-    ) -> torch.Tensor:
-        """[B, T, H * V]: what the recurrence reads, gated; of the projections q, k, v side by side [B, T, C]."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B, T, H * V]: what the recurrence reads, gated; of the projections q, k, v side by side [B, T, C]. And
+        [B, T, H]: what each token adds to the logit of its share; None for nothing."""
         mask = None
         if padding is not None:  # after the projections, whose biases would bring padding back
             mask = padding.valid[..., None].to(mixed.dtype)  # [B, T, 1]
             mixed = mixed * mask
         q, k, v = self._convolve(mixed, mask, past_key_values, documents)  # [B, T, H, K] each
-        decay, beta, gate = self._gates(hidden_states)
+        decay, beta, gate, share = self._gates(hidden_states)
         if mask is not None:
             decay, beta, v = self._without_padding(mask, decay, beta, v)
         state = None  # [B, H, K, V]
@@ -224,7 +232,7 @@ class LinearAttention(nn.Module):
 
         norm = None if self.o_norm is None else self.o_norm.weight
         eps, activation = self.config.rms_norm_eps, self.config.gate_activation
-        return gated_norm(o, gate, self.g_b_proj.bias, norm, eps=eps, activation=activation)
+        return gated_norm(o, gate, self.g_b_proj.bias, norm, eps=eps, activation=activation), share
 
     def _see_window(
         self,
@@ -257,18 +265,22 @@ class LinearAttention(nn.Module):
             return decay, beta, v * mask[..., None]
         return decay, beta * mask, v
 
-    def _gates(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor | DecayGate, torch.Tensor | None, torch.Tensor]:
-        """Forget gate, write strength and output gate; their narrow projections, which fill no GPU alone, fused.
+    def _gates(
+        self, hidden_states: torch.Tensor
+    ) -> tuple[torch.Tensor | DecayGate, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
+        """Forget gate, write strength, output gate and share; their narrow projections, which fill no GPU alone, fused.
 
         Returns:
             what the log decays come from, or fixed ones [B, T, H]; beta [B, T, H] or None; the output
-            gate's projection without its bias [B, T, H * V].
+            gate's projection without its bias [B, T, H * V]; what tokens add to the share's logit [B, T, H] or None.
         """
         narrow = {"gate": self.g_a_proj}
         if self.mixer.decay != "fixed":
             narrow = {"decay": self.f_a_proj if self.mixer.decay == "channel" else self.a_proj} | narrow
         if self.mixer.delta_rule:
             narrow["beta"] = self.b_proj
+        if self.config.window_share == "token":
+            narrow["share"] = self.share_proj
         sizes = [projection.out_features for projection in narrow.values()]
         products = joint_projection(hidden_states, list(narrow.values())).split(sizes, dim=-1)
         raw = dict(zip(narrow, products, strict=True))  # [B, T, K] or [B, T, H] each
@@ -281,7 +293,8 @@ class LinearAttention(nn.Module):
             decay = DecayGate(decay, self.A_log, self.dt_bias, self.config.log_decay_bound)
         # In float32: the delta rule subtracts what the state holds, and a rounded strength would leave some of it.
         beta = raw["beta"].float().sigmoid() if self.mixer.delta_rule else None
-        return decay, beta, product(raw["gate"], self.g_b_proj)  # its bias is added by `gated_norm`
+        gate = product(raw["gate"], self.g_b_proj)  # its bias is added by `gated_norm`
+        return decay, beta, gate, raw.get("share")
 
     def _has_state(self, cache: Cache) -> bool:
         # Both: a layer that was reset still holds tensors, and one in its first call has its convolution window only.
