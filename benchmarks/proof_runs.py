@@ -55,6 +55,11 @@ SETTLED = [f"stages={json.dumps(RECIPE | {'settling': RECIPE[FAR] | SETTLING})}"
 # The same of windows alone, at the same quarter of the stage before.
 SETTLED_WHOLE = {FAR: RECIPE[FAR] | WHOLE, "settling": RECIPE[FAR] | SETTLING | WHOLE | {"learning_rate": RATE / 4}}
 SETTLED_WINDOW = [*ALONE, f"stages={json.dumps(SETTLED_WHOLE)}"]
+# A share of the recurrence for each token, and a third stage that goes on with what is far as well.
+TOKEN = [
+    "student.window_share=token",
+    f"stages={json.dumps(RECIPE | {'settling': RECIPE[FAR] | SETTLING | {'tokens': 6_000_000}})}",
+]
 # Kept layers, and settings. Of K7-replies' conversations a half are what the teacher wrote. K4-mixers and WT4 of
 # results/proof/records were trained at five times the gentle rate.
 STUDENTS = {
@@ -62,9 +67,11 @@ STUDENTS = {
     "K7-replies": (SEVEN, []),
     "K7-wide": (SEVEN, WIDE),
     "K7-settled": (SEVEN, SETTLED),
+    "K7-token": (SEVEN, TOKEN),
     "K4": (FOUR, []),
     "K4-wide": (FOUR, WIDE),
     "K4-settled": (FOUR, SETTLED),
+    "K4-token": (FOUR, TOKEN),
     "K4-mixers-gentle": (FOUR, MIXERS),
     "WT4-gentle": (FOUR, WINDOW),
     "WT4-settled": (FOUR, SETTLED_WINDOW),
@@ -145,7 +152,9 @@ def mixtures(name: str, data: Path) -> dict[str, list[dict]]:
             "replies": [chats | {"weight": 3}, *(each | {"weight": 2} for each in written), near],
         }
     conversations = [chats | {"weight": 0.5}, *(each | {"weight": 0.25} for each in written)]
-    settled = {"settled": [far, chats | {"weight": 2}]} if name.endswith("-settled") else {}
+    # The weight of conversations beside one of distant answers, in a third stage.
+    weight = {"settled": 2, "token": 1}.get(name.rpartition("-")[2])
+    settled = {} if weight is None else {"settled": [far, chats | {"weight": weight}]}
     return settled | {"text": [text], "far": [far | {"weight": 2}, *(conversations if has_replies(name) else [chats])]}
 
 

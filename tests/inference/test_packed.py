@@ -26,6 +26,9 @@ def test_a_weight_that_changed_in_place_or_was_exchanged_is_seen():
     torch.testing.assert_close(second.layers[0].weight[: projection.out_features], projection.weight)
     projection.weight = torch.nn.Parameter(torch.zeros_like(projection.weight))
     assert packed(student).layers[0].weight[: projection.out_features].abs().max() == 0
+    third = packed(student)
+    projection.weight.data = torch.ones_like(projection.weight)  # which is another memory, of the same version
+    assert packed(student) is not third
 
 
 def test_a_window_switched_off_is_seen():

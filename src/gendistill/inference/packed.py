@@ -3,11 +3,14 @@
 Shapes: N hidden size, H query heads, D channels of a head, C channels of q, k and v.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from gendistill.inference.kept import kept
+from gendistill.inference.watched import Watched, is_watched
 from gendistill.models.mixers.layer import LinearAttention, fixed_log_decay
 from gendistill.models.mixers.window import WindowAttention
 from gendistill.models.modeling import GendistillDecoderLayer, GendistillForCausalLM
@@ -17,37 +20,20 @@ from gendistill.ops.decode_layer import Recurrence
 
 def packed(student: GendistillForCausalLM) -> "Packed | None":
     """The student's weights, put together anew only if something has changed; None if its modules have to be called."""
-    seen, found = kept(student).get("packed", (None, None))
-    if seen != (now := _seen(student)):
-        found = Packed(student) if _can_pack(student) else None
-        kept(student)["packed"] = now, found
-    return found
+    known = kept(student).get("packed")
+    if known is None or known.watched.state() != known.state:
+        watched = Watched(student)
+        known = _Known(watched, watched.state(), Packed(student) if _can_pack(student) else None)
+        kept(student)["packed"] = known
+    return known.packed
 
 
-def _seen(student: GendistillForCausalLM) -> list:
-    """What changes with any module, any hook and any weight. Every prefill asks, and `modules()` takes milliseconds."""
-    seen: list = [student.config.window_is_on]
-    waiting: list[nn.Module | None] = [student]
-    while waiting:
-        module = waiting.pop()
-        if module is None:
-            continue
-        seen += (module, _is_watched(module))
-        waiting += module._modules.values()
-        seen += map(_state, module._parameters.values())
-    return seen
+class _Known(NamedTuple):
+    """Weights put together, and what the student was then."""
 
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether somebody wants to be told when the module is called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "_hf_hook" in module.__dict__)
-
-
-def _state(parameter: nn.Parameter | None) -> tuple | int:
-    if type(parameter) is not nn.Parameter:  # quantised ones have no address
-        return id(parameter)
-    # Tensors of inference mode cannot change.
-    return parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version
+    watched: Watched
+    state: list[int]
+    packed: "Packed | None"
 
 
 def _can_pack(student: GendistillForCausalLM) -> bool:
@@ -55,7 +41,7 @@ def _can_pack(student: GendistillForCausalLM) -> bool:
     if student.config.hidden_act != "silu":
         return False
     for module in student.modules():
-        if _is_watched(module) or (isinstance(module, nn.Linear) and not is_plain(module)):
+        if is_watched(module) or (isinstance(module, nn.Linear) and not is_plain(module)):
             return False
     layers = student.model.layers
     mixers = [layer.self_attn if layer.keeps_attention else layer.linear_attn for layer in layers]

@@ -15,9 +15,8 @@ from gendistill.inference.packed import Packed, PackedLayer, PackedMixer
 from gendistill.models.cache import RING_KEYS, RING_VALUES, SlotCache, ring_length, ring_places
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.ops.decode_attention import decode_attention
-from gendistill.ops.decode_convolution import convolve_token
 from gendistill.ops.decode_layer import recurrent_step, rope_and_write
-from gendistill.ops.decode_linear import decode_linear, decode_linear_and_convolve
+from gendistill.ops.decode_linear import decode_linear
 
 
 class Place(NamedTuple):
@@ -61,37 +60,23 @@ class DecodeStep:
 
 def _through(layer: PackedLayer, cache, x: torch.Tensor, where: Place) -> torch.Tensor:
     """[B, N] -> [B, N], through a layer with its part of the cache."""
-    projection, norm = (layer.weight, layer.bias), layer.input_norm
-    convolved = None
-    if layer.is_linear:
-        convolution = layer.recurrence.convolution(cache.conv_states[0])
-        projected, convolved = decode_linear_and_convolve(x, *projection, norm=norm, convolution=convolution)
-    else:
-        projected = decode_linear(x, *projection, norm=norm)
-    o = mix_token(layer, cache, projected, where, convolved)
+    projected = decode_linear(x, layer.weight, layer.bias, norm=layer.input_norm)
+    o = mix_token(layer, cache, projected, where)
     x = decode_linear(o, layer.output.weight, layer.output.bias, residual=x)
     up = layer.up.weight, layer.up.bias
     inner = decode_linear(x, layer.gate.weight, layer.gate.bias, norm=layer.mlp_norm, up=up)
     return decode_linear(inner, layer.down.weight, layer.down.bias, residual=x)
 
 
-def mix_token(
-    layer: PackedMixer, cache, projected: torch.Tensor, where: Place, convolved: torch.Tensor | None = None
-) -> torch.Tensor:
-    """What a layer's output projection takes [B, H * D], of its projections [B, C + narrow]; its cache is changed.
-
-    Args:
-        convolved: [B, C], of a recurrence's q, k and v; None if its convolution is still to come.
-    """
+def mix_token(layer: PackedMixer, cache, projected: torch.Tensor, where: Place) -> torch.Tensor:
+    """What a layer's output projection takes [B, H * D], of its projections [B, C + narrow]; its cache is changed."""
     seen = None
     if layer.sees_window:
         ring = (cache.recurrent_states[state] for state in (RING_KEYS, RING_VALUES))
         seen = _attend(layer, projected, where, *ring, where.ring_place, where.ring_length)
     if layer.is_linear:
-        if convolved is None:
-            convolved = convolve_token(projected, layer.recurrence.convolution(cache.conv_states[0]))
-        state = cache.recurrent_states[0]
-        return recurrent_step(projected, convolved, state, layer.recurrence, seen, where.place)
+        states = cache.conv_states[0], cache.recurrent_states[0]
+        return recurrent_step(projected, *states, layer.recurrence, seen, where.place)
     if layer.is_window:
         return seen.flatten(1)
     return _attend(layer, projected, where, cache.keys, cache.values, where.place, where.length).flatten(1)

@@ -58,7 +58,7 @@ def rope_and_write(
 
 def recurrent_step(
     x: torch.Tensor,
-    convolved: torch.Tensor,
+    conv_state: torch.Tensor,
     state: torch.Tensor,
     layer: Recurrence,
     seen: torch.Tensor | None,
@@ -68,7 +68,7 @@ def recurrent_step(
 
     Args:
         x: [B, C + narrow]: q, k, v, and what `Recurrence.narrow` lists.
-        convolved: [B, C], of q, k and v, in float32 at least.
+        conv_state: [B, C, W], the last inputs of the convolution; shifted by this one.
         state: [B, H, D, D] float32, changed.
         seen: [B, H, D], of a window beside it; None for none.
         position: [B], of the token in its text.
@@ -77,14 +77,17 @@ def recurrent_step(
         [B, H * D]: where the window sees all of the text, what it sees.
     """
     if takes_kernels(x):
-        return kernel_recurrent_step(x, convolved, state, layer, seen, position)
+        return kernel_recurrent_step(x, conv_state, state, layer, seen, position)
     heads, groups = layer.heads, layer.key_heads
-    narrow = x[:, convolved.shape[1] :].split(list(layer.narrow.values()), dim=-1)
+    channels = conv_state.shape[1]
+    mixed, *narrow = x.split([channels, *layer.narrow.values()], dim=-1)
     narrow = dict(zip(layer.narrow, narrow, strict=True))
-    # [B, H or G, D] each.
-    q, k, v = convolved.unflatten(-1, (heads + 2 * groups, -1)).split([heads, groups, groups], dim=1)
+    conv_state.copy_(torch.cat([conv_state[..., 1:], mixed[..., None].to(conv_state.dtype)], dim=-1))
+    y = (conv_state * layer.conv_weight).sum(-1) + layer.conv_bias  # [B, C]
+    y = F.silu(y) if layer.silu_conv else y
+    q, k, v = y.unflatten(-1, (heads + 2 * groups, -1)).split([heads, groups, groups], dim=1)  # [B, H or G, D]
     wide = torch.promote_types(x.dtype, torch.float32)
-    q, k, v = (part.to(x.dtype) for part in (l2_normalize(q), l2_normalize(k), v))
+    q, k = (l2_normalize(part.to(wide)).to(x.dtype) for part in (q, k))
     k, v = (part.repeat_interleave(heads // groups, dim=1) for part in (k, v))
     if layer.fixed is not None:
         g = layer.fixed.expand(len(x), 1, -1)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from gendistill.ops.decode_convolution_kernels import Convolution
 from gendistill.ops.optional_triton import overlap, require_triton, tl, triton
 from gendistill.ops.window import TOKEN_SCALE
 
+PREPARE = {"num_warps": 4}
 RECUR = {"num_warps": 8}
 BY_CHANNEL, BY_HEAD, FIXED = 0, 1, 2  # what has a forget gate of its own
 
@@ -58,10 +58,6 @@ class Recurrence(NamedTuple):
     share_by_token: bool
     seen_whole: int | None
 
-    def convolution(self, state: torch.Tensor) -> Convolution:
-        """Of q, k and v, with the state [B, C, W] of some rows."""
-        return Convolution(state, self.conv_weight, self.conv_bias, self.silu_conv)
-
     @property
     def narrow(self) -> dict[str, int]:
         """Widths of the narrow projections behind q, k and v: of forget gate, output gate, write strength, share."""
@@ -101,7 +97,7 @@ def kernel_rope_and_write(
 
 def kernel_recurrent_step(
     x: torch.Tensor,
-    convolved: torch.Tensor,
+    conv_state: torch.Tensor,
     state: torch.Tensor,
     layer: Recurrence,
     seen: torch.Tensor | None,
@@ -114,20 +110,28 @@ def kernel_recurrent_step(
     """
     require_triton()
     batch, heads, width, _ = state.shape
-    offsets, offset = {}, convolved.shape[1]
+    groups, channels = layer.key_heads, conv_state.shape[1]
+    offsets, offset = {}, channels
     for name, size in layer.narrow.items():
         offsets[name] = offset
         offset += size
     kind = FIXED if layer.fixed is not None else BY_CHANNEL if layer.decay_weight is not None else BY_HEAD
-    # A program holds a head's state and weights, and is the only one that reads them.
+    mixed = x.new_empty(batch, channels)
+    decay = x.new_empty(batch, heads, width, dtype=torch.float32)
+    gate = x.new_empty(batch, heads, width, dtype=torch.float32)
+    _prepare[(batch, 3 * heads + 2 * groups)](
+        x, x.stride(0), conv_state, layer.conv_weight, layer.conv_bias, mixed,
+        layer.decay_weight, layer.A_log, layer.dt_bias, layer.fixed, decay, layer.gate_weight, gate,
+        offsets.get("decay", 0), offsets["gate"], layer.bound or 0.0,
+        HEADS=heads, GROUPS=groups, WIDTH=width, TAPS=layer.conv_weight.shape[1], TAPS_PADDED=4,
+        KIND=kind, BOUNDED=layer.bound is not None, SILU=layer.silu_conv, **PREPARE, **overlap(),
+    )  # fmt: skip
     out = x.new_empty(batch, heads * width)
     _recur[(batch * heads,)](
-        convolved, x, x.stride(0), *(offsets.get(name, 0) for name in ("decay", "gate", "beta", "share")),
-        layer.decay_weight, layer.A_log, layer.dt_bias, layer.fixed, layer.bound or 0.0,
-        layer.gate_weight, layer.gate_bias, layer.norm, state, layer.share_logit, TOKEN_SCALE,
-        seen, position, layer.seen_whole or 0, out, width**-0.5, layer.eps,
-        HEADS=heads, GROUPS=layer.key_heads, WIDTH=width, KIND=kind, BOUNDED=layer.bound is not None,
-        DELTA=layer.delta_rule, SILU=layer.silu_gate, BY_TOKEN=layer.share_by_token, **RECUR, **overlap(),
+        mixed, x, x.stride(0), offsets.get("beta", 0), decay, gate, layer.gate_bias, layer.norm, state,
+        layer.share_logit, offsets.get("share", 0), TOKEN_SCALE, seen, position, layer.seen_whole or 0,
+        out, width**-0.5, layer.eps, BY_TOKEN=layer.share_by_token,
+        HEADS=heads, GROUPS=groups, WIDTH=width, DELTA=layer.delta_rule, SILU=layer.silu_gate, **RECUR, **overlap(),
     )  # fmt: skip
     return out
 
@@ -186,48 +190,77 @@ if triton is not None:
         return tl.load(WEIGHT + (head * WIDTH + channel)[:, None] * WIDTH + channel)
 
     @triton.jit
-    def _product(weight, x, WIDTH: tl.constexpr):
-        """[D] float32, of a weight [D, D] and numbers at x."""
-        return tl.sum(weight.to(tl.float32) * tl.load(x + tl.arange(0, WIDTH)).to(tl.float32), 1)
-
-    @triton.jit
-    def _decay_of(
-        weight, x, A_LOG, DT_BIAS, FIXED_DECAY, head, bound,
-        WIDTH: tl.constexpr, KIND: tl.constexpr, BOUNDED: tl.constexpr,
+    def _prepare(
+        X, row_stride, CONV_STATE, CONV_WEIGHT, CONV_BIAS, MIXED,
+        DECAY_WEIGHT, A_LOG, DT_BIAS, FIXED_DECAY, DECAY, GATE_WEIGHT, GATE,
+        decay_offset, gate_offset, bound,
+        HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, TAPS_PADDED: tl.constexpr,
+        KIND: tl.constexpr, BOUNDED: tl.constexpr, SILU: tl.constexpr, OVERLAP: tl.constexpr,
     ):  # fmt: skip
-        """[D] float32: a head's factors, of its part of the second weight and the forget gate's narrow projection."""
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
+        row = tl.program_id(0)
+        part = tl.program_id(1)  # a head of q, k or v, then one of the decay, then one of the output gate
+        convolved: tl.constexpr = HEADS + 2 * GROUPS
         channel = tl.arange(0, WIDTH)
-        if KIND == 2:
-            log_decay = tl.load(FIXED_DECAY + head + channel * 0)
+        x = X + row * row_stride
+        if part < convolved:
+            lane = part * WIDTH + channel
+            if OVERLAP:
+                tl.extra.cuda.gdc_wait()
+            new = tl.load(x + lane)
+            y = tl.load(CONV_BIAS + lane).to(tl.float32)
+            y += tl.load(CONV_WEIGHT + lane * TAPS + TAPS - 1).to(tl.float32) * new.to(tl.float32)
+            state = CONV_STATE + (row * convolved * WIDTH + lane) * TAPS
+            for tap in tl.static_range(TAPS - 1):
+                before = tl.load(state + tap + 1)
+                y += tl.load(CONV_WEIGHT + lane * TAPS + tap).to(tl.float32) * before.to(tl.float32)
+                tl.store(state + tap, before)
+            tl.store(state + TAPS - 1, new)
+            if SILU:
+                y = y / (1.0 + tl.exp(-y))
+            if part < HEADS + GROUPS:
+                y = y * tl.rsqrt(tl.sum(y * y, 0) + 1e-6)
+            tl.store(MIXED + row * convolved * WIDTH + lane, y.to(MIXED.dtype.element_ty))
+        elif part < convolved + HEADS:
+            head = part - convolved
+            if KIND == 2:
+                if OVERLAP:
+                    tl.extra.cuda.gdc_wait()
+                log_decay = tl.load(FIXED_DECAY + head + channel * 0)
+            else:
+                if KIND == 0:
+                    weight = _second(DECAY_WEIGHT, head, WIDTH)
+                    if OVERLAP:
+                        tl.extra.cuda.gdc_wait()
+                    raw = tl.sum(weight.to(tl.float32) * tl.load(x + decay_offset + channel).to(tl.float32), 1)
+                    raw = raw.to(X.dtype.element_ty).to(tl.float32) + tl.load(DT_BIAS + head * WIDTH + channel)
+                else:
+                    if OVERLAP:
+                        tl.extra.cuda.gdc_wait()
+                    raw = tl.load(x + decay_offset + head + channel * 0).to(tl.float32) + tl.load(DT_BIAS + head)
+                A = tl.exp(tl.load(A_LOG + head))
+                if BOUNDED:
+                    log_decay = bound / (1.0 + tl.exp(-A * raw))
+                else:
+                    softplus = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(tl.minimum(raw, 20.0))))
+                    log_decay = -A * softplus
+            tl.store(DECAY + (row * HEADS + head) * WIDTH + channel, tl.exp(log_decay))
         else:
-            if KIND == 0:
-                # Rounded, as the module's projection is.
-                raw = _product(weight, x, WIDTH).to(x.dtype.element_ty).to(tl.float32)
-                raw += tl.load(DT_BIAS + head * WIDTH + channel)
-            else:
-                raw = tl.load(x + head + channel * 0).to(tl.float32) + tl.load(DT_BIAS + head)
-            A = tl.exp(tl.load(A_LOG + head))
-            if BOUNDED:
-                log_decay = bound / (1.0 + tl.exp(-A * raw))
-            else:
-                softplus = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(tl.minimum(raw, 20.0))))
-                log_decay = -A * softplus
-        return tl.exp(log_decay)
-
-    @triton.jit
-    def _key(place, WIDTH: tl.constexpr, kind: tl.constexpr):
-        """[D] float32: numbers at `place`, of length 1, as `kind` has them."""
-        x = tl.load(place + tl.arange(0, WIDTH)).to(tl.float32)
-        return (x * tl.rsqrt(tl.sum(x * x, 0) + 1e-6)).to(kind).to(tl.float32)
+            head = part - convolved - HEADS
+            weight = _second(GATE_WEIGHT, head, WIDTH)
+            if OVERLAP:
+                tl.extra.cuda.gdc_wait()
+            gate = tl.sum(weight.to(tl.float32) * tl.load(x + gate_offset + channel).to(tl.float32), 1)
+            tl.store(GATE + (row * HEADS + head) * WIDTH + channel, gate)
 
     @triton.jit
     def _recur(
-        CONVOLVED, X, row_stride, decay_offset, gate_offset, beta_offset, share_offset,
-        DECAY_WEIGHT, A_LOG, DT_BIAS, FIXED_DECAY, bound,
-        GATE_WEIGHT, GATE_BIAS, NORM, STATE, SHARE_LOGIT, token_scale,
-        SEEN, POSITION, seen_whole, OUT, scale, eps,
-        HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, KIND: tl.constexpr, BOUNDED: tl.constexpr,
-        DELTA: tl.constexpr, SILU: tl.constexpr, BY_TOKEN: tl.constexpr, OVERLAP: tl.constexpr,
+        MIXED, X, row_stride, beta_offset, DECAY, GATE, GATE_BIAS, NORM, STATE,
+        SHARE_LOGIT, share_offset, token_scale, SEEN, POSITION, seen_whole,
+        OUT, scale, eps, BY_TOKEN: tl.constexpr,
+        HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, DELTA: tl.constexpr, SILU: tl.constexpr,
+        OVERLAP: tl.constexpr,
     ):  # fmt: skip
         if OVERLAP:
             tl.extra.cuda.gdc_launch_dependents()
@@ -239,42 +272,32 @@ if triton is not None:
         # Last written a whole step ago, and between steps are launches that wait for all before them.
         place = STATE + here.to(tl.int64) * WIDTH + channel[:, None] * WIDTH + channel  # [K, V]
         state = tl.load(place)
-        # As are all weights before the wait: memory rests otherwise.
-        gate_weight = _second(GATE_WEIGHT, head, WIDTH)
-        decay_weight = gate_weight  # of no use to decays that are no channel's own
-        if KIND == 0:
-            decay_weight = _second(DECAY_WEIGHT, head, WIDTH)
         if OVERLAP:
             tl.extra.cuda.gdc_wait()
-        x = X + row * row_stride
-        decay = _decay_of(
-            decay_weight, x + decay_offset, A_LOG, DT_BIAS, FIXED_DECAY, head, bound, WIDTH, KIND, BOUNDED
-        )  # [K]
-        gate = _product(gate_weight, x + gate_offset, WIDTH)  # [V]
-        heads = CONVOLVED + row * (HEADS + 2 * GROUPS) * WIDTH
-        kind: tl.constexpr = X.dtype.element_ty
-        q = _key(heads + head * WIDTH, WIDTH, kind) * scale  # [K]
-        k = _key(heads + (HEADS + group) * WIDTH, WIDTH, kind)
-        v = tl.load(heads + (HEADS + GROUPS + group) * WIDTH + channel).to(kind).to(tl.float32)  # [V]
-        state *= decay[:, None]
+        mixed = MIXED + row * (HEADS + 2 * GROUPS) * WIDTH
+        q = tl.load(mixed + head * WIDTH + channel).to(tl.float32) * scale  # [K]
+        k = tl.load(mixed + (HEADS + group) * WIDTH + channel).to(tl.float32)
+        v = tl.load(mixed + (HEADS + GROUPS + group) * WIDTH + channel).to(tl.float32)  # [V]
+        state *= tl.load(DECAY + here + channel)[:, None]
         write = v  # [V]
         if DELTA:
-            beta = 1.0 / (1.0 + tl.exp(-tl.load(x + beta_offset + head).to(tl.float32)))
+            beta = 1.0 / (1.0 + tl.exp(-tl.load(X + row * row_stride + beta_offset + head).to(tl.float32)))
             write = beta * (v - tl.sum(state * k[:, None], 0))
         state += k[:, None] * write  # an outer product
         tl.store(place, state)
+        kind = OUT.dtype.element_ty
         o = tl.sum(state * q[:, None], 0)  # [V]
         if NORM is not None:
             o = o * tl.rsqrt(tl.sum(o * o, 0) / WIDTH + eps)
             o = (tl.load(NORM + channel) * o.to(kind)).to(tl.float32)
-        gate += tl.load(GATE_BIAS + head * WIDTH + channel).to(tl.float32)
+        gate = tl.load(GATE + here + channel) + tl.load(GATE_BIAS + head * WIDTH + channel).to(tl.float32)
         gate = (gate if SILU else 1.0) / (1.0 + tl.exp(-gate))
         o = o * gate
         if SEEN is not None:
             seen = tl.load(SEEN + here + channel).to(tl.float32)
             logit = tl.load(SHARE_LOGIT + head).to(tl.float32)
             if BY_TOKEN:
-                logit += token_scale * tl.load(x + share_offset + head).to(tl.float32)
+                logit += token_scale * tl.load(X + row * row_stride + share_offset + head).to(tl.float32)
             share = 1.0 / (1.0 + tl.exp(-logit))  # the recurrence's, for float32 rounds the window's
             o = tl.where(tl.load(POSITION + row) < seen_whole, seen, seen + share * (o - seen))
         tl.store(OUT + here + channel, o.to(kind))

@@ -3,14 +3,12 @@
 With so few rows a product takes as long as reading its weights; on CUDA a few rows have a kernel that comes near
 that, and spares the launches of norm, activation and addition.
 
-Shapes: B rows, N inputs, M outputs, C channels of a convolution.
+Shapes: B rows, N inputs, M outputs.
 """
 
 import torch
 import torch.nn.functional as F
 
-from gendistill.ops.decode_convolution import convolve_token
-from gendistill.ops.decode_convolution_kernels import Convolution
 from gendistill.ops.decode_linear_kernels import can_take, kernel_decode_linear, kernel_gated, kernel_rms_norm
 from gendistill.ops.dispatch import takes_kernels
 
@@ -44,26 +42,11 @@ def decode_linear(
         [B, M].
     """
     if takes_kernels(x) and can_take(*x.shape):
-        return kernel_decode_linear(x, weight, bias, norm, up, residual)[0]
+        return kernel_decode_linear(x, weight, bias, norm, up, residual)
     x = x if norm is None else normed(x, *norm)
     y = F.linear(x, weight, bias)
     y = y if up is None else gated(y, F.linear(x, *up))
     return y if residual is None else residual + y
-
-
-def decode_linear_and_convolve(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    *,
-    norm: tuple[torch.Tensor, float] | None,
-    convolution: Convolution,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`decode_linear` [B, M], and `convolve_token` of the first C of its outputs: of a few rows by one kernel."""
-    if takes_kernels(x) and can_take(*x.shape):
-        return kernel_decode_linear(x, weight, bias, norm, None, None, convolution)
-    y = decode_linear(x, weight, bias, norm=norm)
-    return y, convolve_token(y, convolution)
 
 
 def normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

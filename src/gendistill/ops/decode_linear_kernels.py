@@ -1,15 +1,13 @@
-"""A few rows times a weight matrix in one Triton kernel, norm before and activation, addition or short convolution
-behind it included.
+"""A few rows times a weight matrix in one Triton kernel, norm before and activation or addition behind it included.
 
 A program has a few of the outputs and reads their rows of the weight, which nobody else reads; as much of them as it
 can hold before the kernel in front has ended, so that memory never rests.
 
-Shapes: B rows, N inputs, M outputs, C channels of a convolution of W taps.
+Shapes: B rows, N inputs, M outputs.
 """
 
 import torch
 
-from gendistill.ops.decode_convolution_kernels import Convolution
 from gendistill.ops.optional_triton import overlap, require_triton, tl, triton
 
 PROGRAMS = 396  # wanted at least: three for each of an H100's 132 multiprocessors
@@ -29,12 +27,8 @@ def kernel_decode_linear(
     norm: tuple[torch.Tensor, float] | None,
     up: tuple[torch.Tensor, torch.Tensor | None] | None,
     residual: torch.Tensor | None,
-    convolution: Convolution | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> torch.Tensor:
     """As `decode_linear.decode_linear`, on a GPU; weights are contiguous. See `can_take`.
-
-    Returns:
-        y [B, M]; what the convolution makes of its first C, [B, C] float32, or None.
 
     Raises:
         UserError: Triton is not installed.
@@ -42,21 +36,14 @@ def kernel_decode_linear(
     require_triton()
     outputs, inputs = weight.shape
     y = x.new_empty(len(x), outputs)
-    convolved, channels, taps = None, 0, 1
-    conv_state, conv_weight, conv_bias, silu = convolution or (None, None, None, False)
-    if convolution is not None:
-        channels, taps = conv_weight.shape
-        convolved = x.new_empty(len(x), channels, dtype=torch.float32)
     each, tile = tile_of(outputs, inputs)
     norm_weight, eps = norm or (None, 0.0)
     up_weight, up_bias = up or (None, None)
     _row[(-(-outputs // each),)](
         x.contiguous(), weight, bias, norm_weight, up_weight, up_bias, residual, y, inputs, outputs, eps,
-        conv_state, conv_weight, conv_bias, convolved, channels,
-        ROWS=len(x), OUTPUTS=each, INPUTS=tile, TAPS=taps, TAPS_PADDED=triton.next_power_of_2(taps), SILU=silu,
-        **SETTINGS, **overlap(),
+        ROWS=len(x), OUTPUTS=each, INPUTS=tile, **SETTINGS, **overlap(),
     )  # fmt: skip
-    return y, convolved
+    return y
 
 
 def can_take(rows: int, inputs: int) -> bool:
@@ -91,14 +78,11 @@ def tile_of(outputs: int, inputs: int) -> tuple[int, int]:
 
 
 if triton is not None:
-    from gendistill.ops.decode_convolution_kernels import convolve_inputs
 
     @triton.jit
     def _row(
         X, WEIGHT, BIAS, NORM, UP, UP_BIAS, RESIDUAL, Y, inputs, outputs, eps,
-        CONV_STATE, CONV_WEIGHT, CONV_BIAS, CONVOLVED, channels,
-        ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, TAPS: tl.constexpr,
-        TAPS_PADDED: tl.constexpr, SILU: tl.constexpr, OVERLAP: tl.constexpr,
+        ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, OVERLAP: tl.constexpr,
     ):  # fmt: skip
         if OVERLAP:
             tl.extra.cuda.gdc_launch_dependents()
@@ -144,15 +128,7 @@ if triton is not None:
                 y = y / (1.0 + tl.exp(-y)) * factor
             if RESIDUAL is not None:
                 y += tl.load(RESIDUAL + row * outputs + output, mask=there, other=0.0).to(tl.float32)
-            y = y.to(Y.dtype.element_ty)
-            tl.store(Y + row * outputs + output, y, mask=there)
-            if CONV_STATE is not None:
-                state = CONV_STATE + (row * channels + output) * TAPS
-                # Each output has its channel, and each channel one program.
-                mixed = convolve_inputs(
-                    state, CONV_WEIGHT, CONV_BIAS, y, output, output < channels, TAPS, TAPS_PADDED, SILU
-                )
-                tl.store(CONVOLVED + row * channels + output, mixed, mask=output < channels)
+            tl.store(Y + row * outputs + output, y.to(Y.dtype.element_ty), mask=there)
 
     @triton.jit
     def _normed(X, NORM, root, column, inputs):
