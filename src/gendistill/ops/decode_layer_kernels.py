@@ -3,10 +3,12 @@
 Shapes: B rows, H query heads, G key heads, S places, D channels of a head, C = (H + 2 G) D channels of q, k and v.
 """
 
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 
+from gendistill.ops.decode_convolution_kernels import Convolution
 from gendistill.ops.optional_triton import overlap, require_triton, tl, triton
 from gendistill.ops.window import TOKEN_SCALE
 
@@ -58,6 +60,16 @@ class Recurrence(NamedTuple):
     share_by_token: bool
     seen_whole: int | None
 
+    def convolution(self, state: torch.Tensor) -> Convolution:
+        """Of q, k and v, with the state [B, C, W] of some rows."""
+        return Convolution(state, self.conv_weight, self.conv_bias, self.silu_conv)
+
+    @property
+    def gates(self) -> dict[str, torch.Tensor]:
+        """Second weights [H * D, D] of the gates of low rank: of a forget gate by channel, of the output gate."""
+        decay = {} if self.decay_weight is None else {"decay": self.decay_weight}
+        return decay | {"gate": self.gate_weight}
+
     @property
     def narrow(self) -> dict[str, int]:
         """Widths of the narrow projections behind q, k and v: of forget gate, output gate, write strength, share."""
@@ -65,6 +77,18 @@ class Recurrence(NamedTuple):
         decay = {"decay": width if self.decay_weight is not None else self.heads} if self.fixed is None else {}
         beta = {"beta": self.heads} if self.delta_rule else {}
         return decay | {"gate": width} | beta | ({"share": self.heads} if self.share_by_token else {})
+
+
+class Prepared(NamedTuple):
+    """What a recurrence takes of a layer's projections, all in float32 at least.
+
+    Attributes:
+        convolved: [B, C], q, k and v behind the convolution.
+        gates: [B, 2 H D or H D], the products of `Recurrence.gates` side by side, without biases.
+    """
+
+    convolved: torch.Tensor
+    gates: torch.Tensor
 
 
 def kernel_rope_and_write(
@@ -95,9 +119,29 @@ def kernel_rope_and_write(
     return q
 
 
+def kernel_prepare(x: torch.Tensor, conv_state: torch.Tensor, layer: Recurrence) -> Prepared:
+    """As `decode_layer.prepare`, on a GPU.
+
+    Raises:
+        UserError: Triton is not installed.
+    """
+    require_triton()
+    (batch, channels, taps), width = conv_state.shape, layer.gate_weight.shape[1]
+    convolved = x.new_empty(batch, channels, dtype=torch.float32)  # rounded by who reads it, behind its norm
+    gates = x.new_empty(batch, len(layer.gates) * layer.heads * width, dtype=torch.float32)
+    offsets = _offsets(layer, channels)
+    _prepare[(batch, (channels + gates.shape[1]) // width)](
+        x, x.stride(0), *layer.convolution(conv_state)[:3], convolved, layer.decay_weight, layer.gate_weight, gates,
+        gates.shape[1], offsets.get("decay", 0), offsets["gate"],
+        HEADS=layer.heads, GROUPS=layer.key_heads, WIDTH=width, TAPS=taps, TAPS_PADDED=triton.next_power_of_2(taps),
+        SILU=layer.silu_conv, **PREPARE, **overlap(),
+    )  # fmt: skip
+    return Prepared(convolved, gates)
+
+
 def kernel_recurrent_step(
     x: torch.Tensor,
-    conv_state: torch.Tensor,
+    prepared: Prepared,
     state: torch.Tensor,
     layer: Recurrence,
     seen: torch.Tensor | None,
@@ -110,33 +154,28 @@ def kernel_recurrent_step(
     """
     require_triton()
     batch, heads, width, _ = state.shape
-    groups, channels = layer.key_heads, conv_state.shape[1]
-    offsets, offset = {}, channels
-    for name, size in layer.narrow.items():
-        offsets[name] = offset
-        offset += size
+    offsets = _offsets(layer, prepared.convolved.shape[1])
     kind = FIXED if layer.fixed is not None else BY_CHANNEL if layer.decay_weight is not None else BY_HEAD
-    mixed = x.new_empty(batch, channels)
-    decay = x.new_empty(batch, heads, width, dtype=torch.float32)
-    gate = x.new_empty(batch, heads, width, dtype=torch.float32)
-    _prepare[(batch, 3 * heads + 2 * groups)](
-        x, x.stride(0), conv_state, layer.conv_weight, layer.conv_bias, mixed,
-        layer.decay_weight, layer.A_log, layer.dt_bias, layer.fixed, decay, layer.gate_weight, gate,
-        offsets.get("decay", 0), offsets["gate"], layer.bound or 0.0,
-        HEADS=heads, GROUPS=groups, WIDTH=width, TAPS=layer.conv_weight.shape[1], TAPS_PADDED=4,
-        KIND=kind, BOUNDED=layer.bound is not None, SILU=layer.silu_conv, **PREPARE, **overlap(),
-    )  # fmt: skip
     out = x.new_empty(batch, heads * width)
     _recur[(batch * heads,)](
-        mixed, x, x.stride(0), offsets.get("beta", 0), decay, gate, layer.gate_bias, layer.norm, state,
-        layer.share_logit, offsets.get("share", 0), TOKEN_SCALE, seen, position, layer.seen_whole or 0,
-        out, width**-0.5, layer.eps, BY_TOKEN=layer.share_by_token,
-        HEADS=heads, GROUPS=groups, WIDTH=width, DELTA=layer.delta_rule, SILU=layer.silu_gate, **RECUR, **overlap(),
+        *prepared, prepared.gates.shape[1], x, x.stride(0),
+        *(offsets.get(name, 0) for name in ("decay", "beta", "share")), layer.A_log, layer.dt_bias, layer.fixed,
+        layer.bound or 0.0, layer.gate_bias, layer.norm, state, layer.share_logit, TOKEN_SCALE,
+        seen, position, layer.seen_whole or 0, out, width**-0.5, layer.eps,
+        HEADS=heads, GROUPS=layer.key_heads, WIDTH=width, KIND=kind, BOUNDED=layer.bound is not None,
+        DELTA=layer.delta_rule, SILU=layer.silu_gate, BY_TOKEN=layer.share_by_token, **RECUR, **overlap(),
     )  # fmt: skip
     return out
 
 
+def _offsets(layer: Recurrence, channels: int) -> dict[str, int]:
+    """Where each narrow projection begins, behind q, k and v."""
+    begins = accumulate(layer.narrow.values(), initial=channels)
+    return dict(zip(layer.narrow, begins, strict=False))  # the last end begins nothing
+
+
 if triton is not None:
+    from gendistill.ops.decode_convolution_kernels import convolve_inputs
 
     @triton.jit
     def _rope_and_write(
@@ -184,23 +223,16 @@ if triton is not None:
                 tl.store(target, x.to(VALUES.dtype.element_ty))
 
     @triton.jit
-    def _second(WEIGHT, head, WIDTH: tl.constexpr):
-        """[D, D]: one head's rows of a low-rank gate's second weight [H * D, D]."""
-        channel = tl.arange(0, WIDTH)
-        return tl.load(WEIGHT + (head * WIDTH + channel)[:, None] * WIDTH + channel)
-
-    @triton.jit
     def _prepare(
-        X, row_stride, CONV_STATE, CONV_WEIGHT, CONV_BIAS, MIXED,
-        DECAY_WEIGHT, A_LOG, DT_BIAS, FIXED_DECAY, DECAY, GATE_WEIGHT, GATE,
-        decay_offset, gate_offset, bound,
+        X, row_stride, CONV_STATE, CONV_WEIGHT, CONV_BIAS, CONVOLVED, DECAY_WEIGHT, GATE_WEIGHT, GATES,
+        gates_stride, decay_offset, gate_offset,
         HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, TAPS_PADDED: tl.constexpr,
-        KIND: tl.constexpr, BOUNDED: tl.constexpr, SILU: tl.constexpr, OVERLAP: tl.constexpr,
+        SILU: tl.constexpr, OVERLAP: tl.constexpr,
     ):  # fmt: skip
         if OVERLAP:
             tl.extra.cuda.gdc_launch_dependents()
         row = tl.program_id(0)
-        part = tl.program_id(1)  # a head of q, k or v, then one of the decay, then one of the output gate
+        part = tl.program_id(1)  # a head of q, k or v, then one of each gate
         convolved: tl.constexpr = HEADS + 2 * GROUPS
         channel = tl.arange(0, WIDTH)
         x = X + row * row_stride
@@ -208,59 +240,40 @@ if triton is not None:
             lane = part * WIDTH + channel
             if OVERLAP:
                 tl.extra.cuda.gdc_wait()
-            new = tl.load(x + lane)
-            y = tl.load(CONV_BIAS + lane).to(tl.float32)
-            y += tl.load(CONV_WEIGHT + lane * TAPS + TAPS - 1).to(tl.float32) * new.to(tl.float32)
-            state = CONV_STATE + (row * convolved * WIDTH + lane) * TAPS
-            for tap in tl.static_range(TAPS - 1):
-                before = tl.load(state + tap + 1)
-                y += tl.load(CONV_WEIGHT + lane * TAPS + tap).to(tl.float32) * before.to(tl.float32)
-                tl.store(state + tap, before)
-            tl.store(state + TAPS - 1, new)
-            if SILU:
-                y = y / (1.0 + tl.exp(-y))
-            if part < HEADS + GROUPS:
-                y = y * tl.rsqrt(tl.sum(y * y, 0) + 1e-6)
-            tl.store(MIXED + row * convolved * WIDTH + lane, y.to(MIXED.dtype.element_ty))
-        elif part < convolved + HEADS:
-            head = part - convolved
-            if KIND == 2:
-                if OVERLAP:
-                    tl.extra.cuda.gdc_wait()
-                log_decay = tl.load(FIXED_DECAY + head + channel * 0)
-            else:
-                if KIND == 0:
-                    weight = _second(DECAY_WEIGHT, head, WIDTH)
-                    if OVERLAP:
-                        tl.extra.cuda.gdc_wait()
-                    raw = tl.sum(weight.to(tl.float32) * tl.load(x + decay_offset + channel).to(tl.float32), 1)
-                    raw = raw.to(X.dtype.element_ty).to(tl.float32) + tl.load(DT_BIAS + head * WIDTH + channel)
-                else:
-                    if OVERLAP:
-                        tl.extra.cuda.gdc_wait()
-                    raw = tl.load(x + decay_offset + head + channel * 0).to(tl.float32) + tl.load(DT_BIAS + head)
-                A = tl.exp(tl.load(A_LOG + head))
-                if BOUNDED:
-                    log_decay = bound / (1.0 + tl.exp(-A * raw))
-                else:
-                    softplus = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(tl.minimum(raw, 20.0))))
-                    log_decay = -A * softplus
-            tl.store(DECAY + (row * HEADS + head) * WIDTH + channel, tl.exp(log_decay))
+            place = row * convolved * WIDTH + lane
+            y = convolve_inputs(
+                CONV_STATE + place * TAPS, CONV_WEIGHT, CONV_BIAS, tl.load(x + lane), lane, lane >= 0,
+                TAPS, TAPS_PADDED, SILU,
+            )  # fmt: skip
+            tl.store(CONVOLVED + place, y)
         else:
-            head = part - convolved - HEADS
-            weight = _second(GATE_WEIGHT, head, WIDTH)
+            head = part - convolved
+            second = GATE_WEIGHT
+            offset = gate_offset
+            if DECAY_WEIGHT is not None:  # noqa: SIM102
+                # By itself: the one above is decided when this is compiled.
+                if head < HEADS:
+                    second = DECAY_WEIGHT
+                    offset = decay_offset
+            weight = tl.load(second + (head % HEADS * WIDTH + channel)[:, None] * WIDTH + channel)  # [D, D]
             if OVERLAP:
                 tl.extra.cuda.gdc_wait()
-            gate = tl.sum(weight.to(tl.float32) * tl.load(x + gate_offset + channel).to(tl.float32), 1)
-            tl.store(GATE + (row * HEADS + head) * WIDTH + channel, gate)
+            product = tl.sum(weight.to(tl.float32) * tl.load(x + offset + channel).to(tl.float32), 1)
+            tl.store(GATES + row * gates_stride + head * WIDTH + channel, product)
+
+    @triton.jit
+    def _unit(place, WIDTH: tl.constexpr, kind: tl.constexpr):
+        """[D] float32: numbers at `place` at length 1, rounded to what the model computes in."""
+        x = tl.load(place + tl.arange(0, WIDTH))
+        return (x * tl.rsqrt(tl.sum(x * x, 0) + 1e-6)).to(kind).to(tl.float32)
 
     @triton.jit
     def _recur(
-        MIXED, X, row_stride, beta_offset, DECAY, GATE, GATE_BIAS, NORM, STATE,
-        SHARE_LOGIT, share_offset, token_scale, SEEN, POSITION, seen_whole,
-        OUT, scale, eps, BY_TOKEN: tl.constexpr,
-        HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, DELTA: tl.constexpr, SILU: tl.constexpr,
-        OVERLAP: tl.constexpr,
+        CONVOLVED, GATES, gates_stride, X, row_stride, decay_offset, beta_offset, share_offset,
+        A_LOG, DT_BIAS, FIXED_DECAY, bound, GATE_BIAS, NORM, STATE,
+        SHARE_LOGIT, token_scale, SEEN, POSITION, seen_whole, OUT, scale, eps,
+        HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, KIND: tl.constexpr, BOUNDED: tl.constexpr,
+        DELTA: tl.constexpr, SILU: tl.constexpr, BY_TOKEN: tl.constexpr, OVERLAP: tl.constexpr,
     ):  # fmt: skip
         if OVERLAP:
             tl.extra.cuda.gdc_launch_dependents()
@@ -274,30 +287,48 @@ if triton is not None:
         state = tl.load(place)
         if OVERLAP:
             tl.extra.cuda.gdc_wait()
-        mixed = MIXED + row * (HEADS + 2 * GROUPS) * WIDTH
-        q = tl.load(mixed + head * WIDTH + channel).to(tl.float32) * scale  # [K]
-        k = tl.load(mixed + (HEADS + group) * WIDTH + channel).to(tl.float32)
-        v = tl.load(mixed + (HEADS + GROUPS + group) * WIDTH + channel).to(tl.float32)  # [V]
-        state *= tl.load(DECAY + here + channel)[:, None]
+        kind: tl.constexpr = X.dtype.element_ty
+        x = X + row * row_stride
+        gates = GATES + row * gates_stride
+        if KIND == 2:
+            log_decay = tl.load(FIXED_DECAY + head + channel * 0)  # [K]
+        else:
+            if KIND == 0:
+                # Rounded, as the module's projection is.
+                raw = tl.load(gates + head * WIDTH + channel).to(kind).to(tl.float32)
+                raw += tl.load(DT_BIAS + head * WIDTH + channel)
+                gates += HEADS * WIDTH  # the output gate's
+            else:
+                raw = tl.load(x + decay_offset + head + channel * 0).to(tl.float32) + tl.load(DT_BIAS + head)
+            A = tl.exp(tl.load(A_LOG + head))
+            if BOUNDED:
+                log_decay = bound / (1.0 + tl.exp(-A * raw))
+            else:
+                softplus = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(tl.minimum(raw, 20.0))))
+                log_decay = -A * softplus
+        heads = CONVOLVED + row * (HEADS + 2 * GROUPS) * WIDTH
+        q = _unit(heads + head * WIDTH, WIDTH, kind) * scale  # [K]
+        k = _unit(heads + (HEADS + group) * WIDTH, WIDTH, kind)
+        v = tl.load(heads + (HEADS + GROUPS + group) * WIDTH + channel).to(kind).to(tl.float32)  # [V]
+        state *= tl.exp(log_decay)[:, None]
         write = v  # [V]
         if DELTA:
-            beta = 1.0 / (1.0 + tl.exp(-tl.load(X + row * row_stride + beta_offset + head).to(tl.float32)))
+            beta = 1.0 / (1.0 + tl.exp(-tl.load(x + beta_offset + head).to(tl.float32)))
             write = beta * (v - tl.sum(state * k[:, None], 0))
         state += k[:, None] * write  # an outer product
         tl.store(place, state)
-        kind = OUT.dtype.element_ty
         o = tl.sum(state * q[:, None], 0)  # [V]
         if NORM is not None:
             o = o * tl.rsqrt(tl.sum(o * o, 0) / WIDTH + eps)
             o = (tl.load(NORM + channel) * o.to(kind)).to(tl.float32)
-        gate = tl.load(GATE + here + channel) + tl.load(GATE_BIAS + head * WIDTH + channel).to(tl.float32)
+        gate = tl.load(gates + head * WIDTH + channel) + tl.load(GATE_BIAS + head * WIDTH + channel).to(tl.float32)
         gate = (gate if SILU else 1.0) / (1.0 + tl.exp(-gate))
         o = o * gate
         if SEEN is not None:
             seen = tl.load(SEEN + here + channel).to(tl.float32)
             logit = tl.load(SHARE_LOGIT + head).to(tl.float32)
             if BY_TOKEN:
-                logit += token_scale * tl.load(X + row * row_stride + share_offset + head).to(tl.float32)
+                logit += token_scale * tl.load(x + share_offset + head).to(tl.float32)
             share = 1.0 / (1.0 + tl.exp(-logit))  # the recurrence's, for float32 rounds the window's
             o = tl.where(tl.load(POSITION + row) < seen_whole, seen, seen + share * (o - seen))
         tl.store(OUT + here + channel, o.to(kind))

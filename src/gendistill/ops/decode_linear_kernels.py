@@ -1,13 +1,15 @@
-"""A few rows times a weight matrix in one Triton kernel, norm before and activation or addition behind it included.
+"""A few rows times a weight matrix in one Triton kernel, norm before and activation, addition or a short convolution
+behind it included.
 
 A program has a few of the outputs and reads their rows of the weight, which nobody else reads; as much of them as it
 can hold before the kernel in front has ended, so that memory never rests.
 
-Shapes: B rows, N inputs, M outputs.
+Shapes: B rows, N inputs, M outputs, C channels of a convolution.
 """
 
 import torch
 
+from gendistill.ops.decode_convolution_kernels import Convolution
 from gendistill.ops.optional_triton import overlap, require_triton, tl, triton
 
 PROGRAMS = 396  # wanted at least: three for each of an H100's 132 multiprocessors
@@ -33,17 +35,48 @@ def kernel_decode_linear(
     Raises:
         UserError: Triton is not installed.
     """
+    return _launch(x, weight, bias, norm, up, residual, None, None)[0]
+
+
+def kernel_decode_linear_and_gates(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm: tuple[torch.Tensor, float] | None,
+    convolution: Convolution,
+    gates: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `decode_linear.decode_linear_and_gates`, on a GPU, by one launch.
+
+    Raises:
+        UserError: Triton is not installed.
+    """
+    return _launch(x, weight, bias, norm, None, None, convolution, gates)
+
+
+def _launch(x, weight, bias, norm, up, residual, convolution: Convolution | None, gates: torch.Tensor | None):
+    """[B, M]; [B, C] and [B, outputs of `gates`] float32, or None."""
     require_triton()
     outputs, inputs = weight.shape
     y = x.new_empty(len(x), outputs)
     each, tile = tile_of(outputs, inputs)
+    programs = -(-outputs // each)
     norm_weight, eps = norm or (None, 0.0)
     up_weight, up_bias = up or (None, None)
-    _row[(-(-outputs // each),)](
+    conv_state, conv_weight, conv_bias, silu = convolution or (None, None, None, False)
+    convolved = products = None  # in float32: rounded by who reads them
+    channels, taps, of_gates = 0, 1, 0
+    if convolution is not None:
+        (channels, taps), of_gates = conv_weight.shape, len(gates)
+        convolved = x.new_empty(len(x), channels, dtype=torch.float32)
+        products = x.new_empty(len(x), of_gates, dtype=torch.float32)
+    _row[(programs + -(-of_gates // each),)](
         x.contiguous(), weight, bias, norm_weight, up_weight, up_bias, residual, y, inputs, outputs, eps,
-        ROWS=len(x), OUTPUTS=each, INPUTS=tile, **SETTINGS, **overlap(),
+        conv_state, conv_weight, conv_bias, convolved, channels, gates, products, of_gates, programs,
+        ROWS=len(x), OUTPUTS=each, INPUTS=tile, TAPS=taps, TAPS_PADDED=triton.next_power_of_2(taps), SILU=silu,
+        **SETTINGS, **overlap(),
     )  # fmt: skip
-    return y
+    return y, convolved, products
 
 
 def can_take(rows: int, inputs: int) -> bool:
@@ -78,20 +111,32 @@ def tile_of(outputs: int, inputs: int) -> tuple[int, int]:
 
 
 if triton is not None:
+    from gendistill.ops.decode_convolution_kernels import convolve_inputs
 
     @triton.jit
     def _row(
         X, WEIGHT, BIAS, NORM, UP, UP_BIAS, RESIDUAL, Y, inputs, outputs, eps,
-        ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, OVERLAP: tl.constexpr,
+        CONV_STATE, CONV_WEIGHT, CONV_BIAS, CONVOLVED, channels, GATES, PRODUCTS, of_gates, programs,
+        ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, TAPS: tl.constexpr,
+        TAPS_PADDED: tl.constexpr, SILU: tl.constexpr, OVERLAP: tl.constexpr,
     ):  # fmt: skip
         if OVERLAP:
             tl.extra.cuda.gdc_launch_dependents()
         output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-        there = output < outputs
+        source = WEIGHT
+        count = outputs
+        is_gate = False
+        if GATES is not None:  # behind the programs of the weight are those of the gates
+            is_gate = tl.program_id(0) >= programs
+            if is_gate:
+                output -= programs * OUTPUTS
+                source = GATES
+                count = of_gates
+        there = output < count
         lane = tl.arange(0, INPUTS)
         rows = output.to(tl.int64)[:, None] * inputs
         mask = there[:, None] & (lane < inputs)[None, :]
-        weight = tl.load(WEIGHT + rows + lane, mask=mask, other=0.0)  # [OUTPUTS, INPUTS]
+        weight = tl.load(source + rows + lane, mask=mask, other=0.0)  # [OUTPUTS, INPUTS]
         up = weight
         if UP is not None:
             up = tl.load(UP + rows + lane, mask=mask, other=0.0)
@@ -115,12 +160,12 @@ if triton is not None:
                 column = start + lane
                 mask = there[:, None] & (column < inputs)[None, :]
                 x = _normed(start_of_row, NORM, root, column, inputs)
-                total += tl.load(WEIGHT + rows + column, mask=mask, other=0.0).to(tl.float32) * x
+                total += tl.load(source + rows + column, mask=mask, other=0.0).to(tl.float32) * x
                 if UP is not None:
                     total_up += tl.load(UP + rows + column, mask=mask, other=0.0).to(tl.float32) * x
             y = tl.sum(total, 1)
             if BIAS is not None:
-                y += tl.load(BIAS + output, mask=there, other=0.0).to(tl.float32)
+                y += tl.load(BIAS + output, mask=there & (is_gate == 0), other=0.0).to(tl.float32)
             if UP is not None:
                 factor = tl.sum(total_up, 1)
                 if UP_BIAS is not None:
@@ -128,7 +173,18 @@ if triton is not None:
                 y = y / (1.0 + tl.exp(-y)) * factor
             if RESIDUAL is not None:
                 y += tl.load(RESIDUAL + row * outputs + output, mask=there, other=0.0).to(tl.float32)
-            tl.store(Y + row * outputs + output, y.to(Y.dtype.element_ty), mask=there)
+            own = there  # outputs of the first weight
+            if GATES is not None:
+                tl.store(PRODUCTS + row * of_gates + output, y, mask=there & is_gate)
+                own = there & (is_gate == 0)
+            y = y.to(Y.dtype.element_ty)
+            tl.store(Y + row * outputs + output, y, mask=own)
+            if GATES is not None:
+                # Each channel is an output, and each output is one program's.
+                of_q_k_v = own & (output < channels)
+                state = CONV_STATE + (row * channels + output) * TAPS
+                mixed = convolve_inputs(state, CONV_WEIGHT, CONV_BIAS, y, output, of_q_k_v, TAPS, TAPS_PADDED, SILU)
+                tl.store(CONVOLVED + row * channels + output, mixed, mask=of_q_k_v)
 
     @triton.jit
     def _normed(X, NORM, root, column, inputs):
