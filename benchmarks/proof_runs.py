@@ -58,7 +58,7 @@ SETTLED_WINDOW = [*ALONE, f"stages={json.dumps(SETTLED_WHOLE)}"]
 # A share of the recurrence for each token, and a third stage that goes on with what is far as well.
 TOKEN = [
     "student.window_share=token",
-    f"stages={json.dumps(RECIPE | {'settling': RECIPE[FAR] | SETTLING | {'tokens': 6_000_000}})}",
+    f"stages={json.dumps(RECIPE | {'settling': RECIPE[FAR] | SETTLING})}",
 ]
 # Kept layers, and settings. Of K7-replies' conversations a half are what the teacher wrote. K4-mixers and WT4 of
 # results/proof/records were trained at five times the gentle rate.

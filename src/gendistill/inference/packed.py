@@ -3,7 +3,6 @@
 Shapes: N hidden size, H query heads, D channels of a head, C channels of q, k and v.
 """
 
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -96,14 +95,6 @@ class PackedLayer(PackedMixer):
         self.input_norm, self.mlp_norm = norm_of(layer.input_layernorm), norm_of(layer.post_attention_layernorm)
         mlp = layer.mlp
         self.gate, self.up, self.down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
-
-    @cached_property
-    def gates(self) -> torch.Tensor:
-        """[2 H D or H D, N]: gates of low rank multiplied out, in the order of `Recurrence.gates`; for few rows."""
-        names = self.recurrence.narrow
-        narrow = dict(zip(names, self.weight[self.channels :].split(list(names.values())), strict=True))
-        products = [second.float() @ narrow[name].float() for name, second in self.recurrence.gates.items()]
-        return torch.cat(products).to(self.weight.dtype)
 
 
 def norm_of(norm: LlamaRMSNorm) -> tuple[torch.Tensor, float]:

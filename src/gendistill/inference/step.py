@@ -15,9 +15,8 @@ from gendistill.inference.packed import Packed, PackedLayer, PackedMixer
 from gendistill.models.cache import RING_KEYS, RING_VALUES, SlotCache, ring_length, ring_places
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.ops.decode_attention import decode_attention
-from gendistill.ops.decode_layer import prepare, recurrent_step, rope_and_write
-from gendistill.ops.decode_layer_kernels import Prepared
-from gendistill.ops.decode_linear import decode_linear, decode_linear_and_gates, takes_gates
+from gendistill.ops.decode_layer import recurrent_step, rope_and_write
+from gendistill.ops.decode_linear import decode_linear
 
 
 class Place(NamedTuple):
@@ -61,40 +60,23 @@ class DecodeStep:
 
 def _through(layer: PackedLayer, cache, x: torch.Tensor, where: Place) -> torch.Tensor:
     """[B, N] -> [B, N], through a layer with its part of the cache."""
-    o = mix_token(layer, cache, *_project(layer, cache, x), where)
+    projected = decode_linear(x, layer.weight, layer.bias, norm=layer.input_norm)
+    o = mix_token(layer, cache, projected, where)
     x = decode_linear(o, layer.output.weight, layer.output.bias, residual=x)
     up = layer.up.weight, layer.up.bias
     inner = decode_linear(x, layer.gate.weight, layer.gate.bias, norm=layer.mlp_norm, up=up)
     return decode_linear(inner, layer.down.weight, layer.down.bias, residual=x)
 
 
-def _project(layer: PackedLayer, cache, x: torch.Tensor) -> tuple[torch.Tensor, Prepared | None]:
-    """Projections [B, C + narrow] of x [B, N], and what a recurrence takes of them where it is there already."""
-    projection = {"weight": layer.weight, "bias": layer.bias, "norm": layer.input_norm}
-    if not (layer.is_linear and takes_gates(x)):
-        return decode_linear(x, **projection), None
-    convolution = layer.recurrence.convolution(cache.conv_states[0])
-    projected, *prepared = decode_linear_and_gates(x, **projection, convolution=convolution, gates=layer.gates)
-    return projected, Prepared(*prepared)
-
-
-def mix_token(
-    layer: PackedMixer, cache, projected: torch.Tensor, prepared: Prepared | None, where: Place
-) -> torch.Tensor:
-    """What a layer's output projection takes [B, H * D]; its cache is changed.
-
-    Args:
-        projected: [B, C + narrow], of the layer's input.
-        prepared: what a recurrence takes of it; None where that is still to be done.
-    """
+def mix_token(layer: PackedMixer, cache, projected: torch.Tensor, where: Place) -> torch.Tensor:
+    """What a layer's output projection takes [B, H * D], of its projections [B, C + narrow]; its cache is changed."""
     seen = None
     if layer.sees_window:
         ring = (cache.recurrent_states[state] for state in (RING_KEYS, RING_VALUES))
         seen = _attend(layer, projected, where, *ring, where.ring_place, where.ring_length)
     if layer.is_linear:
-        if prepared is None:  # by a kernel of its own
-            prepared = prepare(projected, cache.conv_states[0], layer.recurrence)
-        return recurrent_step(projected, prepared, cache.recurrent_states[0], layer.recurrence, seen, where.place)
+        states = cache.conv_states[0], cache.recurrent_states[0]
+        return recurrent_step(projected, *states, layer.recurrence, seen, where.place)
     if layer.is_window:
         return seen.flatten(1)
     return _attend(layer, projected, where, cache.keys, cache.values, where.place, where.length).flatten(1)

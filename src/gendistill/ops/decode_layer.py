@@ -9,13 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from gendistill.ops.decay import DecayGate
-from gendistill.ops.decode_layer_kernels import (
-    Prepared,
-    Recurrence,
-    kernel_prepare,
-    kernel_recurrent_step,
-    kernel_rope_and_write,
-)
+from gendistill.ops.decode_layer_kernels import Recurrence, kernel_recurrent_step, kernel_rope_and_write
 from gendistill.ops.decode_linear import rms_norm
 from gendistill.ops.dispatch import takes_kernels
 from gendistill.ops.output_gate import plain_gated_norm
@@ -62,26 +56,9 @@ def rope_and_write(
     return q
 
 
-def prepare(x: torch.Tensor, conv_state: torch.Tensor, layer: Recurrence) -> Prepared:
-    """What a recurrence takes of a layer's projections.
-
-    Args:
-        x: [B, C + narrow]: q, k, v, and what `Recurrence.narrow` lists.
-        conv_state: [B, C, W], the last inputs of the convolution; shifted by this one.
-    """
-    if takes_kernels(x):
-        return kernel_prepare(x, conv_state, layer)
-    channels, wide = conv_state.shape[1], torch.promote_types(x.dtype, torch.float32)
-    conv_state.copy_(torch.cat([conv_state[..., 1:], x[:, :channels, None].to(conv_state.dtype)], dim=-1))
-    y = (conv_state.to(wide) * layer.conv_weight).sum(-1) + layer.conv_bias  # [B, C]
-    narrow = _narrow(x, channels, layer)
-    gates = [F.linear(narrow[name], weight).to(wide) for name, weight in layer.gates.items()]  # [B, H * D] each
-    return Prepared(F.silu(y) if layer.silu_conv else y, torch.cat(gates, dim=-1))
-
-
 def recurrent_step(
     x: torch.Tensor,
-    prepared: Prepared,
+    conv_state: torch.Tensor,
     state: torch.Tensor,
     layer: Recurrence,
     seen: torch.Tensor | None,
@@ -91,7 +68,7 @@ def recurrent_step(
 
     Args:
         x: [B, C + narrow]: q, k, v, and what `Recurrence.narrow` lists.
-        prepared: of x, see `prepare`.
+        conv_state: [B, C, W], the last inputs of the convolution; shifted by this one.
         state: [B, H, D, D] float32, changed.
         seen: [B, H, D], of a window beside it; None for none.
         position: [B], of the token in its text.
@@ -100,33 +77,32 @@ def recurrent_step(
         [B, H * D]: where the window sees all of the text, what it sees.
     """
     if takes_kernels(x):
-        return kernel_recurrent_step(x, prepared, state, layer, seen, position)
+        return kernel_recurrent_step(x, conv_state, state, layer, seen, position)
     heads, groups = layer.heads, layer.key_heads
+    channels = conv_state.shape[1]
+    mixed, *narrow = x.split([channels, *layer.narrow.values()], dim=-1)
+    narrow = dict(zip(layer.narrow, narrow, strict=True))
+    conv_state.copy_(torch.cat([conv_state[..., 1:], mixed[..., None].to(conv_state.dtype)], dim=-1))
+    y = (conv_state * layer.conv_weight).sum(-1) + layer.conv_bias  # [B, C]
+    y = F.silu(y) if layer.silu_conv else y
+    q, k, v = y.unflatten(-1, (heads + 2 * groups, -1)).split([heads, groups, groups], dim=1)  # [B, H or G, D]
     wide = torch.promote_types(x.dtype, torch.float32)
-    narrow = _narrow(x, prepared.convolved.shape[1], layer)
-    gates = dict(zip(layer.gates, prepared.gates.to(x.dtype).chunk(len(layer.gates), dim=-1), strict=True))
-    parts = prepared.convolved.unflatten(-1, (heads + 2 * groups, -1)).split([heads, groups, groups], dim=1)
-    q, k, v = parts  # [B, H or G, D]
-    q, k, v = (part.to(x.dtype) for part in (l2_normalize(q), l2_normalize(k), v))
+    q, k = (l2_normalize(part.to(wide)).to(x.dtype) for part in (q, k))
     k, v = (part.repeat_interleave(heads // groups, dim=1) for part in (k, v))
     if layer.fixed is not None:
         g = layer.fixed.expand(len(x), 1, -1)
     else:
-        raw = gates["decay"].unflatten(-1, (heads, -1)) if "decay" in gates else narrow["decay"]
-        g = DecayGate(raw[:, None], layer.A_log, layer.dt_bias, layer.bound).log_decay()
+        raw = narrow["decay"][:, None]
+        if layer.decay_weight is not None:
+            raw = F.linear(raw, layer.decay_weight).unflatten(-1, (heads, -1))
+        g = DecayGate(raw, layer.A_log, layer.dt_bias, layer.bound).log_decay()
     beta = narrow["beta"].to(wide).sigmoid()[:, None] if layer.delta_rule else None
     o, new = recurrent_linear_attention(q[:, None], k[:, None], v[:, None], g, beta, state)
     state.copy_(new)
+    gate = F.linear(narrow["gate"], layer.gate_weight)[:, None]
     activation = "silu" if layer.silu_gate else "sigmoid"
-    o = plain_gated_norm(o, gates["gate"][:, None], layer.gate_bias, layer.norm, layer.eps, activation)[
-        :, 0
-    ]  # [B, H * D]
+    o = plain_gated_norm(o, gate, layer.gate_bias, layer.norm, layer.eps, activation)[:, 0]  # [B, H * D]
     if seen is None:
         return o
     share = share_beside(layer.share_logit, narrow.get("share"), position, layer.seen_whole)  # [B, H]
     return torch.lerp(seen, o.unflatten(-1, (heads, -1)), share[..., None].to(o.dtype)).flatten(1)
-
-
-def _narrow(x: torch.Tensor, channels: int, layer: Recurrence) -> dict[str, torch.Tensor]:
-    """[B, D or H] each: the narrow projections by name."""
-    return dict(zip(layer.narrow, x[:, channels:].split(list(layer.narrow.values()), dim=-1), strict=True))

@@ -3,17 +3,17 @@
 Shapes: B rows, H query heads, G key heads, S places, D channels of a head, C = (H + 2 G) D channels of q, k and v.
 """
 
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 
-from gendistill.ops.decode_convolution_kernels import Convolution
 from gendistill.ops.optional_triton import overlap, require_triton, tl, triton
 from gendistill.ops.window import TOKEN_SCALE
 
 PREPARE = {"num_warps": 4}
-RECUR = {"num_warps": 8}
+RECUR = {
+    "num_warps": 4
+}  # with 8 it finds no room beside what is ending: 2 us a layer more (results/gpu/decode_trials.txt)
 BY_CHANNEL, BY_HEAD, FIXED = 0, 1, 2  # what has a forget gate of its own
 
 
@@ -60,16 +60,6 @@ class Recurrence(NamedTuple):
     share_by_token: bool
     seen_whole: int | None
 
-    def convolution(self, state: torch.Tensor) -> Convolution:
-        """Of q, k and v, with the state [B, C, W] of some rows."""
-        return Convolution(state, self.conv_weight, self.conv_bias, self.silu_conv)
-
-    @property
-    def gates(self) -> dict[str, torch.Tensor]:
-        """Second weights [H * D, D] of the gates of low rank: of a forget gate by channel, of the output gate."""
-        decay = {} if self.decay_weight is None else {"decay": self.decay_weight}
-        return decay | {"gate": self.gate_weight}
-
     @property
     def narrow(self) -> dict[str, int]:
         """Widths of the narrow projections behind q, k and v: of forget gate, output gate, write strength, share."""
@@ -77,18 +67,6 @@ class Recurrence(NamedTuple):
         decay = {"decay": width if self.decay_weight is not None else self.heads} if self.fixed is None else {}
         beta = {"beta": self.heads} if self.delta_rule else {}
         return decay | {"gate": width} | beta | ({"share": self.heads} if self.share_by_token else {})
-
-
-class Prepared(NamedTuple):
-    """What a recurrence takes of a layer's projections, all in float32 at least.
-
-    Attributes:
-        convolved: [B, C], q, k and v behind the convolution.
-        gates: [B, 2 H D or H D], the products of `Recurrence.gates` side by side, without biases.
-    """
-
-    convolved: torch.Tensor
-    gates: torch.Tensor
 
 
 def kernel_rope_and_write(
@@ -119,29 +97,9 @@ def kernel_rope_and_write(
     return q
 
 
-def kernel_prepare(x: torch.Tensor, conv_state: torch.Tensor, layer: Recurrence) -> Prepared:
-    """As `decode_layer.prepare`, on a GPU.
-
-    Raises:
-        UserError: Triton is not installed.
-    """
-    require_triton()
-    (batch, channels, taps), width = conv_state.shape, layer.gate_weight.shape[1]
-    convolved = x.new_empty(batch, channels, dtype=torch.float32)  # rounded by who reads it, behind its norm
-    gates = x.new_empty(batch, len(layer.gates) * layer.heads * width, dtype=torch.float32)
-    offsets = _offsets(layer, channels)
-    _prepare[(batch, (channels + gates.shape[1]) // width)](
-        x, x.stride(0), *layer.convolution(conv_state)[:3], convolved, layer.decay_weight, layer.gate_weight, gates,
-        gates.shape[1], offsets.get("decay", 0), offsets["gate"],
-        HEADS=layer.heads, GROUPS=layer.key_heads, WIDTH=width, TAPS=taps, TAPS_PADDED=triton.next_power_of_2(taps),
-        SILU=layer.silu_conv, **PREPARE, **overlap(),
-    )  # fmt: skip
-    return Prepared(convolved, gates)
-
-
 def kernel_recurrent_step(
     x: torch.Tensor,
-    prepared: Prepared,
+    conv_state: torch.Tensor,
     state: torch.Tensor,
     layer: Recurrence,
     seen: torch.Tensor | None,
@@ -154,28 +112,34 @@ def kernel_recurrent_step(
     """
     require_triton()
     batch, heads, width, _ = state.shape
-    offsets = _offsets(layer, prepared.convolved.shape[1])
+    groups, (channels, taps) = layer.key_heads, layer.conv_weight.shape
+    offsets, offset = {}, channels
+    for name, size in layer.narrow.items():
+        offsets[name] = offset
+        offset += size
     kind = FIXED if layer.fixed is not None else BY_CHANNEL if layer.decay_weight is not None else BY_HEAD
+    mixed = x.new_empty(batch, channels)
+    decay = x.new_empty(batch, heads, width, dtype=torch.float32)
+    gate = x.new_empty(batch, heads, width, dtype=torch.float32)
+    _prepare[(batch, 3 * heads + 2 * groups)](
+        x, x.stride(0), conv_state, layer.conv_weight, layer.conv_bias, mixed,
+        layer.decay_weight, layer.A_log, layer.dt_bias, layer.fixed, decay, layer.gate_weight, layer.gate_bias, gate,
+        offsets.get("decay", 0), offsets["gate"], layer.bound or 0.0,
+        HEADS=heads, GROUPS=groups, WIDTH=width, TAPS=taps, TAPS_PADDED=triton.next_power_of_2(taps),
+        KIND=kind, BOUNDED=layer.bound is not None, SILU=layer.silu_conv, SILU_GATE=layer.silu_gate,
+        **PREPARE, **overlap(),
+    )  # fmt: skip
     out = x.new_empty(batch, heads * width)
     _recur[(batch * heads,)](
-        *prepared, prepared.gates.shape[1], x, x.stride(0),
-        *(offsets.get(name, 0) for name in ("decay", "beta", "share")), layer.A_log, layer.dt_bias, layer.fixed,
-        layer.bound or 0.0, layer.gate_bias, layer.norm, state, layer.share_logit, TOKEN_SCALE,
-        seen, position, layer.seen_whole or 0, out, width**-0.5, layer.eps,
-        HEADS=heads, GROUPS=layer.key_heads, WIDTH=width, KIND=kind, BOUNDED=layer.bound is not None,
-        DELTA=layer.delta_rule, SILU=layer.silu_gate, BY_TOKEN=layer.share_by_token, **RECUR, **overlap(),
+        mixed, x, x.stride(0), offsets.get("beta", 0), decay, gate, layer.norm, state,
+        layer.share_logit, offsets.get("share", 0), TOKEN_SCALE, seen, position, layer.seen_whole or 0,
+        out, width**-0.5, layer.eps, BY_TOKEN=layer.share_by_token,
+        HEADS=heads, GROUPS=groups, WIDTH=width, DELTA=layer.delta_rule, **RECUR, **overlap(),
     )  # fmt: skip
     return out
 
 
-def _offsets(layer: Recurrence, channels: int) -> dict[str, int]:
-    """Where each narrow projection begins, behind q, k and v."""
-    begins = accumulate(layer.narrow.values(), initial=channels)
-    return dict(zip(layer.narrow, begins, strict=False))  # the last end begins nothing
-
-
 if triton is not None:
-    from gendistill.ops.decode_convolution_kernels import convolve_inputs
 
     @triton.jit
     def _rope_and_write(
@@ -185,12 +149,18 @@ if triton is not None:
     ):  # fmt: skip
         if OVERLAP:
             tl.extra.cuda.gdc_launch_dependents()
-            tl.extra.cuda.gdc_wait()
         row = tl.program_id(0)
         head = tl.program_id(1)  # of q, k and v side by side
         channel = tl.arange(0, WIDTH)
         half: tl.constexpr = WIDTH // 2
         other = (channel + half) % WIDTH  # which RoPE turns this channel with
+        weight = channel
+        other_weight = channel
+        if Q_NORM is not None:  # before the wait, as nobody writes them
+            weight = tl.load((Q_NORM if head < HEADS else K_NORM) + channel)
+            other_weight = tl.load((Q_NORM if head < HEADS else K_NORM) + other)
+        if OVERLAP:
+            tl.extra.cuda.gdc_wait()
         source = QKV + row * row_stride + head * WIDTH
         x = tl.load(source + channel).to(tl.float32)
         if head < HEADS + GROUPS:
@@ -198,12 +168,6 @@ if triton is not None:
             if Q_NORM is not None:
                 root = tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
                 kind = QKV.dtype.element_ty
-                if head < HEADS:
-                    weight = tl.load(Q_NORM + channel)
-                    other_weight = tl.load(Q_NORM + other)
-                else:
-                    weight = tl.load(K_NORM + channel)
-                    other_weight = tl.load(K_NORM + other)
                 x = (weight * (x * root).to(kind)).to(tl.float32)
                 partner = (other_weight * (partner * root).to(kind)).to(tl.float32)
             cos = tl.load(COS + row * WIDTH + channel).to(tl.float32)
@@ -223,57 +187,93 @@ if triton is not None:
                 tl.store(target, x.to(VALUES.dtype.element_ty))
 
     @triton.jit
+    def _second(WEIGHT, head, WIDTH: tl.constexpr):
+        """[D, D]: one head's rows of a low-rank gate's second weight [H * D, D]."""
+        channel = tl.arange(0, WIDTH)
+        return tl.load(WEIGHT + (head * WIDTH + channel)[:, None] * WIDTH + channel)
+
+    @triton.jit
     def _prepare(
-        X, row_stride, CONV_STATE, CONV_WEIGHT, CONV_BIAS, CONVOLVED, DECAY_WEIGHT, GATE_WEIGHT, GATES,
-        gates_stride, decay_offset, gate_offset,
+        X, row_stride, CONV_STATE, CONV_WEIGHT, CONV_BIAS, MIXED,
+        DECAY_WEIGHT, A_LOG, DT_BIAS, FIXED_DECAY, DECAY, GATE_WEIGHT, GATE_BIAS, GATE,
+        decay_offset, gate_offset, bound,
         HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, TAPS_PADDED: tl.constexpr,
-        SILU: tl.constexpr, OVERLAP: tl.constexpr,
+        KIND: tl.constexpr, BOUNDED: tl.constexpr, SILU: tl.constexpr, SILU_GATE: tl.constexpr, OVERLAP: tl.constexpr,
     ):  # fmt: skip
         if OVERLAP:
             tl.extra.cuda.gdc_launch_dependents()
         row = tl.program_id(0)
-        part = tl.program_id(1)  # a head of q, k or v, then one of each gate
+        part = tl.program_id(1)  # a head of q, k or v, then one of the decay, then one of the output gate
         convolved: tl.constexpr = HEADS + 2 * GROUPS
         channel = tl.arange(0, WIDTH)
         x = X + row * row_stride
+        # What nobody writes meanwhile comes before the wait: behind it each would be waited for in turn.
         if part < convolved:
             lane = part * WIDTH + channel
+            tap = tl.arange(0, TAPS_PADDED)[None, :]
+            earlier = tap < TAPS - 1
+            state = CONV_STATE + (row * convolved * WIDTH + lane) * TAPS
+            # Last written a whole step ago, and between steps are launches that wait for all before them.
+            past = tl.load(state[:, None] + tap + 1, mask=earlier, other=0.0)  # [D, TAPS_PADDED]
+            weight = tl.load(CONV_WEIGHT + lane[:, None] * TAPS + tap, mask=earlier, other=0.0)
+            last = tl.load(CONV_WEIGHT + lane * TAPS + TAPS - 1).to(tl.float32)
+            y = tl.load(CONV_BIAS + lane).to(tl.float32) + tl.sum(past.to(tl.float32) * weight.to(tl.float32), 1)
+            tl.debug_barrier()  # a thread stores where another one loads
+            tl.store(state[:, None] + tap, past, mask=earlier)
             if OVERLAP:
                 tl.extra.cuda.gdc_wait()
-            place = row * convolved * WIDTH + lane
-            y = convolve_inputs(
-                CONV_STATE + place * TAPS, CONV_WEIGHT, CONV_BIAS, tl.load(x + lane), lane, lane >= 0,
-                TAPS, TAPS_PADDED, SILU,
-            )  # fmt: skip
-            tl.store(CONVOLVED + place, y)
-        else:
+            new = tl.load(x + lane)
+            tl.store(state + TAPS - 1, new)
+            y += last * new.to(tl.float32)
+            if SILU:
+                y = y / (1.0 + tl.exp(-y))
+            if part < HEADS + GROUPS:
+                y = y * tl.rsqrt(tl.sum(y * y, 0) + 1e-6)
+            tl.store(MIXED + row * convolved * WIDTH + lane, y.to(MIXED.dtype.element_ty))
+        elif part < convolved + HEADS:
             head = part - convolved
-            second = GATE_WEIGHT
-            offset = gate_offset
-            if DECAY_WEIGHT is not None:  # noqa: SIM102
-                # By itself: the one above is decided when this is compiled.
-                if head < HEADS:
-                    second = DECAY_WEIGHT
-                    offset = decay_offset
-            weight = tl.load(second + (head % HEADS * WIDTH + channel)[:, None] * WIDTH + channel)  # [D, D]
+            if KIND == 2:
+                if OVERLAP:
+                    tl.extra.cuda.gdc_wait()
+                log_decay = tl.load(FIXED_DECAY + head + channel * 0)
+            else:
+                A = tl.exp(tl.load(A_LOG + head).to(tl.float32))  # whatever a user has cast the model to
+                if KIND == 0:
+                    bias = tl.load(DT_BIAS + head * WIDTH + channel)
+                    weight_of_decay = _second(DECAY_WEIGHT, head, WIDTH)
+                    if OVERLAP:
+                        tl.extra.cuda.gdc_wait()
+                    narrow = tl.load(x + decay_offset + channel).to(tl.float32)
+                    raw = tl.sum(weight_of_decay.to(tl.float32) * narrow, 1)
+                    raw = raw.to(X.dtype.element_ty).to(tl.float32) + bias
+                else:
+                    bias = tl.load(DT_BIAS + head)
+                    if OVERLAP:
+                        tl.extra.cuda.gdc_wait()
+                    raw = tl.load(x + decay_offset + head + channel * 0).to(tl.float32) + bias
+                if BOUNDED:
+                    log_decay = bound / (1.0 + tl.exp(-A * raw))
+                else:
+                    softplus = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(tl.minimum(raw, 20.0))))
+                    log_decay = -A * softplus
+            tl.store(DECAY + (row * HEADS + head) * WIDTH + channel, tl.exp(log_decay))
+        else:
+            head = part - convolved - HEADS
+            gate_bias = tl.load(GATE_BIAS + head * WIDTH + channel).to(tl.float32)
+            weight_of_gate = _second(GATE_WEIGHT, head, WIDTH)
             if OVERLAP:
                 tl.extra.cuda.gdc_wait()
-            product = tl.sum(weight.to(tl.float32) * tl.load(x + offset + channel).to(tl.float32), 1)
-            tl.store(GATES + row * gates_stride + head * WIDTH + channel, product)
-
-    @triton.jit
-    def _unit(place, WIDTH: tl.constexpr, kind: tl.constexpr):
-        """[D] float32: numbers at `place` at length 1, rounded to what the model computes in."""
-        x = tl.load(place + tl.arange(0, WIDTH))
-        return (x * tl.rsqrt(tl.sum(x * x, 0) + 1e-6)).to(kind).to(tl.float32)
+            narrow_gate = tl.load(x + gate_offset + channel).to(tl.float32)
+            gate = tl.sum(weight_of_gate.to(tl.float32) * narrow_gate, 1) + gate_bias
+            gate = (gate if SILU_GATE else 1.0) / (1.0 + tl.exp(-gate))
+            tl.store(GATE + (row * HEADS + head) * WIDTH + channel, gate)
 
     @triton.jit
     def _recur(
-        CONVOLVED, GATES, gates_stride, X, row_stride, decay_offset, beta_offset, share_offset,
-        A_LOG, DT_BIAS, FIXED_DECAY, bound, GATE_BIAS, NORM, STATE,
-        SHARE_LOGIT, token_scale, SEEN, POSITION, seen_whole, OUT, scale, eps,
-        HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, KIND: tl.constexpr, BOUNDED: tl.constexpr,
-        DELTA: tl.constexpr, SILU: tl.constexpr, BY_TOKEN: tl.constexpr, OVERLAP: tl.constexpr,
+        MIXED, X, row_stride, beta_offset, DECAY, GATE, NORM, STATE,
+        SHARE_LOGIT, share_offset, token_scale, SEEN, POSITION, seen_whole,
+        OUT, scale, eps, BY_TOKEN: tl.constexpr,
+        HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, DELTA: tl.constexpr, OVERLAP: tl.constexpr,
     ):  # fmt: skip
         if OVERLAP:
             tl.extra.cuda.gdc_launch_dependents()
@@ -282,53 +282,48 @@ if triton is not None:
         group = head // (HEADS // GROUPS)
         channel = tl.arange(0, WIDTH)
         here = (row * HEADS + head) * WIDTH
-        # Last written a whole step ago, and between steps are launches that wait for all before them.
+        # Before the wait what nobody writes meanwhile: the state was last written a whole step ago, and between steps
+        # are launches that wait for all before them. Behind it all loads at once: each takes longer than the products.
         place = STATE + here.to(tl.int64) * WIDTH + channel[:, None] * WIDTH + channel  # [K, V]
         state = tl.load(place)
+        norm = channel
+        if NORM is not None:
+            norm = tl.load(NORM + channel)
+        logit = 0.0
+        if SEEN is not None:
+            logit = tl.load(SHARE_LOGIT + head).to(tl.float32)
         if OVERLAP:
             tl.extra.cuda.gdc_wait()
-        kind: tl.constexpr = X.dtype.element_ty
         x = X + row * row_stride
-        gates = GATES + row * gates_stride
-        if KIND == 2:
-            log_decay = tl.load(FIXED_DECAY + head + channel * 0)  # [K]
-        else:
-            if KIND == 0:
-                # Rounded, as the module's projection is.
-                raw = tl.load(gates + head * WIDTH + channel).to(kind).to(tl.float32)
-                raw += tl.load(DT_BIAS + head * WIDTH + channel)
-                gates += HEADS * WIDTH  # the output gate's
-            else:
-                raw = tl.load(x + decay_offset + head + channel * 0).to(tl.float32) + tl.load(DT_BIAS + head)
-            A = tl.exp(tl.load(A_LOG + head))
-            if BOUNDED:
-                log_decay = bound / (1.0 + tl.exp(-A * raw))
-            else:
-                softplus = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(tl.minimum(raw, 20.0))))
-                log_decay = -A * softplus
-        heads = CONVOLVED + row * (HEADS + 2 * GROUPS) * WIDTH
-        q = _unit(heads + head * WIDTH, WIDTH, kind) * scale  # [K]
-        k = _unit(heads + (HEADS + group) * WIDTH, WIDTH, kind)
-        v = tl.load(heads + (HEADS + GROUPS + group) * WIDTH + channel).to(kind).to(tl.float32)  # [V]
-        state *= tl.exp(log_decay)[:, None]
+        mixed = MIXED + row * (HEADS + 2 * GROUPS) * WIDTH
+        q = tl.load(mixed + head * WIDTH + channel).to(tl.float32) * scale  # [K]
+        k = tl.load(mixed + (HEADS + group) * WIDTH + channel).to(tl.float32)
+        v = tl.load(mixed + (HEADS + GROUPS + group) * WIDTH + channel).to(tl.float32)  # [V]
+        decay = tl.load(DECAY + here + channel)  # [K]
+        gate = tl.load(GATE + here + channel)  # [V]
         write = v  # [V]
+        beta = 1.0
         if DELTA:
             beta = 1.0 / (1.0 + tl.exp(-tl.load(x + beta_offset + head).to(tl.float32)))
+        seen = gate
+        position = 0
+        if SEEN is not None:
+            seen = tl.load(SEEN + here + channel).to(tl.float32)
+            position = tl.load(POSITION + row)
+            if BY_TOKEN:
+                logit += token_scale * tl.load(x + share_offset + head).to(tl.float32)
+        state *= decay[:, None]
+        if DELTA:
             write = beta * (v - tl.sum(state * k[:, None], 0))
         state += k[:, None] * write  # an outer product
         tl.store(place, state)
+        kind = OUT.dtype.element_ty
         o = tl.sum(state * q[:, None], 0)  # [V]
         if NORM is not None:
             o = o * tl.rsqrt(tl.sum(o * o, 0) / WIDTH + eps)
-            o = (tl.load(NORM + channel) * o.to(kind)).to(tl.float32)
-        gate = tl.load(gates + head * WIDTH + channel) + tl.load(GATE_BIAS + head * WIDTH + channel).to(tl.float32)
-        gate = (gate if SILU else 1.0) / (1.0 + tl.exp(-gate))
+            o = (norm * o.to(kind)).to(tl.float32)
         o = o * gate
         if SEEN is not None:
-            seen = tl.load(SEEN + here + channel).to(tl.float32)
-            logit = tl.load(SHARE_LOGIT + head).to(tl.float32)
-            if BY_TOKEN:
-                logit += token_scale * tl.load(x + share_offset + head).to(tl.float32)
             share = 1.0 / (1.0 + tl.exp(-logit))  # the recurrence's, for float32 rounds the window's
-            o = tl.where(tl.load(POSITION + row) < seen_whole, seen, seen + share * (o - seen))
+            o = tl.where(position < seen_whole, seen, seen + share * (o - seen))
         tl.store(OUT + here + channel, o.to(kind))

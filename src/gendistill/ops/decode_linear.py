@@ -3,20 +3,13 @@
 With so few rows a product takes as long as reading its weights; on CUDA a few rows have a kernel that comes near
 that, and spares the launches of norm, activation and addition.
 
-Shapes: B rows, N inputs, M outputs, C channels of a convolution.
+Shapes: B rows, N inputs, M outputs.
 """
 
 import torch
 import torch.nn.functional as F
 
-from gendistill.ops.decode_convolution_kernels import Convolution
-from gendistill.ops.decode_linear_kernels import (
-    can_take,
-    kernel_decode_linear,
-    kernel_decode_linear_and_gates,
-    kernel_gated,
-    kernel_rms_norm,
-)
+from gendistill.ops.decode_linear_kernels import can_take, kernel_decode_linear, kernel_gated, kernel_rms_norm
 from gendistill.ops.dispatch import takes_kernels
 
 
@@ -54,36 +47,6 @@ def decode_linear(
     y = F.linear(x, weight, bias)
     y = y if up is None else gated(y, F.linear(x, *up))
     return y if residual is None else residual + y
-
-
-def takes_gates(x: torch.Tensor) -> bool:
-    """Whether `decode_linear_and_gates` is for x [B, N]: few rows, in 16 bits.
-
-    There a launch takes longer than reading the gates' weights multiplied out. In float32 they are twice as many bytes,
-    and what is said should not depend on the order of products.
-    """
-    return takes_kernels(x) and can_take(*x.shape) and x.element_size() == 2
-
-
-def decode_linear_and_gates(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    *,
-    norm: tuple[torch.Tensor, float] | None,
-    convolution: Convolution,
-    gates: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`decode_linear` of two weights at once, the first C outputs of which go through a convolution; see `takes_gates`.
-
-    Args:
-        gates: [M', N], the other weight.
-
-    Returns:
-        [B, M]; of its first C the convolution, [B, C] float32, whose state is changed; norm(x) @ gates^T, [B, M']
-        float32.
-    """
-    return kernel_decode_linear_and_gates(x, weight, bias, norm, convolution, gates)
 
 
 def normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -103,7 +103,7 @@ class StudentMixer(nn.Module, MambaBase):
         x = hidden_states[: step.decodes]
         rope = None if self.rotary_emb is None else self.rotary_emb(x, position[:, None])
         where = Place.of(position, rope, self.window, self.sinks)
-        o = mix_token(self.packed, cache, decode_linear(x, self.packed.weight, self.packed.bias), None, where)
+        o = mix_token(self.packed, cache, decode_linear(x, self.packed.weight, self.packed.bias), where)
         output[: step.decodes] = F.linear(o, self.packed.output.weight, self.packed.output.bias)
         for name, state in states.items():  # changed in place
             if name in RING:  # all but one token's place is as it was
