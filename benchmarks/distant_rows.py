@@ -1,12 +1,13 @@
 """What rows with distant answers teach a recurrence beside a window that is too short for the embedded teacher's sums.
 
-    python benchmarks/distant_rows.py            # on a CPU
+    python benchmarks/distant_rows.py            # on a CPU; what has been measured is not measured again
     python benchmarks/distant_rows.py --table    # the table of what was measured
 
 A student with a window of 8 tokens beside its recurrences is trained end to end for the same tokens, with windows
 dropped out of a third of the sequences: on text, or on text and `made: distant` by halves, and there all of the mixers
-or what the recurrence has to itself, so that windows stay what they were; three seeds, which draw the data. Writes
-results/cpu/distant_rows.json: replies that are right, with the windows on and off.
+or what the recurrence has to itself, so that windows stay what they were, with a share of the recurrence for each head
+or for each token; three seeds, which draw the data. Writes results/cpu/distant_rows.json: replies that are right, with
+the windows on and off.
 """
 
 import argparse
@@ -35,6 +36,7 @@ ARMS = {
     "text": {"sources": [TEXT], "train": MIXERS},
     "text and distant rows": {"sources": [TEXT, DISTANT], "train": MIXERS},
     "the same, recurrence alone": {"sources": [TEXT, DISTANT], "train": RECURRENCE},
+    "recurrence alone, share by token": {"sources": [TEXT, DISTANT], "train": RECURRENCE, "window_share": "token"},
 }
 RECIPE = dict(
     name="distant",
@@ -74,10 +76,15 @@ def main() -> None:
     if parser.parse_args().table:
         return print(table(json.loads(RESULTS.read_text())))
     began = time.time()
-    raw = {"recipe": RECIPE, "arms": ARMS, "after": {}}
+    raw = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"recipe": RECIPE, "after": {}, "seconds": 0.0}
+    if raw["recipe"] != RECIPE:
+        raise SystemExit(f"{RESULTS} is of another recipe: remove it to measure this one")
+    raw["arms"] = ARMS
     with tempfile.TemporaryDirectory() as folder:
         for seed in SEEDS:
             for arm, settings in ARMS.items():
+                if f"{arm} {seed}" in raw["after"]:
+                    continue
                 run = open_run(Path(folder) / f"{arm} {seed}", settings, seed)
                 convert_teacher(run)
                 if "teacher" not in raw:
@@ -86,7 +93,7 @@ def main() -> None:
                 distil_stage(run, "end_to_end")
                 raw["after"][f"{arm} {seed}"] = measured(run, "end_to_end")
                 print(f"{arm}, seed {seed}: {time.time() - began:.0f} s", raw["after"][f"{arm} {seed}"], flush=True)
-    raw["seconds"] = round(time.time() - began, 1)
+    raw["seconds"] = round(raw["seconds"] + time.time() - began, 1)
     RESULTS.write_text(json.dumps(raw, indent=1) + "\n")
     print(table(raw))
 
@@ -94,7 +101,8 @@ def main() -> None:
 def open_run(folder: Path, arm: dict, seed: int) -> Run:
     stage = RECIPE["stages"]["end_to_end"] | {"train": arm["train"]}
     data = RECIPE["data"] | {"rows": arm["sources"]}
-    recipe = RECIPE | {"seed": seed, "data": data, "stages": {"end_to_end": stage}}
+    student = RECIPE["student"] | {"window_share": arm.get("window_share", "head")}
+    recipe = RECIPE | {"seed": seed, "student": student, "data": data, "stages": {"end_to_end": stage}}
     return Run(parse_recipe(recipe, origin="benchmark"), folder, Console(quiet=True), evaluates=True)
 
 
