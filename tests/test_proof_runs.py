@@ -16,10 +16,13 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
     assert distant.distances[1] < stage.sequence_length
     assert (recipe_of(name) == PURE) == (name == "P7") == (recipe.student.window is None)
     assert stage.tokens == (9_000_000 if name == "P7" else 4_000_000)
-    settled = name.endswith("-settled")
+    settled = name.endswith(("-settled", "-token"))
     assert (list(recipe.stages)[-1] == "settling") == settled
     if settled:  # so that no row of distant answers stands alone in a step
         assert (stage.data, stage.sequences_per_step, stage.window_dropout) == ("settled", 4, 0.0)
+        weights = {source.made: source.weight for source in recipe.data["settled"]}
+        assert weights == {"distant": 1, None: 1 if name.endswith("-token") else 2}
+    assert recipe.student.window_share == ("token" if name.endswith("-token") else "head")
     if name.startswith("WT"):
         stages = ["far_distillation", "settling"] if settled else ["far_distillation"]
         assert (recipe.student.mixer, stage.train, list(recipe.stages)) == ("window", ["mixer"], stages)
