@@ -15,17 +15,18 @@ OF_ACCELERATE = "_hf_hook"  # it puts a function in the place of `forward`
 class Watched:
     """The modules of a student, who wants to be told when they are called, and their weights.
 
-    All is read off the dictionaries that modules have of their own. A walk through some 700 modules, as `modules()` is
-    one, takes the host as long as the GPU needs for thousands of tokens.
+    All is read off the dictionaries that modules have of their own: of a model of 28 layers in half the time of a walk
+    through its modules, for which the GPU would wait at every short prompt.
     """
 
     def __init__(self, student: GendistillForCausalLM):
-        modules = list(student.modules())  # kept, and so are their weights: an id is not used again meanwhile
+        modules = list(student.modules())
         self.config = student.config
         self.attributes = list(map(vars, modules))
         self.children = [module._modules for module in modules]
         self.hooks = [getattr(module, name) for module in modules for name in HOOKS]
         self.parameters = [module._parameters for module in modules]
+        self.held = modules, list(self._parameters())  # so that no id is used again meanwhile
         # Quantised ones have no address. Tensors of inference mode cannot change, and have no version.
         self.weights = [weight for weight in self._parameters() if type(weight) is nn.Parameter]
         self.changeable = [weight for weight in self.weights if not weight.is_inference()]
