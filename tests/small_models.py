@@ -97,12 +97,11 @@ def _variants() -> dict[str, dict]:
     variants["qwen2-window-mixed"] = dict(
         family="qwen2", keep=(1,), mixer="window", mixer_in_layer={3: "kda"}, **WINDOW
     )
-    for family, mixer in (("qwen3", "kda"), ("qwen2", "mamba2"), ("llama", "gated_deltanet")):
+    for family, mixer in (("qwen3", "kda"), ("llama", "gated_deltanet")):
         variants[f"{family}-{mixer}-beside-window"] = dict(family=family, keep=(1,), mixer=mixer, **WINDOW)
-    variants["qwen3-kda-pure-beside-window"] = dict(family="qwen3", keep=(), mixer="kda", **WINDOW)
     by_token = dict(window_share="token", **WINDOW)
-    variants["qwen2-kda-share-by-token"] = dict(family="qwen2", keep=(1,), mixer="kda", **by_token)
-    variants["qwen3-mamba2-pure-share-by-token"] = dict(family="qwen3", keep=(), mixer="mamba2", **by_token)
+    variants["qwen2-mamba2-share-by-token"] = dict(family="qwen2", keep=(1,), mixer="mamba2", **by_token)
+    variants["qwen3-kda-pure-share-by-token"] = dict(family="qwen3", keep=(), mixer="kda", **by_token)
     for options in variants.values():
         # A recurrence before attention and behind it takes three layers; other mixers stand in the fourth, and random
         # students with windows alone say too little with fewer.

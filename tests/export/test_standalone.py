@@ -22,7 +22,7 @@ VARIANTS = [
     "qwen2-kda-mixed",
     "qwen3-gla-mixed",
     "llama-gated_deltanet-beside-window",
-    "qwen2-kda-share-by-token",
+    "qwen3-kda-pure-share-by-token",
     "llama-lightning-pure",
     "mistral-kda-hybrid",
     "qwen2-window-mixed",

@@ -114,7 +114,7 @@ def test_replies_that_end_leave_the_batch_and_change_nothing(monkeypatch):
 
 def test_prefill_in_pieces_is_prefill_in_one(monkeypatch):
     """Rows that end in any piece, one at a piece's border, behind a prefix and not."""
-    for name in ("qwen2-kda-hybrid", "qwen3-window-hybrid", "qwen3-kda-beside-window", "qwen2-kda-share-by-token"):
+    for name in ("qwen2-kda-hybrid", "qwen3-window-hybrid", "qwen3-kda-beside-window", "qwen3-kda-pure-share-by-token"):
         model = make_student(**VARIANTS[name]).double()
         prompts = prompts_of(5, 16, 17, 40, 33)
         whole = prefill(model, prompts, None, 60)

@@ -17,7 +17,7 @@ PROJECTIONS = {
     "qwen2-mamba2-hybrid": [*OF_ALL, "g_a_proj", "g_b_proj", "a_proj"],
     "qwen3-window-hybrid": OF_ALL,
     "qwen3-kda-beside-window": OF_KDA,
-    "qwen2-kda-share-by-token": ["share_proj"],
+    "qwen3-kda-pure-share-by-token": ["share_proj"],
 }
 CASES = [(name, projection) for name, projections in PROJECTIONS.items() for projection in projections]
 

@@ -52,7 +52,7 @@ def test_a_rank_keeps_its_heads(ranks, key_heads):
 @torch.no_grad()
 @pytest.mark.parametrize("pieces", [[40], [7, 1, 1, 20, 11], [1] * 40])
 @pytest.mark.parametrize(
-    "variant", ["qwen2-kda-hybrid", "qwen2-window-hybrid", "qwen3-kda-beside-window", "qwen2-kda-share-by-token"]
+    "variant", ["qwen2-kda-hybrid", "qwen2-window-hybrid", "qwen3-kda-beside-window", "qwen3-kda-pure-share-by-token"]
 )
 def test_pieces_through_blocks_are_one_pass(variant, pieces):
     """As vLLM has it: states are read from a block, and what the layer makes of them is written back."""

@@ -11,7 +11,7 @@ from small_models import VARIANTS, make_student
 
 # The families, heads tied and untied; biases or none; a window alone and beside a recurrence.
 FOLDERS = ["qwen3-kda-hybrid", "qwen2-kda-hybrid", "llama-kda-pure-mixed", "qwen2-window-mixed"]
-FOLDERS += ["qwen3-kda-beside-window", "qwen2-kda-share-by-token"]
+FOLDERS += ["qwen3-kda-beside-window", "qwen3-kda-pure-share-by-token"]
 
 
 @pytest.fixture(scope="module", params=FOLDERS)
