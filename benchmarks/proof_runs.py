@@ -60,6 +60,12 @@ TOKEN = [
     "student.window_share=token",
     f"stages={json.dumps(RECIPE | {'settling': RECIPE[FAR] | SETTLING})}",
 ]
+# The published architecture without logit distillation on all tokens, which made replies worse; they get its tokens.
+PURE_STAGES = yaml.safe_load(PURE.read_text())["stages"]
+REPLIES = "instruction_distillation"
+SPARED = PURE_STAGES.pop("logit_distillation")["tokens"]
+DIRECT_STAGES = PURE_STAGES | {REPLIES: PURE_STAGES[REPLIES] | {"tokens": PURE_STAGES[REPLIES]["tokens"] + SPARED}}
+DIRECT = [f"stages={json.dumps(DIRECT_STAGES)}"]
 # Kept layers, and settings. Of K7-replies' conversations a half are what the teacher wrote. K4-mixers and WT4 of
 # results/proof/records were trained at five times the gentle rate.
 STUDENTS = {
@@ -80,6 +86,7 @@ STUDENTS = {
     "K2-mixers-gentle": (TWO, MIXERS),
     "WT2-gentle": (TWO, WINDOW),
     "P7": (SEVEN, []),
+    "P7-direct": (SEVEN, DIRECT),
 }
 
 

@@ -14,8 +14,9 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
     assert recipe.student.keep_attention == kept[name.split("-")[0][-1]]
     (distant,) = (source for source in recipe.data[stage.data] if source.made == "distant")
     assert distant.distances[1] < stage.sequence_length
-    assert (recipe_of(name) == PURE) == (name == "P7") == (recipe.student.window is None)
-    assert stage.tokens == (9_000_000 if name == "P7" else 4_000_000)
+    assert (recipe_of(name) == PURE) == name.startswith("P7") == (recipe.student.window is None)
+    assert stage.tokens == {"P7": 9_000_000, "P7-direct": 15_000_000}.get(name, 4_000_000)
+    assert ("logit_distillation" in recipe.stages) == (name == "P7")
     settled = name.endswith(("-settled", "-token"))
     assert (list(recipe.stages)[-1] == "settling") == settled
     if settled:  # so that no row of distant answers stands alone in a step
@@ -27,7 +28,11 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
         stages = ["far_distillation", "settling"] if settled else ["far_distillation"]
         assert (recipe.student.mixer, stage.train, list(recipe.stages)) == ("window", ["mixer"], stages)
     written = {source.synthesis for source in recipe.data[stage.data]} - {None}
-    assert written == set(recipe.synthesis) == ({"sums", "programs"} if name in ("P7", "K7-replies") else set())
+    assert (
+        written
+        == set(recipe.synthesis)
+        == ({"sums", "programs"} if name.startswith("P7") or name == "K7-replies" else set())
+    )
     if name.startswith("K"):
         assert (recipe.student.mixer, recipe.student.window) == ("kda", 1024 if name.endswith("-wide") else 512)
         whole = ["mixer"] if "-mixers" in name else ["mixer_conv", "mixer_gate"]
