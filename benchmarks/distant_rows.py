@@ -20,6 +20,7 @@ from statistics import fmean
 from figures import ROOT
 from rich.console import Console
 
+from gendistill.files import write_atomically
 from gendistill.recipe.loading import parse_recipe
 from gendistill.run.convert import convert_teacher
 from gendistill.run.distill import distil_stage
@@ -75,7 +76,6 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table of what was measured")
     if parser.parse_args().table:
         return print(table(json.loads(RESULTS.read_text())))
-    began = time.time()
     raw = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"recipe": RECIPE, "after": {}, "seconds": 0.0}
     if raw["recipe"] != RECIPE:
         raise SystemExit(f"{RESULTS} is of another recipe: remove it to measure this one")
@@ -85,6 +85,7 @@ def main() -> None:
             for arm, settings in ARMS.items():
                 if f"{arm} {seed}" in raw["after"]:
                     continue
+                began = time.time()
                 run = open_run(Path(folder) / f"{arm} {seed}", settings, seed)
                 convert_teacher(run)
                 if "teacher" not in raw:
@@ -92,9 +93,9 @@ def main() -> None:
                     raw["untrained"] = measured(run, "conversion")
                 distil_stage(run, "end_to_end")
                 raw["after"][f"{arm} {seed}"] = measured(run, "end_to_end")
-                print(f"{arm}, seed {seed}: {time.time() - began:.0f} s", raw["after"][f"{arm} {seed}"], flush=True)
-    raw["seconds"] = round(raw["seconds"] + time.time() - began, 1)
-    RESULTS.write_text(json.dumps(raw, indent=1) + "\n")
+                raw["seconds"] = round(raw["seconds"] + time.time() - began, 1)
+                write_atomically(RESULTS, json.dumps(raw, indent=1) + "\n")  # now: all may be killed before the next
+                print(f"{arm}, seed {seed}: {raw['seconds']:.0f} s", raw["after"][f"{arm} {seed}"], flush=True)
     print(table(raw))
 
 

@@ -55,11 +55,8 @@ SETTLED = [f"stages={json.dumps(RECIPE | {'settling': RECIPE[FAR] | SETTLING})}"
 # The same of windows alone, at the same quarter of the stage before.
 SETTLED_WHOLE = {FAR: RECIPE[FAR] | WHOLE, "settling": RECIPE[FAR] | SETTLING | WHOLE | {"learning_rate": RATE / 4}}
 SETTLED_WINDOW = [*ALONE, f"stages={json.dumps(SETTLED_WHOLE)}"]
-# A share of the recurrence for each token, and a third stage that goes on with what is far as well.
-TOKEN = [
-    "student.window_share=token",
-    f"stages={json.dumps(RECIPE | {'settling': RECIPE[FAR] | SETTLING})}",
-]
+# A share of the recurrence for each token, and as much of what is far in the third stage as of conversations.
+TOKEN = ["student.window_share=token", *SETTLED]
 # The published architecture without logit distillation on all tokens, which made replies worse; they get its tokens.
 PURE_STAGES = yaml.safe_load(PURE.read_text())["stages"]
 REPLIES = "instruction_distillation"

@@ -28,11 +28,8 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
         stages = ["far_distillation", "settling"] if settled else ["far_distillation"]
         assert (recipe.student.mixer, stage.train, list(recipe.stages)) == ("window", ["mixer"], stages)
     written = {source.synthesis for source in recipe.data[stage.data]} - {None}
-    assert (
-        written
-        == set(recipe.synthesis)
-        == ({"sums", "programs"} if name.startswith("P7") or name == "K7-replies" else set())
-    )
+    has_replies = name in ("P7", "P7-direct", "K7-replies")
+    assert written == set(recipe.synthesis) == ({"sums", "programs"} if has_replies else set())
     if name.startswith("K"):
         assert (recipe.student.mixer, recipe.student.window) == ("kda", 1024 if name.endswith("-wide") else 512)
         whole = ["mixer"] if "-mixers" in name else ["mixer_conv", "mixer_gate"]

@@ -69,8 +69,7 @@ def mix_piece(
     seen = _see_window(layer, cache, qkv, rope, padding) if layer.sees_window else None
     if layer.is_window:
         return seen.flatten(2)
-    narrow = F.linear(inputs, layer.weight[channels:]).split(list(layer.recurrence.narrow.values()), dim=-1)
-    narrow = dict(zip(layer.recurrence.narrow, narrow, strict=True))  # [B, T, D or H] each, by name
+    narrow = layer.recurrence.by_name(F.linear(inputs, layer.weight[channels:]))  # [B, T, D or H] each
     o = _recur(layer, cache, qkv, narrow, padding, start > 0)
     if seen is None:
         return o

@@ -26,9 +26,10 @@ class Watched:
         self.children = [module._modules for module in modules]
         self.hooks = [getattr(module, name) for module in modules for name in HOOKS]
         self.parameters = [module._parameters for module in modules]
-        self.held = modules, list(self._parameters())  # so that no id is used again meanwhile
+        parameters = list(self._parameters())
+        self.held = modules, parameters  # so that no id is used again meanwhile
         # Quantised ones have no address. Tensors of inference mode cannot change, and have no version.
-        self.weights = [weight for weight in self._parameters() if type(weight) is nn.Parameter]
+        self.weights = [weight for weight in parameters if type(weight) is nn.Parameter]
         self.changeable = [weight for weight in self.weights if not weight.is_inference()]
 
     def state(self) -> list[int]:

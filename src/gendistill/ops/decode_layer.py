@@ -80,8 +80,7 @@ def recurrent_step(
         return kernel_recurrent_step(x, conv_state, state, layer, seen, position)
     heads, groups = layer.heads, layer.key_heads
     channels = conv_state.shape[1]
-    mixed, *narrow = x.split([channels, *layer.narrow.values()], dim=-1)
-    narrow = dict(zip(layer.narrow, narrow, strict=True))
+    mixed, narrow = x[:, :channels], layer.by_name(x[:, channels:])
     conv_state.copy_(torch.cat([conv_state[..., 1:], mixed[..., None].to(conv_state.dtype)], dim=-1))
     y = (conv_state * layer.conv_weight).sum(-1) + layer.conv_bias  # [B, C]
     y = F.silu(y) if layer.silu_conv else y

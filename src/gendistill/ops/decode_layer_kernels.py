@@ -68,6 +68,10 @@ class Recurrence(NamedTuple):
         beta = {"beta": self.heads} if self.delta_rule else {}
         return decay | {"gate": width} | beta | ({"share": self.heads} if self.share_by_token else {})
 
+    def by_name(self, projected: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The narrow projections apart, of all of them side by side in the last dimension."""
+        return dict(zip(self.narrow, projected.split(list(self.narrow.values()), dim=-1), strict=True))
+
 
 def kernel_rope_and_write(
     qkv: torch.Tensor,
@@ -193,6 +197,16 @@ if triton is not None:
         return tl.load(WEIGHT + (head * WIDTH + channel)[:, None] * WIDTH + channel)
 
     @triton.jit
+    def _log_decay(raw, A, bound, BOUNDED: tl.constexpr):
+        """As `DecayGate.log_decay`, of what is projected with its bias."""
+        if BOUNDED:
+            log_decay = bound / (1.0 + tl.exp(-A * raw))
+        else:
+            softplus = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(tl.minimum(raw, 20.0))))
+            log_decay = -A * softplus
+        return log_decay
+
+    @triton.jit
     def _prepare(
         X, row_stride, CONV_STATE, CONV_WEIGHT, CONV_BIAS, MIXED,
         DECAY_WEIGHT, A_LOG, DT_BIAS, FIXED_DECAY, DECAY, GATE_WEIGHT, GATE_BIAS, GATE,
@@ -236,26 +250,22 @@ if triton is not None:
                 if OVERLAP:
                     tl.extra.cuda.gdc_wait()
                 log_decay = tl.load(FIXED_DECAY + head + channel * 0)
-            else:
+            elif KIND == 0:
                 A = tl.exp(tl.load(A_LOG + head).to(tl.float32))  # whatever a user has cast the model to
-                if KIND == 0:
-                    bias = tl.load(DT_BIAS + head * WIDTH + channel)
-                    weight_of_decay = _second(DECAY_WEIGHT, head, WIDTH)
-                    if OVERLAP:
-                        tl.extra.cuda.gdc_wait()
-                    narrow = tl.load(x + decay_offset + channel).to(tl.float32)
-                    raw = tl.sum(weight_of_decay.to(tl.float32) * narrow, 1)
-                    raw = raw.to(X.dtype.element_ty).to(tl.float32) + bias
-                else:
-                    bias = tl.load(DT_BIAS + head)
-                    if OVERLAP:
-                        tl.extra.cuda.gdc_wait()
-                    raw = tl.load(x + decay_offset + head + channel * 0).to(tl.float32) + bias
-                if BOUNDED:
-                    log_decay = bound / (1.0 + tl.exp(-A * raw))
-                else:
-                    softplus = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(tl.minimum(raw, 20.0))))
-                    log_decay = -A * softplus
+                bias = tl.load(DT_BIAS + head * WIDTH + channel)
+                weight_of_decay = _second(DECAY_WEIGHT, head, WIDTH)
+                if OVERLAP:
+                    tl.extra.cuda.gdc_wait()
+                narrow = tl.load(x + decay_offset + channel).to(tl.float32)
+                raw = tl.sum(weight_of_decay.to(tl.float32) * narrow, 1)
+                log_decay = _log_decay(raw.to(X.dtype.element_ty).to(tl.float32) + bias, A, bound, BOUNDED)
+            elif KIND == 1:
+                A = tl.exp(tl.load(A_LOG + head).to(tl.float32))
+                bias = tl.load(DT_BIAS + head)
+                if OVERLAP:
+                    tl.extra.cuda.gdc_wait()
+                raw = tl.load(x + decay_offset + head + channel * 0).to(tl.float32)
+                log_decay = _log_decay(raw + bias, A, bound, BOUNDED)
             tl.store(DECAY + (row * HEADS + head) * WIDTH + channel, tl.exp(log_decay))
         else:
             head = part - convolved - HEADS
