@@ -51,12 +51,22 @@ SETTLING = {
     "window_dropout": 0.0,
     "schedule": {"shape": "cosine", "warmup": 0.1, "final": 0.02},
 }
-SETTLED = [f"stages={json.dumps(RECIPE | {'settling': RECIPE[FAR] | SETTLING})}"]
+SETTLED_STAGES = RECIPE | {"settling": RECIPE[FAR] | SETTLING}
+SETTLED = [f"stages={json.dumps(SETTLED_STAGES)}"]
 # The same of windows alone, at the same quarter of the stage before.
 SETTLED_WHOLE = {FAR: RECIPE[FAR] | WHOLE, "settling": RECIPE[FAR] | SETTLING | WHOLE | {"learning_rate": RATE / 4}}
 SETTLED_WINDOW = [*ALONE, f"stages={json.dumps(SETTLED_WHOLE)}"]
 # A share of the recurrence for each token, and as much of what is far in the third stage as of conversations.
 TOKEN = ["student.window_share=token", *SETTLED]
+# And a last stage on replies that the student writes, half of the rows; the others as in the stage before.
+POLICY = {
+    "objective": "reverse_kl",
+    "data": {"on_policy": "settled", "share": 0.5, "new_tokens": [64, 256], "reply_kl_bound": 0.1},
+    "tokens": 2_000_000,
+    "learning_rate": 2.0e-4,
+}
+POLICY_STAGES = SETTLED_STAGES | {"on_policy": SETTLED_STAGES["settling"] | POLICY}
+ON_POLICY = ["student.window_share=token", f"stages={json.dumps(POLICY_STAGES)}"]
 # The published architecture without logit distillation on all tokens, which made replies worse; they get its tokens.
 PURE_STAGES = yaml.safe_load(PURE.read_text())["stages"]
 REPLIES = "instruction_distillation"
@@ -71,15 +81,18 @@ STUDENTS = {
     "K7-wide": (SEVEN, WIDE),
     "K7-settled": (SEVEN, SETTLED),
     "K7-token": (SEVEN, TOKEN),
+    "K7-policy": (SEVEN, ON_POLICY),
     "K4": (FOUR, []),
     "K4-wide": (FOUR, WIDE),
     "K4-settled": (FOUR, SETTLED),
     "K4-token": (FOUR, TOKEN),
+    "K4-policy": (FOUR, ON_POLICY),
     "K4-mixers-gentle": (FOUR, MIXERS),
     "WT4-gentle": (FOUR, WINDOW),
     "WT4-settled": (FOUR, SETTLED_WINDOW),
     "K2": (TWO, []),
     "K2-settled": (TWO, SETTLED),
+    "K2-token": (TWO, TOKEN),
     "K2-mixers-gentle": (TWO, MIXERS),
     "WT2-gentle": (TWO, WINDOW),
     "P7": (SEVEN, []),
@@ -157,7 +170,7 @@ def mixtures(name: str, data: Path) -> dict[str, list[dict]]:
         }
     conversations = [chats | {"weight": 0.5}, *(each | {"weight": 0.25} for each in written)]
     # The weight of conversations beside one of distant answers, in a third stage.
-    weight = {"settled": 2, "token": 1}.get(name.rpartition("-")[2])
+    weight = {"settled": 2, "token": 1, "policy": 1}.get(name.rpartition("-")[2])
     settled = {} if weight is None else {"settled": [far, chats | {"weight": weight}]}
     return settled | {"text": [text], "far": [far | {"weight": 2}, *(conversations if has_replies(name) else [chats])]}
 

@@ -12,22 +12,27 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
     stage = list(recipe.stages.values())[-1]
     kept = {"7": [6, 14, 16, 19, 21, 22, 23], "4": [6, 14, 16, 23], "2": [14, 23]}
     assert recipe.student.keep_attention == kept[name.split("-")[0][-1]]
-    (distant,) = (source for source in recipe.data[stage.data] if source.made == "distant")
+    policy = stage.on_policy
+    mixture = stage.data if policy is None else policy.on_policy
+    (distant,) = (source for source in recipe.data[mixture] if source.made == "distant")
     assert distant.distances[1] < stage.sequence_length
     assert (recipe_of(name) == PURE) == name.startswith("P7") == (recipe.student.window is None)
-    assert stage.tokens == {"P7": 9_000_000, "P7-direct": 15_000_000}.get(name, 4_000_000)
+    short = dict.fromkeys(("K7-policy", "K4-policy"), 2_000_000)
+    assert stage.tokens == (short | {"P7": 9_000_000, "P7-direct": 15_000_000}).get(name, 4_000_000)
     assert ("logit_distillation" in recipe.stages) == (name == "P7")
-    settled = name.endswith(("-settled", "-token"))
-    assert (list(recipe.stages)[-1] == "settling") == settled
+    by_token = name.endswith(("-token", "-policy"))
+    settled = by_token or name.endswith("-settled")
+    assert ("settling" in recipe.stages) == settled
     if settled:  # so that no row of distant answers stands alone in a step
-        assert (stage.data, stage.sequences_per_step, stage.window_dropout) == ("settled", 4, 0.0)
+        assert (mixture, stage.sequences_per_step, stage.window_dropout) == ("settled", 4, 0.0)
         weights = {source.made: source.weight for source in recipe.data["settled"]}
-        assert weights == {"distant": 1, None: 1 if name.endswith("-token") else 2}
-    assert recipe.student.window_share == ("token" if name.endswith("-token") else "head")
+        assert weights == {"distant": 1, None: 1 if by_token else 2}
+    assert recipe.student.window_share == ("token" if by_token else "head")
+    assert (policy is not None) == name.endswith("-policy") == (list(recipe.stages)[-1] == "on_policy")
     if name.startswith("WT"):
         stages = ["far_distillation", "settling"] if settled else ["far_distillation"]
         assert (recipe.student.mixer, stage.train, list(recipe.stages)) == ("window", ["mixer"], stages)
-    written = {source.synthesis for source in recipe.data[stage.data]} - {None}
+    written = {source.synthesis for source in recipe.data[mixture]} - {None}
     has_replies = name in ("P7", "P7-direct", "K7-replies")
     assert written == set(recipe.synthesis) == ({"sums", "programs"} if has_replies else set())
     if name.startswith("K"):
