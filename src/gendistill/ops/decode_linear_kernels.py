@@ -18,6 +18,9 @@ LONGEST_TILE = 4096  # inputs
 MOST_ROWS = 2
 # By rows. The fewer threads, the more programs fit beside those that are ending (results/gpu/decode_trials.txt).
 WARPS = {1: 2, 2: 4}
+# A thread's at most, for one row; by whether a program has one weight or two. Left alone the compiler takes more, and fewer
+# programs find room, and load their weights, beside those of a launch before: 2 to 10 % of a step.
+REGISTERS = {1: 120, 2: 168}
 GATED = 1024  # numbers of a program
 
 
@@ -40,9 +43,11 @@ def kernel_decode_linear(
     each, tile = tile_of(outputs, inputs)
     norm_weight, eps = norm or (None, 0.0)
     up_weight, up_bias = up or (None, None)
+    registers = REGISTERS[1 if up is None else 2] if len(x) == 1 else None
     _row[(-(-outputs // each),)](
         x.contiguous(), weight, bias, norm_weight, up_weight, up_bias, residual, y, inputs, outputs, eps,
-        ROWS=len(x), OUTPUTS=each, INPUTS=tile, num_warps=WARPS[len(x)], num_stages=2, **overlap(),
+        ROWS=len(x), OUTPUTS=each, INPUTS=tile, num_warps=WARPS[len(x)], num_stages=2,
+        maxnreg=registers, **overlap(),
     )  # fmt: skip
     return y
 
