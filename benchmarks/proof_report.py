@@ -5,10 +5,11 @@
 Names of records say which student: W7 or W4 are untrained windows with so many layers kept (`beam7-window-512`, ...),
 WT4 the window that was trained, K7 or K4 Kimi Delta Attention beside a window, of which the recurrence alone was
 trained, or of K4-mixers whole mixers, and P7 Kimi Delta Attention without a window. `-settled` had a third stage,
-mostly of conversations, K4-mixers-far_distillation is the student after that stage, `-window-1024` one that was asked
-with a longer window than it was trained with, and `-without_window` one with its windows off. Beside the records lie
-the metrics of the runs and what each took. Writes table.json, tables.md and the frontier, retention over cache bytes a
-token; figures of a GPU go into the ledger. Of other records, results/rehearsal/records say, there are tables alone.
+mostly of conversations, `-token` a share of the recurrence for each token besides, `-far_distillation` is a student
+before its third stage, `-window-1024` one that was asked with a longer window than it was trained with, and
+`-without_window` one with its windows off. Beside the records lie the metrics of the runs and what each took. Writes
+table.json, tables.md and the frontier, retention over cache bytes a token; figures of a GPU go into the ledger. Of other
+records, results/rehearsal/records say, there are tables alone.
 """
 
 import argparse
@@ -40,6 +41,8 @@ PAIRS = (("W7", "K7"), ("W7-window-1024", "K7-window-1024"), ("K7", "K7-window-1
 PAIRS += (("W4", "K4"), ("WT4", "K4"), ("K4-mixers", "K4"), ("W4", "WT4"), ("WT4", EQUAL), (EQUAL, "K4-mixers"))
 PAIRS += (("K7", "K7-settled"), ("K4", "K4-settled"), ("W7", "K7-settled"), ("W4", "K4-settled"), ("WT4", "K4-settled"))
 PAIRS += tuple((f"W{kept}-window-1024", f"K{kept}-settled-window-1024") for kept in (7, 4))
+PAIRS += (("W7", "K7-token"), ("K7", "K7-token"), ("K7-settled", "K7-token"), ("K7", "K7-token-far_distillation"))
+PAIRS += (("W7-window-1024", "K7-token-window-1024"), ("K7-token", "K7-token-window-1024"))
 # Of the rehearsal: what stood in the rows of the second stage.
 PAIRS += (("W4", "K4-distant"), ("W4", "K4-ordinary"), ("K4-ordinary", "K4-distant"))
 LINES = {  # of the frontier: names, how they are drawn, and where a name stands beside its point
@@ -49,6 +52,9 @@ LINES = {  # of the frontier: names, how they are drawn, and where a name stands
     "KDA beside a window, the recurrence trained": (("K2", "K4", "K7"), "D-", "#0072b2", (9, -5)),
     "KDA alone, all of it trained": (("P4", "P7"), "v-", "#cc79a7", (9, -16)),
 }
+# Students with figures of their own.
+COUNTED = ("K7", "K7-window-1024", "K7-settled", "K7-token", "K7-token-window-1024")
+COUNTED += ("K4", "K4-settled", "K4-settled-window-1024", "P7")
 BEST = "K7"  # what the runs' cost is told of
 CONTEXT = "131072"  # tokens, of the cache's bytes
 TOLD = {
@@ -224,7 +230,7 @@ def proof_figures(results: Path) -> dict[str, dict]:
     table = json.loads((results / "table.json").read_text())
     source = "results/proof/table.json"
     figures = {}
-    for student in ("K7", "K7-window-1024", "K7-settled", "K4", "K4-settled", "K4-settled-window-1024", "P7"):
+    for student in COUNTED:
         row = table["configurations"].get(student)
         if row is None:
             continue
