@@ -8,8 +8,8 @@ trained, or of K4-mixers whole mixers, and P7 Kimi Delta Attention without a win
 mostly of conversations, `-token` a share of the recurrence for each token besides, `-far_distillation` is a student
 before its third stage, `-window-1024` one that was asked with a longer window than it was trained with, and
 `-without_window` one with its windows off. Beside the records lie the metrics of the runs and what each took. Writes
-table.json, tables.md and the frontier, retention over cache bytes a token; figures of a GPU go into the ledger. Of other
-records, results/rehearsal/records say, there are tables alone.
+table.json, tables.md and the frontier, retention over cache bytes a token; figures of a GPU go into the ledger. Of
+other records, results/rehearsal/records say, there are tables alone.
 """
 
 import argparse

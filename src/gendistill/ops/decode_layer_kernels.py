@@ -10,8 +10,8 @@ import torch
 from gendistill.ops.optional_triton import overlap, require_triton, tl, triton
 from gendistill.ops.window import TOKEN_SCALE
 
-# With 4 warps `_prepare` takes 0.4 us longer, and with 8 `_recur` finds no room beside what is ending: 2 us a layer more
-# (results/gpu/decode_trials.txt).
+# With 4 warps `_prepare` takes 0.4 us longer, and with 8 `_recur` finds no room beside what is ending: 2 us a layer
+# more (results/gpu/decode_trials.txt).
 PREPARE = {"num_warps": 8}
 RECUR = {"num_warps": 4}
 BY_CHANNEL, BY_HEAD, FIXED = 0, 1, 2  # what has a forget gate of its own

@@ -18,8 +18,8 @@ LONGEST_TILE = 4096  # inputs
 MOST_ROWS = 2
 # By rows. The fewer threads, the more programs fit beside those that are ending (results/gpu/decode_trials.txt).
 WARPS = {1: 2, 2: 4}
-# A thread's at most, for one row; by whether a program has one weight or two. Left alone the compiler takes more, and fewer
-# programs find room, and load their weights, beside those of a launch before: 2 to 10 % of a step.
+# A thread's at most, for one row; by whether a program has one weight or two. Left alone the compiler takes more, and
+# fewer programs find room, and load their weights, beside those of a launch before: 2 to 10 % of a step.
 REGISTERS = {1: 120, 2: 168}
 GATED = 1024  # numbers of a program
 
