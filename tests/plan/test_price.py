@@ -85,7 +85,16 @@ def test_alignment_needs_a_layer_and_no_logits(planner):
 def test_graphs_keep_their_memory_during_the_optimizers_step(planner):
     price = planner.price(KD)
     step = STEP_COPIES * planner.parameters(KD).trained
-    assert planner.graphs and price.needed == price.total + step + CUDA_CONTEXT
+    assert price.graphs and price.needed == price.total + step + CUDA_CONTEXT
+
+
+def test_graphs_where_launches_would_wait_for_the_host(planner):
+    """0.6 billion parameters: not for micro-batches that keep a GPU busy for some hundred milliseconds."""
+    assert planner.price(KD.model_copy(update={"micro_batch": 8})).graphs
+    long = planner.price(KD.model_copy(update={"micro_batch": 16, "sequence_length": 4096}))
+    assert not long.graphs and long.needed == long.total + CUDA_CONTEXT and long.counted == long.total
+    assert not planner.price(KD, "fsdp").graphs
+    assert not make_planner(mixer="gla").price(KD).graphs  # its kernels read the device
 
 
 def test_steps_and_disk(planner):

@@ -144,7 +144,7 @@ def to_table(settings, planner, prices: dict, probes: dict, report: dict):
     if planner.compute.processes > 1:
         table.add_row("strategy", *(price.strategy for price in prices.values()))
     sections = {
-        "memory, GiB": memory_rows(planner, prices, probes),
+        "memory, GiB": memory_rows(prices, probes),
         "disk, GiB": disk_rows(prices),
         "time": time_rows(settings, prices, probes, report),
     }
@@ -158,7 +158,7 @@ def to_table(settings, planner, prices: dict, probes: dict, report: dict):
     return table
 
 
-def memory_rows(planner, prices: dict, probes: dict) -> dict[str, list[str]]:
+def memory_rows(prices: dict, probes: dict) -> dict[str, list[str]]:
     """Cells of each row, one per stage: the parts, their sum at the peak, and what a probe measured."""
     from gendistill.plan.refusal import gib
 
@@ -170,13 +170,9 @@ def memory_rows(planner, prices: dict, probes: dict) -> dict[str, list[str]]:
     rows["device needs"] = [gib(price.needed) for price in prices.values()]
     if not any(probe.peak_bytes for probe in probes.values()):  # on a CPU nothing counts it
         return rows
-    measured = [gib(probes[name].peak_bytes) if name in probes else "" for name in prices]
-    if planner.graphs:
-        # torch does not count what a replayed graph uses: what can be compared is the warm-ups before the capture.
-        rows["total in warm-ups"] = [gib(price.counted) for price in prices.values()]
-        rows["warm-ups as measured"] = measured
-    else:
-        rows["total as measured"] = measured
+    # What a replayed graph uses torch does not count, but the warm-ups before its capture.
+    rows["total that torch counts"] = [gib(price.counted) for price in prices.values()]
+    rows["the same, measured"] = [gib(probes[name].peak_bytes) if name in probes else "" for name in prices]
     return rows
 
 

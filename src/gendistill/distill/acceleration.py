@@ -1,6 +1,6 @@
 """What makes training fast on one CUDA device: compiled layers, and micro-batches replayed as CUDA graphs.
 
-A micro-batch is thousands of small launches; without graphs the host cannot give them out as fast as a GPU works.
+A micro-batch is thousands of launches; where they are small the host cannot give them out as fast as a GPU works.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +13,13 @@ from gendistill.distill.batches import Batch
 from gendistill.errors import UserError
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.ops.capture import captured
+from gendistill.recipe.stage import Stage
 
 VARIANTS = 64  # of one function that torch.compile keeps before it gives up
+# Parameters times tokens of a micro-batch, from which the host gives out launches faster than the GPU works. A graph
+# then gives no speed, and takes memory: a 1.5B pair with rows of 16,384 tokens had 42,000 to 46,000 tokens a second
+# with and without, by 85 and 54 GiB (results/proof/log.md).
+LARGEST_CAPTURED = 2e13
 WARM_UPS = 2  # runs before a capture, in which kernels are compiled and chosen
 
 
@@ -61,12 +66,15 @@ class SideStream:
         torch.cuda.current_stream().wait_stream(self.stream)
 
 
-def can_capture(student: GendistillForCausalLM) -> bool:
-    """Whether a micro-batch of packed documents runs without reading the device: fla's other kernels do read it.
+def takes_graphs(student: GendistillForCausalLM, stage: Stage) -> bool:
+    """Whether a stage's micro-batches are worth a CUDA graph, and run without reading the device while one is captured.
 
-    A window does not, alone or beside a recurrence: its masks and indices are made on the device, of known sizes.
+    fla's kernels other than KDA's read it for packed documents. A window does not, alone or beside a recurrence: its
+    masks and indices are made on the device, of known sizes.
     """
-    return set(student.config.mixers) <= {"kda", "window", None}  # None: a layer that keeps attention
+    work = sum(each.numel() for each in student.parameters()) * stage.micro_batch * stage.sequence_length
+    # None: a layer that keeps attention.
+    return work < LARGEST_CAPTURED and set(student.config.mixers) <= {"kda", "window", None}
 
 
 class GraphedMicroBatch:

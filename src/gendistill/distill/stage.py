@@ -10,7 +10,7 @@ from gendistill import distributed
 from gendistill.compute import Compute
 from gendistill.console import Console
 from gendistill.data.dataset import PackedDataset
-from gendistill.distill.acceleration import can_capture, compiled_layers
+from gendistill.distill.acceleration import compiled_layers, takes_graphs
 from gendistill.distill.batches import Loader
 from gendistill.distill.engine import Pace, StepMetrics, Trainer
 from gendistill.distill.objectives import build_objective
@@ -67,7 +67,7 @@ def train_stage(
     replicas = _spread(student, stage, compute)
     optimizer = MasterOptimizer(student, stage, compute.dtype, replicas)  # after sharding: its masters are the shards
     # FSDP frees and gathers layers at other addresses than a graph would have seen.
-    graphs = compute.fused and can_capture(student) and not compute.is_sharded
+    graphs = compute.fused and takes_graphs(student, stage) and not compute.is_sharded
     # Hooks on the mixers need a module boundary there, and so does the recomputation of single layers.
     in_pieces = stage.compares == "mixer" or stage.gradient_checkpointing
     models = [model for model in (teacher, student) if model is not None]

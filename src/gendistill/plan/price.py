@@ -26,7 +26,7 @@ from transformers.initialization import no_init_weights
 
 from gendistill.compute import Compute
 from gendistill.data.dataset import COLUMNS
-from gendistill.distill.acceleration import can_capture
+from gendistill.distill.acceleration import takes_graphs
 from gendistill.distill.checkpoint import KEEP
 from gendistill.distill.divergences import CHUNK
 from gendistill.distill.roles import set_trainable
@@ -120,6 +120,7 @@ class Price:
     flops_per_token: float
     writing: Writing | None = None
     strategy: str = "whole"  # how the processes hold the models
+    graphs: bool = False  # whether micro-batches are replayed as CUDA graphs
 
     @property
     def total(self) -> int:
@@ -128,10 +129,12 @@ class Price:
 
     @property
     def counted(self) -> int:
-        """What torch.cuda.max_memory_allocated counts of a stage that is replayed as graphs.
+        """What torch.cuda.max_memory_allocated counts.
 
-        It does not count replays. The warm-ups before them are the same, but AdamW has no state yet.
+        It does not count replays of graphs. The warm-ups before them are the same, but AdamW has no state yet.
         """
+        if not self.graphs:
+            return self.total
         return max(self.moments["the optimizer's step"], self.total - self.parts["optimizer state"])
 
     @property
@@ -170,7 +173,6 @@ class Planner:
             self.student = GendistillForCausalLM._from_config(student)
         self.teacher.tie_weights()
         self.student.tie_weights()
-        self.graphs = compute.fused and can_capture(self.student)
 
     def strategy(self, stage: Stage) -> str:
         """How the processes hold the models in a stage: "whole", "replicas", "hybrid", "zero2" or "fsdp".
@@ -217,7 +219,9 @@ class Planner:
             "the optimizer's step": held + step,
         }
         needed = max(moments.values())
-        if self.graphs and strategy in ("whole", "replicas"):  # their memory stays reserved during the optimizer's step
+        is_whole = strategy in ("whole", "replicas")
+        graphs = self.compute.fused and is_whole and takes_graphs(self.student, stage)
+        if graphs:  # their memory stays reserved during the optimizer's step
             needed = max(needed, held + max(kept + loss, backward) + step)
         writing = None if stage.on_policy is None else self._writing(stage)
         if writing is not None:  # beside the graphs; one reply at a time must fit
@@ -234,6 +238,7 @@ class Planner:
             flops_per_token=self._flops(stage),
             writing=writing,
             strategy=strategy,
+            graphs=graphs,
         )
 
     def parameters(self, stage: Stage) -> Parameters:
