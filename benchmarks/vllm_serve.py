@@ -4,9 +4,13 @@
     python benchmarks/vllm_serve.py --teacher FOLDER --student FOLDER --label qwen2.5-1.5b
 
 Either side is `vllm serve`, asked by `vllm bench serve` for random prompts: contexts of --contexts tokens, of which
---output are the reply's. "equal" has --at-once requests at a time; "largest" has more than fit, and vLLM lets in as
-many as its cache holds, which are counted while it runs. Without folders the models have a published shape with random
-weights. On a GPU results are added to results/gpu/vllm_serve.json under the label; on a CPU they are only shown.
+--output are the reply's. "equal" has --at-once requests at a time, the same for both; "largest" has all at once,
+--waves times as many as the side's cache holds by what vLLM says at its start, so that it is full most of the time; how
+many run is counted. Without folders the models have a published shape with random weights.
+
+On a GPU each row is added to results/gpu/vllm_serve.json (or --out) under the label as it is measured, and not measured
+again by the same settings: what was cut short goes on, and `--sides student` can follow in another lease. On a CPU rows
+are only shown.
 """
 
 import argparse
@@ -22,6 +26,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -30,15 +35,18 @@ from figures import ROOT, gpu_machine, record_from_gpu, vllm_serve_figures
 
 from gendistill.bench.models import student_of_shape, teacher_of_shape
 from gendistill.embedded import teacher_folder
+from gendistill.files import write_atomically
 
 RAW = ROOT / "results/gpu/vllm_serve.json"
 PORT = 8017
 MOST = 256  # requests at a time that the server is to let in
 PROMPTS_EQUAL = 4  # times --at-once
-FEWEST_LARGEST = 64  # requests of a run at the largest load
+SETTINGS = ("shape", "keep", "bound", "output", "at_once", "waves")  # rows with others are not of the same table
 KEPT = "median_ttft_ms p99_ttft_ms median_tpot_ms p99_tpot_ms output_throughput total_token_throughput".split()
 SLACK = 16  # tokens that a random prompt may become longer by, written out and read again
 PATIENCE = 600  # seconds until a server answers
+# Of vLLM's log: how many requests of the longest context its cache holds.
+HOLDS = re.compile(r"Maximum concurrency for ([\d,]+) tokens per request: ([\d.]+)x")
 RUNNING = re.compile(r"^vllm:num_requests_running\{.*?\} (\S+)$", re.MULTILINE)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
@@ -46,19 +54,46 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 def main() -> None:
     arguments = parse()
     label = arguments.label or arguments.shape
+    ledger = Ledger(arguments.out, label, {name: getattr(arguments, name) for name in SETTINGS})
     with tempfile.TemporaryDirectory() as scratch:
         folders = {"teacher": arguments.teacher, "student": arguments.student}
         if arguments.shape is not None:
             folders = write_pair(Path(scratch), arguments)
-        measured = {side: measure(folder, arguments) for side, folder in folders.items()}
-    settings = {name: value for name, value in vars(arguments).items() if name not in folders}
-    raw = settings | {"most": MOST, "measured": measured}
-    print(json.dumps(raw, indent=1))
-    if torch.cuda.is_available():
-        known = json.loads(RAW.read_text()) if RAW.exists() else {"pairs": {}}
-        known["pairs"][label] = raw
-        RAW.write_text(json.dumps(known | {"machine": gpu_machine("vllm")}, indent=1) + "\n")
+        for side in arguments.sides:
+            measure(side, folders[side], arguments, ledger)
+    print(json.dumps(ledger.pair, indent=1))
+    if torch.cuda.is_available() and arguments.out == RAW:
         record_from_gpu(RAW, vllm_serve_figures, "python benchmarks/vllm_serve.py")
+
+
+class Ledger:
+    """The rows of a pair, in the file of all pairs; on a CPU they are kept nowhere.
+
+    Args:
+        path: of the file; it may not be there yet.
+        label: of the pair.
+        settings: of which rows with others do not count.
+    """
+
+    def __init__(self, path: Path, label: str, settings: dict):
+        self.path = path
+        self.known = json.loads(path.read_text()) if path.exists() else {"pairs": {}}
+        self.pair = settings | {"most": MOST, "measured": {}}
+        before = self.known["pairs"].get(label, {})
+        if all(before.get(name) == value for name, value in self.pair.items() if name != "measured"):
+            self.pair["measured"] = before["measured"]
+        self.known["pairs"][label] = self.pair
+
+    def has(self, side: str, context: int, load: str) -> bool:
+        rows = self.pair["measured"].get(side, [])
+        return any((row["context"], row["load"]) == (context, load) for row in rows)
+
+    def add(self, side: str, row: dict) -> None:
+        self.pair["measured"].setdefault(side, []).append(row)
+        print(side, row, flush=True)
+        if torch.cuda.is_available():
+            text = json.dumps(self.known | {"machine": gpu_machine("vllm")}, indent=1) + "\n"
+            write_atomically(self.path, text)
 
 
 def parse() -> argparse.Namespace:
@@ -73,7 +108,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 8192, 32768, 65536])
     parser.add_argument("--output", type=int, default=512, help="tokens of a reply")
     parser.add_argument("--at-once", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=4_000_000, help="contexts together, of a run at the largest load")
+    parser.add_argument("--waves", type=float, default=2.0, help="of requests at the largest load")
+    parser.add_argument("--sides", nargs="+", choices=["teacher", "student"], default=["teacher", "student"])
+    parser.add_argument("--out", type=Path, default=RAW)
     parser.add_argument("--loads", nargs="+", choices=["equal", "largest"], default=["equal", "largest"])
     arguments = parser.parse_args()
     if arguments.shape is None and (arguments.student is None or arguments.label is None):
@@ -97,41 +134,53 @@ def write_pair(folder: Path, arguments: argparse.Namespace) -> dict[str, Path]:
     return folders
 
 
-def measure(folder: Path | str, arguments: argparse.Namespace) -> list[dict]:
-    """A row for each context and load."""
-    rows = []
-    with serving(folder, max(arguments.contexts)) as url:
-        for context in arguments.contexts:
-            for load in arguments.loads:
-                at_once, prompts = arguments.at_once, PROMPTS_EQUAL * arguments.at_once
-                if load == "largest":
-                    at_once, prompts = MOST, max(FEWEST_LARGEST, min(MOST * 2, arguments.tokens // context))
-                row = ask(url, folder, context - arguments.output - SLACK, arguments.output, at_once, prompts)
-                rows.append({"context": context, "load": load} | row)
-                print(folder, rows[-1], flush=True)
-    return rows
+def measure(side: str, folder: Path | str, arguments: argparse.Namespace, ledger: Ledger) -> None:
+    """A row for each context and load that is not there yet."""
+    wanted = [(context, load) for context in arguments.contexts for load in arguments.loads]
+    missing = [each for each in wanted if not ledger.has(side, *each)]
+    if not missing:
+        return
+    longest = max(arguments.contexts)
+    with serving(folder, longest) as (url, holds):
+        for context, load in missing:
+            at_once, prompts = arguments.at_once, PROMPTS_EQUAL * arguments.at_once
+            if load == "largest":
+                fit = min(MOST, holds * longest / context)
+                at_once, prompts = MOST, round(arguments.waves * fit)
+            row = ask(url, folder, context - arguments.output - SLACK, arguments.output, at_once, prompts)
+            ledger.add(side, {"context": context, "load": load, "requests": prompts} | row)
 
 
 @contextmanager
-def serving(folder: Path | str, longest: int) -> Iterator[str]:
-    """`vllm serve` on a folder, which answers at the URL."""
+def serving(folder: Path | str, longest: int) -> Iterator[tuple[str, float]]:
+    """`vllm serve` on a folder: the URL where it answers, and how many requests of the longest context it holds."""
     command = ["serve", str(folder), "--port", str(PORT), "--max-model-len", str(longest), "--max-num-seqs", str(MOST)]
     # So that no request is answered from what another left.
-    process = subprocess.Popen([*vllm(), *command, "--no-enable-prefix-caching", "--served-model-name", "model"])
+    command += ["--no-enable-prefix-caching", "--served-model-name", "model"]
     url = f"http://127.0.0.1:{PORT}"
-    try:
-        wait_for(f"{url}/health", process)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(timeout=120)
+    with tempfile.NamedTemporaryFile("r", suffix=".log") as log, open(log.name, "w") as said:
+        process = subprocess.Popen([*vllm(), *command], stdout=said, stderr=subprocess.STDOUT)
+        try:
+            wait_for(f"{url}/health", process, log)
+            yield url, requests_held(log.read())
+        finally:
+            process.terminate()
+            process.wait(timeout=120)
+
+
+def requests_held(log: str) -> float:
+    """Requests of the longest context in the cache, by vLLM's log."""
+    found = HOLDS.findall(log)
+    if not found:
+        raise SystemExit(f"vLLM did not say how many requests its cache holds:\n{log[-2000:]}")
+    return float(found[-1][1])
 
 
 def vllm() -> list[str]:
     return [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 
 
-def wait_for(url: str, process: subprocess.Popen) -> None:
+def wait_for(url: str, process: subprocess.Popen, log: IO[str]) -> None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -139,7 +188,8 @@ def wait_for(url: str, process: subprocess.Popen) -> None:
             return
         except (URLError, OSError):
             time.sleep(1)
-    raise SystemExit(f"no server answered within {PATIENCE} s, or it ended: {process.poll()}")
+    said = log.read()[-4000:]
+    raise SystemExit(f"no server answered within {PATIENCE} s, or it ended: {process.poll()}. It said:\n{said}")
 
 
 def ask(url: str, folder: Path | str, prompt: int, reply: int, at_once: int, prompts: int) -> dict:

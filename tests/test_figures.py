@@ -145,6 +145,7 @@ def test_vllm_is_compared_at_32k_under_the_most_that_each_holds(tmp_path):
     pairs = {
         name: {"measured": {"teacher": rows(9, 100), "student": rows(9, x)}} for name, x in (("a", 300), ("b", 250))
     }
+    pairs["of one side yet"] = {"measured": {"teacher": rows(9, 100)}}
     (tmp_path / "vllm_serve.json").write_text(json.dumps({"pairs": pairs}))
     figure = vllm_serve_figures(tmp_path)["vllm_throughput_ratio_32k"]
     assert (figure["value"], figure["spread"]) == (2.5, [2.5, 3.0])
