@@ -1,12 +1,13 @@
-"""A trial: what happens inside the chunks of a prefill by Kimi Delta Attention with bounded gates, in one kernel.
+"""A trial: what happens inside the chunks of a prefill by Kimi Delta Attention with bounded gates, in fewer kernels.
 
     python benchmarks/kda_prefill.py > results/gpu/kda_prefill.txt     # on a CUDA device
 
-The package's prefill (`ops/bounded_kda.py`) has four kernels of fla's do it, each of which reads queries, keys and
+The package's prefill (`ops/bounded_kda.py`) has four kernels of fla's do it, each of which reads queries, keys or
 gates again: the gates' sums, products within and between parts of 16 tokens with the triangular system's solution, and
-what keys write and read. `_inside` does all of it and reads each once; `_outputs` takes the queries with their decays,
-so that the sums of gates, in float32, need not go through memory. The sweep over chunks between them is the package's.
-Not used by the package: it has not run on a GPU yet. In Triton's interpreter, in float32, it is the reference to 1e-4.
+what keys write and read. `_inside` does all of it in one launch, or in two; `_outputs` takes the queries with their
+decays, so that the sums of gates, in float32, need not go through memory. The sweep over chunks between them is the
+package's. Not used by the package: it has not run on a GPU yet. In Triton's interpreter, in float32, it is the
+reference to 1e-4; compiled for Hopper nothing spills.
 
 With C_t the sum of log decays from the chunk's first token, beta the write strength and A_ij = beta_i sum_d k_id k_jd
 exp(C_id - C_jd) for j < i: the chunk writes u = (I + A)^-1 beta v and reads w = (I + A)^-1 beta k exp(C) (Kimi Linear,
@@ -16,7 +17,7 @@ keeps within float32; queries and keys behind it have theirs since its first tok
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -31,8 +32,12 @@ from gendistill.ops.reference import recurrent_linear_attention
 
 LENGTHS = (2048, 8192, 16384)  # tokens
 HEADS, WIDTH, BOUND = 16, 128, -5.0
-# Warps of _inside, precision of its small products, registers of a thread at most; columns and warps of _outputs.
-INSIDE = [(warps, small, most) for warps in (4, 8) for small in ("ieee", "tf32x3", "tf32") for most in (None, 128)]
+# Launches of _inside, each with its warps and a thread's registers at most, and the precision of its small products;
+# columns and warps of _outputs.
+KINDS = [(4, None), (8, None), (4, 168), (8, 128)]
+INSIDE = [([one], small) for one in KINDS for small in ("ieee", "tf32x3")]
+INSIDE += [([(4, None), one], small) for one in KINDS for small in ("ieee", "tf32x3", "tf32")]
+INSIDE += [([one, (4, None)], "ieee") for one in KINDS[1:]]
 OUTPUTS = list(itertools.product((64, 128), (4, 8)))
 
 
@@ -55,72 +60,105 @@ def _decay(raw, bias, A, bound, there):
 
 
 @triton.jit
-def _inside(
-    Q, K, V, RAW, BETA, A_LOG, DT_BIAS, READING, WRITING, W, U, A_QK, BELOW, LAST, T, bound, scale,
-    H: tl.constexpr, D: tl.constexpr, SMALL: tl.constexpr,
+def _products(
+    Q, K, RAW, BETA, A_LOG, DT_BIAS, READING, WRITING, W, A_QK, A_KK, LAST, bound, scale, start, count, h, of_queries,
+    H: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """A chunk of 64 tokens of one head, in four parts of 16."""
-    chunk = tl.program_id(0)
-    b = tl.program_id(1) // H
-    h = tl.program_id(1) % H
+    """Queries or keys with their decays, and their products with keys within a chunk; in W what is to be solved for.
+
+    start: number of the chunk's first token and this head among all tokens' heads. count: tokens from there on.
+    """
     i = tl.arange(0, 64)
     j = tl.arange(0, 16)
     d = tl.arange(0, D)
-    part = tl.arange(0, 4)[:, None, None]
     kind = Q.dtype.element_ty
     A = tl.exp(tl.load(A_LOG + h).to(tl.float32))
     bias = tl.load(DT_BIAS + h * D + d).to(tl.float32)
-    row = chunk * 64 + i
-    there = row < T
-    at = (b * T + row).to(tl.int64) * H + h
-    place = at[:, None] * D + d
+    there = i < count
     mask = there[:, None]
-    beta = tl.load(BETA + at, mask=there, other=0.0).to(tl.float32)
-    raw = tl.load(RAW + place, mask=mask, other=0.0).to(tl.float32)
+    wide = start * D
+    place = i[:, None] * (H * D) + d
+    raw = tl.load(RAW + wide + place, mask=mask, other=0.0).to(tl.float32)
     C = tl.cumsum(_decay(raw, bias, A, bound, mask), 0)  # [64, D]
-    k = tl.load(K + place, mask=mask, other=0.0)
-    q = tl.load(Q + place, mask=mask, other=0.0)
-    since = tl.exp2(C)
-    reads = (k.to(tl.float32) * since * beta[:, None]).to(kind)
-    tl.store(READING + place, (q.to(tl.float32) * since * scale).to(kind), mask=mask)
-    last = tl.sum(tl.where(i[:, None] == 63, C, 0.0), 0)
-    tl.store(WRITING + place, (k.to(tl.float32) * tl.exp2(last - C)).to(kind), mask=mask)
-    final = tl.minimum(chunk * 64 + 63, T - 1)
-    tl.store(LAST + ((b * T + final).to(tl.int64) * H + h) * D + d, last)
-    within = tl.zeros([4, 16, 16], tl.float32)
-    for c in tl.static_range(4):
-        theirs = chunk * 64 + c * 16 + j
-        place_c = ((b * T + theirs).to(tl.int64) * H + h)[:, None] * D + d
-        mask_c = (theirs < T)[:, None]
-        raw_c = tl.load(RAW + place_c, mask=mask_c, other=0.0).to(tl.float32)
-        k_c = tl.load(K + place_c, mask=mask_c, other=0.0).to(tl.float32)
+    if of_queries:
+        x = tl.load(Q + wide + place, mask=mask, other=0.0)
+        factor = tl.full([64], scale, tl.float32)
+        tl.store(READING + wide + place, (x.to(tl.float32) * tl.exp2(C) * scale).to(kind), mask=mask)
+    else:
+        x = tl.load(K + wide + place, mask=mask, other=0.0)
+        factor = tl.load(BETA + start + i * H, mask=there, other=0.0).to(tl.float32)
+        tl.store(W + wide + place, (x.to(tl.float32) * tl.exp2(C) * factor[:, None]).to(kind), mask=mask)
+        last = tl.sum(tl.where(i[:, None] == 63, C, 0.0), 0)
+        tl.store(WRITING + wide + place, (x.to(tl.float32) * tl.exp2(last - C)).to(kind), mask=mask)
+        tl.store(LAST + wide + (tl.minimum(count, 64) - 1) * (H * D) + d, last)
+    for c in range(4):  # not unrolled: the compiler would load all four parts first, and run out of registers
+        theirs = c * 16 + j
+        place_c = theirs[:, None] * (H * D) + d
+        mask_c = (theirs < count)[:, None]
+        raw_c = tl.load(RAW + wide + place_c, mask=mask_c, other=0.0).to(tl.float32)
+        k_c = tl.load(K + wide + place_c, mask=mask_c, other=0.0).to(tl.float32)
         C_c = tl.cumsum(_decay(raw_c, bias, A, bound, mask_c), 0)
         keys = tl.trans((k_c * tl.exp2(-C_c)).to(kind))  # [D, 16]
-        if c > 0:
-            begin = tl.sum(tl.where(i[:, None] == c * 16 - 1, C, 0.0), 0)
-            since = tl.exp2(tl.minimum(C - begin, 0.0))  # of the rows before nothing is used
-        column = c * 16 + j
-        A_qk = tl.dot((q.to(tl.float32) * since).to(kind), keys) * scale  # [64, 16]
-        tl.store(A_QK + at[:, None] * 64 + column, tl.where(i[:, None] >= column, A_qk, 0.0).to(kind), mask=mask)
-        A_kk = tl.dot((k.to(tl.float32) * since).to(kind), keys) * beta[:, None]
-        A_kk = tl.where(i[:, None] > column, A_kk, 0.0)
-        within = tl.where(part == c, tl.reshape(A_kk, [4, 16, 16]), within)
-        tl.store(BELOW + at[:, None] * 64 + column, tl.where(i[:, None] >= c * 16 + 16, A_kk, 0.0), mask=mask)
-    own = _inverses(within, SMALL)
-    tl.debug_barrier()  # a thread reads what others have written
+        begin = tl.sum(tl.where(i[:, None] == c * 16 - 1, C, 0.0), 0)
+        since = tl.exp2(tl.minimum(C - begin, 0.0))  # of the rows before nothing is used
+        products = tl.dot((x.to(tl.float32) * since).to(kind), keys) * factor[:, None]  # [64, 16]
+        block = start * 64 + i[:, None] * (H * 64) + theirs
+        if of_queries:
+            tl.store(A_QK + block, tl.where(i[:, None] >= theirs, products, 0.0).to(kind), mask=mask)
+        else:
+            tl.store(A_KK + block, tl.where(i[:, None] > theirs, products, 0.0), mask=mask)
+
+
+@triton.jit
+def _solutions(V, BETA, W, U, A_KK, start, count, H: tl.constexpr, D: tl.constexpr, SMALL: tl.constexpr):
+    """w and u of a chunk, (I + A)^-1 times what stands in W and times beta v; in four parts of 16 tokens."""
+    part = tl.arange(0, 4)[:, None, None]
     column = tl.arange(0, 64)
-    below = tl.load(BELOW + at[:, None] * 64 + column, mask=mask, other=0.0)
-    M = tl.reshape(tl.dot(own, tl.reshape(below, [4, 16, 64]), input_precision=SMALL), [64, 64])
+    d = tl.arange(0, D)[None, None, :]
+    kind = V.dtype.element_ty
+    row = part * 16 + tl.arange(0, 16)[None, :, None]  # [4, 16, 1]
+    mask = row < count
+    A = A_KK + start * 64 + row * (H * 64)
+    own = _inverses(tl.load(A + part * 16 + tl.arange(0, 16)[None, None, :], mask=mask, other=0.0), SMALL)
+    below = tl.load(A + column[None, None, :], mask=mask & (column[None, None, :] < part * 16), other=0.0)
+    M = tl.reshape(tl.dot(own, below, input_precision=SMALL), [64, 64])
     # (I + M)^-1 is (I - M)(I + M^2), for M^4 is 0
-    P = tl.where(i[:, None] == column, 1.0, 0.0) - M
+    P = tl.where(column[:, None] == column, 1.0, 0.0) - M
     P += tl.dot(P, tl.dot(M, M, input_precision="tf32"), input_precision="tf32")
     P = P.to(kind)
     own = own.to(kind)
-    w = tl.reshape(tl.dot(own, tl.reshape(reads, [4, 16, D])), [64, D])
-    tl.store(W + place, tl.dot(P, w.to(kind)).to(kind), mask=mask)
-    v = (tl.load(V + place, mask=mask, other=0.0).to(tl.float32) * beta[:, None]).to(kind)
-    u = tl.reshape(tl.dot(own, tl.reshape(v, [4, 16, D])), [64, D])
-    tl.store(U + place, tl.dot(P, u.to(kind)).to(kind), mask=mask)
+    wide = start * D
+    place = row * (H * D) + d
+    beta = tl.load(BETA + start + row * H, mask=mask, other=0.0).to(tl.float32)
+    u = tl.dot(own, (tl.load(V + wide + place, mask=mask, other=0.0).to(tl.float32) * beta).to(kind))
+    u = tl.reshape(tl.dot(P, tl.reshape(u, [64, D]).to(kind)), [4, 16, D])
+    tl.store(U + wide + place, u.to(kind), mask=mask)
+    w = tl.dot(own, tl.load(W + wide + place, mask=mask, other=0.0))
+    w = tl.reshape(tl.dot(P, tl.reshape(w, [64, D]).to(kind)), [4, 16, D])
+    tl.debug_barrier()  # all have read what stood there
+    tl.store(W + wide + place, w.to(kind), mask=mask)
+
+
+@triton.jit
+def _inside(
+    Q, K, V, RAW, BETA, A_LOG, DT_BIAS, READING, WRITING, W, U, A_QK, A_KK, LAST, T, bound, scale,
+    H: tl.constexpr, D: tl.constexpr, SMALL: tl.constexpr, MULTIPLIES: tl.constexpr, SOLVES: tl.constexpr,
+):  # fmt: skip
+    """A chunk of 64 tokens of one head: both steps, or one. Programs of keys come first, then those of queries."""
+    first = tl.program_id(0) * 64
+    h = tl.program_id(1) % H
+    start = ((tl.program_id(1) // H) * T + first).to(tl.int64) * H + h
+    count = T - first
+    of_queries = tl.program_id(2) > 0
+    if MULTIPLIES:
+        _products(
+            Q, K, RAW, BETA, A_LOG, DT_BIAS, READING, WRITING, W, A_QK, A_KK, LAST, bound, scale, start, count, h,
+            of_queries, H, D,
+        )  # fmt: skip
+    if MULTIPLIES and SOLVES:
+        tl.debug_barrier()  # a thread reads what others have written
+    if SOLVES and not of_queries:
+        _solutions(V, BETA, W, U, A_KK, start, count, H, D, SMALL)
 
 
 @triton.jit
@@ -142,18 +180,21 @@ def _outputs(READING, STATES, NEW, A_QK, OUT, T, H: tl.constexpr, D: tl.constexp
     tl.store(OUT + at[:, None] * D + column, o.to(OUT.dtype.element_ty), mask=there)
 
 
-def inside(q, k, v, raw, beta, A_log, dt_bias, warps: int, small: str, most: int | None) -> tuple[torch.Tensor, ...]:
+def inside(q, k, v, raw, beta, A_log, dt_bias, launches: Sequence[tuple], small: str) -> tuple[torch.Tensor, ...]:
     """Queries and keys as they meet states, w, u, A of queries and keys [B, T, H, 64], log2 decays of chunks [B, T, H,
-    D] at their last tokens."""
+    D] at their last tokens. A launch is warps and a thread's registers at most: one for both steps, or one for each."""
     B, T, H, D = q.shape
     reading, writing, w, u = (torch.empty_like(q) for _ in range(4))
     A_qk = q.new_empty(B, T, H, CHUNK)
-    below = q.new_empty(B, T, H, CHUNK, dtype=torch.float32)
+    A_kk = q.new_empty(B, T, H, CHUNK, dtype=torch.float32)
     last = q.new_empty(B, T, H, D, dtype=torch.float32)
-    _inside[(-(-T // CHUNK), B * H)](
-        q, k, v, raw, beta, A_log, dt_bias, reading, writing, w, u, A_qk, below, last, T, BOUND / math.log(2), D**-0.5,
-        H=H, D=D, SMALL=small, num_warps=warps, num_stages=1, maxnreg=most,
-    )  # fmt: skip
+    for number, (warps, most) in enumerate(launches):
+        _inside[(-(-T // CHUNK), B * H, 2 - (number > 0))](
+            q, k, v, raw, beta, A_log, dt_bias, reading, writing, w, u, A_qk, A_kk, last, T,
+            BOUND / math.log(2), D**-0.5, H=H, D=D, SMALL=small,
+            MULTIPLIES=number == 0, SOLVES=number == len(launches) - 1,
+            num_warps=warps, num_stages=1, maxnreg=most,
+        )  # fmt: skip
     return reading, writing, w, u, A_qk, last
 
 
