@@ -5,9 +5,9 @@
 The package's prefill (`ops/bounded_kda.py`) has four kernels of fla's do it, each of which reads queries, keys or
 gates again: the gates' sums, products within and between parts of 16 tokens with the triangular system's solution, and
 what keys write and read. `_inside` does all of it in one launch, or in two; `_outputs` takes the queries with their
-decays, so that the sums of gates, in float32, need not go through memory. The sweep over chunks between them is the
-package's. Not used by the package: it has not run on a GPU yet. In Triton's interpreter, in float32, it is the
-reference to 1e-4; compiled for Hopper nothing spills.
+decays, so that the sums of gates, in float32, need not go through memory. Between them stands the sweep over chunks,
+fla's kernel, or `_chunks`, the same without masks. Not used by the package: it has not run on a GPU yet. In Triton's
+interpreter, in float32, it is the reference to 1e-4; compiled for Hopper nothing spills.
 
 With C_t the sum of log decays from the chunk's first token, beta the write strength and A_ij = beta_i sum_d k_id k_jd
 exp(C_id - C_jd) for j < i: the chunk writes u = (I + A)^-1 beta v and reads w = (I + A)^-1 beta k exp(C) (Kimi Linear,
@@ -38,6 +38,7 @@ KINDS = [(4, None), (8, None), (4, 168), (8, 128)]
 INSIDE = [([one], small) for one in KINDS for small in ("ieee", "tf32x3")]
 INSIDE += [([(4, None), one], small) for one in KINDS for small in ("ieee", "tf32x3", "tf32")]
 INSIDE += [([one, (4, None)], "ieee") for one in KINDS[1:]]
+CHUNKS = list(itertools.product((16, 32), (4, 8), (2, 3, 4)))  # columns, warps, stages
 OUTPUTS = list(itertools.product((64, 128), (4, 8)))
 
 
@@ -162,6 +163,37 @@ def _inside(
 
 
 @triton.jit
+def _chunks(
+    WRITING, W, U, LAST, STATES, NEW, FINAL, T, H: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """From chunk to chunk, from no state: the states before each, and what is written. T is a multiple of 64."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    b = tl.program_id(1) // H
+    h = tl.program_id(1) % H
+    i = tl.arange(0, 64)
+    d = tl.arange(0, D)
+    kind = W.dtype.element_ty
+    wide = (b.to(tl.int64) * T * H + h) * D
+    chunks = T // 64
+    states = STATES + (b.to(tl.int64) * chunks * H + h) * D * D + d[:, None] * D + column
+    state = tl.zeros([D, COLUMNS], tl.float32)
+    rows = i[:, None] * (H * D)
+    for c in tl.range(0, chunks, num_stages=STAGES):
+        start = wide + c * (64 * H * D)
+        w = tl.load(W + start + rows + d)  # [64, D]
+        u = tl.load(U + start + rows + column).to(tl.float32)  # [64, COLUMNS]
+        keys = tl.load(WRITING + start + i[None, :] * (H * D) + d[:, None])  # [D, 64]
+        decay = tl.exp2(tl.load(LAST + start + 63 * H * D + d))
+        held = state.to(kind)
+        tl.store(states + c * (H * D * D), held)
+        new = (u - tl.dot(w, held)).to(kind)
+        tl.store(NEW + start + rows + column, new)
+        state = tl.dot(keys, new, state * decay[:, None])
+    tl.store(FINAL + tl.program_id(1).to(tl.int64) * D * D + d[:, None] * D + column, state)
+
+
+@triton.jit
 def _outputs(READING, STATES, NEW, A_QK, OUT, T, H: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr):
     """A chunk's outputs: what its queries read of the state before it, and of its own tokens."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -196,6 +228,18 @@ def inside(q, k, v, raw, beta, A_log, dt_bias, launches: Sequence[tuple], small:
             num_warps=warps, num_stages=1, maxnreg=most,
         )  # fmt: skip
     return reading, writing, w, u, A_qk, last
+
+
+def chunks(writing, w, u, last, columns: int, warps: int, stages: int) -> tuple[torch.Tensor, ...]:
+    """As the package's `_sweep`, from no state and for whole chunks."""
+    B, T, H, D = w.shape
+    states = w.new_empty(B, T // CHUNK, H, D, D)
+    new = torch.empty_like(u)
+    final = w.new_empty(B, H, D, D, dtype=torch.float32)
+    _chunks[(D // columns, B * H)](
+        writing, w, u, last, states, new, final, T, H=H, D=D, COLUMNS=columns, STAGES=stages, num_warps=warps
+    )
+    return states, new, final
 
 
 def outputs(reading, states, new, A_qk, columns: int, warps: int) -> torch.Tensor:
@@ -253,7 +297,11 @@ def main() -> None:
             print(f"  inside {setting} {took(inside, *given, *setting)}", flush=True)
         reading, writing, w, u, A_qk, last = inside(*given, *INSIDE[0])
         states, new, _ = _sweep(writing, w, u, last, None)
-        print(f"  sweep {took(_sweep, writing, w, u, last, None)}")
+        print(f"  sweep of the package {took(_sweep, writing, w, u, last, None)}")
+        for setting in CHUNKS:
+            found, *_ = chunks(writing, w, u, last, *setting)
+            lasts = took(chunks, writing, w, u, last, *setting)
+            print(f"  sweep {setting} {lasts}, error {error(found, states.double()):.1e}", flush=True)
         for columns, warps in OUTPUTS:
             print(
                 f"  outputs {columns} {warps} {took(outputs, reading, states, new, A_qk, columns, warps)}", flush=True
