@@ -14,25 +14,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
-# Files that take longest, longest first: begun last, one of them would leave the other worker idle for a minute.
-LONGEST = [
-    "distill/test_sharding.py",
-    "cli/test_run.py",
-    "ablation/test_queue.py",
-    "models/test_generation.py",
-    "distill/test_engine.py",
-    "inference/test_decoding.py",
-    "models/test_training.py",
-    "models/test_modeling.py",
-    "cli/test_errors.py",
-    "cli/test_place.py",
-    "evaluate/kinds/test_script_parts.py",
-    "sandbox/test_hostile.py",
-    "sandbox/test_sandbox.py",
-    "bench/test_bench.py",
-    "test_tutorial.py",
-    "doctor/test_doctor.py",
-]
+TIMED = Path(__file__).parents[1] / "results/cpu/test_suite.json"  # by benchmarks/test_suite.py
 
 
 def pytest_configure(config):
@@ -42,8 +24,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path, len(places)))
+    """Files that took longest come first: begun last, one of them would leave the other worker idle for a minute."""
+    seconds = json.loads(TIMED.read_text())["seconds_by_file"] if TIMED.exists() else {}
+    took = {TIMED.parents[2] / name: each for name, each in seconds.items()}
+    items.sort(key=lambda item: -took.get(item.path, 0.0))
 
 
 def pytest_collection_finish():
