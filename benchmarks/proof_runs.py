@@ -7,7 +7,8 @@
 
 A run of a student is recipes/hybrid-1.5b.yaml, or recipes/pure-1.5b.yaml of one without windows, with the settings of
 `STUDENTS`, in WORK/NAME. Its records go to results/proof/records (or --out), its losses, reply-KL and recipe to
-results/proof/runs, and seconds to seconds.json there. `--set KEY=VALUE` changes all of them, for a rehearsal.
+results/proof/runs, seconds to seconds.json there, and what its recurrences do to sums (share_noise.py) to
+results/proof/noise. `--set KEY=VALUE` changes all of them, for a rehearsal.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from gendistill.files import write_atomically
 
 FAR_TASKS = ("needle_single_8192", "recall_easy_8192", "needle_single_16384", "recall_easy_16384")
 HYBRID, PURE = (ROOT / f"recipes/{name}-1.5b.yaml" for name in ("hybrid", "pure"))
-FAR = "far_distillation"
+FAR, SUMS = "far_distillation", "gsm8k"
 SEVEN, FOUR, TWO = [6, 14, 16, 19, 21, 22, 23], [6, 14, 16, 23], [14, 23]  # by `gendistill place`, beam
 # Whole mixers, as gently as short tasks bear; convolutions and gates are new, and at the recipe's rate.
 RATE = 2.0e-5
@@ -122,6 +123,8 @@ def main() -> None:
             ask(name, run, asked, "--without-window")
         for window in asked.windows if recipe_of(name) is HYBRID else []:
             ask(name, run, asked, "--window", str(window))
+        if has_both(name):
+            listen(name, run, asked)
 
 
 def recipe_of(name: str) -> Path:
@@ -221,8 +224,21 @@ def keep(run: Path, into: Path) -> None:
     (into / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
 
 
+def student_of(run: Path) -> Path:
+    """Of the last stage."""
+    return max(run.glob("[0-9]*-*/student"))
+
+
+def listen(name: str, run: Path, asked: argparse.Namespace) -> None:
+    """What the recurrences do to replies longer than a window."""
+    if SUMS in asked.tasks:
+        command = ["--teacher", asked.teacher, "--questions", str(asked.questions), "--task", SUMS]
+        command += ["--student", f"{name}={student_of(run)}", "--out", str(asked.out / "noise")]
+        call(str(ROOT / "benchmarks/share_noise.py"), *command, "--device", asked.device)
+
+
 def ask(name: str, run: Path, asked: argparse.Namespace, *how: str) -> None:
-    student = max(run.glob("[0-9]*-*/student"))  # of the last stage
+    student = student_of(run)
     command = ["--teacher", asked.teacher, "--questions", str(asked.questions), "--out", str(asked.out / "records")]
     command += ["--student", f"{name}={student}", "--device", asked.device, *how]
     # What a window sees says nothing without it.
