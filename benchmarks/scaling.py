@@ -156,7 +156,7 @@ def train(name: str, tiny: bool) -> dict | None:
         "loss": [step.loss for step in history],
         "communication_share": communication.share,
         "peak_bytes": peaks,
-        "planned_bytes": price.counted if planner.graphs and not compute.is_sharded else price.total,
+        "planned_bytes": price.counted,
         "trained": planner.parameters(stage).trained,
         "first_step_seconds": history[0].seconds,
         "seconds": round(time.perf_counter() - began, 1),
