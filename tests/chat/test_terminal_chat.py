@@ -57,13 +57,13 @@ class Terminal:
 
     def press_until(self, key, pattern):
         """As a person does whose key did nothing: readline notices no signal between its prompt and its waiting."""
-        for _ in range(10):
+        for _ in range(30):
             self.type(key)
             try:
-                return self.wait_for(pattern, seconds=6)
+                return self.wait_for(pattern, seconds=2)
             except AssertionError:
                 pass
-        raise AssertionError(f"no {pattern!r} after ten times {key!r}: {self.shown!r}")
+        raise AssertionError(f"no {pattern!r} after thirty times {key!r}: {self.shown!r}")
 
 
 def test_a_conversation_on_a_terminal():
