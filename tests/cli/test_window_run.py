@@ -78,6 +78,8 @@ def test_windows_beside_a_recurrence_can_be_switched_off_for_an_evaluation(gendi
     run = tmp_path / "run"
     code, output = gendistill("convert", recipe, "--output", run)
     assert code == 0, output
+    report = json.loads((run / "0-conversion/student/conversion_report.json").read_text())
+    assert list(report["losses_by_initialisation"]) == ["standard"]  # the others would be alike
     code, output = gendistill("evaluate", recipe, "--output", run, "--without-window")
     assert code == 0 and "without" in output and "teacher and student after conversion" in output
     right = {}

@@ -52,8 +52,9 @@ def _convert(run: Run, dataset: PackedDataset) -> None:
         raise UserError(not_finite(run.recipe.teacher, f"its loss on {run.recipe.conversion.data} is {teacher_loss}"))
     reports = {}
     # Every initialisation is measured, for comparison; the chosen one last, since the last student is the one saved.
-    # Without a recurrence nothing is new, so there is one only.
-    names = INITIALISATIONS if run.config.linear_layers else [chosen]
+    # Without a recurrence nothing is new, and beside a window it has next to no share yet: there all would be alike.
+    is_heard = bool(run.config.linear_layers) and run.config.window is None
+    names = INITIALISATIONS if is_heard else [chosen]
     for name in sorted(names, key=lambda name: name == chosen):
         run.console.print(f"conversion: initialisation '{name}'")
         # Anew each time: the one before was calibrated in place. The seed makes what is new the same.
