@@ -146,6 +146,8 @@ PROOF_STUDENTS = {
     "W7": "7 kept, window, untrained",
     "K7": "7 kept, KDA beside window, recurrence alone",
     "K7-window-1024": "the same, asked with a window of 1,024",
+    "K7-token": "a share for each token, and a third stage",
+    "K7-token-window-1024": "that one, asked with a window of 1,024",
     "P7": "7 kept, KDA alone, all of it",
     "W4": "4 kept, window, untrained",
     "K4": "4 kept, KDA beside window, recurrence alone",
