@@ -57,6 +57,7 @@ SETTLED = [f"stages={json.dumps(SETTLED_STAGES)}"]
 # The same of windows alone, at the same quarter of the stage before.
 SETTLED_WHOLE = {FAR: RECIPE[FAR] | WHOLE, "settling": RECIPE[FAR] | SETTLING | WHOLE | {"learning_rate": RATE / 4}}
 SETTLED_WINDOW = [*ALONE, f"stages={json.dumps(SETTLED_WHOLE)}"]
+THIRD = {"settled": 2, "token": 1, "policy": 1}  # weight of conversations beside one of distant answers, by a tag
 # A share of the recurrence for each token, and as much of what is far in the third stage as of conversations.
 TOKEN = ["student.window_share=token", *SETTLED]
 # And a last stage on replies that the student writes, half of the rows; the others as in the stage before.
@@ -74,7 +75,7 @@ REPLIES = "instruction_distillation"
 SPARED = PURE_STAGES.pop("logit_distillation")["tokens"]
 DIRECT_STAGES = PURE_STAGES | {REPLIES: PURE_STAGES[REPLIES] | {"tokens": PURE_STAGES[REPLIES]["tokens"] + SPARED}}
 DIRECT = [f"stages={json.dumps(DIRECT_STAGES)}"]
-# Kept layers, and settings. Of K7-replies' conversations a half are what the teacher wrote. K4-mixers and WT4 of
+# Kept layers, and settings. Of the conversations of `-replies` a half are what the teacher wrote. K4-mixers and WT4 of
 # results/proof/records were trained at five times the gentle rate.
 STUDENTS = {
     "K7": (SEVEN, []),
@@ -82,11 +83,13 @@ STUDENTS = {
     "K7-wide": (SEVEN, WIDE),
     "K7-settled": (SEVEN, SETTLED),
     "K7-token": (SEVEN, TOKEN),
+    "K7-token-replies": (SEVEN, TOKEN),
     "K7-policy": (SEVEN, ON_POLICY),
     "K4": (FOUR, []),
     "K4-wide": (FOUR, WIDE),
     "K4-settled": (FOUR, SETTLED),
     "K4-token": (FOUR, TOKEN),
+    "K4-token-replies": (FOUR, TOKEN),
     "K4-policy": (FOUR, ON_POLICY),
     "K4-mixers-gentle": (FOUR, MIXERS),
     "WT4-gentle": (FOUR, WINDOW),
@@ -171,16 +174,26 @@ def mixtures(name: str, data: Path) -> dict[str, list[dict]]:
             "mixed": [text, chats],
             "replies": [chats | {"weight": 3}, *(each | {"weight": 2} for each in written), near],
         }
-    conversations = [chats | {"weight": 0.5}, *(each | {"weight": 0.25} for each in written)]
-    # The weight of conversations beside one of distant answers, in a third stage.
-    weight = {"settled": 2, "token": 1, "policy": 1}.get(name.rpartition("-")[2])
-    settled = {} if weight is None else {"settled": [far, chats | {"weight": weight}]}
-    return settled | {"text": [text], "far": [far | {"weight": 2}, *(conversations if has_replies(name) else [chats])]}
+    # By the weight of all beside one of distant answers.
+    shares = {"chats": 0.5, "written": 0.25} if has_replies(name) else {"chats": 1.0}
+    weight = next((third for tag, third in THIRD.items() if tag in tags(name)), None)
+    settled = {} if weight is None else {"settled": [far, *talk(chats, written, shares, weight)]}
+    return settled | {"text": [text], "far": [far | {"weight": 2}, *talk(chats, written, shares, 1)]}
+
+
+def talk(chats: dict, written: list[dict], shares: dict[str, float], weight: float) -> list[dict]:
+    """Conversations of the data sets, and what the teacher wrote, of this weight in all."""
+    own = [each | {"weight": weight * shares["written"]} for each in written] if "written" in shares else []
+    return [chats | {"weight": weight * shares["chats"]}, *own]
+
+
+def tags(name: str) -> list[str]:
+    return name.split("-")[1:]
 
 
 def has_replies(name: str) -> bool:
     """Whether some of what the student learns is written by the teacher."""
-    return recipe_of(name) is PURE or name.endswith("-replies")
+    return recipe_of(name) is PURE or "replies" in tags(name)
 
 
 def synthesis(data: Path) -> dict[str, dict]:
