@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -29,6 +30,8 @@ from gendistill.files import write_atomically
 FAR_TASKS = ("needle_single_8192", "recall_easy_8192", "needle_single_16384", "recall_easy_16384")
 HYBRID, PURE = (ROOT / f"recipes/{name}-1.5b.yaml" for name in ("hybrid", "pure"))
 FAR, SUMS = "far_distillation", "gsm8k"
+ASKED = ("sums", "programs")  # of the teacher, to write
+WRITTEN = {"messages": "messages", "epochs": 8}  # how what it wrote is read
 SEVEN, FOUR, TWO = [6, 14, 16, 19, 21, 22, 23], [6, 14, 16, 23], [14, 23]  # by `gendistill place`, beam
 # Whole mixers, as gently as short tasks bear; convolutions and gates are new, and at the recipe's rate.
 RATE = 2.0e-5
@@ -75,8 +78,8 @@ REPLIES = "instruction_distillation"
 SPARED = PURE_STAGES.pop("logit_distillation")["tokens"]
 DIRECT_STAGES = PURE_STAGES | {REPLIES: PURE_STAGES[REPLIES] | {"tokens": PURE_STAGES[REPLIES]["tokens"] + SPARED}}
 DIRECT = [f"stages={json.dumps(DIRECT_STAGES)}"]
-# Kept layers, and settings. Of the conversations of `-replies` a half are what the teacher wrote. K4-mixers and WT4 of
-# results/proof/records were trained at five times the gentle rate.
+# Kept layers, and settings. Of the conversations of `-replies` a half are sums that the teacher worked out. K4-mixers
+# and WT4 of results/proof/records were trained at five times the gentle rate.
 STUDENTS = {
     "K7": (SEVEN, []),
     "K7-replies": (SEVEN, []),
@@ -159,32 +162,31 @@ def sources(name: str, data: Path) -> list[str]:
     """Settings that put local files in the place of the recipe's data."""
     settings = [f"data.{mixture}={json.dumps(given)}" for mixture, given in mixtures(name, data).items()]
     if has_replies(name):
-        settings.append(f"synthesis={json.dumps(synthesis(data))}")
+        settings.append(f"synthesis={json.dumps(synthesis(name, data))}")
     return [*settings, *tasks(data)]
 
 
 def mixtures(name: str, data: Path) -> dict[str, list[dict]]:
     text, chats = ({"path": str(data / f"{file}.jsonl.gz")} for file in ("text", "chat"))
     chats |= {"messages": "messages", "epochs": 8}
-    written = [{"synthesis": each, "messages": "messages", "epochs": 8} for each in ("sums", "programs")]
     near, far = (text | {"made": "distant", "distances": distances} for distances in ([64, 7500], [512, 15000]))
     if recipe_of(name) is PURE:
         return {
             "text": [text],
             "mixed": [text, chats],
-            "replies": [chats | {"weight": 3}, *(each | {"weight": 2} for each in written), near],
+            "replies": [chats | {"weight": 3}, *(WRITTEN | {"synthesis": each, "weight": 2} for each in ASKED), near],
         }
-    # By the weight of all beside one of distant answers.
-    shares = {"chats": 0.5, "written": 0.25} if has_replies(name) else {"chats": 1.0}
+    talk = partial(conversations, chats, has_replies(name))
     weight = next((third for tag, third in THIRD.items() if tag in tags(name)), None)
-    settled = {} if weight is None else {"settled": [far, *talk(chats, written, shares, weight)]}
-    return settled | {"text": [text], "far": [far | {"weight": 2}, *talk(chats, written, shares, 1)]}
+    settled = {} if weight is None else {"settled": [far, *talk(weight)]}
+    return settled | {"text": [text], "far": [far | {"weight": 2}, *talk(1)]}
 
 
-def talk(chats: dict, written: list[dict], shares: dict[str, float], weight: float) -> list[dict]:
-    """Conversations of the data sets, and what the teacher wrote, of this weight in all."""
-    own = [each | {"weight": weight * shares["written"]} for each in written] if "written" in shares else []
-    return [chats | {"weight": weight * shares["chats"]}, *own]
+def conversations(chats: dict, has_replies: bool, weight: float) -> list[dict]:
+    """Of the data sets, and half of them what the teacher wrote, of this weight in all."""
+    if not has_replies:
+        return [chats | {"weight": weight}]
+    return [chats | {"weight": weight / 2}, WRITTEN | {"synthesis": "sums", "weight": weight / 2}]
 
 
 def tags(name: str) -> list[str]:
@@ -196,12 +198,14 @@ def has_replies(name: str) -> bool:
     return recipe_of(name) is PURE or "replies" in tags(name)
 
 
-def synthesis(data: Path) -> dict[str, dict]:
-    """What the teacher is asked to write: worked sums, and programs."""
+def synthesis(name: str, data: Path) -> dict[str, dict]:
+    """What the teacher is asked to write: worked sums, and programs. Beside a window sums alone, as an evaluation asks
+    for them, with examples before: what the window sees whole, as programs are, says nothing to the recurrence."""
     sums = {"kind": "last_number", "path": str(data / "gsm8k.train.jsonl.gz"), "records": 4000}
     programs = {"kind": "instruction", "path": str(data / "programs.jsonl.gz")}
-    prompts = {"sums": sums, "programs": programs}
-    return {name: {"prompts": [asked], "max_new_tokens": 320, "batch_size": 512} for name, asked in prompts.items()}
+    framed = {"sums": sums | {"records": 2000, "shots": 5}}
+    prompts = dict(zip(ASKED, (sums, programs), strict=True)) if recipe_of(name) is PURE else framed
+    return {each: {"prompts": [asked], "max_new_tokens": 320, "batch_size": 512} for each, asked in prompts.items()}
 
 
 def tasks(data: Path) -> list[str]:

@@ -34,7 +34,11 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
         assert (recipe.student.mixer, stage.train, list(recipe.stages)) == ("window", ["mixer"], stages)
     written = {source.synthesis for source in recipe.data[mixture]} - {None}
     has_replies = name in ("P7", "P7-direct") or name.endswith("-replies")
-    assert written == set(recipe.synthesis) == ({"sums", "programs"} if has_replies else set())
+    asked = {"sums", "programs"} if name.startswith("P7") else {"sums"}  # the window sees programs whole
+    assert written == set(recipe.synthesis) == (asked if has_replies else set())
+    assert [prompts.shots for each in recipe.synthesis.values() for prompts in each.prompts] == (
+        [0, 0] if name.startswith("P7") else [5] * len(written)
+    )
     if name.startswith("K"):
         assert (recipe.student.mixer, recipe.student.window) == ("kda", 1024 if name.endswith("-wide") else 512)
         whole = ["mixer"] if "-mixers" in name else ["mixer_conv", "mixer_gate"]

@@ -4,13 +4,16 @@ import json
 
 import pytest
 import torch
+from pydantic import ValidationError
 from rich.console import Console
 
+from gendistill.data.chat import render_prompts
 from gendistill.data.dataset import prepare
 from gendistill.embedded import records, teacher_folder
 from gendistill.errors import UserError
 from gendistill.evaluate.kinds.shared.numbers import last_number
 from gendistill.files import damage_of
+from gendistill.inference.generation import generate
 from gendistill.models.loading import load_model, load_tokenizer
 from gendistill.recipe.data import Source, Synthesis
 from gendistill.recipe.evaluation import make_task
@@ -60,6 +63,45 @@ def test_records_say_what_was_prompted_and_how_they_came_about(write):
     assert all(record["completion"][0] == record["reference"] and record["margin"] >= 0.05 for record in choices)
     sums = [record for record in kept if record["kind"] == "last_number"]
     assert sums and all(last_number(record["reference"]) == record["answer"] for record in sums)
+
+
+def test_shots_stand_before_a_question_and_are_not_learnt(write, teacher):
+    _, folder = write([SUMS | dict(shots=2), CHOICE | dict(shots=1)])
+    kept = lines(folder / "records.jsonl")
+    assert {record["kind"] for record in kept} == {"last_number", "multiple_choice"}
+    before = {}
+    for record in kept:
+        *shots, user, reply = record["messages"]
+        assert (user["content"], reply) == (record["prompt"], {"role": "assistant", "content": record["completion"]})
+        assert len(shots) == (4 if record["kind"] == "last_number" else 2)
+        assert [turn.get("weight", 1) for turn in shots] == [1, 0] * (len(shots) // 2)
+        assert record["prompt"] not in [turn["content"] for turn in shots]
+        before.setdefault((record["source"], record["record"]), []).append([turn["content"] for turn in shots])
+    assert all(each == group[0] for group in before.values() for each in group)  # under all rotations the same
+    assert len({str(group[0]) for group in before.values()}) > 1
+    # The teacher saw them: its reply is the one to the whole conversation.
+    model, tokenizer = teacher
+    turns = [{key: turn[key] for key in ("role", "content")} for turn in kept[0]["messages"]]
+    (prompt,) = render_prompts(tokenizer, [turns[:-1]])
+    (reply,) = generate(model, tokenizer, [prompt.ids], 48)
+    assert reply.text == turns[-1]["content"]
+
+
+def test_a_prompt_with_an_evaluation_item_among_its_shots_is_left_out(write, tmp_path):
+    planted = "How many apples are left of the forty-one that grew in the garden behind the old mill this year?"
+    others = [f"What is {n} + {n}?" for n in range(10, 13)]
+    paths = {"asked": [planted, *others], "tested": [planted, "How many pears are left of those that grew there?"]}
+    for name, questions in paths.items():
+        lines = [json.dumps(dict(question=each, answer=f"#### {n}")) for n, each in enumerate(questions)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    sums = dict(kind="last_number", path=str(tmp_path / "asked.jsonl"))
+    tasks = {"tested": make_task(kind="last_number", path=str(tmp_path / "tested.jsonl"))}
+    with pytest.raises(UserError, match="none of 4 prompts is left: {'duplicate': 0, 'overlap': 4}"):
+        write([sums | dict(shots=3)], tasks)  # each shows all the others
+    with pytest.raises(UserError, match="4 shots are asked for, and there are 4 questions with answers"):
+        write([sums | dict(shots=4)])
+    with pytest.raises(ValidationError, match="shots are for questions with known answers .*, not for instruction"):
+        write([dict(kind="instruction", path="x", shots=1)])
 
 
 def test_every_data_set_of_the_axis_comes_from_the_same_prompts(write, teacher, tmp_path):

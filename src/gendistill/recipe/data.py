@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import (
     Field,
+    NonNegativeInt,
     PositiveInt,
     model_validator,
 )
@@ -108,6 +109,9 @@ class Source(Settings):
             raise ValueError(f"distances are [shortest, longest], not {list(self.distances)}")
 
 
+QUESTIONS = ("multiple_choice", "short_answer", "last_number")  # kinds of prompts that tasks ask as well
+
+
 class Prompts(Settings):
     """What a teacher is prompted with, and what is known of the right reply.
 
@@ -137,10 +141,17 @@ class Prompts(Settings):
     # The teacher writes on from there.
     prompt_tokens: PositiveInt = Field(64, description="first tokens of a text that a continuation begins with")
     records: PositiveInt | None = Field(None, description="how many, drawn by the recipe's seed; all if absent")
+    shots: NonNegativeInt = Field(
+        0, description="others of the source's questions with their answers before each, as context that is not learnt"
+    )
 
     @model_validator(mode="after")
     def check(self):
         check_one_of(self, "path", "hub")
+        if self.shots and self.kind not in QUESTIONS:
+            raise ValueError(
+                f"shots are for questions with known answers ({', '.join(QUESTIONS)}), not for {self.kind}"
+            )
         return self
 
     @property

@@ -1,8 +1,8 @@
 """Prompts for the teacher: records of the prompts' sources as chats, questions under all rotations, or bare text."""
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from gendistill.data.chat import render_prompt
 from gendistill.data.plain import PlainTexts
@@ -10,7 +10,7 @@ from gendistill.data.sources import read_records
 from gendistill.errors import UserError
 from gendistill.evaluate.items import load_items
 from gendistill.evaluate.kinds import KINDS
-from gendistill.evaluate.kinds.item import Item
+from gendistill.evaluate.kinds.item import Draws, Item
 from gendistill.names import look_up
 from gendistill.recipe.data import Prompts, Synthesis
 from gendistill.recipe.evaluation import make_task
@@ -25,6 +25,7 @@ class Prompt:
         group: "SOURCE/RECORD": the rotations of a question have it in common.
         ids: what the model sees.
         user: the user's turn; for a continuation the text to continue.
+        shots: what stands before it, as pairs of a user's and an assistant's turn.
         asked: what duplicates and overlap are looked for in: the question, its options in a fixed order.
         item: of a question, with its options as shown.
         reference: the right reply as the source has it, if it has one.
@@ -43,6 +44,7 @@ class Prompt:
     item: Item | None = None
     reference: str | None = None
     tests: str | None = None
+    shots: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_chat(self) -> bool:
@@ -75,21 +77,39 @@ def _questions(number: int, prompts: Prompts, tokenizer, seed: int) -> Iterator[
     shared = {"kind", "path", "hub", "subset", "question", "choices", "answer"}
     fields = prompts.model_dump(include=shared & KINDS[prompts.kind].model_fields.keys())
     task = make_task(**fields, split=prompts.split or "train", items=prompts.records)
-    for item in load_items(f"prompts {number}", task, seed):
+    draws = Draws(seed, f"prompts {number}")
+    items = load_items(draws.name, task, seed)
+    examples = [item for item in items if item.solution]
+    for item in items:
+        shots = _shots(item, examples, prompts, draws)
         # Without options an item has one form, so that all kinds of questions go the same way.
         for rotation, question in enumerate(item.rotations()):
-            (message,) = question.messages  # no few-shot examples: the record to train on has none either
             yield _prompt(
                 number,
                 prompts,
                 item.id,
                 rotation,
-                ids=render_prompt(tokenizer, question.messages),
-                user=message["content"],
+                ids=render_prompt(tokenizer, replace(question, shots=shots).messages),
+                user=question.user_turn,
                 asked="\n".join([item.question, *item.choices]),
                 item=question,
                 reference=question.solution,
+                shots=shots,
             )
+
+
+def _shots(item: Item, examples: Sequence[Item], prompts: Prompts, draws: Draws) -> tuple[tuple[str, str], ...]:
+    """Other questions with their answers; others for each item, where an evaluation has the same for all."""
+    if not prompts.shots:
+        return ()
+    if len(examples) <= prompts.shots:
+        raise UserError(
+            f"{prompts.source.label}: {prompts.shots} shots are asked for, and there are {len(examples)} questions "
+            "with answers. Give more records, or fewer shots"
+        )
+    drawn = draws.of("shots", item.id).sample(examples, prompts.shots + 1)  # one more, as it may be the item itself
+    others = [each for each in drawn if each.id != item.id][: prompts.shots]
+    return tuple((each.user_turn, each.solution) for each in others)
 
 
 def _instructions(number: int, prompts: Prompts, tokenizer, seed: int) -> Iterator[Prompt]:

@@ -133,7 +133,10 @@ def record(a: Answered, about: dict[str, Any], tokenizer) -> dict[str, Any]:
     if not prompt.is_chat:
         content = {"text": tokenizer.decode([*prompt.ids, *a.reply.ids]), "reference": prompt.reference}
     else:
-        turns = [{"role": "user", "content": prompt.user}, {"role": "assistant", "content": a.reply.text}]
+        turns = []
+        for user, assistant in prompt.shots:  # read, and not learnt
+            turns += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant, "weight": 0}]
+        turns += [{"role": "user", "content": prompt.user}, {"role": "assistant", "content": a.reply.text}]
         content = {"messages": turns, "prompt": prompt.user, "completion": a.reply.text, "reference": prompt.reference}
     origin = {"id": f"{prompt.id}/{a.sample}", "kind": prompt.kind, "source": prompt.source, "record": prompt.record}
     origin |= {"rotation": prompt.rotation, "sample": a.sample, "tokens": a.reply.tokens}
@@ -147,7 +150,8 @@ def _choose(prompts: list[Prompt], overlap: OverlapIndex) -> tuple[list[Prompt],
     for prompt in prompts:
         if prompt.group not in groups:
             reason = "duplicate" if duplicates.add(prompt.asked) != "new" else None
-            groups[prompt.group] = reason or ("overlap" if overlap.find(prompt.asked) else None)
+            shown = [prompt.asked, *(user for user, _ in prompt.shots)]
+            groups[prompt.group] = reason or ("overlap" if any(map(overlap.find, shown)) else None)
         if groups[prompt.group] is not None:
             dropped[groups[prompt.group]] += 1
     chosen = [prompt for prompt in prompts if groups[prompt.group] is None]
