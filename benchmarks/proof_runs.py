@@ -62,7 +62,8 @@ SETTLED_WHOLE = {FAR: RECIPE[FAR] | WHOLE, "settling": RECIPE[FAR] | SETTLING | 
 SETTLED_WINDOW = [*ALONE, f"stages={json.dumps(SETTLED_WHOLE)}"]
 THIRD = {"settled": 2, "token": 1, "policy": 1}  # weight of conversations beside one of distant answers, by a tag
 # A share of the recurrence for each token, and as much of what is far in the third stage as of conversations.
-TOKEN = ["student.window_share=token", *SETTLED]
+BY_TOKEN = "student.window_share=token"
+TOKEN = [BY_TOKEN, *SETTLED]
 # And a last stage on replies that the student writes, half of the rows; the others as in the stage before.
 POLICY = {
     "objective": "reverse_kl",
@@ -71,7 +72,7 @@ POLICY = {
     "learning_rate": 2.0e-4,
 }
 POLICY_STAGES = SETTLED_STAGES | {"on_policy": SETTLED_STAGES["settling"] | POLICY}
-ON_POLICY = ["student.window_share=token", f"stages={json.dumps(POLICY_STAGES)}"]
+ON_POLICY = [BY_TOKEN, f"stages={json.dumps(POLICY_STAGES)}"]
 # The published architecture without logit distillation on all tokens, which made replies worse; they get its tokens.
 PURE_STAGES = yaml.safe_load(PURE.read_text())["stages"]
 REPLIES = "instruction_distillation"
@@ -182,9 +183,9 @@ def mixtures(name: str, data: Path) -> dict[str, list[dict]]:
     return settled | {"text": [text], "far": [far | {"weight": 2}, *talk(1)]}
 
 
-def conversations(chats: dict, has_replies: bool, weight: float) -> list[dict]:
-    """Of the data sets, and half of them what the teacher wrote, of this weight in all."""
-    if not has_replies:
+def conversations(chats: dict, with_written: bool, weight: float) -> list[dict]:
+    """Of the data sets; half of them what the teacher wrote, where that is wanted. Of this weight in all."""
+    if not with_written:
         return [chats | {"weight": weight}]
     return [chats | {"weight": weight / 2}, WRITTEN | {"synthesis": "sums", "weight": weight / 2}]
 

@@ -11,7 +11,7 @@ it stands the share that each layer's recurrence has at the replies' tokens. Wri
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -73,12 +73,10 @@ def noise(teacher: PreTrainedModel, student: GendistillForCausalLM, rows: Sequen
         of_teacher = list(log_probabilities(teacher, part))
         tokens += sum(len(each) for each in of_teacher)
         for variant, silent in variants.items():
-            seen: dict[int, float] = {}
-            with silenced(layers, silent), watched(layers, part, seen):
+            looked_at = watched(layers, part, shares) if variant == "as is" else nullcontext()
+            with silenced(layers, silent), looked_at:
                 for expected, found in zip(of_teacher, log_probabilities(student, part), strict=True):
                     sums[variant] += (expected.exp() * (expected - found)).sum().item()
-            if variant == "as is":
-                shares = {i: shares[i] + seen[i] for i in layers}
     kl = {variant: total / tokens for variant, total in sums.items()}
     return {"tokens": tokens, "kl": kl, "share": {i: total / tokens for i, total in shares.items()}}
 
@@ -95,9 +93,14 @@ def log_probabilities(model: PreTrainedModel, rows: Sequence[Row]) -> Iterator[t
     for row, (prompt, reply) in zip(ids, rows, strict=True):
         row[: len(prompt) + len(reply)] = torch.tensor([*prompt, *reply])  # what follows changes nothing before it
     hidden = model.model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
-    for states, (prompt, reply) in zip(hidden, rows, strict=True):
-        predicting = states[len(prompt) - 1 : len(prompt) + len(reply) - 1]
-        yield model.lm_head(predicting).float().log_softmax(-1)
+    for states, row in zip(hidden, rows, strict=True):
+        yield model.lm_head(states[predicting(row)]).float().log_softmax(-1)
+
+
+def predicting(row: Row) -> slice:
+    """The tokens that predict the reply's."""
+    prompt, reply = row
+    return slice(len(prompt) - 1, len(prompt) + len(reply) - 1)
 
 
 @contextmanager
@@ -124,7 +127,6 @@ def share_of(mixer: LinearAttention) -> dict[str, torch.Tensor]:
 @contextmanager
 def watched(layers: dict[int, LinearAttention], rows: Sequence[Row], seen: dict[int, float]) -> Iterator[None]:
     """Adds up each recurrence's share, the mean over heads, at the tokens that predict the replies."""
-    spans = [slice(len(prompt) - 1, len(prompt) + len(reply) - 1) for prompt, reply in rows]
 
     def look(i: int, mixer: LinearAttention, given: tuple) -> None:
         (hidden,) = given  # [B, T, hidden]
@@ -132,7 +134,7 @@ def watched(layers: dict[int, LinearAttention], rows: Sequence[Row], seen: dict[
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         share = share_beside(mixer.share_logit(), raw, positions, mixer.config.seen_whole)  # [B or 1, T, H]
         share = share.mean(-1).expand(len(rows), -1)
-        seen[i] = sum(row[span].sum().item() for row, span in zip(share, spans, strict=True))
+        seen[i] += sum(each[predicting(row)].sum().item() for each, row in zip(share, rows, strict=True))
 
     hooks = [mixer.register_forward_pre_hook(partial(look, i)) for i, mixer in layers.items()]
     try:

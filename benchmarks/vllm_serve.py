@@ -46,7 +46,7 @@ KEPT = "median_ttft_ms p99_ttft_ms median_tpot_ms p99_tpot_ms output_throughput 
 SLACK = 16  # tokens that a random prompt may become longer by, written out and read again
 PATIENCE = 600  # seconds until a server answers
 # Of vLLM's log: how many requests of the longest context its cache holds.
-HOLDS = re.compile(r"Maximum concurrency for ([\d,]+) tokens per request: ([\d.]+)x")
+HOLDS = re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x")
 RUNNING = re.compile(r"^vllm:num_requests_running\{.*?\} (\S+)$", re.MULTILINE)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
@@ -173,7 +173,7 @@ def requests_held(log: str) -> float:
     found = HOLDS.findall(log)
     if not found:
         raise SystemExit(f"vLLM did not say how many requests its cache holds:\n{log[-2000:]}")
-    return float(found[-1][1])
+    return float(found[-1])
 
 
 def vllm() -> list[str]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
+from gendistill.compute import Compute
 from gendistill.distill.batches import Batch
 from gendistill.errors import UserError
 from gendistill.models.modeling import GendistillForCausalLM
@@ -66,13 +67,16 @@ class SideStream:
         torch.cuda.current_stream().wait_stream(self.stream)
 
 
-def takes_graphs(student: GendistillForCausalLM, stage: Stage) -> bool:
+def takes_graphs(student: GendistillForCausalLM, stage: Stage, compute: Compute) -> bool:
     """Whether a stage's micro-batches are worth a CUDA graph, and run without reading the device while one is captured.
 
     fla's kernels other than KDA's read it for packed documents. A window does not, alone or beside a recurrence: its
     masks and indices are made on the device, of known sizes.
     """
-    work = sum(each.numel() for each in student.parameters()) * stage.micro_batch * stage.sequence_length
+    # FSDP frees and gathers layers at other addresses than a graph would have seen.
+    if not compute.fused or compute.is_sharded:
+        return False
+    work = student.num_parameters() * stage.micro_batch * stage.sequence_length
     # None: a layer that keeps attention.
     return work < LARGEST_CAPTURED and set(student.config.mixers) <= {"kda", "window", None}
 

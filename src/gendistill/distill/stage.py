@@ -66,8 +66,6 @@ def train_stage(
         _enable_checkpointing(student)
     replicas = _spread(student, stage, compute)
     optimizer = MasterOptimizer(student, stage, compute.dtype, replicas)  # after sharding: its masters are the shards
-    # FSDP frees and gathers layers at other addresses than a graph would have seen.
-    graphs = compute.fused and takes_graphs(student, stage) and not compute.is_sharded
     # Hooks on the mixers need a module boundary there, and so does the recomputation of single layers.
     in_pieces = stage.compares == "mixer" or stage.gradient_checkpointing
     models = [model for model in (teacher, student) if model is not None]
@@ -112,7 +110,7 @@ def train_stage(
             title=title,
             console=console,
             pace=pace,
-            graphs=graphs,
+            graphs=takes_graphs(student, stage, compute),
             gathers_once=compute.gathers_once,
             check_at_checkpoint=check,
         )

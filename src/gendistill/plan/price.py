@@ -15,7 +15,7 @@ Memory is a sum of what is held throughout and the largest of four moments. All 
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -219,8 +219,7 @@ class Planner:
             "the optimizer's step": held + step,
         }
         needed = max(moments.values())
-        is_whole = strategy in ("whole", "replicas")
-        graphs = self.compute.fused and is_whole and takes_graphs(self.student, stage)
+        graphs = takes_graphs(self.student, stage, replace(self.compute, strategy=strategy))
         if graphs:  # their memory stays reserved during the optimizer's step
             needed = max(needed, held + max(kept + loss, backward) + step)
         writing = None if stage.on_policy is None else self._writing(stage)

@@ -12,7 +12,7 @@ from gendistill.evaluate.items import load_items
 from gendistill.evaluate.kinds import KINDS
 from gendistill.evaluate.kinds.item import Draws, Item
 from gendistill.names import look_up
-from gendistill.recipe.data import Prompts, Synthesis
+from gendistill.recipe.data import QUESTIONS, Prompts, Synthesis
 from gendistill.recipe.evaluation import make_task
 
 
@@ -25,9 +25,8 @@ class Prompt:
         group: "SOURCE/RECORD": the rotations of a question have it in common.
         ids: what the model sees.
         user: the user's turn; for a continuation the text to continue.
-        shots: what stands before it, as pairs of a user's and an assistant's turn.
         asked: what duplicates and overlap are looked for in: the question, its options in a fixed order.
-        item: of a question, with its options as shown.
+        item: of a question, with its options as shown, and the examples before it.
         reference: the right reply as the source has it, if it has one.
         tests: program to run after the reply's code.
     """
@@ -44,7 +43,11 @@ class Prompt:
     item: Item | None = None
     reference: str | None = None
     tests: str | None = None
-    shots: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def shots(self) -> tuple[tuple[str, str], ...]:
+        """What stands before the user's turn, as pairs of a user's and an assistant's."""
+        return () if self.item is None else self.item.shots
 
     @property
     def is_chat(self) -> bool:
@@ -81,20 +84,19 @@ def _questions(number: int, prompts: Prompts, tokenizer, seed: int) -> Iterator[
     items = load_items(draws.name, task, seed)
     examples = [item for item in items if item.solution]
     for item in items:
-        shots = _shots(item, examples, prompts, draws)
+        shown = replace(item, shots=_shots(item, examples, prompts, draws))
         # Without options an item has one form, so that all kinds of questions go the same way.
-        for rotation, question in enumerate(item.rotations()):
+        for rotation, question in enumerate(shown.rotations()):
             yield _prompt(
                 number,
                 prompts,
                 item.id,
                 rotation,
-                ids=render_prompt(tokenizer, replace(question, shots=shots).messages),
+                ids=render_prompt(tokenizer, question.messages),
                 user=question.user_turn,
                 asked="\n".join([item.question, *item.choices]),
                 item=question,
                 reference=question.solution,
-                shots=shots,
             )
 
 
@@ -177,9 +179,7 @@ class PromptKind:
 # Questions are read by the task kinds of the same names; the others are of no use for evaluation.
 PROMPT_KINDS = {
     "instruction": PromptKind(_instructions),
-    "multiple_choice": PromptKind(_questions),
-    "short_answer": PromptKind(_questions),
-    "last_number": PromptKind(_questions),
+    **dict.fromkeys(QUESTIONS, PromptKind(_questions)),
     "code": PromptKind(_programs),
     "continuation": PromptKind(_continuations, is_chat=False),
 }
