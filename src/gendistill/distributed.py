@@ -163,6 +163,16 @@ class Share:
         # In turn, not in blocks: what is sorted by length is heavy at one end.
         return things[self.number :: self.processes]
 
+    def of_all(self, own: Sequence[T]) -> list[T]:
+        """What the processes made of their parts, in the order of the whole; all must call it."""
+        if self.processes == 1:
+            return list(own)
+        parts = of_all_processes(own)
+        whole: list = [None] * sum(map(len, parts))  # written over
+        for number, part in enumerate(parts):
+            whole[number :: self.processes] = part
+        return whole
+
 
 WHOLE = Share()
 

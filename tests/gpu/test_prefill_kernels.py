@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from test_kernels import call, make_inputs, tokens
 
-from gendistill.ops import bounded_kda, linear_attention
+from gendistill.ops import KERNEL_BOUND, linear_attention
+from gendistill.ops.bounded_kda import bounded_kda_prefill
 from gendistill.ops.causal import causal_attention, load_flash_attention_3
 from gendistill.ops.reference import recurrent_linear_attention
 
@@ -21,12 +22,10 @@ def error(got, expected):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("rows", [1, 20], ids=["cut finely", "as fla cuts"])
-@pytest.mark.parametrize("length", [2, 64, 300])
+@pytest.mark.parametrize("rows", [1, 2, 20])
+@pytest.mark.parametrize("length", [2, 15, 64, 65, 300])
 @pytest.mark.parametrize("head_size", [64, 128])
 def test_recurrence_in_two_pieces_is_the_reference(rows, length, head_size):
-    fine = rows * 16 * head_size // bounded_kda.FINE_VALUES <= 132
-    assert fine == (rows == 1)
     inputs = make_inputs("kda_bounded", length, head_size, torch.bfloat16, batch=rows)
     double = {name: x.double() for name, x in inputs.items()}
     expected, expected_state = call(recurrent_linear_attention, **double)
@@ -38,6 +37,42 @@ def test_recurrence_in_two_pieces_is_the_reference(rows, length, head_size):
     assert error(state, expected_state) < CLOSE
     assert error(torch.cat([first, second], 1), expected) < CLOSE
     assert error(last, expected_state) < CLOSE
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("length", [1, 300])
+@pytest.mark.parametrize("gates", ["floor", "one key, hardly any decay"])
+def test_prefill_at_the_ends_of_gates_is_the_reference(gates, length, dtype):
+    inputs = make_inputs("kda_bounded", length, 128, dtype)
+    if gates == "floor":
+        inputs["g"] = inputs["g"] + 30
+    elif gates == "one key, hardly any decay":
+        inputs["g"] = inputs["g"] - 60
+        inputs["k"] = inputs["k"][:, :1].expand_as(inputs["k"])
+        inputs["beta"] = torch.ones_like(inputs["beta"])
+    inputs["g"] = inputs["g"].clamp(-60, 60)
+    expected = call(recurrent_linear_attention, **{name: x.double() for name, x in inputs.items()})
+    found = prefill(**inputs)
+    assert [x.dtype for x in found] == [dtype, torch.float32]
+    for got, wanted in zip(found, expected, strict=True):
+        assert error(got, wanted) < CLOSE
+
+
+@torch.no_grad()
+def test_prefill_of_a_long_text_is_that_of_fla():
+    from fla.ops.kda import chunk_kda
+
+    inputs = make_inputs("kda_bounded", 10_000, 128, torch.bfloat16, batch=1)
+    state = torch.randn(1, 16, 128, 128, device="cuda")
+    gate = {"lower_bound": KERNEL_BOUND, "use_gate_in_kernel": True, "safe_gate": True}
+    expected = chunk_kda(**inputs, **gate, initial_state=state, output_final_state=True)
+    for got, wanted in zip(prefill(**inputs, initial_state=state), expected, strict=True):
+        assert error(got, wanted) < CLOSE
+
+
+def prefill(**inputs):
+    return bounded_kda_prefill(**inputs, lower_bound=KERNEL_BOUND)
 
 
 @torch.no_grad()

@@ -34,7 +34,8 @@ from gendistill.models.positions import most_positions
 from gendistill.recipe.evaluation import Evaluation
 
 FORMAT = 5  # of the records; raise it when their content or the extraction of answers changes
-HASHED_AT_A_TIME = 4  # tensors of a model, so that of one on a GPU few are here at a time
+HASHED_AT_A_TIME = 4  # pieces of a model, so that little of one on a GPU is here at a time
+PIECE = 2**26  # bytes: large tensors in pieces, so that none is waited for
 LONGEST_CHECKED = 4  # items, by characters, whose prompts are rendered before there is a model
 
 
@@ -56,14 +57,19 @@ class _Questions:
     malformed: int = 0
 
     @classmethod
-    def read(cls, name: str, task: TaskSettings, seed: int, tokenizer: PreTrainedTokenizerBase) -> "_Questions":
+    def read(
+        cls, name: str, task: TaskSettings, seed: int, tokenizer: PreTrainedTokenizerBase, share: Share = WHOLE
+    ) -> "_Questions":
+        """All of a task; each process tokenises its share, and all must call it."""
         items, malformed = load_counted(name, task, seed, tokenizer)
         # Behind the items, not among them: item i has prompt i, and ranking needs the first of them only.
         other_forms = [form for item in items for form in task.other_forms(item)]
         prompted = [*items, *other_forms]
-        rendered = render_prompts(tokenizer, (form.messages for form in prompted))
-        candidates = candidate_ids(tokenizer, items, texts=True, prompts=rendered[: len(items)])
-        return cls(name, task, items, prompted, [prompt.ids for prompt in rendered], candidates, malformed)
+        rendered = render_prompts(tokenizer, (form.messages for form in share.of(prompted)))
+        own = share.of(items)
+        candidates = share.of_all(candidate_ids(tokenizer, own, texts=True, prompts=rendered[: len(own)]))
+        prompts = share.of_all([prompt.ids for prompt in rendered])
+        return cls(name, task, items, prompted, prompts, candidates, malformed)
 
     @property
     def answers(self) -> int:
@@ -115,14 +121,14 @@ def evaluate_model(
     _check_label(label)
     # Once, and while questions are read: it reads every weight.
     with ThreadPoolExecutor(1) as thread:
-        hashed = thread.submit(model_fingerprint, model)
+        hashed = thread.submit(_piece_digests, model, share)
         # All tasks are read and checked before the first is evaluated: a mistake in the last should not cost an hour.
         tasks = []
         for name, task in evaluation.tasks.items():
             task.check_machine()
-            tasks.append(_Questions.read(name, task, seed, tokenizer))
+            tasks.append(_Questions.read(name, task, seed, tokenizer, share))
             _check_length(model.config, tasks[-1].prompts, tasks[-1].candidates, name, task)
-    fingerprint = hashed.result()
+    fingerprint = _fingerprint(model, share.of_all(hashed.result()))
     folder = Path(folder) / label
     make_folder(folder)
     scores = {}
@@ -274,26 +280,36 @@ def _check_length(
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
-    """Hash of the configuration and of every weight: one that changed may be the one that matters.
+    """Hash of the configuration and of every weight: one that changed may be the one that matters."""
+    return _fingerprint(model, _piece_digests(model, WHOLE))
 
-    A core takes about a second for each GB, so some share the tensors.
-    """
+
+def _fingerprint(model: PreTrainedModel, pieces: Sequence[bytes]) -> str:
+    """`model_fingerprint` of the hashes of all pieces."""
     config = json.loads(model.config.to_json_string(use_diff=False))
     # Everything else counts, defaults too: they change with transformers, and scores with them.
     config.pop("_name_or_path", None)  # where the folder lies does not matter
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    with ThreadPoolExecutor(HASHED_AT_A_TIME) as threads:
-        for each in threads.map(_tensor_digest, model.state_dict().items()):
-            digest.update(each)
+    tensors = [(name, tuple(x.shape), str(x.dtype)) for name, x in model.state_dict().items()]
+    digest = hashlib.sha256(json.dumps([config, tensors], sort_keys=True).encode())
+    for piece in pieces:
+        digest.update(piece)
     return digest.hexdigest()
 
 
-def _tensor_digest(named: tuple[str, torch.Tensor]) -> bytes:
-    name, tensor = named
-    digest = hashlib.sha256(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-    # As bytes, whatever the type.
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.digest()
+def _piece_digests(model: PreTrainedModel, share: Share) -> list[bytes]:
+    """Hashes of this process's share of the pieces of all weights, whose copies the processes have.
+
+    A core takes about a second for each GB, so some threads share them too.
+    """
+    # As bytes, whatever the type; of a tensor that is contiguous, as weights are, a piece is a view.
+    weights = (tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in model.state_dict().values())
+    pieces = [piece for weight in weights for piece in weight.split(PIECE)]
+    with ThreadPoolExecutor(HASHED_AT_A_TIME) as threads:
+        return list(threads.map(_piece_digest, share.of(pieces)))
+
+
+def _piece_digest(piece: torch.Tensor) -> bytes:
+    return hashlib.sha256(piece.cpu().numpy()).digest()
 
 
 def _digest(

@@ -1,12 +1,11 @@
-"""Kimi Delta Attention with bounded gates: fla's kernels with a backward pass that does less, and a prefill that fills
-more of the GPU.
+"""Kimi Delta Attention with bounded gates: fla's kernels with a backward pass that does less, and a prefill in fewer.
 
 In training fla's own computes what the forward pass had a second time, and passes float32 gradients from kernel to
 kernel through memory. Here the forward pass keeps its products (some 12 KiB more a token and 16 heads of 128 channels),
 and four kernels do what happens inside chunks, down to the gradient of what the gates come from.
 
-In prefill the sweep over chunks, which has nothing to do at once but heads and channels of the values, is cut finer
-than fla does where rows are few.
+In prefill four kernels take the place of fla's seven, each of which reads queries, keys or gates again; float16 alone
+still goes through those.
 
 Shapes: B sequences, T tokens in each, H heads, D channels of a key and of a value.
 """
@@ -14,11 +13,7 @@ Shapes: B sequences, T tokens in each, H heads, D channels of a key and of a val
 import torch
 
 from gendistill.ops.kda_kernels import CHUNK, HEAD_SIZES, chunk_backward, values_backward
-from gendistill.ops.optional_triton import triton
-
-# Channels of the values to a program of the sweep. With 32, or 64 as fla has it, one row of 16 heads takes 1.07 and
-# 1.37 times as long on an H200 (16,384 tokens, 128 channels: results/gpu/prefill_trials.txt).
-FINE_VALUES = 16
+from gendistill.ops.kda_prefill_kernels import prefill, takes_prefill
 
 
 def takes_bounded_kda(number_size: int, head_size: int) -> bool:
@@ -90,51 +85,16 @@ def bounded_kda_prefill(
 
     Arguments as there.
     """
-    from fla.ops.gla.chunk import chunk_gla_fwd_o_gk
-    from fla.ops.kda.chunk_intra import chunk_kda_fwd_intra
-    from fla.ops.kda.gate import kda_gate_chunk_cumsum
-    from fla.ops.utils.constant import RCP_LN2
+    gate = {"A_log": A_log, "dt_bias": dt_bias, "lower_bound": lower_bound}
+    if not takes_prefill(q.dtype, q.shape[-1]):
+        from fla.ops.kda import chunk_kda
 
+        options = {"initial_state": initial_state, "output_final_state": True}
+        return chunk_kda(q, k, v, g, beta, **options, **gate, use_gate_in_kernel=True, safe_gate=True)
     q, k, v, g, beta = (x.contiguous() for x in (q, k, v, g, beta))  # the kernels take no strides
-    scale = q.shape[-1] ** -0.5
-    with torch.cuda.device_of(q):
-        gate = {"A_log": A_log, "dt_bias": dt_bias, "lower_bound": lower_bound}
-        # [B, T, H, D] float32: log2 of the decay since the chunk's beginning.
-        g = kda_gate_chunk_cumsum(g=g, scale=RCP_LN2, chunk_size=CHUNK, **gate)
-        inside = {"q": q, "k": k, "v": v, "gk": g, "beta": beta, "scale": scale}
-        w, u, _, kg, Aqk, _ = chunk_kda_fwd_intra(**inside, chunk_size=CHUNK, safe_gate=True)
-        h, v_new, state = _sweep(kg, w, u, g, initial_state)
-        o = chunk_gla_fwd_o_gk(q=q, v=v_new, g=g, A=Aqk, h=h, scale=scale, chunk_size=CHUNK)
-    return o, state
-
-
-def _sweep(
-    k: torch.Tensor, w: torch.Tensor, u: torch.Tensor, g: torch.Tensor, initial_state: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """From chunk to chunk: the states before each [B, chunks, H, D, D], new values [B, T, H, D], the state at the end.
-
-    k, w and u [B, T, H, D] are keys, reads and writes with their decays.
-    """
-    from fla.ops.common import chunk_delta_h
-
-    batch, length, heads, width = u.shape
-    programs = batch * heads * width // FINE_VALUES
-    if programs > torch.cuda.get_device_properties(u.device).multi_processor_count:
-        settings = {"chunk_size": CHUNK, "output_final_state": True}
-        return chunk_delta_h.chunk_gated_delta_rule_fwd_h(k=k, w=w, u=u, gk=g, initial_state=initial_state, **settings)
-    h = u.new_empty(batch, -(-length // CHUNK), heads, width, width)
-    state = u.new_empty(batch, heads, width, width, dtype=torch.float32)
-    v_new = torch.empty_like(u)
-    tensors = {"k": k, "v": u, "w": w, "v_new": v_new, "g": None, "gk": g, "h": h, "h0": initial_state, "ht": state}
-    shape = {"T": length, "H": heads, "HV": heads, "K": width, "V": width, "BT": CHUNK, "BV": FINE_VALUES}
-    flags = {"USE_G": False, "USE_GK": True, "USE_INITIAL_STATE": initial_state is not None, "STORE_FINAL_STATE": True}
-    flags |= {"SAVE_NEW_VALUE": True, "STATE_V_FIRST": False, "IS_VARLEN": False}
-    # Without fla's autotuner, whose choice cannot depend on the number of rows.
-    kernel = chunk_delta_h.chunk_gated_delta_rule_fwd_kernel_h_blockdim64
-    while not isinstance(kernel, triton.JITFunction):
-        kernel = kernel.fn
-    kernel[(programs,)](**tensors, cu_seqlens=None, chunk_offsets=None, **shape, **flags, num_warps=4, num_stages=4)
-    return h, v_new, state
+    if initial_state is not None:
+        initial_state = initial_state.contiguous()
+    return prefill(q, k, v, g, beta, initial_state, A_log, dt_bias, lower_bound)
 
 
 class _BoundedKDA(torch.autograd.Function):
