@@ -4,6 +4,8 @@
     python benchmarks/scaling.py --out results/gpu/scaling_two_gpus.json --record  # into results/figures.json
     python benchmarks/scaling.py --out rehearsal.json --tiny --processes 1 2       # on CPUs, in a minute or two
 
+    --data PREPARED    what benchmarks/real_teacher/prepare.py made
+
 Pairs have random weights. Steps are of one size whatever the number of GPUs, so that a speed-up is that of a run:
 
 kd, kd_1p5b     logit distillation of Qwen3-0.6B's and Qwen2.5-1.5B's shape, as replicas
@@ -14,7 +16,8 @@ fsdp, fsdp_1p5b kd and kd_1p5b sharded by FSDP2, also on one GPU, in micro-batch
 zero2           kd with the student's layers gathered once a step, in micro-batches of 16
 exchange        kd by one process that exchanges with itself: what the path of replicas costs where nothing is exchanged
 fsdp_8b         of Llama-3.1-8B's shape; only if named by --only
-evaluation      arithmetic by generation, 500 items of multiple choice by both protocols
+evaluation      GSM8K (with --data; otherwise embedded problems, which are shorter) and 500 items of multiple choice, by
+                both protocols
 synthesis       16 batches of replies
 
 Of a stage: tokens a second of each steady step, losses, MFU, memory at its peak beside plan's, and of the last two
@@ -28,7 +31,6 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -205,7 +207,7 @@ class Communication:
         self.share = round(sum(kernel.self_device_time_total for kernel in kernels) / 1e6 / seconds, 4)
 
 
-def ask(name: str, tiny: bool) -> dict:
+def ask(name: str, tiny: bool, data: Path | None) -> dict:
     """Seconds in which all processes answer, or write; the second time, when kernels are there."""
     import torch
 
@@ -222,7 +224,7 @@ def ask(name: str, tiny: bool) -> dict:
     for _ in range(2):
         distributed.barrier()
         began = time.perf_counter()
-        answers = do(model, tokenizer, tiny)
+        answers = do(model, tokenizer, tiny, data)
         if compute.device == "cuda":
             torch.cuda.synchronize()
         distributed.barrier()
@@ -230,7 +232,7 @@ def ask(name: str, tiny: bool) -> dict:
     return {"seconds": seconds, "answers": answers}
 
 
-def evaluate(model, tokenizer, tiny: bool) -> int:
+def evaluate(model, tokenizer, tiny: bool, data: Path | None) -> int:
     from gendistill import distributed
     from gendistill.evaluate.run import evaluate_model
     from gendistill.recipe.evaluation import Evaluation
@@ -238,11 +240,10 @@ def evaluate(model, tokenizer, tiny: bool) -> int:
     # As many as GSM8K's, with as many examples, and as long: random weights do not end their replies.
     items, tokens, shots = (12, 8, 1) if tiny else (1319, 256, 5)
     with shared_folder() as folder:
-        path, shots_path = write_sums(folder, items, shots)
+        path, shots_path = gsm8k(data) if data is not None else write_sums(folder, items, shots)
+        sums = dict(kind="last_number", path=path, items=items, shots=shots, shots_path=shots_path)
         tasks = {
-            "arithmetic": dict(
-                kind="last_number", path=path, shots=shots, shots_path=shots_path, max_new_tokens=tokens
-            ),
+            "sums": dict(sums, max_new_tokens=tokens),
             "choice": dict(kind="multiple_choice", path="embedded:choice", items=12 if tiny else 500, max_new_tokens=4),
         }
         evaluate_model(
@@ -258,7 +259,7 @@ def evaluate(model, tokenizer, tiny: bool) -> int:
     return items + tasks["choice"]["items"]
 
 
-def synthesize(model, tokenizer, tiny: bool) -> int:
+def synthesize(model, tokenizer, tiny: bool, data: Path | None) -> int:
     """The replies alone: of random weights none would pass the checks."""
     from rich.console import Console
 
@@ -276,6 +277,10 @@ def synthesize(model, tokenizer, tiny: bool) -> int:
             model, tokenizer, prompts, synthesis, 0, folder, Console(quiet=True), distributed.own_share()
         )
     return len(answered)
+
+
+def gsm8k(data: Path) -> tuple[str, str]:
+    return str(data / "gsm8k.test.jsonl.gz"), str(data / "gsm8k.train.jsonl.gz")
 
 
 def write_sums(folder: Path, count: int, shots: int = 0) -> tuple[str, str]:
@@ -351,7 +356,7 @@ def clear(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def work(out: Path, parts: list[str], tiny: bool) -> None:
+def work(out: Path, parts: list[str], tiny: bool, data: Path | None) -> None:
     """One of the processes that torchrun started."""
     from gendistill import distributed
 
@@ -360,8 +365,7 @@ def work(out: Path, parts: list[str], tiny: bool) -> None:
     for name in parts:
         if name in TRAINED and TRAINED[name][6 if distributed.processes() > 1 else 5] is None:
             continue  # of one process only
-        do: Callable[[str, bool], dict] = train if name in TRAINED else ask
-        result = do(name, tiny)
+        result = train(name, tiny) if name in TRAINED else ask(name, tiny, data)
         gc.collect()  # models and graphs hang together in circles
         if distributed.is_rank_zero():
             results = json.loads(out.read_text())
@@ -376,8 +380,9 @@ def _said(result: dict) -> str:
     return f"{result['seconds'][-1]:.1f} s"
 
 
-def start(out: Path, parts: list[str], processes: int, tiny: bool) -> None:
+def start(out: Path, parts: list[str], processes: int, tiny: bool, data: Path | None) -> None:
     worker = [__file__, "--out", str(out), "--worker", "--only", *parts, *(["--tiny"] if tiny else [])]
+    worker += ["--data", str(data)] if data is not None else []
     done = subprocess.run(torchrun(processes, *worker), env=environment(OMP_NUM_THREADS="1"))
     if done.returncode:
         raise SystemExit(f"{processes} processes: torchrun ended with {done.returncode}; what is done is in {out}")
@@ -388,12 +393,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="file for results; those of other parts in it stay")
     parser.add_argument("--processes", type=int, nargs="+", help="numbers to try; 1, 2, 4, ... GPUs if left out")
     parser.add_argument("--only", nargs="+", default=PARTS, choices=[*TRAINED, *ASKED])
+    parser.add_argument("--data", type=Path, help="folder with GSM8K's files, to be asked")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes on CPUs: a rehearsal")
     parser.add_argument("--record", action="store_true", help="put the results in --out into results/figures.json")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        return work(arguments.out, arguments.only, arguments.tiny)
+        return work(arguments.out, arguments.only, arguments.tiny, arguments.data)
     if arguments.record:
         return record_each(arguments.out)
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
@@ -401,7 +407,7 @@ def main() -> None:
         results["machine"] = gpu_machine()
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     for processes in arguments.processes or _powers_of_two():
-        start(arguments.out, arguments.only, processes, arguments.tiny)
+        start(arguments.out, arguments.only, processes, arguments.tiny, arguments.data)
 
 
 def record_each(path: Path) -> None:
