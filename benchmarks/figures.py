@@ -195,7 +195,8 @@ def scaling_figures(path: Path) -> dict[str, dict]:
         return median(part["tokens_per_second"])
 
     def ratio(part: dict, of: dict, digits: int) -> dict:
-        return {"value": round(speed(part) / speed(of), digits), "unit": "x", "source": source}
+        measured = {"measured": part["measured"]} if "measured" in part else {}
+        return {"value": round(speed(part) / speed(of), digits), "unit": "x", "source": source} | measured
 
     figures = {}
     if "exchange" in one:

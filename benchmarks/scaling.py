@@ -25,6 +25,7 @@ steps the share of the time in NCCL's kernels, where a process waits for the oth
 """
 
 import argparse
+import datetime
 import gc
 import json
 import re
@@ -369,7 +370,7 @@ def work(out: Path, parts: list[str], tiny: bool, data: Path | None) -> None:
         gc.collect()  # models and graphs hang together in circles
         if distributed.is_rank_zero():
             results = json.loads(out.read_text())
-            results.setdefault(number, {})[name] = result
+            results.setdefault(number, {})[name] = result | {"measured": datetime.date.today().isoformat()}
             out.write_text(json.dumps(results, indent=1) + "\n")
             print(f"{number} processes, {name}: {_said(result)}", flush=True)
 
@@ -417,7 +418,8 @@ def record_each(path: Path) -> None:
     for name, figure in changed(scaling_figures(path)).items():
         of_several = re.match(r"gpu(\d+)_", name)
         hardware = f"{of_several[1] if of_several else 1}x {machine['gpu']}"
-        elsewhere = {"hardware": hardware, "versions": versions, "measured": machine["measured"]}
+        measured = figure.pop("measured", machine["measured"])  # a part has a day of its own
+        elsewhere = {"hardware": hardware, "versions": versions, "measured": measured}
         record({name: figure}, "python benchmarks/scaling.py", **elsewhere)
 
 

@@ -157,6 +157,8 @@ def _last_inputs(qkv: torch.Tensor, history: torch.Tensor | None, taps: int, pad
         qkv: [B, T, C].
         history: [B, taps, C], the last inputs of earlier pieces.
     """
+    if padding is None and qkv.shape[1] >= taps:
+        return qkv[:, -taps:]
     if history is None:
         history = qkv.new_zeros(len(qkv), taps, qkv.shape[2])
     if padding is None:
