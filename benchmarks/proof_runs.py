@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--questions", type=Path, required=True, help="what window_table.py made")
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "results/proof")
-    parser.add_argument("--tasks", nargs="+", default=[*FAR_TASKS, *SHORT])
+    parser.add_argument("--tasks", nargs="+", default=[*SHORT, *FAR_TASKS])
     parser.add_argument("--windows", type=int, nargs="*", default=[], help="to ask with besides; tokens")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe, for all")

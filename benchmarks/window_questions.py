@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,9 @@ def make_questions(arguments: argparse.Namespace) -> None:
 
     tokenizer = load_tokenizer(arguments.teacher, load_config(arguments.teacher).vocab_size)
     made = []
-    for name, settings in all_settings(arguments).items():
-        if arguments.tasks and name not in arguments.tasks:
-            continue
+    known = all_settings(arguments)
+    for name in named(arguments.tasks, known, "--tasks"):
+        settings = known[name]
         began = time.perf_counter()
         task = make_task(**settings)
         items = load_items(name, task, SEED, tokenizer)
@@ -66,6 +67,17 @@ def make_questions(arguments: argparse.Namespace) -> None:
         print(f"{name}: {len(items)} items, {sum(map(len, prompts)):,} tokens, {seconds_since(began)} s", flush=True)
     content = {"tasks": made, "calibration": calibration_ids(arguments.haystack, tokenizer)}
     write_whole(arguments.questions, gzip.compress(pickle.dumps(content), mtime=0))
+
+
+def named(wanted: Sequence[str] | None, known: Collection[str], option: str) -> list[str]:
+    """What is asked for by name, in the order in which it is; all that is known, if nothing is.
+
+    Raises:
+        SystemExit: a name is not known.
+    """
+    if unknown := [name for name in wanted or () if name not in known]:
+        raise SystemExit(f"{option}: no {', '.join(unknown)}; there are {', '.join(known)}")
+    return list(wanted or known)
 
 
 def read_questions(path: Path) -> dict[str, Any]:

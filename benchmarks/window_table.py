@@ -33,6 +33,7 @@ from window_questions import (
     SEED,
     Questions,
     make_questions,
+    named,
     read_questions,
     seconds_since,
     write_whole,
@@ -129,7 +130,8 @@ def measure(arguments: argparse.Namespace) -> None:
     from gendistill.models.loading import load_model, load_tokenizer
 
     questions = read_questions(arguments.questions)
-    tasks = [each for each in questions["tasks"] if not arguments.tasks or each.name in arguments.tasks]
+    known = {each.name: each for each in questions["tasks"]}
+    tasks = [known[name] for name in named(arguments.tasks, known, "--tasks")]
     for each in tasks:
         each.task.check_machine()  # now, not when the replies are there
     teacher = load_model(arguments.teacher, torch.bfloat16, arguments.device)
@@ -175,8 +177,8 @@ def mine(arguments: argparse.Namespace, placements: dict[str, dict]) -> list[Con
             continue
         name = "-".join(map(str, filter(None, (placement, mixer, window))))
         found.append(Configuration(name, tuple(placements[placement]["layers"]), mixer, window))
-    if arguments.only:
-        found = [each for each in found if each.name in arguments.only]
+    known = {each.name: each for each in found}
+    found = [known[name] for name in named(arguments.only, known, "--only")]
     part, parts = map(int, arguments.part.split("/"))
     return found[part::parts]
 

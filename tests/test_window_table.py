@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from figures import window_figures
-from window_questions import Questions
+from window_questions import Questions, named
 from window_report import read_models, write_report
 from window_table import Configuration, answered, ask, build, describe, stored, trained
 from window_table import machine as machine_of
@@ -71,6 +71,13 @@ def test_cache_saving_is_the_students_own():
     config = student_config(TEACHER, [1], mixer="window", window=64, sinks=4)
     found = describe(TEACHER, kind, {"beam7": PLACEMENT})["cache_bytes"]
     assert found == {str(n): expected_cache_bytes(config, n, batch=1, size=2) for n in (32768, 131072)}
+
+
+def test_names_that_are_not_known_are_told():
+    assert named(["b", "a"], {"a": 1, "b": 2, "c": 3}, "--tasks") == ["b", "a"]
+    assert named(None, {"a": 1, "b": 2}, "--tasks") == ["a", "b"]
+    with pytest.raises(SystemExit, match="--tasks: no d, e; there are a, b"):
+        named(["a", "d", "e"], {"a": 1, "b": 2}, "--tasks")
 
 
 def test_records_of_other_questions_are_not_continued(records):

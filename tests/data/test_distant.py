@@ -4,7 +4,9 @@ guessed, and that a killed preparation gives the same."""
 import json
 import random
 import re
+import time
 from itertools import pairwise
+from threading import Lock
 
 import pytest
 
@@ -190,21 +192,50 @@ def test_depends_on_seed_and_place_in_the_mixture_alone(made, tmp_path):
     assert made(tokens=20_000, purpose="1").read_bytes()[:1000] != whole[:1000]
 
 
+@pytest.mark.parametrize("checked", [False, True])
+def test_threads_change_nothing(made, tmp_path, monkeypatch, checked):
+    """Among what overlaps with an item is looked up one text at a time."""
+    looking = Lock()
+
+    def overlaps(text):
+        assert looking.acquire(blocking=False)
+        time.sleep(0.001)
+        looking.release()
+        return len(text) % 7 == 0
+
+    check = Check("says it", says_the_passage) if checked else None
+    found = []
+    for threads in (8, 1):
+        monkeypatch.setattr(store, "THREADS", threads)
+        path = made(overlaps=overlaps, check=check, cache=tmp_path / f"{threads}")
+        found.append((path.read_text(), distant_counts(path)))
+    assert found[0] == found[1] and found[0][1].unused
+
+
+def test_no_token_is_shorter_than_a_byte(tokenizer, monkeypatch, made, tmp_path):
+    """What is taken for granted instead of tokenising changes nothing, with room to spare and with little."""
+    settings = [dict(), dict(distances=(LOW, LOW + 900))]
+    quick = [made(cache=tmp_path / f"quick{i}", **each).read_text() for i, each in enumerate(settings)]
+    exact = make.Maker._overhead
+    monkeypatch.setattr(make.Maker, "_overhead", lambda maker, drawn, enough=0: exact(maker, drawn))
+    assert [made(cache=tmp_path / f"exact{i}", **each).read_text() for i, each in enumerate(settings)] == quick
+
+
 def test_resumes_where_it_was_killed(made, tmp_path, monkeypatch):
     whole = made()
     monkeypatch.setattr(store, "BETWEEN_STATES", 4)
-    draw, seen = make.Maker.draw, []
+    take, seen = make.Maker.take, []
 
     def dies(maker, number, passages):
         seen.append(number)
         if number == 10:
             raise KeyboardInterrupt
-        return draw(maker, number, passages)
+        return take(maker, number, passages)
 
-    monkeypatch.setattr(make.Maker, "draw", dies)
+    monkeypatch.setattr(make.Maker, "take", dies)
     with pytest.raises(KeyboardInterrupt):
         made(cache=tmp_path / "killed")
-    monkeypatch.setattr(make.Maker, "draw", lambda *given: seen.append(given[1]) or draw(*given))
+    monkeypatch.setattr(make.Maker, "take", lambda *given: seen.append(given[1]) or take(*given))
     resumed = made(cache=tmp_path / "killed")
     assert resumed.read_bytes() == whole.read_bytes() and distant_counts(resumed) == distant_counts(whole)
     assert seen[:12] == [*range(11), 8]  # behind the last state

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,6 +62,14 @@ class Distant:
         return {"messages": self.messages, "asked": [dict(zip(names, column, strict=True)) for column in columns]}
 
 
+class Taken(NamedTuple):
+    """Pages of which a conversation is to be made."""
+
+    sentences: list[Sentence]
+    reach: int  # tokens that the farthest distance shall have
+    rng: random.Random  # of this conversation, in the state that taking has left
+
+
 class Draft(NamedTuple):
     """Pages, and the questions that will be asked about them."""
 
@@ -99,7 +108,7 @@ class DistantCounts:
 
 
 class Maker:
-    """Makes conversations of one source.
+    """Makes conversations of one source. What is taken may be drawn and finished by several threads at once.
 
     Args:
         source: its texts, and the distances.
@@ -118,16 +127,13 @@ class Maker:
                 f"{sequence_length:,}. Raise it, or lower the distances"
             )
         self.source, self.sequence_length, self.seed, self.overlaps = source, sequence_length, seed, overlaps
+        self.looking_up = Lock()  # for overlaps: what is looked up in may change when it is
         self.tokenizer, self.template = tokenizer, Template(tokenizer)
         # What the template writes around an exchange of two letters.
         self.around = len(self._ids(self.template.render_conversation(_exchange("a", "a")).text)) - 2
 
-    def draw(self, number: int, passages: Passages) -> Draft | str | None:
-        """The next conversation's questions; or why there are none; None where the text is at its end.
-
-        Raises:
-            UserError: the distances are too close together for any question.
-        """
+    def take(self, number: int, passages: Passages) -> Taken | None:
+        """The next conversation's pages; None where the text is at its end."""
         rng = random.Random(f"distant {self.seed} {number}")
         # As many short distances as long ones: each doubling gets its share.
         reach = round(self.low * (self.high / self.low) ** rng.random())
@@ -135,14 +141,26 @@ class Maker:
         sentences = passages.take(reach + lead)
         if sum(sentence.tokens for sentence in sentences) < reach:  # what is left is too short for this one
             return None
+        return Taken(sentences, reach, rng)
+
+    def draw(self, taken: Taken | None) -> Draft | str | None:
+        """Questions about what was taken, if there was anything; or why there are none.
+
+        Raises:
+            UserError: the distances are too close together for any question.
+        """
+        if taken is None:
+            return None
         try:
-            drawn = self._draw(sentences, reach, rng)
+            drawn = self._draw(*taken)
         except Exhausted:
             return NOT_ONCE
-        return Draft(sentences, drawn, reach, rng)
+        return Draft(taken.sentences, drawn, taken.reach, taken.rng)
 
-    def finish(self, draft: Draft) -> Distant | str:
-        """The conversation of a draft; or why what came of it is not used."""
+    def finish(self, draft: Draft | str | None) -> Distant | str | None:
+        """The conversation of a draft; or why there is none, or what came of it is not used."""
+        if not isinstance(draft, Draft):
+            return draft
         if not draft.drawn:
             return WRONG
         return self._assemble(draft.sentences, draft.drawn, draft.reach, draft.rng)
@@ -162,7 +180,7 @@ class Maker:
                 question = KINDS[rng.choice(list(KINDS))](invention, rng, pages)
             except Exhausted:  # of quotations some texts have none
                 continue
-            needed = self._overhead([*drawn, question])
+            needed = self._overhead([*drawn, question], self.high - self.low)
             smallest = min(smallest, needed)
             if self.low + needed <= self.high:
                 drawn.append(question)  # else a smaller one may fit
@@ -177,14 +195,16 @@ class Maker:
             raise Exhausted
         return drawn
 
-    def _overhead(self, drawn: Sequence[Question]) -> int:
-        """Tokens of a conversation besides its pages, or a few more."""
+    def _overhead(self, drawn: Sequence[Question], enough: int = 0) -> int:
+        """Tokens of a conversation besides its pages, or a few more; any more, if they are no more than `enough`."""
         longest = max(INTRODUCTIONS, key=len)
         # A sentence of the text's own is counted with the pages.
         planted = [each.text for question in drawn if question.quoted is None for each in question.planted]
         texts = [longest, MANY_QUESTIONS, *planted, *(q.question for q in drawn), *(q.answer for q in drawn)]
         numbers = 4 * 2 * len(drawn)  # of questions and answers, with the ends of their lines
-        return self.around + len(self._ids("\n\n".join(texts))) + 2 * len(planted) + numbers
+        text, rest = "\n\n".join(texts), self.around + 2 * len(planted) + numbers
+        most = rest + len(text.encode())  # tokenising takes long, and no token is shorter than a byte
+        return most if most <= enough else rest + len(self._ids(text))
 
     def _assemble(
         self, sentences: Sequence[Sentence], drawn: list[Question], reach: int, rng: random.Random
@@ -201,8 +221,10 @@ class Maker:
         if not len(gaps) or not drawn:
             return NO_GAP
         # Before anything is planted, which would break up an item; quotations are of these sentences, too.
-        if self.overlaps("".join(sentence.text for sentence in sentences[first:])):
-            return OVERLAP
+        text = "".join(sentence.text for sentence in sentences[first:])
+        with self.looking_up:
+            if self.overlaps(text):
+                return OVERLAP
         planted = self._places(drawn, gaps, range(first, len(behind)), rng)
         pages = _plant([sentence.text for sentence in sentences], first, planted)
         question, answer = _ask(drawn, rng)

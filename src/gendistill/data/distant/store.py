@@ -11,16 +11,18 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gendistill.console import Console, Progress
 from gendistill.data.dates import date_of, prints_date
 from gendistill.data.distant.checking import Check
-from gendistill.data.distant.make import DistantCounts, Draft, Maker
+from gendistill.data.distant.make import Distant, DistantCounts, Draft, Maker
 from gendistill.data.distant.passages import Passages, Place
 from gendistill.data.fingerprints import source_fingerprint, tokenizer_hash
 from gendistill.errors import UserError
@@ -35,9 +37,11 @@ from gendistill.files import (
 )
 from gendistill.recipe.data import Source
 
+T, U = TypeVar("T"), TypeVar("U")
 FORMAT = 1  # raise when the same inputs come to give other conversations
 RECORDS, STATS, STATE = "records.jsonl", "stats.json", "state.json"
 BETWEEN_STATES = 100  # conversations, used or not: a round
+THREADS = min(8, os.cpu_count() or 1)  # more would wait for the interpreter
 FEW = 100  # conversations, after which most of them should have been used
 
 
@@ -114,15 +118,14 @@ def _fill(folder: Path, maker: Maker, tokens: int, seed: int, check: Check | Non
     title = f"making distant answers of {maker.source.label}"
     # On stderr, as the preparation of data.
     progress = Progress(title, tokens, "tokens", Console(stderr=True), done=min(tokens, counts.tokens))
-    with progress, open(folder / RECORDS, "ab") as file:
+    with progress, ThreadPoolExecutor(THREADS) as pool, open(folder / RECORDS, "ab") as file:
         file.truncate(state["bytes"])  # behind the state: made again, the same
         for first in count(state["number"], BETWEEN_STATES):
-            for draft in _drafts(maker, first, passages, check):
+            for draft, made in _round(maker, first, passages, check, pool):
                 if counts.tokens >= tokens:
                     break
-                if draft is None:  # the text is at its end
+                if made is None:  # the text is at its end
                     raise _too_small(maker.source, passages, counts, tokens)
-                made = draft if isinstance(draft, str) else maker.finish(draft)
                 counts.add(made, draft)
                 if not isinstance(made, str):
                     line = json.dumps(made.to_record(), ensure_ascii=False).encode() + b"\n"
@@ -141,12 +144,26 @@ def _fill(folder: Path, maker: Maker, tokens: int, seed: int, check: Check | Non
     (folder / STATE).unlink(missing_ok=True)
 
 
-def _drafts(maker: Maker, first: int, passages: Passages, check: Check | None) -> Iterable[Draft | str | None]:
-    """Those of a round; one after another as they are taken, or all at once for the teacher to answer in batches."""
-    drafts = (maker.draw(number, passages) for number in range(first, first + BETWEEN_STATES))
-    if check is None:
-        return drafts
-    return check.keep(list(drafts))
+def _round(
+    maker: Maker, first: int, passages: Passages, check: Check | None, pool: ThreadPoolExecutor
+) -> Iterator[tuple[Draft | str | None, Distant | str | None]]:
+    """Those of a round: drafts and what came of them; None where the text is at its end."""
+    taken = (maker.take(number, passages) for number in range(first, first + BETWEEN_STATES))
+    drafts = _ahead(pool, maker.draw, taken)
+    if check is not None:  # all at once, for the teacher to answer in batches
+        drafts = check.keep(list(drafts))
+    return _ahead(pool, lambda draft: (draft, maker.finish(draft)), drafts)
+
+
+def _ahead(pool: ThreadPoolExecutor, do: Callable[[T], U], things: Iterable[T]) -> Iterator[U]:
+    """`do` of each, in their order, by threads that are some ahead: the tokenizer does not need the interpreter."""
+    begun: deque[Future[U]] = deque()
+    for thing in things:
+        begun.append(pool.submit(do, thing))
+        if len(begun) > 2 * THREADS:
+            yield begun.popleft().result()
+    for each in begun:
+        yield each.result()
 
 
 def _whole_state(folder: Path) -> dict[str, Any]:
