@@ -23,7 +23,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from figures import ablation_figures, record  # noqa: E402
+from figures import ablation_figures  # noqa: E402
+from ledger import record  # noqa: E402
 
 from gendistill.ablation.result import read_ablation  # noqa: E402
 from gendistill.models.conversion import weights_sha256  # noqa: E402

@@ -16,8 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from figures import QWEN3_0_6B, ROOT, cold_start_figures, gpu_machine, record_from_gpu
+from figures import QWEN3_0_6B, cold_start_figures
 from launching import environment
+from ledger import ROOT, gpu_machine, record_from_gpu
 
 SHAPES = {
     "d64": dict(  # Qwen2.5-0.5B's published configuration

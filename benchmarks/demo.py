@@ -16,7 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from figures import demo_figures, record, student_parameters  # noqa: E402
+from figures import demo_figures, student_parameters  # noqa: E402
+from ledger import record  # noqa: E402
 
 COMMAND = [sys.executable, "-m", "gendistill.cli", "run", "recipes/demo.yaml", "--output"]
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from statistics import fmean
 
-from figures import ROOT
+from ledger import ROOT
 from rich.console import Console
 
 from gendistill.files import write_atomically

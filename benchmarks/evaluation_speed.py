@@ -24,7 +24,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from figures import evaluation_speed_figures, gpu_machine, gsm8k_speed_figures, record_from_gpu
+from ledger import gpu_machine, record_from_gpu
+from speed_figures import evaluation_speed_figures, gsm8k_speed_figures
 
 BATCH_SIZE = 64
 FIGURES = {"evaluation_speed.json": evaluation_speed_figures, "gsm8k_speed.json": gsm8k_speed_figures}  # by results

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from figures import ROOT, commit
+from ledger import ROOT, commit
 
 ROUNDS = 5
 # Of a measurement: all replies are graded in a hundredth of a second, and marked in seconds.

@@ -15,7 +15,8 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from figures import hostile_figures, record  # noqa: E402
+from figures import hostile_figures  # noqa: E402
+from ledger import record  # noqa: E402
 
 SETUPS = 4
 

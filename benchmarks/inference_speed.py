@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from figures import ROOT, bench_figures, changed, commit, record
+from ledger import ROOT, changed, commit, record
+from speed_figures import bench_figures
 
 RAW = ROOT / "results/gpu/bench"
 SWEEPS = {"short": ("2048,8192", 1), "long": ("32768,131072", 1), "batch-8": ("32768", 8)}  # contexts and batch

@@ -17,8 +17,8 @@ from functools import partial
 from unittest import mock
 
 import torch
-from figures import gpu_machine
 from fla.ops.kda import chunk_kda
+from ledger import gpu_machine
 
 from gendistill.ops import convolution_kernels
 from gendistill.ops import kda_prefill_kernels as kernels

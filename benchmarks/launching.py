@@ -3,7 +3,7 @@
 import os
 import sys
 
-from figures import ROOT
+from ledger import ROOT
 
 
 def environment(**more: str) -> dict[str, str]:

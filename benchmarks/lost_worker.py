@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from figures import ROOT, commit, gpu_machine
 from launching import environment, torchrun
+from ledger import ROOT, commit, gpu_machine
 
 STEPS, KILLED_AT, CHECKPOINT_EVERY = 50, 25, 10
 STAGE = "logit_distillation"

@@ -22,7 +22,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from figures import gpu_machine, on_policy_cost_figures, record_from_gpu
+from figures import on_policy_cost_figures
+from ledger import gpu_machine, record_from_gpu
 
 ROLES = ["mixer", "mlp", "norm"]
 TURNS = 2

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from figures import ROOT
+from ledger import ROOT
 from rich.console import Console
 
 from gendistill.files import read_jsonl

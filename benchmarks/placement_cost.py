@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 
 import yaml
-from figures import ROOT, gpu_machine, placement_cost_figures, record_from_gpu
+from figures import placement_cost_figures
+from ledger import ROOT, gpu_machine, record_from_gpu
 
 RAW = ROOT / "results/window/placements"
 ALIGNED = ("qk_alignment", "block_alignment")

@@ -18,7 +18,8 @@ from itertools import islice
 from pathlib import Path
 
 from cold_start import KEEP, SHAPES
-from figures import gpu_machine, plan_accuracy_figures, record_from_gpu
+from figures import plan_accuracy_figures
+from ledger import gpu_machine, record_from_gpu
 
 LENGTH, ROWS, BOUND = 2048, 4, -5.0
 STAGE = "logit_distillation"

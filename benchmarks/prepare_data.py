@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from figures import ROOT, prepare_figures, record
+from figures import prepare_figures
+from ledger import ROOT, record
 
 MEGABYTES, LENGTH, ROUNDS = 60, 2048, 3
 

@@ -14,7 +14,8 @@ import tempfile
 from itertools import cycle
 from pathlib import Path
 
-from figures import ROOT, prepare_memory_figures, record
+from figures import prepare_memory_figures
+from ledger import ROOT, record
 from prepare_data import LENGTH, apart, prepare
 
 SIZES = (20, 200)  # MB

@@ -26,8 +26,8 @@ import time
 from itertools import product
 from pathlib import Path
 
-from figures import ROOT
 from launching import environment, torchrun
+from ledger import ROOT
 
 sys.path[:0] = [str(ROOT / "tests/distill"), str(ROOT / "tests")]
 STEPS, PER_STEP, STRATEGIES = 50, 4, ("replicas", "fsdp")

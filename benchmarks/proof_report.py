@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import ROOT, record_from_gpu
+from ledger import ROOT, record_from_gpu
 from window_report import NOTHING, Lines, compare_all, outcomes, percent, read_models, retention_cell, right_cell
 
 from gendistill.analysis.scores import MEAN

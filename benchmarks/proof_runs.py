@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 
 import yaml
-from figures import ROOT
 from launching import environment
+from ledger import ROOT
 from window_questions import SHORT
 
 from gendistill.files import write_atomically

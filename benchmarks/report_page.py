@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from figures import ROOT, record, report_page_figures
+from figures import report_page_figures
+from ledger import ROOT, record
 
 RAW = ROOT / "results/cpu/report_page.json"
 

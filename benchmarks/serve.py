@@ -27,15 +27,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import openai
-from figures import (
-    ROOT,
-    gpu_machine,
-    record,
-    record_from_gpu,
-    serve_leak_figures,
-    serve_throughput_figures,
-    throughput_ratios,
-)
+from ledger import ROOT, gpu_machine, record, record_from_gpu
+from speed_figures import serve_leak_figures, serve_throughput_figures, throughput_ratios
 
 LEAK, THROUGHPUT = ROOT / "results/cpu/serve_leak.json", ROOT / "results/gpu/serve_throughput.json"
 AT_ONCE = 8  # requests of the leak test

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from figures import ROOT, gpu_machine
+from ledger import ROOT, gpu_machine
 from transformers import PreTrainedModel
 from window_questions import read_questions
 

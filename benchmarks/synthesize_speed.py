@@ -14,7 +14,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from figures import gpu_machine, record_from_gpu, synthesize_figures
+from ledger import gpu_machine, record_from_gpu
+from speed_figures import synthesize_figures
 
 SHORT = 700  # characters of a sample's prompt
 

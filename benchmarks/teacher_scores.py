@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from figures import gpu_machine
+from ledger import gpu_machine
 
 SPLITS = {"commonsense_qa": "dev", "boolq": "dev", "hellaswag": "val", "ifeval": "input_data"}  # the others' is "test"
 SHOTS = {

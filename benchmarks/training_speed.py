@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from figures import QWEN3_0_6B, ROOT, gpu_machine, record_from_gpu, training_speed_figures
+from figures import QWEN3_0_6B, training_speed_figures
+from ledger import ROOT, gpu_machine, record_from_gpu
 
 LENGTH = 2048
 DOCUMENTS = [700, 37, 1, 900, 410]  # of a packed row

@@ -31,7 +31,8 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import torch
-from figures import ROOT, gpu_machine, record_from_gpu, vllm_serve_figures
+from ledger import ROOT, gpu_machine, record_from_gpu
+from speed_figures import vllm_serve_figures
 
 from gendistill.bench.models import student_of_shape, teacher_of_shape
 from gendistill.embedded import teacher_folder

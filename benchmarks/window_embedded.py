@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from statistics import median
 
-from figures import ROOT, embedded_window_figures, record
+from figures import embedded_window_figures
+from ledger import ROOT, record
 from rich.console import Console
 
 from gendistill.files import read_jsonl

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from figures import ROOT, record_from_gpu, window_figures
+from figures import window_figures
+from ledger import ROOT, record_from_gpu
 
 from gendistill.analysis.scores import wilson
 from gendistill.analysis.significance import compare

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures import gpu_machine
+from ledger import gpu_machine
 from window_questions import (
     CALIBRATION,
     LENGTHS,

@@ -3,16 +3,11 @@
 import json
 
 from figures import (
-    LEDGER,
-    ROOT,
     ablation_figures,
-    bench_figures,
     cold_start_figures,
     demo_figures,
     embedded_window_figures,
-    evaluation_speed_figures,
     graded_replies_figures,
-    gsm8k_speed_figures,
     hostile_figures,
     kda_cpu_figures,
     on_policy_cost_figures,
@@ -21,18 +16,24 @@ from figures import (
     prepare_figures,
     prepare_memory_figures,
     report_page_figures,
+    student_parameters,
+    suite_figures,
+    training_speed_figures,
+    trials_figures,
+    window_figures,
+)
+from ledger import LEDGER, ROOT
+from proof_report import proof_figures
+from speed_figures import (
+    bench_figures,
+    evaluation_speed_figures,
+    gsm8k_speed_figures,
     scaling_figures,
     serve_leak_figures,
     serve_throughput_figures,
-    student_parameters,
-    suite_figures,
     synthesize_figures,
-    training_speed_figures,
-    trials_figures,
     vllm_serve_figures,
-    window_figures,
 )
-from proof_report import proof_figures
 from test_suite import LEFT_OUT, seconds_by_file, share_of_cli
 
 SUITE = ROOT / "results/cpu/test_suite.json"

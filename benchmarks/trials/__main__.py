@@ -23,7 +23,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import flips  # noqa: E402
 import full_disk  # noqa: E402
 import kills  # noqa: E402
-from figures import record, trials_figures  # noqa: E402
+from figures import trials_figures  # noqa: E402
+from ledger import record  # noqa: E402
 from small_run import SmallRun  # noqa: E402
 
 PARTS = {"kills": kills, "flips": flips, "full_disk": full_disk}

@@ -5,7 +5,8 @@ import math
 
 import pytest
 import yaml
-from figures import QWEN3_0_6B, ROOT
+from figures import QWEN3_0_6B
+from ledger import ROOT
 from transformers import Qwen3Config
 
 from cli_tools import RECIPE

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 import torch
-from figures import ROOT
 from harness_equality import compare, summary
+from ledger import ROOT
 from rich.console import Console
 
 from cli_tools import RECIPE

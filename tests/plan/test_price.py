@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from figures import QWEN3_0_6B, ROOT
+from figures import QWEN3_0_6B
+from ledger import ROOT
 from transformers import Qwen3Config
 
 from gendistill.compute import Compute, peak_flops
