@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from figures import demo_figures, student_parameters  # noqa: E402
-from ledger import record  # noqa: E402
+from ledger import record, takes_no_arguments  # noqa: E402
 
 COMMAND = [sys.executable, "-m", "gendistill.cli", "run", "recipes/demo.yaml", "--output"]
 
@@ -41,4 +41,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    takes_no_arguments(__doc__)
     main()

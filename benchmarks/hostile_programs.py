@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from figures import hostile_figures  # noqa: E402
-from ledger import record  # noqa: E402
+from ledger import record, takes_no_arguments  # noqa: E402
 
 SETUPS = 4
 
@@ -40,4 +40,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    takes_no_arguments(__doc__)
     main()

@@ -25,7 +25,7 @@ from gendistill.ops.reference import l2_normalize, recurrent_linear_attention
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from figures import kda_cpu_figures, kda_cpu_times  # noqa: E402
-from ledger import record  # noqa: E402
+from ledger import record, takes_no_arguments  # noqa: E402
 
 SHAPE = {"batch": 1, "length": 2048, "heads": 9, "head_size": 64}
 KINDS = {  # the delta rule or not, a decay per channel or per head
@@ -117,4 +117,5 @@ def train(form: Callable, inputs: Inputs) -> list[torch.Tensor]:
 
 
 if __name__ == "__main__":
+    takes_no_arguments(__doc__)
     main()

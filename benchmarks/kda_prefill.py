@@ -18,7 +18,7 @@ from unittest import mock
 
 import torch
 from fla.ops.kda import chunk_kda
-from ledger import gpu_machine
+from ledger import gpu_machine, takes_no_arguments
 
 from gendistill.ops import convolution_kernels
 from gendistill.ops import kda_prefill_kernels as kernels
@@ -168,4 +168,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    takes_no_arguments(__doc__)
     main()

@@ -1,5 +1,6 @@
 """The ledger results/figures.json: puts measured values into it, and says what they were measured on."""
 
+import argparse
 import datetime
 import json
 import os
@@ -11,6 +12,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LEDGER = ROOT / "results/figures.json"
+
+
+def takes_no_arguments(described: str) -> None:
+    """Says what a benchmark is for, if it is asked by --help, and refuses all else: before it measures and records."""
+    argparse.ArgumentParser(description=described, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
 
 
 def gpu_machine(*packages: str) -> dict:

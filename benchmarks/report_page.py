@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from figures import report_page_figures
-from ledger import ROOT, record
+from ledger import ROOT, record, takes_no_arguments
 
 RAW = ROOT / "results/cpu/report_page.json"
 
@@ -44,4 +44,5 @@ def measured(folder: Path) -> dict:
 
 
 if __name__ == "__main__":
+    takes_no_arguments(__doc__)
     main()

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from figures import suite_figures  # noqa: E402
-from ledger import record  # noqa: E402
+from ledger import record, takes_no_arguments  # noqa: E402
 
 LEFT_OUT = "not gpu and not transformers_tests and not browser and not vllm"  # as in the Makefile
 PYTEST = [sys.executable, "-m", "pytest", "-m", LEFT_OUT, "-n", "2", "--dist", "loadfile", "--durations=0"]
@@ -61,4 +61,5 @@ def share_of_cli(files: dict[str, float]) -> float:
 
 
 if __name__ == "__main__":
+    takes_no_arguments(__doc__)
     main()

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from figures import embedded_window_figures
-from ledger import ROOT, record
+from ledger import ROOT, record, takes_no_arguments
 from rich.console import Console
 
 from gendistill.files import read_jsonl
@@ -84,4 +84,5 @@ def tokens_of_texts(run: Run, task: str) -> dict[str, int]:
 
 
 if __name__ == "__main__":
+    takes_no_arguments(__doc__)
     main()
