@@ -32,6 +32,10 @@ def _share(row: dict, key: str) -> str:
     return f"{100 * row[key]:.0f} %" if key in row else ""
 
 
+def _short(tokens: int) -> str:
+    return f"{tokens // 1024}K" if tokens % 1024 == 0 else f"{tokens:,}"
+
+
 def plot(rows: Sequence[dict], path: Path) -> bool:
     """Time to the first token and for each further one over the context, at batch 1, with the limits dotted.
 
@@ -64,6 +68,9 @@ def plot(rows: Sequence[dict], path: Path) -> bool:
             if form == "best":
                 axis.plot(x, [1000 * row[limit] for row in own], ":", color=color, label=f"{name}, limit")
         axis.set(xscale="log", yscale="log", xlabel="context, tokens", ylabel=label)
+        contexts = sorted({row["context"] for row in rows if row["batch"] == 1})
+        axis.set_xticks(contexts, map(_short, contexts))
+        axis.set_xticks([], minor=True)  # whose labels would overlap
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     figure.savefig(path)
