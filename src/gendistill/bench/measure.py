@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteria
 
 from gendistill.bench.machine import synchronize
 from gendistill.inference.batch import DecodingBatch
@@ -75,17 +75,29 @@ def _measure_default(model: PreTrainedModel, ids: torch.Tensor, cell: Cell, repe
 
     _time_first(first, cell, device, repeats)
 
-    def whole(tokens: int) -> float:
+    def between(tokens: int) -> float:
+        """Seconds from the first of so many tokens to the last."""
+        clock = _Clock(device)
         settings = dict(do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=0)
-        began = time.perf_counter()
-        model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
-        synchronize(device)
-        return time.perf_counter() - began
+        model.generate(ids, attention_mask=torch.ones_like(ids), stopping_criteria=[clock], **settings)
+        return clock.times[-1] - clock.times[0]
 
-    whole(2)  # kernels of a step, which prefill does not have
+    between(2)  # kernels of a step, which prefill does not have
     for _ in range(min(repeats, 2)):
-        one, more = whole(1), whole(DEFAULT_TOKENS)
-        cell.token.append((more - one) / (DEFAULT_TOKENS - 1))
+        cell.token.append(between(DEFAULT_TOKENS) / (DEFAULT_TOKENS - 1))
+
+
+class _Clock(StoppingCriteria):
+    """When each token of generate() was there; stops nothing."""
+
+    def __init__(self, device: str):
+        self.device = device
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_) -> torch.Tensor:
+        synchronize(self.device)
+        self.times.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 @torch.inference_mode()
