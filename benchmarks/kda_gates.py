@@ -22,6 +22,7 @@ from ledger import gpu_machine, takes_no_arguments
 from gendistill.ops import gated_norm
 from gendistill.ops import kda_prefill_kernels as kernels
 from gendistill.ops.bounded_kda import bounded_kda_prefill
+from gendistill.ops.kda_prefill_kernels import _exponents
 from gendistill.ops.optional_triton import tl, triton
 
 ROOM = 2 * WIDTH + HEADS  # of a token's narrow projections, which lie side by side
@@ -78,12 +79,6 @@ def _products(
     square = place * 64 + i * (H * 64) + j
     tl.store(P + square, (to_q * scale).to(kind))
     tl.store(L + square, tl.where(j < i, to_k * strength, 0.0))
-
-
-@triton.jit
-def _exponents(sums, high, low):
-    summed = tl.load(sums)
-    return tl.dot(summed, low, tl.dot(summed, high))
 
 
 @triton.jit(do_not_specialize=["T"])

@@ -56,12 +56,20 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.record:
         return record_each(arguments.out)
-    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    results = without(json.loads(arguments.out.read_text()) if arguments.out.exists() else {}, arguments.only)
     if not arguments.tiny:
         results["machine"] = gpu_machine()
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     for processes in arguments.processes or _powers_of_two():
         start(arguments.out, arguments.only, processes, arguments.tiny, arguments.data)
+
+
+def without(results: dict, parts: list[str]) -> dict:
+    """Results of other parts alone: cut off, a run would leave one side of a ratio beside an older one's other."""
+    return {
+        number: {name: x for name, x in each.items() if name not in parts} if number.isdigit() else each
+        for number, each in results.items()
+    }
 
 
 def record_each(path: Path) -> None:

@@ -24,6 +24,7 @@ from figures import (
 )
 from ledger import LEDGER, ROOT
 from proof_report import proof_figures
+from scaling import without
 from speed_figures import (
     bench_figures,
     evaluation_speed_figures,
@@ -111,6 +112,14 @@ def test_seconds_of_a_suite_are_read_off_its_durations():
     files = seconds_by_file(output)
     assert files == {"tests/models/test_conversion.py": 12.0, "tests/cli/test_run.py": 4.0}
     assert share_of_cli(files) == 0.25
+
+
+def test_a_part_of_scaling_that_is_measured_again_leaves_no_side_of_an_older_run():
+    each = {"kd": {"loss": [1.0]}, "evaluation": {"seconds": [9.0]}}
+    results = {"machine": {"gpu": "x"}, "1": each, "2": each}
+    others = {"kd": each["kd"]}
+    assert without(results, ["evaluation", "synthesis"]) == {"machine": {"gpu": "x"}, "1": others, "2": others}
+    assert without({}, ["kd"]) == {}
 
 
 def test_scaling_compares_with_one_gpu_of_the_same_run(tmp_path):
