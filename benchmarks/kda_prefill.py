@@ -4,15 +4,12 @@
 
 First the errors against the recurrence in double precision, where gates are everyday, at their floor, or let hardly
 anything decay while all keys are the same; then the times of each kernel (`ops/kda_prefill_kernels.py`) at several
-settings, those of the package first, and of the convolution before it. Times are the least of many, in microseconds:
-of one row with 16 heads of 128.
-
-A trial besides: the row in pieces, as one CUDA graph, in which the sweep over one piece's chunks, which fills a fifth
-of the GPU, runs beside the products of the next.
+settings, those of the package first; and those of a layer between its projections, convolution and gates in it. Times
+are the least of many, in microseconds: of one row with 16 heads of 128, 8 of keys.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from unittest import mock
 
@@ -23,30 +20,26 @@ from ledger import gpu_machine, takes_no_arguments
 from gendistill.ops import convolution_kernels
 from gendistill.ops import kda_prefill_kernels as kernels
 from gendistill.ops.bounded_kda import bounded_kda_prefill
-from gendistill.ops.convolution import convolved_heads
+from gendistill.ops.convolution_kernels import kernel_grouped_heads
 from gendistill.ops.decay import DecayGate
+from gendistill.ops.decode_layer import Recurrence
+from gendistill.ops.prefill_layer import recurrent_piece
 from gendistill.ops.reference import recurrent_linear_attention
 
 LENGTHS = (2048, 8192, 16384)  # tokens
-HEADS, WIDTH, BOUND = 16, 128, -5.0
+HEADS, KEY_HEADS, WIDTH, BOUND = 16, 8, 128, -5.0
 REPEATS = 200
 SETTINGS = {
     "PRODUCTS": [
-        {"KEYS": keys, "num_warps": warps, "num_stages": 1, "maxnreg": most}
-        for keys, (warps, most) in itertools.product((32, 64, 128), ((4, None), (8, None), (8, 128)))
+        {"KEYS": keys, "num_warps": 4, "num_stages": 1, "maxnreg": most}
+        for keys, most in itertools.product((32, 64), (None, 200, 168))
     ],
     "SOLUTIONS": [{"num_warps": warps, "num_stages": 1} for warps in (4, 8)],
-    "FINE": [
-        {"COLUMNS": columns, "STAGES": stages, "num_warps": 4}
-        for columns, stages in itertools.product((16, 32), (2, 3, 4))
-    ],
-    "OUTPUTS": [
-        {"COLUMNS": columns, "num_warps": warps, "num_stages": 2}
-        for columns, warps in itertools.product((64, 128), (4, 8))
-    ],
+    "FINE": [{"COLUMNS": 16, "STAGES": stages, "num_warps": 4} for stages in (3, 4)],
+    "OUTPUTS": [{"num_warps": warps, "num_stages": stages} for warps, stages in itertools.product((4, 8), (1, 2))],
 }
-PIECES = (1, 2, 4, 8)  # of a row
-WALKS = (32, 64, 128, 256)  # tokens of a program of the convolution
+
+WALKS = (64, 32, 128, 256)  # tokens of a program of the convolution
 
 
 def make_inputs(length: int, gates: str) -> list[torch.Tensor]:
@@ -74,23 +67,55 @@ def by_package(q, k, v, raw, beta, A_log, dt_bias) -> tuple[torch.Tensor, torch.
     return bounded_kda_prefill(q, k, v, raw, beta, A_log=A_log, dt_bias=dt_bias, lower_bound=BOUND)
 
 
-def in_pieces(q, k, v, raw, beta, A_log, dt_bias, pieces: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `by_package`, with the sweep on a stream of its own; one row of a multiple of `pieces` chunks."""
-    main, side = torch.cuda.current_stream(), torch.cuda.Stream(priority=-1)
-    parts = list(zip(*(x.chunk(pieces, 1) for x in (q, k, v, raw, beta)), strict=True))
-    swept: list[tuple] = []
-    state, read = None, []
-    for q_, k_, v_, raw_, beta_ in parts:
-        reading, writing, w, L, P, decay = kernels.products(q_, k_, raw_, beta_, A_log, dt_bias, BOUND)
-        u = kernels.solve(v_, beta_, L, w)
-        side.wait_stream(main)
-        with torch.cuda.stream(side):
-            h, v_new, state = kernels.chunks(writing, w, u, decay, state)
-        swept.append((side.record_event(), reading, h, v_new, P, q_.shape[1], writing, w, u, decay))
-    for done, reading, h, v_new, P, length, *_ in swept:
-        main.wait_event(done)
-        read.append(kernels.outputs(reading, h, v_new, P, length))
-    return torch.cat(read, 1), state
+def make_layer() -> Recurrence:
+    """Of random weights."""
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (torch.randn(*shape, device="cuda") * shape[-1] ** -0.5).bfloat16()
+
+    channels, wide = (HEADS + 2 * KEY_HEADS) * WIDTH, HEADS * WIDTH
+    conv_weight = draw(channels, 4)
+    return Recurrence(
+        conv_weight=conv_weight,
+        taps=conv_weight.t().contiguous(),
+        conv_bias=draw(channels),
+        decay_weight=draw(wide, WIDTH),
+        A_log=torch.zeros(HEADS, device="cuda"),
+        dt_bias=torch.zeros(wide, device="cuda"),
+        bound=BOUND,
+        fixed=None,
+        delta_rule=True,
+        gate_weight=draw(wide, WIDTH),
+        gate_bias=draw(wide),
+        norm=torch.ones(WIDTH, device="cuda").bfloat16(),
+        eps=1e-6,
+        silu_conv=False,
+        silu_gate=True,
+        heads=HEADS,
+        key_heads=KEY_HEADS,
+        share_logit=None,
+        share_by_token=False,
+        seen_whole=None,
+    )
+
+
+def time_layer(length: int) -> None:
+    layer = make_layer()
+    qkv = torch.randn(1, length, len(layer.conv_bias), device="cuda").bfloat16()
+    narrow = torch.randn(1, length, sum(layer.narrow.values()), device="cuda").bfloat16()
+    conv_state = qkv.new_empty(1, qkv.shape[2], 4)
+    state = torch.empty(1, HEADS, WIDTH, WIDTH, device="cuda")
+    convolve = partial(kernel_grouped_heads, heads=HEADS, key_heads=KEY_HEADS, silu=False)
+    for tokens in WALKS:
+        with mock.patch.dict(convolution_kernels.GROUPED, TOKENS=tokens):
+            time = took(captured(convolve, qkv, layer.taps, layer.conv_bias))
+        print(f"  convolution, {tokens} tokens a program {time}", flush=True)
+    whole = captured(recurrent_piece, qkv, narrow, layer, conv_state, state, False, None)
+    print(f"  a layer between its projections, as a graph {took(whole)}", flush=True)
+    for setting in SETTINGS["OUTPUTS"]:
+        with mock.patch.object(kernels, "OUTPUTS", setting):
+            whole = captured(recurrent_piece, qkv, narrow, layer, conv_state, state, False, None)
+            print(f"  the same, outputs {setting} {took(whole)}", flush=True)
 
 
 def captured(function: Callable, *given) -> Callable:
@@ -102,16 +127,6 @@ def captured(function: Callable, *given) -> Callable:
     with torch.cuda.graph(graph):
         function(*given)
     return graph.replay
-
-
-def convolutions(length: int) -> Iterator[str]:
-    x = torch.randn(1, length, HEADS * 2 * WIDTH, device="cuda", dtype=torch.bfloat16)  # half as many key heads
-    weight = torch.randn(x.shape[2], 4, device="cuda", dtype=torch.bfloat16)
-    bias = torch.zeros(x.shape[2], device="cuda", dtype=torch.bfloat16)
-    how = dict(heads=HEADS, key_heads=HEADS // 2, activation="silu")
-    for tokens in WALKS:
-        with mock.patch.dict(convolution_kernels.FORWARD, TOKENS=tokens):
-            yield f"  convolution, {tokens} tokens a program {took(partial(convolved_heads, **how), x, weight, bias)}"
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -144,27 +159,22 @@ def main() -> None:
         given = make_inputs(length, "mixed")
         q, k, v, raw, beta, A_log, dt_bias = given
         print(f"{length} tokens: fla's {took(by_fla, *given)}, the package's {took(by_package, *given)}", flush=True)
-        projected = (q, k, raw, beta, A_log, dt_bias, BOUND)
-        reading, writing, w, L, P, decay = kernels.products(*projected)
-        u = kernels.solve(v, beta, L, w.clone())
-        h, v_new, _ = kernels.chunks(writing, w, u, decay, None)
+        gate = DecayGate(raw.flatten(2), A_log, dt_bias, BOUND)
+        reading, writing, w, L, P, decay = kernels.products(q, k, gate, None, beta, None)
+        u = kernels.solve(v, beta, False, L, w.clone(), None)
+        final = torch.empty(1, HEADS, WIDTH, WIDTH, device="cuda")
+        h, v_new = kernels.chunks(writing, w, u, decay, None, final)
         calls = {
-            "PRODUCTS": partial(kernels.products, *projected),
-            "SOLUTIONS": partial(kernels.solve, v, beta, L, w),
-            "FINE": partial(kernels.chunks, writing, w, u, decay, None),
-            "OUTPUTS": partial(kernels.outputs, reading, h, v_new, P, length),
+            "PRODUCTS": partial(kernels.products, q, k, gate, None, beta, None),
+            "SOLUTIONS": partial(kernels.solve, v, beta, False, L, w, None),
+            "FINE": partial(kernels.chunks, writing, w, u, decay, None, final),
+            "OUTPUTS": partial(kernels.outputs, reading, h, v_new, P, None, length),
         }
         for name, call in calls.items():
             for setting in [getattr(kernels, name), *SETTINGS[name]]:
                 with mock.patch.object(kernels, name, setting):
-                    print(f"  {name} {setting} {took(call)}", flush=True)
-        for line in convolutions(length):
-            print(line, flush=True)
-        for pieces in PIECES:
-            o, last = in_pieces(*given, pieces)
-            differs = max(error(o, by_package(*given)[0].double()), error(last, by_package(*given)[1].double()))
-            replay = captured(in_pieces, *given, pieces)
-            print(f"  as a graph, {pieces} pieces {took(replay)}, differs {differs:.1e}", flush=True)
+                    print(f"  {name} {setting} {took(captured(call))}", flush=True)
+        time_layer(length)
 
 
 if __name__ == "__main__":

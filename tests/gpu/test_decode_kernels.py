@@ -78,8 +78,10 @@ def recurrence(dtype, decay, bound, delta_rule, silu, norm, share) -> Recurrence
     def draw(*shape, dtype=dtype):
         return 0.3 * torch.randn(*shape, device="cuda", dtype=dtype)
 
+    conv_weight = draw(channels, 4)
     return Recurrence(
-        conv_weight=draw(channels, 4),
+        conv_weight=conv_weight,
+        taps=conv_weight.t().contiguous(),
         conv_bias=draw(channels),
         decay_weight=draw(heads * width, width) if decay == "channel" else None,
         A_log=None if decay == "fixed" else draw(heads, dtype=torch.float32),

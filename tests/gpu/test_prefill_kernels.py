@@ -3,11 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from test_decode_kernels import recurrence
 from test_kernels import call, make_inputs, tokens
 
 from gendistill.ops import KERNEL_BOUND, linear_attention
 from gendistill.ops.bounded_kda import bounded_kda_prefill
 from gendistill.ops.causal import causal_attention, load_flash_attention_3
+from gendistill.ops.prefill_layer import recurrent_piece
 from gendistill.ops.reference import recurrent_linear_attention
 
 pytestmark = [
@@ -93,3 +95,32 @@ def test_attention_of_the_last_tokens_is_masked_attention(monkeypatch, flash, le
     wide = [x.double().repeat_interleave(16 // x.shape[1], 1) for x in (q, k, v)]
     expected = F.scaled_dot_product_attention(*wide, attn_mask=mask, scale=0.1)
     assert error(causal_attention(q, k, v, 0.1), expected) < CLOSE
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [None, (300, 65, 1)], ids=["whole", "padded"])
+@pytest.mark.parametrize("extends", [False, True], ids=["first", "further"])
+@pytest.mark.parametrize(("norm", "silu"), [(True, True), (False, False)])
+def test_a_piece_of_a_layer_is_its_operations_one_by_one(lengths, extends, norm, silu):
+    torch.manual_seed(0)
+    layer = recurrence(torch.bfloat16, "channel", -5.0, True, silu, norm, None)
+    channels, taps = layer.conv_weight.shape
+    states = [torch.randn(3, channels, taps), torch.randn(3, 4, 64, 64)]
+    states = [states[0].cuda().bfloat16(), states[1].cuda()]
+    qkv = torch.randn(3, 300, channels, device="cuda").bfloat16()
+    narrow = torch.randn(3, 300, sum(layer.narrow.values()), device="cuda").bfloat16()
+    lengths = None if lengths is None else torch.tensor(lengths, device="cuda")
+    found = [x.clone() for x in states]
+    y = recurrent_piece(qkv, narrow, layer, *found, extends, lengths)
+    lengths = None if lengths is None else lengths.cpu()
+    y, *found = (x.cpu() for x in (y, *found))
+    wide = layer._replace(**{name: x.cpu().double() for name, x in layer._asdict().items() if torch.is_tensor(x)})
+    expected = [x.cpu().double() for x in states]
+    expected_y = recurrent_piece(qkv.cpu().double(), narrow.cpu().double(), wide, *expected, extends, lengths)
+    if lengths is not None:
+        valid = (torch.arange(300) < lengths[:, None])[..., None]
+        assert y.isfinite().all()
+        y, expected_y = y * valid, expected_y * valid
+    assert error(y, expected_y) < CLOSE
+    for state, wanted in zip(found, expected, strict=True):
+        assert error(state, wanted) < CLOSE

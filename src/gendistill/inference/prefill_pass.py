@@ -14,9 +14,9 @@ from gendistill.inference.packed import Packed, PackedLayer, PackedMixer
 from gendistill.models.cache import Ring, SlotCache
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.models.padding import Padding
-from gendistill.ops import DecayGate, convolved_heads, gated_norm, linear_attention
 from gendistill.ops.causal import causal_attention
 from gendistill.ops.decode_linear import gated, normed
+from gendistill.ops.prefill_layer import recurrent_piece
 from gendistill.ops.rope import rope_heads
 from gendistill.ops.window import share_beside, window_attention
 
@@ -69,13 +69,14 @@ def mix_piece(
     seen = _see_window(layer, cache, qkv, rope, padding) if layer.sees_window else None
     if layer.is_window:
         return seen.flatten(2)
-    narrow = layer.recurrence.by_name(F.linear(inputs, layer.weight[channels:]))  # [B, T, D or H] each
+    narrow = F.linear(inputs, layer.weight[channels:])  # [B, T, narrow]
     o = _recur(layer, cache, qkv, narrow, padding, start > 0)
     if seen is None:
         return o
     position = torch.arange(start, start + inputs.shape[1], device=inputs.device)  # [T]
     logit, seen_whole = layer.recurrence.share_logit, layer.recurrence.seen_whole
-    share = share_beside(logit, narrow.get("share"), position, seen_whole)  # [T, H] or [B, T, H]
+    by_token = layer.recurrence.by_name(narrow).get("share")  # [B, T, H]
+    share = share_beside(logit, by_token, position, seen_whole)  # [T, H] or [B, T, H]
     return torch.lerp(seen, o.unflatten(-1, (layer.heads, -1)), share[..., None].to(o.dtype)).flatten(2)
 
 
@@ -89,85 +90,19 @@ def _see_window(layer: PackedMixer, cache, qkv, rope, padding: Padding | None) -
 
 
 def _recur(
-    layer: PackedMixer, cache, qkv, parts: dict[str, torch.Tensor], padding: Padding | None, extends: bool
+    layer: PackedMixer, cache, qkv: torch.Tensor, narrow: torch.Tensor, padding: Padding | None, extends: bool
 ) -> torch.Tensor:
     """[B, T, H * D]; the convolution's last inputs and the state go into the cache."""
     recurrence = layer.recurrence
-    mask = None if padding is None else padding.valid  # [B, T]
-    # Padding stands behind a row's tokens, which therefore see none of it; only the state must not.
-    q, k, v = _convolve(layer, cache, qkv, padding, extends)
-    beta = parts["beta"].float().sigmoid() if recurrence.delta_rule else None
-    if recurrence.fixed is not None:
-        decay = recurrence.fixed.expand(*qkv.shape[:2], -1)
-        decay = decay if mask is None else decay * mask[..., None]
-    else:
-        raw = parts["decay"]
-        if recurrence.decay_weight is not None:
-            raw = F.linear(raw, recurrence.decay_weight).unflatten(-1, (layer.heads, -1))
-        mask_of_gate = None if mask is None else mask.to(raw.dtype)
-        decay = DecayGate(raw, recurrence.A_log, recurrence.dt_bias, recurrence.bound, mask_of_gate)
-    if mask is not None and beta is not None:
-        beta = beta * mask[..., None]
-    if mask is not None and beta is None:
-        v = v * mask[..., None, None]
-    # [B, H, D, D] of the pieces before.
-    state = cache.recurrent_states[0] if extends else None
-    o, state = linear_attention(q, k, v, decay, beta, state, None)
-    cache.update_recurrent_state(state)
-    gate = F.linear(parts["gate"], recurrence.gate_weight)
-    activation = "silu" if recurrence.silu_gate else "sigmoid"
-    return gated_norm(o, gate, recurrence.gate_bias, recurrence.norm, eps=recurrence.eps, activation=activation)
-
-
-def _convolve(layer: PackedMixer, cache, qkv, padding: Padding | None, extends: bool):
-    """q, k, v [B, T, H, D] of qkv [B, T, C]."""
-    taps = layer.recurrence.conv_weight.shape[1]
-    heads = _heads(layer, qkv)
-    history = None
-    if extends:
-        history = cache.conv_states[0].transpose(1, 2)  # [B, taps, C]
-        # Only the first tokens see what came before: they are done again, which spares a copy of all.
-        first = _heads(layer, torch.cat([history, qkv[:, : taps - 1]], dim=1))
-        for part, again in zip(heads, first, strict=True):
-            part[:, : taps - 1] = again[:, taps:]
-    last = _last_inputs(qkv, history, taps, padding).transpose(1, 2)  # [B, C, taps]
     if not cache.is_conv_states_initialized[0]:
-        cache.lazy_initialization(conv_states=last, conv_kernel_size=taps)
+        wide = torch.promote_types(qkv.dtype, torch.float32)
+        state = qkv.new_empty(len(qkv), recurrence.heads, layer.width, layer.width, dtype=wide)
+        cache.lazy_initialization(
+            conv_states=qkv.new_empty(len(qkv), *recurrence.conv_weight.shape), recurrent_states=state
+        )
     cache.has_previous_state[0] = True
-    cache.conv_states[0].copy_(last)
-    return heads
-
-
-def _heads(layer: PackedMixer, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    recurrence = layer.recurrence
-    return convolved_heads(
-        qkv,
-        recurrence.conv_weight,
-        recurrence.conv_bias,
-        heads=layer.heads,
-        key_heads=layer.key_heads,
-        activation="silu" if recurrence.silu_conv else "none",
-    )
-
-
-def _last_inputs(qkv: torch.Tensor, history: torch.Tensor | None, taps: int, padding: Padding | None) -> torch.Tensor:
-    """[B, taps, C]: each row's last inputs of the convolution, behind zeros or its history where they are too few.
-
-    Args:
-        qkv: [B, T, C].
-        history: [B, taps, C], the last inputs of earlier pieces.
-    """
-    if padding is None and qkv.shape[1] >= taps:
-        return qkv[:, -taps:]
-    if history is None:
-        history = qkv.new_zeros(len(qkv), taps, qkv.shape[2])
-    if padding is None:
-        return torch.cat([history, qkv[:, -taps:]], dim=1)[:, -taps:]
-    ends = padding.valid.sum(1)  # [B], tokens of the piece
-    index = ends[:, None] + torch.arange(-taps, 0, device=qkv.device)  # [B, taps]; below 0: in the history
-    of_piece = qkv.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, qkv.shape[2]))
-    of_history = history.gather(1, (index + taps).clamp(0, taps - 1)[..., None].expand(-1, -1, qkv.shape[2]))
-    return torch.where((index < 0)[..., None], of_history, of_piece)
+    lengths = None if padding is None else padding.lengths
+    return recurrent_piece(qkv, narrow, recurrence, cache.conv_states[0], cache.recurrent_states[0], extends, lengths)
 
 
 def _added(x: torch.Tensor, o: torch.Tensor, projection) -> torch.Tensor:

@@ -108,7 +108,7 @@ class Ring:
         """Takes in the tokens [B, G, T, D] that follow, each sequence's padding behind its tokens."""
         length = k.shape[2]
         index = torch.arange(length, device=k.device).expand(len(k), -1)  # [B, T]
-        new = torch.full_like(self.count, length) if padding is None else padding.valid.sum(1)  # [B]
+        new = torch.full_like(self.count, length) if padding is None else padding.lengths  # [B]
         # Of the tokens written here only those that the window still sees at the end: others would share their places.
         stays = (index < new[:, None]) & (
             (index >= new[:, None] - self.window) | (self.count[:, None] + index < self.sinks)
@@ -271,6 +271,15 @@ class SlotCache(Cache):
     def room(self) -> int:
         """Places of the layers with full attention; 0 if there are none."""
         return max((layer.room for layer in self.layers if isinstance(layer, SlotLayer)), default=0)
+
+    def reset(self) -> None:
+        """Forgets the tokens. What states hold is not looked at any more, so nothing but counts is set."""
+        for layer in self.layers:
+            if isinstance(layer, SlotLayer):
+                continue
+            layer.has_previous_state = dict.fromkeys(layer.has_previous_state, False)
+            if RING_COUNT in layer.recurrent_states:
+                layer.recurrent_states[RING_COUNT].zero_()
 
     def resize(self, room: int) -> None:
         """Gives the layers with full attention this many places."""

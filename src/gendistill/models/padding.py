@@ -17,6 +17,11 @@ class Padding:
     valid: torch.Tensor
     order: torch.Tensor | None = None
 
+    @property
+    def lengths(self) -> torch.Tensor:
+        """[B]: how many tokens of each row are no padding."""
+        return self.valid.sum(1)
+
     @classmethod
     def from_mask(cls, mask: torch.Tensor) -> "Padding | None":
         """Padding anywhere, by a mask [B, T] that is 0 there; None if there is none and that is worth a look."""

@@ -12,8 +12,9 @@ Shapes: B sequences, T tokens in each, H heads, D channels of a key and of a val
 
 import torch
 
+from gendistill.ops.decay import DecayGate
 from gendistill.ops.kda_kernels import CHUNK, HEAD_SIZES, chunk_backward, values_backward
-from gendistill.ops.kda_prefill_kernels import prefill, takes_prefill
+from gendistill.ops.kda_prefill_kernels import takes_prefill, through_chunks
 
 
 def takes_bounded_kda(number_size: int, head_size: int) -> bool:
@@ -94,7 +95,11 @@ def bounded_kda_prefill(
     q, k, v, g, beta = (x.contiguous() for x in (q, k, v, g, beta))  # the kernels take no strides
     if initial_state is not None:
         initial_state = initial_state.contiguous()
-    return prefill(q, k, v, g, beta, initial_state, A_log, dt_bias, lower_bound)
+    heads, size = q.shape[2:]
+    final = q.new_empty(len(q), heads, size, size, dtype=torch.float32)
+    decay = DecayGate(g.flatten(2), A_log, dt_bias, lower_bound)
+    o = through_chunks(q, k, v, decay, None, beta, None, initial_state, final, None)
+    return o.unflatten(-1, (heads, size)), final
 
 
 class _BoundedKDA(torch.autograd.Function):

@@ -18,9 +18,11 @@ makes w and u. Both take all chunks at once. `_chunks_kernel` goes from chunk to
 
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 
+from gendistill.ops.decay import DecayGate
 from gendistill.ops.kda_kernels import CHUNK, HEAD_SIZES
 from gendistill.ops.optional_triton import tl, triton
 
@@ -30,55 +32,75 @@ SOLUTIONS = {"num_warps": 4, "num_stages": 1}
 # Channels of the values to a program: where programs of FINE do not outnumber the GPU's processors, and where they do.
 FINE = {"COLUMNS": 16, "STAGES": 4, "num_warps": 4}
 COARSE = {"COLUMNS": 64, "STAGES": 3, "num_warps": 4}
-OUTPUTS = {"COLUMNS": 128, "num_warps": 4, "num_stages": 2}
+OUTPUTS = {"num_warps": 8, "num_stages": 2}
 
 
 def takes_prefill(kind: torch.dtype, head_size: int) -> bool:
-    """Whether `prefill` is written for numbers of a kind (decayed keys outrange float16) and heads of a size."""
+    """Whether these kernels are written for numbers of a kind (decayed keys outrange float16) and heads of a size."""
     return kind == torch.bfloat16 and head_size in HEAD_SIZES
 
 
-def prefill(
+class OutputGate(NamedTuple):
+    """What happens behind the recurrence; see `gated_norm`.
+
+    Attributes:
+        raw: [B, T, R], tokens evenly spaced in memory.
+        weight, bias: [H * D, R] and [H * D].
+        norm: weight [D] of the norm of each head before it, with its eps; None for no norm.
+        silu: the activation; otherwise a sigmoid.
+    """
+
+    raw: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    norm: torch.Tensor | None
+    eps: float
+    silu: bool
+
+
+def through_chunks(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    raw: torch.Tensor,
+    gate: DecayGate,
+    weight: torch.Tensor | None,
     beta: torch.Tensor,
+    lengths: torch.Tensor | None,
     initial_state: torch.Tensor | None,
-    A_log: torch.Tensor,
-    dt_bias: torch.Tensor,
-    bound: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The recurrence over whole sequences.
-
-    All tensors are contiguous.
+    final: torch.Tensor,
+    output: OutputGate | None,
+) -> torch.Tensor:
+    """The recurrence over pieces of sequences, norm and output gate behind it.
 
     Args:
-        q, k, v: [B, T, H, D] bfloat16, D = 64 or 128; q and k of length 1.
-        raw, A_log, dt_bias, bound: where the decay comes from: [B, T, H, D], [H], [H * D]; see `DecayGate`.
-        beta: [B, T, H].
+        q, k, v: [B, T, H, D] and twice [B, T, G, D], contiguous, bfloat16, D = 64 or 128; q and k of length 1.
+            Neighbouring heads of q share one of k and v.
+        gate: without a mask; `raw` is [B, T, H * D], or [B, T, R] where `weight` [H * D, R] is still to be applied.
+        beta: [B, T, H]; with `weight` before its sigmoid. Of it and `raw` tokens are evenly spaced in memory.
+        lengths: [B], tokens of each row; None for T. States pass the others by.
         initial_state: [B, H, D, D], key channels before value channels; None is zeros.
+        final: [B, H, D, D] float32, written; it may be the initial one.
+        output: None for neither norm nor gate.
 
     Returns:
-        o [B, T, H, D] and the final state [B, H, D, D] in float32.
+        [B, T, H * D].
     """
     with torch.cuda.device_of(q):  # Triton launches on the current GPU, whichever has the tensors
-        reading, writing, w, L, P, decay = products(q, k, raw, beta, A_log, dt_bias, bound)
-        u = solve(v, beta, L, w)
-        h, v_new, state = chunks(writing, w, u, decay, initial_state)
-        return outputs(reading, h, v_new, P, q.shape[1]), state
+        reading, writing, w, L, P, decay = products(q, k, gate, weight, beta, lengths)
+        u = solve(v, beta, weight is not None, L, w, lengths)
+        h, v_new = chunks(writing, w, u, decay, initial_state, final)
+        return outputs(reading, h, v_new, P, output, q.shape[1])
 
 
 def products(
     q: torch.Tensor,
     k: torch.Tensor,
-    raw: torch.Tensor,
+    gate: DecayGate,
+    weight: torch.Tensor | None,
     beta: torch.Tensor,
-    A_log: torch.Tensor,
-    dt_bias: torch.Tensor,
-    bound: float,
+    lengths: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
-    """What depends on single chunks and on no system of equations; arguments as of `prefill`.
+    """What depends on single chunks and on no system of equations; arguments as of `through_chunks`.
 
     Returns:
         scale q 2^C, k 2^(C_last - C) and beta k 2^C [B, S, H, D]; L [B, S, H, 64] float32 and P [B, S, H, 64]; and
@@ -86,26 +108,45 @@ def products(
     """
     B, T, H, D = q.shape
     assert D in HEAD_SIZES, D
-    assert all(x.is_contiguous() for x in (q, k, raw, beta, A_log, dt_bias))
+    assert all(x.is_contiguous() for x in (q, k, gate.A_log, gate.dt_bias))
+    assert weight is None or weight.is_contiguous()
     number = triton.cdiv(T, CHUNK)
     reading, writing, w = (q.new_empty(B, number * CHUNK, H, D) for _ in range(3))
     L = q.new_empty(B, number * CHUNK, H, CHUNK, dtype=torch.float32)
     P = q.new_empty(B, number * CHUNK, H, CHUNK)
     decay = q.new_empty(B, number, H, D, dtype=torch.float32)
     _products_kernel[number, B * H](
-        q, k, raw, beta, A_log, dt_bias, _sums(q.device), reading, writing, w, L, P, decay, bound / math.log(2),
-        D**-0.5, T, H=H, D=D, **PRODUCTS,
+        q, k, gate.raw, weight, beta, gate.A_log, gate.dt_bias, _sums(q.device), lengths, reading, writing, w, L, P,
+        decay, gate.bound / math.log(2), D**-0.5, T, _spacing(gate.raw), _spacing(beta), H=H, G=k.shape[2], D=D,
+        R=gate.raw.shape[2], RAW_BETA=weight is not None, **PRODUCTS,
     )  # fmt: skip
     return reading, writing, w, L, P, decay
 
 
-def solve(v: torch.Tensor, beta: torch.Tensor, L: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+def solve(
+    v: torch.Tensor,
+    beta: torch.Tensor,
+    raw_beta: bool,
+    L: torch.Tensor,
+    w: torch.Tensor,
+    lengths: torch.Tensor | None,
+) -> torch.Tensor:
     """u [B, S, H, D], (I + L)^-1 beta v; in w [B, S, H, D], beta k 2^C, is then (I + L)^-1 of that."""
-    B, T, H, D = v.shape
-    assert all(x.is_contiguous() for x in (v, beta, L, w))
+    B, T, G, D = v.shape
+    H = w.shape[2]
+    assert all(x.is_contiguous() for x in (v, L, w))
     u = torch.empty_like(w)
-    _solutions_kernel[triton.cdiv(T, CHUNK), B * H](v, beta, L, w, u, T, H=H, D=D, **SOLUTIONS)
+    _solutions_kernel[triton.cdiv(T, CHUNK), B * H](
+        v, beta, L, w, lengths, u, T, _spacing(beta), H=H, G=G, D=D, RAW_BETA=raw_beta, **SOLUTIONS
+    )
     return u
+
+
+def _spacing(x: torch.Tensor) -> int:
+    """Numbers from a token of [B, T, ...] to the next, the same over all rows."""
+    assert x.stride(-1) == 1, x.stride()
+    assert len(x) == 1 or x.stride(0) == x.shape[1] * x.stride(1), (x.shape, x.stride())
+    return x.stride(1)
 
 
 def chunks(
@@ -114,33 +155,43 @@ def chunks(
     u: torch.Tensor,
     decay: torch.Tensor,
     initial_state: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """From chunk to chunk: the states before each [B, N, H, D, D], v_new [B, S, H, D], the final state in float32.
+    final: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """From chunk to chunk: the states before each [B, N, H, D, D], and v_new [B, S, H, D].
 
-    writing, w, u: [B, S, H, D]. decay: [B, N, H, D]. initial_state: [B, H, D, D] or None.
+    writing, w, u: [B, S, H, D]. decay: [B, N, H, D]. initial_state: [B, H, D, D] or None. final: the same, written; it
+    may be the initial one.
     """
     B, N, H, D = decay.shape
-    assert all(x.is_contiguous() for x in (writing, w, u, decay))
+    assert all(x.is_contiguous() for x in (writing, w, u, decay, final))
     assert initial_state is None or initial_state.is_contiguous()
     h = w.new_empty(B, N, H, D, D)
     v_new = torch.empty_like(u)
-    state = w.new_empty(B, H, D, D, dtype=torch.float32)
     fine = B * H * D // FINE["COLUMNS"] <= torch.cuda.get_device_properties(w.device).multi_processor_count
     setting = FINE if fine else COARSE
     _chunks_kernel[D // setting["COLUMNS"], B * H](
-        writing, w, u, decay, initial_state, h, v_new, state, N, H=H, D=D, **setting
+        writing, w, u, decay, initial_state, h, v_new, final, N, H=H, D=D, **setting
     )
-    return h, v_new, state
+    return h, v_new
 
 
-def outputs(reading: torch.Tensor, h: torch.Tensor, v_new: torch.Tensor, P: torch.Tensor, T: int) -> torch.Tensor:
-    """o [B, T, H, D] of queries with their decays, states before chunks, new values and products inside chunks."""
+def outputs(
+    reading: torch.Tensor, h: torch.Tensor, v_new: torch.Tensor, P: torch.Tensor, gate: OutputGate | None, T: int
+) -> torch.Tensor:
+    """[B, T, H * D] of queries with their decays, states before chunks, new values and products inside chunks."""
     B, N, H, D = h.shape[:4]
     assert all(x.is_contiguous() for x in (reading, h, v_new, P))
-    o = v_new.new_empty(B, T, H, D)
-    columns = min(OUTPUTS["COLUMNS"], D)
-    _outputs_kernel[D // columns, N, B * H](reading, h, v_new, P, o, T, H=H, D=D, **{**OUTPUTS, "COLUMNS": columns})
-    return o
+    y = v_new.new_empty(B, T, H * D)
+    if gate is None:
+        of_gate, width = (None, 0, None, None, None, 0.0), 0
+    if gate is not None:
+        assert gate.weight.is_contiguous()
+        of_gate = (gate.raw, _spacing(gate.raw), gate.weight, gate.bias, gate.norm, gate.eps)
+        width = gate.raw.shape[2]
+    _outputs_kernel[N, B * H](
+        reading, h, v_new, P, *of_gate, y, T, H=H, D=D, R=width, SILU=gate is not None and gate.silu, **OUTPUTS
+    )
+    return y
 
 
 @functools.cache
@@ -157,66 +208,90 @@ def _sums(device: torch.device) -> torch.Tensor:
     across = same & torch.where(late, up_to, ~up_to)
     before = j % 32 < 16
     within = (same & ~before & up_to).float() - (same & before & ~up_to).float()
-    return torch.stack([across, within, ~up_to, up_to]).to(device, torch.bfloat16)
+    return torch.stack([across, within, ~up_to, up_to]).to(device, torch.float16)
 
 
 if triton is not None:
 
     @triton.jit
-    def _exponents(sums, high, low):
-        """[64, D]: sums of log decays that are given in two parts. sums: pointers to those of a matrix of `_sums`."""
-        summed = tl.load(sums)
-        return tl.dot(summed, low, tl.dot(summed, high))
+    def _strength(beta, has, RAW_BETA: tl.constexpr):
+        """How strongly tokens write, 0 for padding; beta: pointers."""
+        strength = tl.load(beta, mask=has, other=0.0).to(tl.float32)
+        if RAW_BETA:
+            strength = tl.where(has, tl.sigmoid(strength), 0.0)
+        return strength
+
+    @triton.jit
+    def _tokens(T, lengths, row):
+        """How many tokens a row has."""
+        return T if lengths is None else tl.load(lengths + row).to(tl.int32)
 
     @triton.jit(do_not_specialize=["T"])
     def _products_kernel(
-        q, k, raw, beta, A_log, dt_bias, sums, reading, writing, w, L, P, decay, bound, scale, T,
-        H: tl.constexpr, D: tl.constexpr, KEYS: tl.constexpr,
+        q, k, raw, weight, beta, A_log, dt_bias, sums, lengths, reading, writing, w, L, P, decay, bound, scale, T,
+        raw_spacing, beta_spacing, H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
+        RAW_BETA: tl.constexpr, KEYS: tl.constexpr,
     ):  # fmt: skip
         """A chunk of one head, KEYS channels at a time."""
         chunk, row, head = tl.program_id(0), tl.program_id(1) // H, tl.program_id(1) % H
-        count = T - chunk * 64
-        first = (row.to(tl.int64) * T + chunk * 64) * H + head
+        token = row.to(tl.int64) * T + chunk * 64
         place = ((row * tl.num_programs(0) + chunk).to(tl.int64) * 64) * H + head  # where each chunk has 64 tokens
         i, j = tl.arange(0, 64)[:, None], tl.arange(0, 64)[None, :]
-        has = i < count
-        A = tl.exp(tl.load(A_log + head).to(tl.float32))
-        strength = tl.load(beta + first + i * H, mask=has, other=0.0).to(tl.float32)  # [64, 1]
+        has = i < _tokens(T, lengths, row) - chunk * 64
+        A = tl.exp(tl.load(A_log + head).to(tl.float32)) * 1.4426950408889634
+        # Pointers to the chunk first, so that what is added for its numbers fits 32 bits.
+        strength = _strength(beta + token * beta_spacing + head + i * beta_spacing, has, RAW_BETA)  # [64, 1]
+        raw += token * raw_spacing
+        q += token * (H * D) + head * D
+        k += token * (G * D) + head // (H // G) * D
+        reading += place * D
+        writing += place * D
+        w += place * D
+        P += place * 64
+        L += place * 64
+        decay += ((row * tl.num_programs(0) + chunk).to(tl.int64) * H + head) * D
+        dt_bias += head * D
+        if weight is not None:
+            r = tl.arange(0, R)
+            given = tl.load(raw + i * raw_spacing + r[None, :], mask=has, other=0.0)  # [64, R]
+            weight += head * (D * R)
         within = ((i & 32) == (j & 32)) & (j <= i)
         sums += i * 64 + j
-        to_q, to_k = tl.zeros([64, 64], tl.float32), tl.zeros([64, 64], tl.float32)
+        across_q, across_k = tl.zeros([64, 64], tl.float32), tl.zeros([64, 64], tl.float32)
+        within_q, within_k = tl.zeros([64, 64], tl.float32), tl.zeros([64, 64], tl.float32)
         for at in tl.range(0, D, KEYS, num_stages=1):
             d = at + tl.arange(0, KEYS)[None, :]
-            wide, padded = first * D + i * (H * D) + d, place * D + i * (H * D) + d
-            x = tl.load(raw + wide, mask=has, other=0.0).to(tl.float32)
-            x += tl.load(dt_bias + head * D + d).to(tl.float32)
-            g = tl.where(has, bound * tl.sigmoid(A * x), 0.0)
-            high = g.to(tl.bfloat16)
-            low = (g - high.to(tl.float32)).to(tl.bfloat16)
+            wide = i * (H * D) + d
+            if weight is not None:
+                x = tl.dot(given, tl.load(weight + d * R + r[:, None]))  # [64, KEYS]
+            if weight is None:
+                x = tl.load(raw + head * D + i * raw_spacing + d, mask=has, other=0.0).to(tl.float32)
+            x += tl.load(dt_bias + d).to(tl.float32)
+            # In 11 bits: a sum of log decays is then off by no more than 2^-12 of itself.
+            g = tl.where(has, bound / (1.0 + tl.exp2(-A * x)), 0.0).to(sums.dtype.element_ty)
             q_ = tl.load(q + wide, mask=has, other=0.0)
-            k_ = tl.load(k + wide, mask=has, other=0.0)
+            k_ = tl.load(k + i * (G * D) + d, mask=has, other=0.0)
             # Pairs of tokens i >= j decay by 2^(C_i - r) 2^(r - C_j). With r of token 31 for pairs across it, where
-            # neither factor is above 1 and a token needs but one of both; within 32 tokens r is that of the 16th, and
-            # the bound of the gate keeps factors between 2^-116 and 2^116.
-            e = tl.exp2(_exponents(sums, high, low))
-            early = (k_.to(tl.float32) * tl.where(i < 32, e, 0.0)).to(tl.bfloat16)
-            e = tl.where(i < 32, 0.0, e)
-            early = tl.trans(early)
-            to_q = tl.dot((q_.to(tl.float32) * e).to(tl.bfloat16), early, to_q)
-            to_k = tl.dot((k_.to(tl.float32) * e).to(tl.bfloat16), early, to_k)
-            e = _exponents(sums + 4096, high, low)
+            # neither factor is above 1; within 32 tokens r is that of the 16th, and the bound of the gate keeps
+            # factors between 2^-116 and 2^116. What other pairs would have is dropped at the end.
+            e = tl.exp2(tl.dot(tl.load(sums), g))
+            late = (k_.to(tl.float32) * e).to(tl.bfloat16)
+            across_q = tl.dot((q_.to(tl.float32) * e).to(tl.bfloat16), tl.trans(late), across_q)
+            across_k = tl.dot(late, tl.trans(late), across_k)
+            e = tl.dot(tl.load(sums + 4096), g)
             keys = tl.trans((k_.to(tl.float32) * tl.exp2(-e)).to(tl.bfloat16))
             e = tl.exp2(e)
-            to_q += tl.where(within, tl.dot((q_.to(tl.float32) * e).to(tl.bfloat16), keys), 0.0)
-            to_k += tl.where(within, tl.dot((k_.to(tl.float32) * e).to(tl.bfloat16), keys), 0.0)
-            e = tl.exp2(_exponents(sums + 2 * 4096, high, low))
-            tl.store(writing + padded, (k_.to(tl.float32) * e).to(tl.bfloat16))
-            e = tl.exp2(_exponents(sums + 3 * 4096, high, low))
-            tl.store(reading + padded, (q_.to(tl.float32) * (e * scale)).to(tl.bfloat16))
-            tl.store(w + padded, (k_.to(tl.float32) * (e * strength)).to(tl.bfloat16))
-            number = (row * tl.num_programs(0) + chunk).to(tl.int64) * H + head
-            tl.store(decay + number * D + d + i * 0, e, mask=i == 63)
-        square = place * 64 + i * (H * 64) + j
+            within_q = tl.dot((q_.to(tl.float32) * e).to(tl.bfloat16), keys, within_q)
+            within_k = tl.dot((k_.to(tl.float32) * e).to(tl.bfloat16), keys, within_k)
+            e = tl.exp2(tl.dot(tl.load(sums + 2 * 4096), g))
+            tl.store(writing + wide, (k_.to(tl.float32) * e).to(tl.bfloat16))
+            e = tl.exp2(tl.dot(tl.load(sums + 3 * 4096), g))
+            tl.store(reading + wide, (q_.to(tl.float32) * (e * scale)).to(tl.bfloat16))
+            tl.store(w + wide, (k_.to(tl.float32) * (e * strength)).to(tl.bfloat16))
+            tl.store(decay + d + i * 0, e, mask=i == 63)
+        square = i * (H * 64) + j
+        to_q = tl.where(within, within_q, tl.where(j < (i & 32), across_q, 0.0))
+        to_k = tl.where(within, within_k, tl.where(j < (i & 32), across_k, 0.0))
         tl.store(P + square, (to_q * scale).to(P.dtype.element_ty))
         tl.store(L + square, tl.where(j < i, to_k * strength, 0.0))
 
@@ -232,16 +307,18 @@ if triton is not None:
         return result
 
     @triton.jit(do_not_specialize=["T"])
-    def _solutions_kernel(v, beta, L, w, u, T, H: tl.constexpr, D: tl.constexpr):
+    def _solutions_kernel(
+        v, beta, L, w, lengths, u, T, beta_spacing, H: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+        RAW_BETA: tl.constexpr,
+    ):  # fmt: skip
         """A chunk of one head, in four parts of 16 tokens."""
         chunk, row, head = tl.program_id(0), tl.program_id(1) // H, tl.program_id(1) % H
-        count = T - chunk * 64
-        first = (row.to(tl.int64) * T + chunk * 64) * H + head
+        token = row.to(tl.int64) * T + chunk * 64
         place = ((row * tl.num_programs(0) + chunk).to(tl.int64) * 64) * H + head  # where each chunk has 64 tokens
         part = tl.arange(0, 4)[:, None, None]
         column = tl.arange(0, 64)
         i = part * 16 + tl.arange(0, 16)[None, :, None]  # [4, 16, 1]
-        has = i < count
+        has = i < _tokens(T, lengths, row) - chunk * 64
         square = L + place * 64 + i * (H * 64)
         own = _inverses(tl.load(square + part * 16 + tl.arange(0, 16)[None, None, :]))
         below = tl.load(square + column[None, None, :], mask=column[None, None, :] < part * 16, other=0.0)
@@ -250,10 +327,11 @@ if triton is not None:
         inverse = tl.where(column[:, None] == column, 1.0, 0.0) - M
         inverse += tl.dot(inverse, tl.dot(M, M, input_precision="tf32"), input_precision="tf32")
         inverse, own = inverse.to(tl.bfloat16), own.to(tl.bfloat16)
-        inside = i * (H * D) + tl.arange(0, D)[None, None, :]
-        padded = place * D + inside
-        strength = tl.load(beta + first + i * H, mask=has, other=0.0).to(tl.float32)
-        v_ = (tl.load(v + first * D + inside, mask=has, other=0.0).to(tl.float32) * strength).to(tl.bfloat16)
+        d = tl.arange(0, D)[None, None, :]
+        padded = place * D + i * (H * D) + d
+        strength = _strength(beta + (token + i) * beta_spacing + head, has, RAW_BETA)
+        v += (token + i) * (G * D) + (head // (H // G)) * D
+        v_ = (tl.load(v + d, mask=has, other=0.0).to(tl.float32) * strength).to(tl.bfloat16)
         v_ = tl.reshape(tl.dot(own, v_), [64, D]).to(tl.bfloat16)
         tl.store(u + padded, tl.reshape(tl.dot(inverse, v_), [4, 16, D]).to(tl.bfloat16))
         w_ = tl.reshape(tl.dot(own, tl.load(w + padded)), [64, D]).to(tl.bfloat16)
@@ -293,18 +371,28 @@ if triton is not None:
         tl.store(final + square, state)
 
     @triton.jit(do_not_specialize=["T"])
-    def _outputs_kernel(reading, h, v_new, P, o, T, H: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr):
-        """A chunk of one head: what its queries read of the state before it, and of its own tokens."""
-        columns = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-        chunk, row, head = tl.program_id(1), (tl.program_id(2) // H).to(tl.int64), tl.program_id(2) % H
+    def _outputs_kernel(
+        reading, h, v_new, P, raw, spacing, weight, bias, norm, eps, y, T,
+        H: tl.constexpr, D: tl.constexpr, R: tl.constexpr, SILU: tl.constexpr,
+    ):  # fmt: skip
+        """A chunk of one head: what its queries read of the state before it and of its own tokens; norm and gate."""
+        chunk, row, head = tl.program_id(0), (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
         i = chunk * 64 + tl.arange(0, 64)[:, None]
         has = i < T
-        at = (row * T + i) * H + head
-        padded = (row * tl.num_programs(1) * 64 + i) * H + head  # where each chunk has 64 tokens
-        d = tl.arange(0, D)
-        q_ = tl.load(reading + padded * D + d[None, :])
-        before = ((row * tl.num_programs(1) + chunk) * H + head) * (D * D)
-        o_ = tl.dot(q_, tl.load(h + before + d[:, None] * D + columns))
-        P_ = tl.load(P + padded * 64 + tl.arange(0, 64)[None, :])
-        o_ = tl.dot(P_, tl.load(v_new + padded * D + columns), o_)
-        tl.store(o + at * D + columns, o_.to(o.dtype.element_ty), mask=has)
+        padded = (row * tl.num_programs(0) * 64 + i) * H + head  # where each chunk has 64 tokens
+        d = tl.arange(0, D)[None, :]
+        before = ((row * tl.num_programs(0) + chunk) * H + head) * (D * D)
+        o = tl.dot(tl.load(reading + padded * D + d), tl.load(h + before + tl.arange(0, D)[:, None] * D + d))
+        inside = tl.load(P + padded * 64 + tl.arange(0, 64)[None, :])
+        o = tl.dot(inside, tl.load(v_new + padded * D + d), o)  # [64, D]
+        if norm is not None:
+            o *= tl.rsqrt(tl.sum(o * o, 1)[:, None] / D + eps) * tl.load(norm + d).to(tl.float32)
+        if weight is not None:
+            r = tl.arange(0, R)
+            given = tl.load(raw + (row * T + i) * spacing + r[None, :], mask=has, other=0.0)  # [64, R]
+            gate = tl.dot(given, tl.load(weight + (head * D + d) * R + r[:, None]))  # [64, D]
+            gate += tl.load(bias + head * D + d).to(tl.float32)
+            o *= tl.sigmoid(gate)
+            if SILU:
+                o *= gate
+        tl.store(y + ((row * T + i) * H + head) * D + d, o.to(y.dtype.element_ty), mask=has)
