@@ -14,6 +14,9 @@ makes w and u. Both take all chunks at once. `_chunks_kernel` goes from chunk to
 (h is the state before a chunk), and `_outputs_kernel` again takes all at once:
 
     v_new = u - w h;  h_next = 2^C_last h + (k 2^(C_last - C))^T v_new;  o = scale (q 2^C) h + P v_new
+
+In a layer both gates are projected where they are used, from the narrow projections of a chunk's own tokens: the forget
+gate by the first kernel, the output gate, behind the norm of each head, by the last.
 """
 
 import functools
@@ -21,6 +24,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from gendistill.ops.decay import DecayGate
 from gendistill.ops.kda_kernels import CHUNK, HEAD_SIZES
@@ -50,26 +54,26 @@ class OutputGate(NamedTuple):
         silu: the activation; otherwise a sigmoid.
     """
 
-    raw: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor
-    norm: torch.Tensor | None
+    raw: Tensor
+    weight: Tensor
+    bias: Tensor
+    norm: Tensor | None
     eps: float
     silu: bool
 
 
 def through_chunks(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     gate: DecayGate,
-    weight: torch.Tensor | None,
-    beta: torch.Tensor,
-    lengths: torch.Tensor | None,
-    initial_state: torch.Tensor | None,
-    final: torch.Tensor,
+    weight: Tensor | None,
+    beta: Tensor,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    final: Tensor,
     output: OutputGate | None,
-) -> torch.Tensor:
+) -> Tensor:
     """The recurrence over pieces of sequences, norm and output gate behind it.
 
     Args:
@@ -93,13 +97,8 @@ def through_chunks(
 
 
 def products(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    gate: DecayGate,
-    weight: torch.Tensor | None,
-    beta: torch.Tensor,
-    lengths: torch.Tensor | None,
-) -> tuple[torch.Tensor, ...]:
+    q: Tensor, k: Tensor, gate: DecayGate, weight: Tensor | None, beta: Tensor, lengths: Tensor | None
+) -> tuple[Tensor, ...]:
     """What depends on single chunks and on no system of equations; arguments as of `through_chunks`.
 
     Returns:
@@ -123,14 +122,7 @@ def products(
     return reading, writing, w, L, P, decay
 
 
-def solve(
-    v: torch.Tensor,
-    beta: torch.Tensor,
-    raw_beta: bool,
-    L: torch.Tensor,
-    w: torch.Tensor,
-    lengths: torch.Tensor | None,
-) -> torch.Tensor:
+def solve(v: Tensor, beta: Tensor, raw_beta: bool, L: Tensor, w: Tensor, lengths: Tensor | None) -> Tensor:
     """u [B, S, H, D], (I + L)^-1 beta v; in w [B, S, H, D], beta k 2^C, is then (I + L)^-1 of that."""
     B, T, G, D = v.shape
     H = w.shape[2]
@@ -142,7 +134,7 @@ def solve(
     return u
 
 
-def _spacing(x: torch.Tensor) -> int:
+def _spacing(x: Tensor) -> int:
     """Numbers from a token of [B, T, ...] to the next, the same over all rows."""
     assert x.stride(-1) == 1, x.stride()
     assert len(x) == 1 or x.stride(0) == x.shape[1] * x.stride(1), (x.shape, x.stride())
@@ -150,13 +142,8 @@ def _spacing(x: torch.Tensor) -> int:
 
 
 def chunks(
-    writing: torch.Tensor,
-    w: torch.Tensor,
-    u: torch.Tensor,
-    decay: torch.Tensor,
-    initial_state: torch.Tensor | None,
-    final: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    writing: Tensor, w: Tensor, u: Tensor, decay: Tensor, initial_state: Tensor | None, final: Tensor
+) -> tuple[Tensor, Tensor]:
     """From chunk to chunk: the states before each [B, N, H, D, D], and v_new [B, S, H, D].
 
     writing, w, u: [B, S, H, D]. decay: [B, N, H, D]. initial_state: [B, H, D, D] or None. final: the same, written; it
@@ -175,9 +162,7 @@ def chunks(
     return h, v_new
 
 
-def outputs(
-    reading: torch.Tensor, h: torch.Tensor, v_new: torch.Tensor, P: torch.Tensor, gate: OutputGate | None, T: int
-) -> torch.Tensor:
+def outputs(reading: Tensor, h: Tensor, v_new: Tensor, P: Tensor, gate: OutputGate | None, T: int) -> Tensor:
     """[B, T, H * D] of queries with their decays, states before chunks, new values and products inside chunks."""
     B, N, H, D = h.shape[:4]
     assert all(x.is_contiguous() for x in (reading, h, v_new, P))
@@ -195,7 +180,7 @@ def outputs(
 
 
 @functools.cache
-def _sums(device: torch.device) -> torch.Tensor:
+def _sums(device: torch.device) -> Tensor:
     """[4, 64, 64]: which log decays of a chunk to add up for each of its tokens, by a product with ones and zeros: a
     fraction of tl.cumsum's instructions.
 
@@ -214,11 +199,16 @@ def _sums(device: torch.device) -> torch.Tensor:
 if triton is not None:
 
     @triton.jit
+    def _sigmoid(x):
+        # By exp2, because tl.sigmoid's exp takes four instructions more.
+        return 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * x))
+
+    @triton.jit
     def _strength(beta, has, RAW_BETA: tl.constexpr):
         """How strongly tokens write, 0 for padding; beta: pointers."""
         strength = tl.load(beta, mask=has, other=0.0).to(tl.float32)
         if RAW_BETA:
-            strength = tl.where(has, tl.sigmoid(strength), 0.0)
+            strength = tl.where(has, _sigmoid(strength), 0.0)
         return strength
 
     @triton.jit
@@ -238,7 +228,7 @@ if triton is not None:
         place = ((row * tl.num_programs(0) + chunk).to(tl.int64) * 64) * H + head  # where each chunk has 64 tokens
         i, j = tl.arange(0, 64)[:, None], tl.arange(0, 64)[None, :]
         has = i < _tokens(T, lengths, row) - chunk * 64
-        A = tl.exp(tl.load(A_log + head).to(tl.float32)) * 1.4426950408889634
+        A = tl.exp(tl.load(A_log + head).to(tl.float32))
         # Pointers to the chunk first, so that what is added for its numbers fits 32 bits.
         strength = _strength(beta + token * beta_spacing + head + i * beta_spacing, has, RAW_BETA)  # [64, 1]
         raw += token * raw_spacing
@@ -249,7 +239,7 @@ if triton is not None:
         w += place * D
         P += place * 64
         L += place * 64
-        decay += ((row * tl.num_programs(0) + chunk).to(tl.int64) * H + head) * D
+        decay += (row * tl.num_programs(0) + chunk).to(tl.int64) * (H * D) + head * D
         dt_bias += head * D
         if weight is not None:
             r = tl.arange(0, R)
@@ -257,8 +247,7 @@ if triton is not None:
             weight += head * (D * R)
         within = ((i & 32) == (j & 32)) & (j <= i)
         sums += i * 64 + j
-        across_q, across_k = tl.zeros([64, 64], tl.float32), tl.zeros([64, 64], tl.float32)
-        within_q, within_k = tl.zeros([64, 64], tl.float32), tl.zeros([64, 64], tl.float32)
+        to_q, to_k = tl.zeros([64, 64], tl.float32), tl.zeros([64, 64], tl.float32)
         for at in tl.range(0, D, KEYS, num_stages=1):
             d = at + tl.arange(0, KEYS)[None, :]
             wide = i * (H * D) + d
@@ -268,21 +257,22 @@ if triton is not None:
                 x = tl.load(raw + head * D + i * raw_spacing + d, mask=has, other=0.0).to(tl.float32)
             x += tl.load(dt_bias + d).to(tl.float32)
             # In 11 bits: a sum of log decays is then off by no more than 2^-12 of itself.
-            g = tl.where(has, bound / (1.0 + tl.exp2(-A * x)), 0.0).to(sums.dtype.element_ty)
+            g = tl.where(has, bound * _sigmoid(A * x), 0.0).to(sums.dtype.element_ty)
             q_ = tl.load(q + wide, mask=has, other=0.0)
             k_ = tl.load(k + i * (G * D) + d, mask=has, other=0.0)
             # Pairs of tokens i >= j decay by 2^(C_i - r) 2^(r - C_j). With r of token 31 for pairs across it, where
-            # neither factor is above 1; within 32 tokens r is that of the 16th, and the bound of the gate keeps
-            # factors between 2^-116 and 2^116. What other pairs would have is dropped at the end.
+            # neither factor is above 1 and a token needs but one of both; within 32 tokens r is that of the 16th, and
+            # the bound of the gate keeps factors between 2^-116 and 2^116.
             e = tl.exp2(tl.dot(tl.load(sums), g))
-            late = (k_.to(tl.float32) * e).to(tl.bfloat16)
-            across_q = tl.dot((q_.to(tl.float32) * e).to(tl.bfloat16), tl.trans(late), across_q)
-            across_k = tl.dot(late, tl.trans(late), across_k)
+            early = tl.trans((k_.to(tl.float32) * tl.where(i < 32, e, 0.0)).to(tl.bfloat16))
+            e = tl.where(i < 32, 0.0, e)
+            to_q = tl.dot((q_.to(tl.float32) * e).to(tl.bfloat16), early, to_q)
+            to_k = tl.dot((k_.to(tl.float32) * e).to(tl.bfloat16), early, to_k)
             e = tl.dot(tl.load(sums + 4096), g)
             keys = tl.trans((k_.to(tl.float32) * tl.exp2(-e)).to(tl.bfloat16))
             e = tl.exp2(e)
-            within_q = tl.dot((q_.to(tl.float32) * e).to(tl.bfloat16), keys, within_q)
-            within_k = tl.dot((k_.to(tl.float32) * e).to(tl.bfloat16), keys, within_k)
+            to_q += tl.where(within, tl.dot((q_.to(tl.float32) * e).to(tl.bfloat16), keys), 0.0)
+            to_k += tl.where(within, tl.dot((k_.to(tl.float32) * e).to(tl.bfloat16), keys), 0.0)
             e = tl.exp2(tl.dot(tl.load(sums + 2 * 4096), g))
             tl.store(writing + wide, (k_.to(tl.float32) * e).to(tl.bfloat16))
             e = tl.exp2(tl.dot(tl.load(sums + 3 * 4096), g))
@@ -290,8 +280,6 @@ if triton is not None:
             tl.store(w + wide, (k_.to(tl.float32) * (e * strength)).to(tl.bfloat16))
             tl.store(decay + d + i * 0, e, mask=i == 63)
         square = i * (H * 64) + j
-        to_q = tl.where(within, within_q, tl.where(j < (i & 32), across_q, 0.0))
-        to_k = tl.where(within, within_k, tl.where(j < (i & 32), across_k, 0.0))
         tl.store(P + square, (to_q * scale).to(P.dtype.element_ty))
         tl.store(L + square, tl.where(j < i, to_k * strength, 0.0))
 
@@ -328,16 +316,18 @@ if triton is not None:
         inverse += tl.dot(inverse, tl.dot(M, M, input_precision="tf32"), input_precision="tf32")
         inverse, own = inverse.to(tl.bfloat16), own.to(tl.bfloat16)
         d = tl.arange(0, D)[None, None, :]
-        padded = place * D + i * (H * D) + d
-        strength = _strength(beta + (token + i) * beta_spacing + head, has, RAW_BETA)
-        v += (token + i) * (G * D) + (head // (H // G)) * D
-        v_ = (tl.load(v + d, mask=has, other=0.0).to(tl.float32) * strength).to(tl.bfloat16)
+        wide = i * (H * D) + d
+        u += place * D
+        w += place * D
+        strength = _strength(beta + token * beta_spacing + head + i * beta_spacing, has, RAW_BETA)
+        v += token * (G * D) + head // (H // G) * D
+        v_ = (tl.load(v + i * (G * D) + d, mask=has, other=0.0).to(tl.float32) * strength).to(tl.bfloat16)
         v_ = tl.reshape(tl.dot(own, v_), [64, D]).to(tl.bfloat16)
-        tl.store(u + padded, tl.reshape(tl.dot(inverse, v_), [4, 16, D]).to(tl.bfloat16))
-        w_ = tl.reshape(tl.dot(own, tl.load(w + padded)), [64, D]).to(tl.bfloat16)
+        tl.store(u + wide, tl.reshape(tl.dot(inverse, v_), [4, 16, D]).to(tl.bfloat16))
+        w_ = tl.reshape(tl.dot(own, tl.load(w + wide)), [64, D]).to(tl.bfloat16)
         w_ = tl.reshape(tl.dot(inverse, w_), [4, 16, D]).to(tl.bfloat16)
         tl.debug_barrier()  # all have read what stood there
-        tl.store(w + padded, w_)
+        tl.store(w + wide, w_)
 
     @triton.jit(do_not_specialize=["N"])
     def _chunks_kernel(
@@ -392,7 +382,7 @@ if triton is not None:
             given = tl.load(raw + (row * T + i) * spacing + r[None, :], mask=has, other=0.0)  # [64, R]
             gate = tl.dot(given, tl.load(weight + (head * D + d) * R + r[:, None]))  # [64, D]
             gate += tl.load(bias + head * D + d).to(tl.float32)
-            o *= tl.sigmoid(gate)
+            o *= _sigmoid(gate)
             if SILU:
                 o *= gate
         tl.store(y + ((row * T + i) * H + head) * D + d, o.to(y.dtype.element_ty), mask=has)
