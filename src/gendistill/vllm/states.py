@@ -62,16 +62,6 @@ def student_states(config: GendistillConfig, dtype: torch.dtype, ranks: int = 1)
     return list(found.values())
 
 
-class HandedOn(LinearAttentionLayer):
-    """A layer that takes a new recurrent state as it is, where transformers' copies it to the old one's address."""
-
-    def update_recurrent_state(self, recurrent_states: torch.Tensor, state_idx: int = 0, **_) -> torch.Tensor:
-        # It is written to its block next, and a state is the largest thing that a step moves.
-        self.recurrent_states[state_idx] = recurrent_states
-        self.is_recurrent_states_initialized[state_idx] = True
-        return recurrent_states
-
-
 def cache_of(states: dict[str, torch.Tensor], count: torch.Tensor, equal_count: int | None) -> Cache:
     """transformers' cache of one layer that holds these states [N, ...], which the layer will change.
 
@@ -79,7 +69,7 @@ def cache_of(states: dict[str, torch.Tensor], count: torch.Tensor, equal_count: 
         count: [N] int64, tokens so far.
         equal_count: `count` where it is the same for all sequences and known on the host.
     """
-    layer = HandedOn()
+    layer = LinearAttentionLayer()
     if equal_count == 0:  # a beginning: the layer makes its own tensors
         return Cache(layers=[layer])
     layer.device = count.device
