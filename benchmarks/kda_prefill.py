@@ -17,10 +17,9 @@ import torch
 from fla.ops.kda import chunk_kda
 from ledger import gpu_machine, takes_no_arguments
 
-from gendistill.ops import convolution_kernels
 from gendistill.ops import kda_prefill_kernels as kernels
+from gendistill.ops import prefill_convolution_kernels as convolution
 from gendistill.ops.bounded_kda import bounded_kda_prefill
-from gendistill.ops.convolution_kernels import kernel_grouped_heads
 from gendistill.ops.decay import DecayGate
 from gendistill.ops.decode_layer import Recurrence
 from gendistill.ops.prefill_layer import recurrent_piece
@@ -38,8 +37,6 @@ SETTINGS = {
     "FINE": [{"COLUMNS": 16, "STAGES": stages, "num_warps": 4} for stages in (3, 4)],
     "OUTPUTS": [{"num_warps": warps, "num_stages": stages} for warps, stages in itertools.product((4, 8), (1, 2))],
 }
-
-WALKS = (64, 32, 128, 256)  # tokens of a program of the convolution
 
 
 def make_inputs(length: int, gates: str) -> list[torch.Tensor]:
@@ -105,11 +102,11 @@ def time_layer(length: int) -> None:
     narrow = torch.randn(1, length, sum(layer.narrow.values()), device="cuda").bfloat16()
     conv_state = qkv.new_empty(1, qkv.shape[2], 4)
     state = torch.empty(1, HEADS, WIDTH, WIDTH, device="cuda")
-    convolve = partial(kernel_grouped_heads, heads=HEADS, key_heads=KEY_HEADS, silu=False)
-    for tokens in WALKS:
-        with mock.patch.dict(convolution_kernels.GROUPED, TOKENS=tokens):
-            time = took(captured(convolve, qkv, layer.taps, layer.conv_bias))
-        print(f"  convolution, {tokens} tokens a program {time}", flush=True)
+    convolve = partial(convolution.convolved_piece, qkv, layer.taps, layer.conv_bias, conv_state, False, None)
+    for tokens, warps in ((64, 8), (64, 16), (32, 8), (128, 16)):
+        with mock.patch.object(convolution, "SETTING", {"TOKENS": tokens, "num_warps": warps}):
+            time = took(captured(convolve, HEADS, KEY_HEADS, False))
+        print(f"  convolution, {tokens} tokens a program, {warps} warps {time}", flush=True)
     whole = captured(recurrent_piece, qkv, narrow, layer, conv_state, state, False, None)
     print(f"  a layer between its projections, as a graph {took(whole)}", flush=True)
     for setting in SETTINGS["OUTPUTS"]:

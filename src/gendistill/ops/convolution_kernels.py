@@ -12,7 +12,6 @@ from gendistill.ops.optional_triton import require_triton, tl, triton
 
 # Tokens of a program, neighbouring channels of a thread, warps.
 FORWARD = {"TOKENS": 256, "PER_THREAD": 4, "num_warps": 4}
-GROUPED = {"TOKENS": 64, "PER_THREAD": 4, "num_warps": 4}  # in a prefill, of few rows
 BACKWARD = {"TOKENS": 256, "PER_THREAD": 4, "num_warps": 4}
 
 
@@ -47,20 +46,6 @@ def kernel_convolved_heads(
     return _forward(x, taps, bias, positions, heads, key_heads, silu)
 
 
-def kernel_grouped_heads(
-    x: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor, heads: int, key_heads: int, silu: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `kernel_convolved_heads`, without gradients, of taps [W, C]; k and v have their own heads, none twice.
-
-    Returns:
-        q [B, T, H, D], k and v [B, T, key heads, D].
-    """
-    require_triton()
-    q, k, v = (_empty_heads(x, heads, key_heads, count) for count in (heads, key_heads, key_heads))
-    _launch(_forward_kernel, GROUPED, x, taps, bias, None, (q, k, v), heads, key_heads, silu, COPIES=1)
-    return q, k, v
-
-
 @torch.library.custom_op("gendistill::convolved_heads", mutates_args=())
 def _forward(
     x: torch.Tensor,
@@ -71,9 +56,8 @@ def _forward(
     key_heads: int,
     silu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    q, k, v = (_empty_heads(x, heads, key_heads, heads) for _ in range(3))
-    copies = heads // key_heads
-    _launch(_forward_kernel, FORWARD, x, taps, bias, positions, (q, k, v), heads, key_heads, silu, COPIES=copies)
+    q, k, v = _empty_heads(x, heads, key_heads)  # every number is written, so none is set before
+    _launch(_forward_kernel, FORWARD, x, taps, bias, positions, (q, k, v), heads, key_heads, silu)
     return q, k, v
 
 
@@ -96,9 +80,9 @@ def _backward(
     return dx, partials
 
 
-def _empty_heads(x: torch.Tensor, heads: int, key_heads: int, count: int) -> torch.Tensor:
-    """[B, T, count, D]; every number will be written, so none is set before."""
-    return x.new_empty(*x.shape[:2], count, x.shape[2] // (heads + 2 * key_heads))
+def _empty_heads(x: torch.Tensor, heads: int, key_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    shape = (*x.shape[:2], heads, x.shape[2] // (heads + 2 * key_heads))  # [B, T, H, D]: k and v have all heads, too
+    return x.new_empty(shape), x.new_empty(shape), x.new_empty(shape)
 
 
 def _empty_partials(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
@@ -108,7 +92,7 @@ def _empty_partials(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
     return x.new_empty((programs, taps.shape[0] + 1, channels), dtype=torch.float32)
 
 
-def _launch(kernel, settings, x, taps, bias, positions, tensors, heads, key_heads, silu, **options) -> None:
+def _launch(kernel, settings, x, taps, bias, positions, tensors, heads, key_heads, silu) -> None:
     rows, length, channels = x.shape  # B, T, C
     size = channels // (heads + 2 * key_heads)
     lanes, settings = triton.next_power_of_2(size), dict(settings)
@@ -120,12 +104,12 @@ def _launch(kernel, settings, x, taps, bias, positions, tensors, heads, key_head
     tensors = [None if tensor is None else tensor.contiguous() for tensor in (x, taps, bias, positions, *tensors)]
     shape = {"HEADS": heads, "KEY_HEADS": key_heads, "D": size, "LANES": lanes, "W": taps.shape[0]}
     with torch.cuda.device_of(x):  # Triton launches on the current GPU, whichever has the tensors
-        kernel[grid](*tensors, length, **shape, SILU=silu, **options, **settings)
+        kernel[grid](*tensors, length, **shape, SILU=silu, **settings)
 
 
 @_forward.register_fake
 def _(x, taps, bias, positions, heads, key_heads, silu):
-    return tuple(_empty_heads(x, heads, key_heads, heads) for _ in range(3))
+    return _empty_heads(x, heads, key_heads)
 
 
 @_backward.register_fake
@@ -300,16 +284,17 @@ if triton is not None:
     def _forward_kernel(
         x, taps, bias, positions, q, k, v, T,
         HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, D: tl.constexpr, LANES: tl.constexpr, W: tl.constexpr,
-        SILU: tl.constexpr, COPIES: tl.constexpr, TOKENS: tl.constexpr, WALKS: tl.constexpr,
+        SILU: tl.constexpr, TOKENS: tl.constexpr, WALKS: tl.constexpr,
     ):  # fmt: skip
         C: tl.constexpr = (HEADS + 2 * KEY_HEADS) * D
-        Y: tl.constexpr = KEY_HEADS * COPIES * D
+        Y: tl.constexpr = HEADS * D
+        COPIES: tl.constexpr = HEADS // KEY_HEADS
         head = tl.program_id(0)
         place = _place(T, WALKS, TOKENS, LANES)
         x, taps, bias = x + head * D, taps + head * D, bias + head * D
         if head < HEADS:
             y = q + head * D
-            _forward_head(x, taps, bias, positions, y, T, place, C, HEADS * D, D, W, SILU, True, 1)
+            _forward_head(x, taps, bias, positions, y, T, place, C, Y, D, W, SILU, True, 1)
         elif head < HEADS + KEY_HEADS:
             y = k + (head - HEADS) * COPIES * D
             _forward_head(x, taps, bias, positions, y, T, place, C, Y, D, W, SILU, True, COPIES)

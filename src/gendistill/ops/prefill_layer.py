@@ -6,20 +6,16 @@ Shapes: B rows, T tokens of the piece, H query heads, G key heads, D channels of
 k and v, W taps of the convolution.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
 from gendistill.ops.convolution import convolved_heads
-from gendistill.ops.convolution_kernels import kernel_grouped_heads
 from gendistill.ops.decay import DecayGate, is_bounded
 from gendistill.ops.decode_layer_kernels import Recurrence
 from gendistill.ops.dispatch import linear_attention, takes_kernels
 from gendistill.ops.kda_prefill_kernels import OutputGate, takes_prefill, through_chunks
 from gendistill.ops.output_gate import gated_norm
-
-Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+from gendistill.ops.prefill_convolution_kernels import convolved_piece
 
 
 def recurrent_piece(
@@ -57,11 +53,9 @@ def _takes_kernels(qkv: torch.Tensor, layer: Recurrence) -> bool:
 
 
 def _by_kernels(qkv, narrow, layer: Recurrence, conv_state, state, extends: bool, lengths) -> torch.Tensor:
-    def heads(x: torch.Tensor) -> Heads:
-        return kernel_grouped_heads(x, layer.taps, layer.conv_bias, layer.heads, layer.key_heads, layer.silu_conv)
-
     parts = layer.by_name(narrow)
-    q, k, v = _convolved(qkv, conv_state, extends, lengths, heads)  # [B, T, H or G, D] each
+    shape = (layer.heads, layer.key_heads, layer.silu_conv)
+    q, k, v = convolved_piece(qkv, layer.taps, layer.conv_bias, conv_state, extends, lengths, *shape)
     decay = DecayGate(parts["decay"], layer.A_log, layer.dt_bias, layer.bound)
     output = OutputGate(parts["gate"], layer.gate_weight, layer.gate_bias, layer.norm, layer.eps, layer.silu_gate)
     before = state if extends else None
@@ -69,13 +63,8 @@ def _by_kernels(qkv, narrow, layer: Recurrence, conv_state, state, extends: bool
 
 
 def _plainly(qkv, narrow, layer: Recurrence, conv_state, state, extends: bool, lengths) -> torch.Tensor:
-    def heads(x: torch.Tensor) -> Heads:
-        activation = "silu" if layer.silu_conv else "none"
-        shape = {"heads": layer.heads, "key_heads": layer.key_heads}
-        return convolved_heads(x, layer.conv_weight, layer.conv_bias, **shape, activation=activation)
-
     parts = layer.by_name(narrow)
-    q, k, v = _convolved(qkv, conv_state, extends, lengths, heads)  # [B, T, H, D] each
+    q, k, v = _convolved(qkv, layer, conv_state, extends, lengths)  # [B, T, H, D] each
     mask = None if lengths is None else torch.arange(qkv.shape[1], device=qkv.device) < lengths[:, None]  # [B, T]
     # Tokens see none of the padding behind them; only the state must not.
     beta = parts["beta"].float().sigmoid() if layer.delta_rule else None
@@ -99,23 +88,25 @@ def _plainly(qkv, narrow, layer: Recurrence, conv_state, state, extends: bool, l
 
 
 def _convolved(
-    qkv: torch.Tensor,
-    conv_state: torch.Tensor,
-    extends: bool,
-    lengths: torch.Tensor | None,
-    heads: Callable[[torch.Tensor], Heads],
-) -> Heads:
-    """What `heads` makes of qkv, the tokens before it seen; writes the convolution's last inputs."""
+    qkv: torch.Tensor, layer: Recurrence, conv_state: torch.Tensor, extends: bool, lengths: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k, v [B, T, H, D], the tokens before seen; writes the convolution's last inputs."""
     taps = conv_state.shape[2]
     history = conv_state.transpose(1, 2) if extends else None  # [B, W, C]
-    made = heads(qkv)
+    heads = _heads(layer, qkv)
     if history is not None:
         # Only the first tokens see what came before: they are done again, which spares a copy of all.
-        first = heads(torch.cat([history, qkv[:, : taps - 1]], dim=1))
-        for part, again in zip(made, first, strict=True):
+        first = _heads(layer, torch.cat([history, qkv[:, : taps - 1]], dim=1))
+        for part, again in zip(heads, first, strict=True):
             part[:, : taps - 1] = again[:, taps:]
     conv_state.copy_(_last_inputs(qkv, history, taps, lengths).transpose(1, 2))
-    return made
+    return heads
+
+
+def _heads(layer: Recurrence, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    activation = "silu" if layer.silu_conv else "none"
+    shape = {"heads": layer.heads, "key_heads": layer.key_heads}
+    return convolved_heads(x, layer.conv_weight, layer.conv_bias, **shape, activation=activation)
 
 
 def _last_inputs(
