@@ -71,9 +71,9 @@ def test_products_of_few_rows(dtype, rows, inputs, outputs, plainly):
         torch.testing.assert_close(got, expected, rtol=bound, atol=bound)
 
 
-def recurrence(dtype, decay, bound, delta_rule, silu, norm, share) -> Recurrence:
+def recurrence(dtype, decay, bound, delta_rule, silu, norm, share, width=64) -> Recurrence:
     """Of random weights."""
-    heads, groups, width, channels = 4, 2, 64, 8 * 64
+    heads, groups, channels = 4, 2, 8 * width
 
     def draw(*shape, dtype=dtype):
         return 0.3 * torch.randn(*shape, device="cuda", dtype=dtype)
@@ -114,20 +114,23 @@ def recurrence(dtype, decay, bound, delta_rule, silu, norm, share) -> Recurrence
         ("fixed", None, False, False, True, None),
     ],
 )
+@pytest.mark.parametrize("among", [False, True], ids=["as they come", "among others"])
 @torch.inference_mode()
-def test_a_linear_layers_step(dtype, kind, plainly):
+def test_a_linear_layers_step(dtype, kind, among, plainly):
     torch.manual_seed(0)
     layer = recurrence(dtype, *kind)
     rows, channels = 9, 8 * 64
     x = torch.randn(rows, channels + sum(layer.narrow.values()), device="cuda", dtype=dtype)
-    conv_state = torch.randn(rows, channels, 4, device="cuda", dtype=dtype)
-    state = torch.randn(rows, 4, 64, 64, device="cuda")
+    held = 20 if among else rows
+    where = torch.randperm(held, device="cuda")[:rows] if among else None
+    conv_state = torch.randn(held, channels, 4, device="cuda", dtype=dtype)
+    state = torch.randn(held, 2, 4, 64, 64, device="cuda")  # with something between them
     seen = torch.randn(rows, 4, 64, device="cuda", dtype=dtype) if layer.share_logit is not None else None
     position = torch.arange(rows, device="cuda")  # on both sides of what a window sees whole
-    by_kernels, plain = ((conv_state.clone(), state.clone()) for _ in range(2))
+    by_kernels, plain = ((conv_state.clone(), state.clone()[:, 0]) for _ in range(2))
 
     def step(conv_state, state):
-        return recurrent_step(x, conv_state, state, layer, seen, position)
+        return recurrent_step(x, conv_state, state, layer, seen, position, where)
 
     found, expected = step(*by_kernels), plainly(step, *plain)
     for got, wanted in zip((found, *by_kernels), (expected, *plain), strict=True):

@@ -101,11 +101,12 @@ def test_attention_of_the_last_tokens_is_masked_attention(monkeypatch, flash, le
 @pytest.mark.parametrize("lengths", [None, (300, 65, 1)], ids=["whole", "padded"])
 @pytest.mark.parametrize("extends", [False, True], ids=["first", "further"])
 @pytest.mark.parametrize(("norm", "silu"), [(True, True), (False, False)])
-def test_a_piece_of_a_layer_is_its_operations_one_by_one(lengths, extends, norm, silu):
+@pytest.mark.parametrize("width", [64, 128])
+def test_a_piece_of_a_layer_is_its_operations_one_by_one(lengths, extends, norm, silu, width):
     torch.manual_seed(0)
-    layer = recurrence(torch.bfloat16, "channel", -5.0, True, silu, norm, None)
+    layer = recurrence(torch.bfloat16, "channel", -5.0, True, silu, norm, None, width)
     channels, taps = layer.conv_weight.shape
-    states = [torch.randn(3, channels, taps), torch.randn(3, 4, 64, 64)]
+    states = [torch.randn(3, channels, taps), torch.randn(3, 4, width, width)]
     states = [states[0].cuda().bfloat16(), states[1].cuda()]
     qkv = torch.randn(3, 300, channels, device="cuda").bfloat16()
     narrow = torch.randn(3, 300, sum(layer.narrow.values()), device="cuda").bfloat16()

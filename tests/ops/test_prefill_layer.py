@@ -93,3 +93,15 @@ def test_a_piece_is_its_tokens_one_by_one(given):
     found = [recurrent_step(x, *steps, layer, None, torch.full((2,), t)) for t, x in enumerate(tokens)]
     torch.testing.assert_close(torch.stack(found, 1), y)
     torch.testing.assert_close(steps, piece)
+
+
+def test_a_step_finds_its_states_among_others(given):
+    layer, qkv, narrow = given
+    x, position, rows = torch.cat([qkv, narrow], -1)[:, 0], torch.zeros(2), torch.tensor([3, 1])
+    held = tuple(torch.randn(5, *state.shape[1:], dtype=torch.float64) for state in empty_states())
+    own, before = tuple(state[rows] for state in held), tuple(state.clone() for state in held)
+    expected = recurrent_step(x, *own, layer, None, position)
+    torch.testing.assert_close(recurrent_step(x, *held, layer, None, position, rows), expected)
+    for state, changed, old in zip(held, own, before, strict=True):
+        torch.testing.assert_close(state[rows], changed)
+        torch.testing.assert_close(state[[0, 2, 4]], old[[0, 2, 4]])

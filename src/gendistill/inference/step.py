@@ -68,15 +68,21 @@ def _through(layer: PackedLayer, cache, x: torch.Tensor, where: Place) -> torch.
     return decode_linear(inner, layer.down.weight, layer.down.bias, residual=x)
 
 
-def mix_token(layer: PackedMixer, cache, projected: torch.Tensor, where: Place) -> torch.Tensor:
-    """What a layer's output projection takes [B, H * D], of its projections [B, C + narrow]; its cache is changed."""
+def mix_token(
+    layer: PackedMixer, cache, projected: torch.Tensor, where: Place, rows: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What a layer's output projection takes [B, H * D], of its projections [B, C + narrow]; its cache is changed.
+
+    Args:
+        rows: [B], which of the cache's recurrent states each token has; None: as they come.
+    """
     seen = None
     if layer.sees_window:
         ring = (cache.recurrent_states[state] for state in (RING_KEYS, RING_VALUES))
         seen = _attend(layer, projected, where, *ring, where.ring_place, where.ring_length)
     if layer.is_linear:
         states = cache.conv_states[0], cache.recurrent_states[0]
-        return recurrent_step(projected, *states, layer.recurrence, seen, where.place)
+        return recurrent_step(projected, *states, layer.recurrence, seen, where.place, rows)
     if layer.is_window:
         return seen.flatten(1)
     return _attend(layer, projected, where, cache.keys, cache.values, where.place, where.length).flatten(1)

@@ -63,21 +63,28 @@ def recurrent_step(
     layer: Recurrence,
     seen: torch.Tensor | None,
     position: torch.Tensor,
+    rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One token of a linear layer, from its projections to what its output projection takes.
 
     Args:
         x: [B, C + narrow]: q, k, v, and what `Recurrence.narrow` lists.
-        conv_state: [B, C, W], the last inputs of the convolution; shifted by this one.
-        state: [B, H, D, D] float32, changed.
+        conv_state: [B or more, C, W], the last inputs of the convolution; shifted by this one.
+        state: [B or more, H, D, D] float32, changed.
         seen: [B, H, D], of a window beside it; None for none.
         position: [B], of the token in its text.
+        rows: [B], which of the states each token has; None: the first has the first, and so on.
 
     Returns:
         [B, H * D]: where the window sees all of the text, what it sees.
     """
     if takes_kernels(x):
-        return kernel_recurrent_step(x, conv_state, state, layer, seen, position)
+        return kernel_recurrent_step(x, conv_state, state, layer, seen, position, rows)
+    if rows is not None:
+        own = conv_state[rows], state[rows]
+        o = recurrent_step(x, *own, layer, seen, position)
+        conv_state[rows], state[rows] = own
+        return o
     heads, groups = layer.heads, layer.key_heads
     channels = conv_state.shape[1]
     mixed, narrow = x[:, :channels], layer.by_name(x[:, channels:])

@@ -110,6 +110,7 @@ def kernel_recurrent_step(
     layer: Recurrence,
     seen: torch.Tensor | None,
     position: torch.Tensor,
+    rows: torch.Tensor | None,
 ) -> torch.Tensor:
     """As `decode_layer.recurrent_step`, on a GPU.
 
@@ -117,7 +118,8 @@ def kernel_recurrent_step(
         UserError: Triton is not installed.
     """
     require_triton()
-    batch, heads, width, _ = state.shape
+    batch, (_, heads, width, _) = len(x), state.shape
+    assert state[0].is_contiguous() and conv_state[0].is_contiguous()
     groups, (channels, taps) = layer.key_heads, layer.conv_weight.shape
     offsets, offset = {}, channels
     for name, size in layer.narrow.items():
@@ -128,7 +130,7 @@ def kernel_recurrent_step(
     decay = x.new_empty(batch, heads, width, dtype=torch.float32)
     gate = x.new_empty(batch, heads, width, dtype=torch.float32)
     _prepare[(batch, 3 * heads + 2 * groups)](
-        x, x.stride(0), conv_state, layer.conv_weight, layer.conv_bias, mixed,
+        x, x.stride(0), conv_state, conv_state.stride(0), rows, layer.conv_weight, layer.conv_bias, mixed,
         layer.decay_weight, layer.A_log, layer.dt_bias, layer.fixed, decay, layer.gate_weight, layer.gate_bias, gate,
         offsets.get("decay", 0), offsets["gate"], layer.bound or 0.0,
         HEADS=heads, GROUPS=groups, WIDTH=width, TAPS=taps, TAPS_PADDED=triton.next_power_of_2(taps),
@@ -137,7 +139,7 @@ def kernel_recurrent_step(
     )  # fmt: skip
     out = x.new_empty(batch, heads * width)
     _recur[(batch * heads,)](
-        mixed, x, x.stride(0), offsets.get("beta", 0), decay, gate, layer.norm, state,
+        mixed, x, x.stride(0), offsets.get("beta", 0), decay, gate, layer.norm, state, state.stride(0), rows,
         layer.share_logit, offsets.get("share", 0), TOKEN_SCALE, seen, position, layer.seen_whole or 0,
         out, width**-0.5, layer.eps, BY_TOKEN=layer.share_by_token,
         HEADS=heads, GROUPS=groups, WIDTH=width, DELTA=layer.delta_rule, **RECUR, **overlap(),
@@ -209,8 +211,13 @@ if triton is not None:
         return log_decay
 
     @triton.jit
+    def _held(ROWS, row):
+        """Which of the states belongs to a row."""
+        return (row if ROWS is None else tl.load(ROWS + row)).to(tl.int64)
+
+    @triton.jit
     def _prepare(
-        X, row_stride, CONV_STATE, CONV_WEIGHT, CONV_BIAS, MIXED,
+        X, row_stride, CONV_STATE, state_stride, ROWS, CONV_WEIGHT, CONV_BIAS, MIXED,
         DECAY_WEIGHT, A_LOG, DT_BIAS, FIXED_DECAY, DECAY, GATE_WEIGHT, GATE_BIAS, GATE,
         decay_offset, gate_offset, bound,
         HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, TAPS_PADDED: tl.constexpr,
@@ -228,7 +235,7 @@ if triton is not None:
             lane = part * WIDTH + channel
             tap = tl.arange(0, TAPS_PADDED)[None, :]
             earlier = tap < TAPS - 1
-            state = CONV_STATE + (row * convolved * WIDTH + lane) * TAPS
+            state = CONV_STATE + _held(ROWS, row) * state_stride + lane * TAPS
             # Last written a whole step ago, and between steps are launches that wait for all before them.
             past = tl.load(state[:, None] + tap + 1, mask=earlier, other=0.0)  # [D, TAPS_PADDED]
             weight = tl.load(CONV_WEIGHT + lane[:, None] * TAPS + tap, mask=earlier, other=0.0)
@@ -282,7 +289,7 @@ if triton is not None:
 
     @triton.jit
     def _recur(
-        MIXED, X, row_stride, beta_offset, DECAY, GATE, NORM, STATE,
+        MIXED, X, row_stride, beta_offset, DECAY, GATE, NORM, STATE, state_stride, ROWS,
         SHARE_LOGIT, share_offset, token_scale, SEEN, POSITION, seen_whole,
         OUT, scale, eps, BY_TOKEN: tl.constexpr,
         HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, DELTA: tl.constexpr, OVERLAP: tl.constexpr,
@@ -296,8 +303,8 @@ if triton is not None:
         here = (row * HEADS + head) * WIDTH
         # Before the wait what nobody writes meanwhile: the state was last written a whole step ago, and between steps
         # are launches that wait for all before them. Behind it all loads at once: each takes longer than the products.
-        place = STATE + here.to(tl.int64) * WIDTH + channel[:, None] * WIDTH + channel  # [K, V]
-        state = tl.load(place)
+        place = STATE + _held(ROWS, row) * state_stride + head * (WIDTH * WIDTH) + channel[:, None] * WIDTH + channel
+        state = tl.load(place)  # [K, V]
         norm = channel
         if NORM is not None:
             norm = tl.load(NORM + channel)

@@ -98,19 +98,18 @@ class StudentMixer(nn.Module, MambaBase):
     def _decode(self, held: dict, step: MixerMetadata, hidden_states, positions, output) -> None:
         """The first tokens, one of each request; `held` has the blocks [blocks, ...] of each state."""
         position = positions[: step.decodes]  # [N]
-        states = {name: blocks[step.places] for name, blocks in held.items()}  # [N, ...]
-        (cache,) = cache_of(states, position, None).layers
+        # A recurrence finds its states in their blocks; rings are brought together.
+        rings = {name: held[name][step.places] for name in held if name in RING}  # [N, ...]
+        (cache,) = cache_of(held | rings, position, None).layers
         x = hidden_states[: step.decodes]
         rope = None if self.rotary_emb is None else self.rotary_emb(x, position[:, None])
         where = Place.of(position, rope, self.window, self.sinks)
-        o = mix_token(self.packed, cache, decode_linear(x, self.packed.weight, self.packed.bias), where)
+        projected = decode_linear(x, self.packed.weight, self.packed.bias)
+        o = mix_token(self.packed, cache, projected, where, step.places)
         output[: step.decodes] = F.linear(o, self.packed.output.weight, self.packed.output.bias)
-        for name, state in states.items():  # changed in place
-            if name in RING:  # all but one token's place is as it was
-                row = torch.arange(step.decodes, device=position.device)
-                held[name][step.places, :, where.ring_place] = state[row, :, where.ring_place]
-            else:
-                held[name][step.places] = state
+        for name, ring in rings.items():  # all but one token's place is as it was
+            row = torch.arange(len(ring), device=ring.device)
+            held[name][step.places, :, where.ring_place] = ring[row, :, where.ring_place]
 
     def _prefill(self, held: dict, piece: Piece, hidden_states, positions, output) -> None:
         """One request's tokens, however many."""
