@@ -19,6 +19,7 @@ from ledger import gpu_machine, takes_no_arguments
 
 from gendistill.ops import kda_prefill_kernels as kernels
 from gendistill.ops import prefill_convolution_kernels as convolution
+from gendistill.ops import prefill_outputs_kernels as ends
 from gendistill.ops.bounded_kda import bounded_kda_prefill
 from gendistill.ops.decay import DecayGate
 from gendistill.ops.decode_layer import Recurrence
@@ -35,8 +36,8 @@ SETTINGS = {
     ],
     "SOLUTIONS": [{"num_warps": warps, "num_stages": 1} for warps in (4, 8)],
     "FINE": [{"COLUMNS": 16, "STAGES": stages, "num_warps": 4} for stages in (3, 4)],
-    "OUTPUTS": [{"num_warps": warps, "num_stages": stages} for warps, stages in itertools.product((4, 8), (1, 2))],
 }
+OUTPUTS = [{"num_warps": warps, "num_stages": stages} for warps, stages in itertools.product((4, 8), (1, 2))]
 
 
 def make_inputs(length: int, gates: str) -> list[torch.Tensor]:
@@ -107,11 +108,11 @@ def time_layer(length: int) -> None:
         with mock.patch.object(convolution, "SETTING", {"TOKENS": tokens, "num_warps": warps}):
             time = took(captured(convolve, HEADS, KEY_HEADS, False))
         print(f"  convolution, {tokens} tokens a program, {warps} warps {time}", flush=True)
-    whole = captured(recurrent_piece, qkv, narrow, layer, conv_state, state, False, None)
+    whole = captured(recurrent_piece, qkv, narrow, layer, conv_state, state, 0, None, None)
     print(f"  a layer between its projections, as a graph {took(whole)}", flush=True)
-    for setting in SETTINGS["OUTPUTS"]:
-        with mock.patch.object(kernels, "OUTPUTS", setting):
-            whole = captured(recurrent_piece, qkv, narrow, layer, conv_state, state, False, None)
+    for setting in OUTPUTS:
+        with mock.patch.object(ends, "SETTING", setting):
+            whole = captured(recurrent_piece, qkv, narrow, layer, conv_state, state, 0, None, None)
             print(f"  the same, outputs {setting} {took(whole)}", flush=True)
 
 
@@ -157,15 +158,13 @@ def main() -> None:
         q, k, v, raw, beta, A_log, dt_bias = given
         print(f"{length} tokens: fla's {took(by_fla, *given)}, the package's {took(by_package, *given)}", flush=True)
         gate = DecayGate(raw.flatten(2), A_log, dt_bias, BOUND)
-        reading, writing, w, L, P, decay = kernels.products(q, k, gate, None, beta, None)
+        _, writing, w, L, _, decay = kernels.products(q, k, gate, None, beta, None)
         u = kernels.solve(v, beta, False, L, w.clone(), None)
         final = torch.empty(1, HEADS, WIDTH, WIDTH, device="cuda")
-        h, v_new = kernels.chunks(writing, w, u, decay, None, final)
         calls = {
             "PRODUCTS": partial(kernels.products, q, k, gate, None, beta, None),
             "SOLUTIONS": partial(kernels.solve, v, beta, False, L, w, None),
             "FINE": partial(kernels.chunks, writing, w, u, decay, None, final),
-            "OUTPUTS": partial(kernels.outputs, reading, h, v_new, P, None, length),
         }
         for name, call in calls.items():
             for setting in [getattr(kernels, name), *SETTINGS[name]]:

@@ -99,25 +99,28 @@ def test_attention_of_the_last_tokens_is_masked_attention(monkeypatch, flash, le
 
 @torch.no_grad()
 @pytest.mark.parametrize("lengths", [None, (300, 65, 1)], ids=["whole", "padded"])
-@pytest.mark.parametrize("extends", [False, True], ids=["first", "further"])
+@pytest.mark.parametrize("start", [0, 100], ids=["first", "further"])
+@pytest.mark.parametrize("share", [None, "head", "token"])
 @pytest.mark.parametrize(("norm", "silu"), [(True, True), (False, False)])
 @pytest.mark.parametrize("width", [64, 128])
-def test_a_piece_of_a_layer_is_its_operations_one_by_one(lengths, extends, norm, silu, width):
+def test_a_piece_of_a_layer_is_its_operations_one_by_one(lengths, start, share, norm, silu, width):
     torch.manual_seed(0)
-    layer = recurrence(torch.bfloat16, "channel", -5.0, True, silu, norm, None, width)
+    layer = recurrence(torch.bfloat16, "channel", -5.0, True, silu, norm, share, width)
     channels, taps = layer.conv_weight.shape
     states = [torch.randn(3, channels, taps), torch.randn(3, 4, width, width)]
     states = [states[0].cuda().bfloat16(), states[1].cuda()]
     qkv = torch.randn(3, 300, channels, device="cuda").bfloat16()
     narrow = torch.randn(3, 300, sum(layer.narrow.values()), device="cuda").bfloat16()
     lengths = None if lengths is None else torch.tensor(lengths, device="cuda")
+    seen = None if share is None else torch.randn(3, 300, 4, width, device="cuda").bfloat16()
     found = [x.clone() for x in states]
-    y = recurrent_piece(qkv, narrow, layer, *found, extends, lengths)
+    y = recurrent_piece(qkv, narrow, layer, *found, start, lengths, seen)
     lengths = None if lengths is None else lengths.cpu()
     y, *found = (x.cpu() for x in (y, *found))
     wide = layer._replace(**{name: x.cpu().double() for name, x in layer._asdict().items() if torch.is_tensor(x)})
     expected = [x.cpu().double() for x in states]
-    expected_y = recurrent_piece(qkv.cpu().double(), narrow.cpu().double(), wide, *expected, extends, lengths)
+    qkv, narrow, seen = (None if x is None else x.cpu().double() for x in (qkv, narrow, seen))
+    expected_y = recurrent_piece(qkv, narrow, wide, *expected, start, lengths, seen)
     if lengths is not None:
         valid = (torch.arange(300) < lengths[:, None])[..., None]
         assert y.isfinite().all()

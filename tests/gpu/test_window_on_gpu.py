@@ -7,8 +7,9 @@ from transformers.cache_utils import LinearAttentionLayer
 
 from gendistill.distill.acceleration import GraphedMicroBatch, takes_graphs
 from gendistill.distill.engine import Trainer
-from gendistill.models.cache import Ring
+from gendistill.models.cache import RING_COUNT, RING_KEYS, RING_VALUES, Ring
 from gendistill.models.mixers.window import attend_to_window
+from gendistill.models.padding import Padding
 from gendistill.ops import window as ops
 
 pytestmark = [
@@ -140,3 +141,20 @@ def test_the_loop_never_waits_for_the_device(tmp_path, monkeypatch, student):
     monkeypatch.setattr(GraphedMicroBatch, "_capture", capturing)
     history, _ = train("words", tmp_path, fast=True, **STUDENTS[student])
     assert len(history) == 6
+
+
+@pytest.mark.parametrize(("window", "sinks"), [(8, 4), (70, 4), (512, 4), (5, 0)])
+@pytest.mark.parametrize("length", [1, 40, 700])
+def test_a_ring_is_written_as_in_plain_pytorch(monkeypatch, window, sinks, length):
+    torch.manual_seed(0)
+    layers = {"kernel": LinearAttentionLayer(), "plain": LinearAttentionLayer()}
+    lengths = torch.tensor([length, length // 2, 1], device="cuda")
+    for padding in (None, Padding(torch.arange(length, device="cuda") < lengths[:, None]), None):
+        k, v = (torch.randn(3, length, 2, 64, device="cuda").transpose(1, 2) for _ in range(2))
+        for name, layer in layers.items():
+            monkeypatch.setattr("gendistill.models.cache.takes_kernels", lambda _, name=name: name == "kernel")
+            Ring(layer, k, window, sinks).write(k, v, padding)
+        found, expected = (layer.recurrent_states for layer in layers.values())
+        assert torch.equal(found[RING_COUNT], expected[RING_COUNT])
+        for state in (RING_KEYS, RING_VALUES):  # but for the place of padding
+            assert torch.equal(found[state][:, :, :-1], expected[state][:, :, :-1])

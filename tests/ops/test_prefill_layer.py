@@ -66,9 +66,9 @@ def empty_states() -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_piece_in_two_is_one(given, cut):
     layer, qkv, narrow = given
     whole, parts = empty_states(), empty_states()
-    y = recurrent_piece(qkv, narrow, layer, *whole, False, None)
-    first = recurrent_piece(qkv[:, :cut], narrow[:, :cut], layer, *parts, False, None)
-    second = recurrent_piece(qkv[:, cut:], narrow[:, cut:], layer, *parts, True, None)
+    y = recurrent_piece(qkv, narrow, layer, *whole, 0, None, None)
+    first = recurrent_piece(qkv[:, :cut], narrow[:, :cut], layer, *parts, 0, None, None)
+    second = recurrent_piece(qkv[:, cut:], narrow[:, cut:], layer, *parts, cut, None, None)
     torch.testing.assert_close(torch.cat([first, second], 1), y)
     torch.testing.assert_close(parts, whole)
 
@@ -77,8 +77,8 @@ def test_a_piece_in_two_is_one(given, cut):
 def test_padding_behind_a_row_changes_nothing(given, length):
     layer, qkv, narrow = given
     padded, alone = empty_states(), empty_states()
-    y = recurrent_piece(qkv, narrow, layer, *padded, False, torch.tensor([TOKENS, length]))
-    expected = recurrent_piece(qkv[:, :length], narrow[:, :length], layer, *alone, False, None)
+    y = recurrent_piece(qkv, narrow, layer, *padded, 0, torch.tensor([TOKENS, length]), None)
+    expected = recurrent_piece(qkv[:, :length], narrow[:, :length], layer, *alone, 0, None, None)
     torch.testing.assert_close(y[1, :length], expected[1])
     for found, wanted in zip(padded, alone, strict=True):
         torch.testing.assert_close(found[1], wanted[1])
@@ -87,12 +87,28 @@ def test_padding_behind_a_row_changes_nothing(given, length):
 def test_a_piece_is_its_tokens_one_by_one(given):
     layer, qkv, narrow = given
     piece = empty_states()
-    y = recurrent_piece(qkv, narrow, layer, *piece, False, None)
+    y = recurrent_piece(qkv, narrow, layer, *piece, 0, None, None)
     steps = tuple(torch.zeros_like(state) for state in piece)
     tokens = torch.cat([qkv, narrow], -1).unbind(1)
     found = [recurrent_step(x, *steps, layer, None, torch.full((2,), t)) for t, x in enumerate(tokens)]
     torch.testing.assert_close(torch.stack(found, 1), y)
     torch.testing.assert_close(steps, piece)
+
+
+@pytest.mark.parametrize("by_token", [False, True])
+def test_beside_a_window_a_piece_is_its_tokens_one_by_one(by_token):
+    torch.manual_seed(0)
+    layer = make_layer(bound=-5.0, share_logit=torch.randn(HEADS), share_by_token=by_token, seen_whole=50)
+    qkv = torch.randn(2, TOKENS, CHANNELS, dtype=torch.float64)
+    narrow = torch.randn(2, TOKENS, sum(layer.narrow.values()), dtype=torch.float64)
+    seen = torch.randn(2, TOKENS, HEADS, WIDTH, dtype=torch.float64)
+    states, cut = empty_states(), 30
+    first = recurrent_piece(qkv[:, :cut], narrow[:, :cut], layer, *states, 0, None, seen[:, :cut])
+    second = recurrent_piece(qkv[:, cut:], narrow[:, cut:], layer, *states, cut, None, seen[:, cut:])
+    steps = tuple(torch.zeros_like(state) for state in states)
+    tokens = torch.cat([qkv, narrow], -1).unbind(1)
+    found = [recurrent_step(x, *steps, layer, seen[:, t], torch.full((2,), t)) for t, x in enumerate(tokens)]
+    torch.testing.assert_close(torch.stack(found, 1), torch.cat([first, second], 1))
 
 
 def test_a_step_finds_its_states_among_others(given):

@@ -18,7 +18,7 @@ from gendistill.ops.causal import causal_attention
 from gendistill.ops.decode_linear import gated, normed
 from gendistill.ops.prefill_layer import recurrent_piece
 from gendistill.ops.rope import rope_heads
-from gendistill.ops.window import share_beside, window_attention
+from gendistill.ops.window import window_attention
 
 
 class PrefillPass:
@@ -70,14 +70,7 @@ def mix_piece(
     if layer.is_window:
         return seen.flatten(2)
     narrow = F.linear(inputs, layer.weight[channels:])  # [B, T, narrow]
-    o = _recur(layer, cache, qkv, narrow, padding, start > 0)
-    if seen is None:
-        return o
-    position = torch.arange(start, start + inputs.shape[1], device=inputs.device)  # [T]
-    logit, seen_whole = layer.recurrence.share_logit, layer.recurrence.seen_whole
-    by_token = layer.recurrence.by_name(narrow).get("share")  # [B, T, H]
-    share = share_beside(logit, by_token, position, seen_whole)  # [T, H] or [B, T, H]
-    return torch.lerp(seen, o.unflatten(-1, (layer.heads, -1)), share[..., None].to(o.dtype)).flatten(2)
+    return _recur(layer, cache, qkv, narrow, padding, start, seen)
 
 
 def _see_window(layer: PackedMixer, cache, qkv, rope, padding: Padding | None) -> torch.Tensor:
@@ -90,7 +83,7 @@ def _see_window(layer: PackedMixer, cache, qkv, rope, padding: Padding | None) -
 
 
 def _recur(
-    layer: PackedMixer, cache, qkv: torch.Tensor, narrow: torch.Tensor, padding: Padding | None, extends: bool
+    layer: PackedMixer, cache, qkv: torch.Tensor, narrow: torch.Tensor, padding: Padding | None, start: int, seen
 ) -> torch.Tensor:
     """[B, T, H * D]; the convolution's last inputs and the state go into the cache."""
     recurrence = layer.recurrence
@@ -102,7 +95,8 @@ def _recur(
         )
     cache.has_previous_state[0] = True
     lengths = None if padding is None else padding.lengths
-    return recurrent_piece(qkv, narrow, recurrence, cache.conv_states[0], cache.recurrent_states[0], extends, lengths)
+    states = cache.conv_states[0], cache.recurrent_states[0]
+    return recurrent_piece(qkv, narrow, recurrence, *states, start, lengths, seen)
 
 
 def _added(x: torch.Tensor, o: torch.Tensor, projection) -> torch.Tensor:

@@ -22,7 +22,9 @@ from transformers.cache_utils import (
 from gendistill.errors import UserError
 from gendistill.models.configuration import GendistillConfig
 from gendistill.models.padding import Padding
+from gendistill.ops.dispatch import takes_kernels
 from gendistill.ops.window import Past
+from gendistill.ops.window_kernels import write_ring
 
 # Where a window's tensors lie among the states of transformers' linear layer, behind the recurrence's own, number 0.
 RING_KEYS, RING_VALUES, RING_COUNT = 1, 2, 3
@@ -107,22 +109,27 @@ class Ring:
     def write(self, k: torch.Tensor, v: torch.Tensor, padding: Padding | None) -> None:
         """Takes in the tokens [B, G, T, D] that follow, each sequence's padding behind its tokens."""
         length = k.shape[2]
-        index = torch.arange(length, device=k.device).expand(len(k), -1)  # [B, T]
-        new = torch.full_like(self.count, length) if padding is None else padding.lengths  # [B]
-        # Of the tokens written here only those that the window still sees at the end: others would share their places.
-        stays = (index < new[:, None]) & (
-            (index >= new[:, None] - self.window) | (self.count[:, None] + index < self.sinks)
-        )
+        lengths = None if padding is None else padding.lengths  # [B]
+        if takes_kernels(k) and not torch.compiler.is_compiling():
+            write_ring(self.keys, self.values, k, v, self.count, lengths, self.window, self.sinks)
+        else:
+            self._write(k, v, length if lengths is None else lengths[:, None])
+        self.count += length if lengths is None else lengths
+        known = padding is None and self.layer.equal_count is not None
+        self.layer.equal_count = self.layer.equal_count + length if known else None
+        for state in (RING_KEYS, RING_VALUES, RING_COUNT):
+            self.layer.has_previous_state[state] = True
+
+    def _write(self, k: torch.Tensor, v: torch.Tensor, new: int | torch.Tensor) -> None:
+        """`write_ring` in plain PyTorch; `new` is how many of the tokens are no padding, or [B, 1]."""
+        index = torch.arange(k.shape[2], device=k.device).expand(len(k), -1)  # [B, T]
+        # Of tokens written here only those that the window still sees at the end: others would share their places.
+        stays = (index < new) & ((index >= new - self.window) | (self.count[:, None] + index < self.sinks))
         places = ring_places(self.count[:, None] + index, self.window, self.sinks)  # [B, T]
         places = places.masked_fill(~stays, self.sinks + self.window)
         places = places[:, None, :, None].expand_as(k)
         self.keys.scatter_(2, places, k)
         self.values.scatter_(2, places, v)
-        self.count += new
-        known = padding is None and self.layer.equal_count is not None
-        self.layer.equal_count = self.layer.equal_count + length if known else None
-        for state in (RING_KEYS, RING_VALUES, RING_COUNT):
-            self.layer.has_previous_state[state] = True
 
 
 def ring_places(positions: torch.Tensor, window: int, sinks: int) -> torch.Tensor:

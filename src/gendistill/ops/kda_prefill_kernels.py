@@ -11,7 +11,7 @@ With C_i the sum of log decays (to the base of 2) from a chunk's first token to 
 
 `_products_kernel` makes L and P, and queries and keys with the decays that they meet states with; `_solutions_kernel`
 makes w and u. Both take all chunks at once. `_chunks_kernel` goes from chunk to chunk, for some channels of the values
-(h is the state before a chunk), and `_outputs_kernel` again takes all at once:
+(h is the state before a chunk), and `prefill_outputs_kernels` again take all at once:
 
     v_new = u - w h;  h_next = 2^C_last h + (k 2^(C_last - C))^T v_new;  o = scale (q 2^C) h + P v_new
 
@@ -21,7 +21,6 @@ gate by the first kernel, the output gate, behind the norm of each head, by the 
 
 import functools
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ from torch import Tensor
 from gendistill.ops.decay import DecayGate
 from gendistill.ops.kda_kernels import CHUNK, HEAD_SIZES
 from gendistill.ops.optional_triton import tl, triton
+from gendistill.ops.prefill_outputs_kernels import OutputGate, outputs, spacing
 
 # Swept on an H200: results/gpu/kda_prefill.txt.
 PRODUCTS = {"KEYS": 64, "num_warps": 4, "num_stages": 1}
@@ -36,30 +36,11 @@ SOLUTIONS = {"num_warps": 4, "num_stages": 1}
 # Channels of the values to a program: where programs of FINE do not outnumber the GPU's processors, and where they do.
 FINE = {"COLUMNS": 16, "STAGES": 4, "num_warps": 4}
 COARSE = {"COLUMNS": 64, "STAGES": 3, "num_warps": 4}
-OUTPUTS = {"num_warps": 8, "num_stages": 2}
 
 
 def takes_prefill(kind: torch.dtype, head_size: int) -> bool:
     """Whether these kernels are written for numbers of a kind (decayed keys outrange float16) and heads of a size."""
     return kind == torch.bfloat16 and head_size in HEAD_SIZES
-
-
-class OutputGate(NamedTuple):
-    """What happens behind the recurrence; see `gated_norm`.
-
-    Attributes:
-        raw: [B, T, R], tokens evenly spaced in memory.
-        weight, bias: [H * D, R] and [H * D].
-        norm: weight [D] of the norm of each head before it, with its eps; None for no norm.
-        silu: the activation; otherwise a sigmoid.
-    """
-
-    raw: Tensor
-    weight: Tensor
-    bias: Tensor
-    norm: Tensor | None
-    eps: float
-    silu: bool
 
 
 def through_chunks(
@@ -116,7 +97,7 @@ def products(
     decay = q.new_empty(B, number, H, D, dtype=torch.float32)
     _products_kernel[number, B * H](
         q, k, gate.raw, weight, beta, gate.A_log, gate.dt_bias, _sums(q.device), lengths, reading, writing, w, L, P,
-        decay, gate.bound / math.log(2), D**-0.5, T, _spacing(gate.raw), _spacing(beta), H=H, G=k.shape[2], D=D,
+        decay, gate.bound / math.log(2), D**-0.5, T, spacing(gate.raw), spacing(beta), H=H, G=k.shape[2], D=D,
         R=gate.raw.shape[2], RAW_BETA=weight is not None, **PRODUCTS,
     )  # fmt: skip
     return reading, writing, w, L, P, decay
@@ -129,16 +110,9 @@ def solve(v: Tensor, beta: Tensor, raw_beta: bool, L: Tensor, w: Tensor, lengths
     assert all(x.is_contiguous() for x in (v, L, w))
     u = torch.empty_like(w)
     _solutions_kernel[triton.cdiv(T, CHUNK), B * H](
-        v, beta, L, w, lengths, u, T, _spacing(beta), H=H, G=G, D=D, RAW_BETA=raw_beta, **SOLUTIONS
+        v, beta, L, w, lengths, u, T, spacing(beta), H=H, G=G, D=D, RAW_BETA=raw_beta, **SOLUTIONS
     )
     return u
-
-
-def _spacing(x: Tensor) -> int:
-    """Numbers from a token of [B, T, ...] to the next, the same over all rows."""
-    assert x.stride(-1) == 1, x.stride()
-    assert len(x) == 1 or x.stride(0) == x.shape[1] * x.stride(1), (x.shape, x.stride())
-    return x.stride(1)
 
 
 def chunks(
@@ -162,23 +136,6 @@ def chunks(
     return h, v_new
 
 
-def outputs(reading: Tensor, h: Tensor, v_new: Tensor, P: Tensor, gate: OutputGate | None, T: int) -> Tensor:
-    """[B, T, H * D] of queries with their decays, states before chunks, new values and products inside chunks."""
-    B, N, H, D = h.shape[:4]
-    assert all(x.is_contiguous() for x in (reading, h, v_new, P))
-    y = v_new.new_empty(B, T, H * D)
-    if gate is None:
-        of_gate, width = (None, 0, None, None, None, 0.0), 0
-    if gate is not None:
-        assert gate.weight.is_contiguous()
-        of_gate = (gate.raw, _spacing(gate.raw), gate.weight, gate.bias, gate.norm, gate.eps)
-        width = gate.raw.shape[2]
-    _outputs_kernel[N, B * H](
-        reading, h, v_new, P, *of_gate, y, T, H=H, D=D, R=width, SILU=gate is not None and gate.silu, **OUTPUTS
-    )
-    return y
-
-
 @functools.cache
 def _sums(device: torch.device) -> Tensor:
     """[4, 64, 64]: which log decays of a chunk to add up for each of its tokens, by a product with ones and zeros: a
@@ -197,18 +154,14 @@ def _sums(device: torch.device) -> Tensor:
 
 
 if triton is not None:
-
-    @triton.jit
-    def _sigmoid(x):
-        # By exp2, because tl.sigmoid's exp takes four instructions more.
-        return 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * x))
+    from gendistill.ops.prefill_outputs_kernels import sigmoid
 
     @triton.jit
     def _strength(beta, has, RAW_BETA: tl.constexpr):
         """How strongly tokens write, 0 for padding; beta: pointers."""
         strength = tl.load(beta, mask=has, other=0.0).to(tl.float32)
         if RAW_BETA:
-            strength = tl.where(has, _sigmoid(strength), 0.0)
+            strength = tl.where(has, sigmoid(strength), 0.0)
         return strength
 
     @triton.jit
@@ -257,7 +210,7 @@ if triton is not None:
                 x = tl.load(raw + head * D + i * raw_spacing + d, mask=has, other=0.0).to(tl.float32)
             x += tl.load(dt_bias + d).to(tl.float32)
             # In 11 bits: a sum of log decays is then off by no more than 2^-12 of itself.
-            g = tl.where(has, bound * _sigmoid(A * x), 0.0).to(sums.dtype.element_ty)
+            g = tl.where(has, bound * sigmoid(A * x), 0.0).to(sums.dtype.element_ty)
             q_ = tl.load(q + wide, mask=has, other=0.0)
             k_ = tl.load(k + i * (G * D) + d, mask=has, other=0.0)
             # Pairs of tokens i >= j decay by 2^(C_i - r) 2^(r - C_j). With r of token 31 for pairs across it, where
@@ -359,30 +312,3 @@ if triton is not None:
             tl.store(v_new + at + tokens + column, new)
             state = tl.dot(keys, new, state * decay_[:, None])
         tl.store(final + square, state)
-
-    @triton.jit(do_not_specialize=["T"])
-    def _outputs_kernel(
-        reading, h, v_new, P, raw, spacing, weight, bias, norm, eps, y, T,
-        H: tl.constexpr, D: tl.constexpr, R: tl.constexpr, SILU: tl.constexpr,
-    ):  # fmt: skip
-        """A chunk of one head: what its queries read of the state before it and of its own tokens; norm and gate."""
-        chunk, row, head = tl.program_id(0), (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
-        i = chunk * 64 + tl.arange(0, 64)[:, None]
-        has = i < T
-        padded = (row * tl.num_programs(0) * 64 + i) * H + head  # where each chunk has 64 tokens
-        d = tl.arange(0, D)[None, :]
-        before = ((row * tl.num_programs(0) + chunk) * H + head) * (D * D)
-        o = tl.dot(tl.load(reading + padded * D + d), tl.load(h + before + tl.arange(0, D)[:, None] * D + d))
-        inside = tl.load(P + padded * 64 + tl.arange(0, 64)[None, :])
-        o = tl.dot(inside, tl.load(v_new + padded * D + d), o)  # [64, D]
-        if norm is not None:
-            o *= tl.rsqrt(tl.sum(o * o, 1)[:, None] / D + eps) * tl.load(norm + d).to(tl.float32)
-        if weight is not None:
-            r = tl.arange(0, R)
-            given = tl.load(raw + (row * T + i) * spacing + r[None, :], mask=has, other=0.0)  # [64, R]
-            gate = tl.dot(given, tl.load(weight + (head * D + d) * R + r[:, None]))  # [64, D]
-            gate += tl.load(bias + head * D + d).to(tl.float32)
-            o *= _sigmoid(gate)
-            if SILU:
-                o *= gate
-        tl.store(y + ((row * T + i) * H + head) * D + d, o.to(y.dtype.element_ty), mask=has)

@@ -13,9 +13,11 @@ from gendistill.ops.convolution import convolved_heads
 from gendistill.ops.decay import DecayGate, is_bounded
 from gendistill.ops.decode_layer_kernels import Recurrence
 from gendistill.ops.dispatch import linear_attention, takes_kernels
-from gendistill.ops.kda_prefill_kernels import OutputGate, takes_prefill, through_chunks
+from gendistill.ops.kda_prefill_kernels import takes_prefill, through_chunks
 from gendistill.ops.output_gate import gated_norm
 from gendistill.ops.prefill_convolution_kernels import convolved_piece
+from gendistill.ops.prefill_outputs_kernels import Beside, OutputGate
+from gendistill.ops.window import TOKEN_SCALE, share_beside
 
 
 def recurrent_piece(
@@ -24,8 +26,9 @@ def recurrent_piece(
     layer: Recurrence,
     conv_state: torch.Tensor,
     state: torch.Tensor,
-    extends: bool,
+    start: int,
     lengths: torch.Tensor | None,
+    seen: torch.Tensor | None,
 ) -> torch.Tensor:
     """Several tokens of a linear layer, from its projections to what its output projection takes.
 
@@ -34,15 +37,15 @@ def recurrent_piece(
         narrow: [B, T, narrow], what `Recurrence.narrow` lists, side by side.
         conv_state: [B, C, W], the last inputs of the convolution; written.
         state: [B, H, D, D] float32 or wider, written.
-        extends: both states are those of the tokens before these; otherwise there are none, and what they hold is
-            not looked at.
+        start: tokens before these, of which both states are; if there are none, what they hold is not looked at.
         lengths: [B], tokens of each row, padding behind them; None for T.
+        seen: [B, T, H, D], of a window beside it; None for none.
 
     Returns:
         [B, T, H * D].
     """
     by_device = _by_kernels if _takes_kernels(qkv, layer) else _plainly
-    return by_device(qkv, narrow, layer, conv_state, state, extends, lengths)
+    return by_device(qkv, narrow, layer, conv_state, state, start, lengths, seen)
 
 
 def _takes_kernels(qkv: torch.Tensor, layer: Recurrence) -> bool:
@@ -52,18 +55,23 @@ def _takes_kernels(qkv: torch.Tensor, layer: Recurrence) -> bool:
     return by_channel and takes_kernels(qkv) and takes_prefill(qkv.dtype, size)
 
 
-def _by_kernels(qkv, narrow, layer: Recurrence, conv_state, state, extends: bool, lengths) -> torch.Tensor:
-    parts = layer.by_name(narrow)
+def _by_kernels(qkv, narrow, layer: Recurrence, conv_state, state, start: int, lengths, seen) -> torch.Tensor:
+    extends, parts = start > 0, layer.by_name(narrow)
     shape = (layer.heads, layer.key_heads, layer.silu_conv)
     q, k, v = convolved_piece(qkv, layer.taps, layer.conv_bias, conv_state, extends, lengths, *shape)
     decay = DecayGate(parts["decay"], layer.A_log, layer.dt_bias, layer.bound)
-    output = OutputGate(parts["gate"], layer.gate_weight, layer.gate_bias, layer.norm, layer.eps, layer.silu_gate)
+    beside = None
+    if seen is not None:
+        of_tokens = (parts.get("share"), TOKEN_SCALE)
+        beside = Beside(seen.contiguous(), layer.share_logit, *of_tokens, start, layer.seen_whole or 0)
+    gate = (parts["gate"], layer.gate_weight, layer.gate_bias, layer.norm, layer.eps, layer.silu_gate)
     before = state if extends else None
+    output = OutputGate(*gate, beside)
     return through_chunks(q, k, v, decay, layer.decay_weight, parts["beta"], lengths, before, state, output)
 
 
-def _plainly(qkv, narrow, layer: Recurrence, conv_state, state, extends: bool, lengths) -> torch.Tensor:
-    parts = layer.by_name(narrow)
+def _plainly(qkv, narrow, layer: Recurrence, conv_state, state, start: int, lengths, seen) -> torch.Tensor:
+    extends, parts = start > 0, layer.by_name(narrow)
     q, k, v = _convolved(qkv, layer, conv_state, extends, lengths)  # [B, T, H, D] each
     mask = None if lengths is None else torch.arange(qkv.shape[1], device=qkv.device) < lengths[:, None]  # [B, T]
     # Tokens see none of the padding behind them; only the state must not.
@@ -84,7 +92,12 @@ def _plainly(qkv, narrow, layer: Recurrence, conv_state, state, extends: bool, l
     state.copy_(new)
     activation = "silu" if layer.silu_gate else "sigmoid"
     gate = F.linear(parts["gate"], layer.gate_weight)  # [B, T, H * D]
-    return gated_norm(o, gate, layer.gate_bias, layer.norm, eps=layer.eps, activation=activation)
+    o = gated_norm(o, gate, layer.gate_bias, layer.norm, eps=layer.eps, activation=activation)
+    if seen is None:
+        return o
+    position = torch.arange(start, start + qkv.shape[1], device=qkv.device)  # [T]
+    share = share_beside(layer.share_logit, parts.get("share"), position, layer.seen_whole or 0)  # [T, H], [B, T, H]
+    return torch.lerp(seen, o.unflatten(-1, (layer.heads, -1)), share[..., None].to(o.dtype)).flatten(2)
 
 
 def _convolved(

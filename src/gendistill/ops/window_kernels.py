@@ -1,6 +1,6 @@
-"""Sinks added to what a flash kernel saw of a window, in one Triton kernel.
+"""Of windows: sinks added to what a flash kernel saw, and tokens put into a ring buffer, in one Triton kernel each.
 
-Shapes: B sequences, T tokens, H query heads, G key heads, D channels of a head, S sinks.
+Shapes: B sequences, T tokens, H query heads, G key heads, D channels of a head, S sinks, W the window.
 """
 
 import torch
@@ -44,6 +44,37 @@ def add_sinks(
     )  # fmt: skip
 
 
+def write_ring(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    count: torch.Tensor,
+    lengths: torch.Tensor | None,
+    window: int,
+    sinks: int,
+) -> None:
+    """Puts those of the tokens that follow into a ring buffer that it still holds behind the last of them.
+
+    Args:
+        keys, values: [B, G, at least S + W, D], contiguous; written to. See `Ring`.
+        k, v: [B, G, T, D], of any strides but in the channels.
+        count: [B] int64, tokens before.
+        lengths: [B], how many of the tokens are no padding, which stands behind them; None for T.
+
+    Raises:
+        UserError: Triton is not installed.
+    """
+    require_triton()
+    batch, groups, length, width = k.shape
+    assert keys.is_contiguous() and values.is_contiguous() and k.stride(3) == v.stride(3) == 1
+    with torch.cuda.device_of(k):  # Triton launches on the current GPU, whichever has the tensors
+        _write_ring[(triton.cdiv(sinks + window, TOKENS), groups, batch)](
+            keys, values, k, v, count, lengths, length, window, sinks, keys.shape[2], *k.stride()[:3], *v.stride()[:3],
+            GROUPS=groups, WIDTH=width, LANES=triton.next_power_of_2(width), TOKENS=TOKENS, num_warps=4,
+        )  # fmt: skip
+
+
 if triton is not None:
 
     @triton.jit
@@ -76,3 +107,28 @@ if triton is not None:
         o = tl.load(out, mask=inside, other=0.0).to(tl.float32) * of_window[:, None]
         o += tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         tl.store(out, (o / total[:, None]).to(OUT.dtype.element_ty), mask=inside)
+
+    @triton.jit
+    def _write_ring(
+        KEYS, VALUES, K, V, COUNT, LENGTHS, length, window, sinks, places,
+        k_batch, k_head, k_token, v_batch, v_head, v_token,
+        GROUPS: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, TOKENS: tl.constexpr,
+    ):  # fmt: skip
+        group, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
+        place = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None]  # [TOKENS, 1]
+        channel = tl.arange(0, LANES)[None, :]
+        count = tl.load(COUNT + row)
+        new = length if LENGTHS is None else tl.load(LENGTHS + row)
+        last = count + new - 1
+        # The last token that a place of the window belongs to; before the sinks' end there is none.
+        turns = last - sinks - (place - sinks)
+        token = last - tl.where(turns >= 0, turns % window, turns + window)
+        position = tl.where(place < sinks, place, token)
+        held = (place < sinks) | (position >= sinks)
+        index = position - count  # among these tokens
+        mask = held & (index >= 0) & (index < new) & (place < sinks + window) & (channel < WIDTH)
+        target = ((row * GROUPS + group) * places + place) * WIDTH + channel
+        of_k = K + row * k_batch + group * k_head + index * k_token + channel
+        of_v = V + row * v_batch + group * v_head + index * v_token + channel
+        tl.store(KEYS + target, tl.load(of_k, mask=mask, other=0.0), mask=mask)
+        tl.store(VALUES + target, tl.load(of_v, mask=mask, other=0.0), mask=mask)
