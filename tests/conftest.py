@@ -5,20 +5,20 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+# Objects made before the next collection of garbage: by default 700, and collections took a twentieth of the suite.
+BETWEEN_COLLECTIONS = 20_000
 TIMED = Path(__file__).parents[1] / "results/cpu/test_suite.json"  # by benchmarks/test_suite.py
 
 
 def pytest_configure(config):
     """Has pytest-xdist give out files in the order below; it would begin with those that hold the most tests."""
+    gc.set_threshold(BETWEEN_COLLECTIONS)
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 
@@ -38,6 +38,10 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session")
 def tokenizer():
+    # Here, since pytest-xdist's own process reads this file before it starts workers, and needs none of these.
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -53,6 +57,9 @@ def tokenizer():
 
 
 def _tiny_qwen3(tokenizer, seed):
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     torch.manual_seed(seed)
     # Weights far larger than usual make replies that differ between items and leave no near ties.
     config = Qwen3Config(

@@ -1,6 +1,7 @@
 """The rooms of the package and the arrows between them, checked on every import in src: also those inside functions."""
 
 import ast
+import functools
 import subprocess
 import sys
 import tokenize
@@ -72,6 +73,7 @@ FAR_APART = [
 ]
 
 
+@functools.cache
 def modules(root: Path) -> dict[str, Path]:
     """The modules of the package in a folder by their names below it ("ops.decay"); the package itself is "".
 
@@ -84,6 +86,13 @@ def modules(root: Path) -> dict[str, Path]:
     return named
 
 
+@functools.cache
+def syntax_of(path: Path) -> ast.Module:
+    """A source file's syntax; no test changes a file that was looked at."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports(root: Path) -> dict[str, set[str]]:
     """For each module, the modules of the package that it imports anywhere: at its top, in functions, for types."""
     known = modules(root)
@@ -91,7 +100,7 @@ def imports(root: Path) -> dict[str, set[str]]:
 
 
 def _imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(syntax_of(path)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "gendistill":
@@ -206,10 +215,11 @@ def missing_names(script: Path, root: Path) -> list[str]:
     return wrong
 
 
+@functools.cache
 def names_of(path: Path) -> set[str]:
     """The names that a module has at its top, defined or imported there."""
     names: set[str] = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in syntax_of(path).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
