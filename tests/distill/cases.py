@@ -50,7 +50,7 @@ from gendistill.recipe.stage import Stage
 from gendistill.synthesize.run import synthesize
 from small_models import make_student, make_teacher, tokens
 
-LENGTH, STEPS, ROWS = 16, 8, 48  # 50 steps: benchmarks/trials
+LENGTH, STEPS, ROWS = 16, 6, 40  # 50 steps: benchmarks/trials
 STRATEGIES = ("replicas", "fsdp")
 GATHERED_ONCE = ("mixers", "logits", "bfloat16")  # what zero2 has a time of its own to free
 POWER = {"attention_mean_square": 0.3, "update_mean_square": 0.5, "hidden_mean_square": 2.0}
@@ -84,7 +84,7 @@ CASES = {
         "llama",
         dict(keep=(), mixer="gated_deltanet", mixer_in_layer={1: "mamba2"}),
     ),
-    "bfloat16": Case(LOGITS | dict(learning_rate=2e-5), dtype=torch.bfloat16, steps=12),
+    "bfloat16": Case(LOGITS | dict(learning_rate=2e-5), dtype=torch.bfloat16, steps=8),
     "window dropped": Case(LOGITS | dict(window_dropout=0.5) | IN_FOUR, student=dict(window=5, sinks=2)),
     "on policy": Case(
         dict(
@@ -96,7 +96,7 @@ CASES = {
         | IN_FOUR,
         steps=8,
     ),
-    "short": Case(dict(objective="forward_kl", train=["mixer", "embedding"], checkpoint_every=3) | IN_FOUR, steps=12),
+    "short": Case(dict(objective="forward_kl", train=["mixer", "embedding"], checkpoint_every=3) | IN_FOUR, steps=9),
 }
 STAGES = ("qk_alignment", "instruction_distillation")
 TASKS = ("facts", "choice")
