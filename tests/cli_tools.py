@@ -4,6 +4,7 @@ import io
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
@@ -78,31 +79,36 @@ def in_process(*arguments):
     return code, output.getvalue()
 
 
-def forked(*arguments):
+def forked(*arguments, **streams):
     """Starts the command as `in_a_process` does."""
-    return in_a_process(main, argv=["gendistill", *map(str, arguments)])
+    return in_a_process(main, argv=["gendistill", *map(str, arguments)], **streams)
 
 
-def in_a_process(function, *arguments, argv=("gendistill",)):
-    """Calls a function in a process of its own that has imported torch already, which takes seconds: for kills.
+def in_a_process(function, *arguments, argv=("gendistill",), output=os.devnull, errors=os.devnull):
+    """Calls a function in a process of its own that has imported torch already, which takes seconds: for signals.
+
+    Args:
+        output, errors: files that get what it prints.
 
     Returns:
-        a `multiprocessing.Process`. What it prints goes nowhere.
+        a `multiprocessing.Process`.
     """
     context = multiprocessing.get_context("forkserver")
     # Of this pytest process the first to come; imports alone, which leave no threads.
-    context.set_forkserver_preload(["gendistill.run.distill", "gendistill.run.convert"])
-    process = context.Process(target=_call_silently, args=(function, arguments, argv))
+    context.set_forkserver_preload(["gendistill.run.distill", "gendistill.run.convert", "torch.utils.tensorboard"])
+    process = context.Process(target=_call, args=(function, arguments, argv, output, errors))
     process.start()
     return process
 
 
-def _call_silently(function, arguments, argv):
+def _call(function, arguments, argv, output, errors):
     import torch  # the process has it; whoever imports these tools need not
 
+    # A shell has what it starts in the background ignore Ctrl-C, these tests with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)  # as in `environment`: with more, sums are added up in another order
     as_called = patch("sys.argv", list(argv))
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), as_called:
+    with open(output, "w") as out, open(errors, "w") as err, redirect_stdout(out), redirect_stderr(err), as_called:
         function(*arguments)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from ablation_tools import ABLATION, BASE, LAST, InProcess, run_queue, write_ablation_file
-from cli_tools import command, environment, in_a_process, in_process
+from cli_tools import environment, in_a_process, in_process
 from gendistill.ablation.queue import said_last
 from gendistill.ablation.result import read_ablation, write_ablation
 from gendistill.errors import UserError
@@ -179,11 +179,10 @@ def test_killed_twice_it_ends_the_same(finished, tmp_path):
         process.join()
         assert not (log.parent / "student").exists(), "killed too late to show anything"
         assert read_ablation(root).shared[-1].run_once_in == f"variants/{BASE_RUN}"
-    call = command("ablate", path, "--output", root)
-    done = subprocess.run(call, capture_output=True, text=True, env=environment(), check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, output = in_process("ablate", path, "--output", root)
+    assert code == 0, output
     assert states(root) == {BASE_RUN: "done", OTHER: "done"}
-    assert f"{root / 'summary.md'}" in done.stdout and (root / "logs" / f"{OTHER}.log").read_text()
+    assert f"{root / 'summary.md'}" in output and (root / "logs" / f"{OTHER}.log").read_text()
     for name in (BASE_RUN, OTHER):
         assert results(root, name) == results(finished, name)
     # Corrected for another number of rows, but else the same figures.

@@ -1,11 +1,11 @@
 """The whole path from the command line: it ends with the pair, resumes where it stopped, and survives kill -9."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import time
-from functools import partial
 
 import pytest
 import yaml
@@ -174,22 +174,15 @@ def test_killed_in_the_middle_of_each_stage_ends_the_same(unbroken, recipe, tmp_
         (signal.SIGTERM, 143, "gendistill: stopped by SIGTERM; qk_alignment is kept as of step "),
     ],
 )
-def test_a_signal_says_what_happened_and_how_to_resume(recipe, converted_run, number, code, says):
+def test_a_signal_says_what_happened_and_how_to_resume(recipe, converted_run, tmp_path, number, code, says):
     settings = ["stages.qk_alignment.tokens=1e5", "stages.qk_alignment.checkpoint_every=1000"]
-    call = command("distill", recipe, *settings, "--output", converted_run)
-    process = subprocess.Popen(
-        call,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        # A shell has what it starts in the background ignore Ctrl-C, these tests with it.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-    wait_for_lines(converted_run / "1-qk_alignment/metrics.jsonl", 2, process.poll)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
+    streams = {name: tmp_path / name for name in ("output", "errors")}
+    process = forked("distill", recipe, *settings, "--output", converted_run, **streams)
+    wait_for_lines(converted_run / "1-qk_alignment/metrics.jsonl", 2, lambda: process.exitcode)
+    os.kill(process.pid, number)
+    process.join(timeout=60)
+    output, errors = (path.read_text() for path in streams.values())
+    assert process.exitcode == code, errors
     assert says in errors and "Traceback" not in output + errors
     checkpoints = list((converted_run / "1-qk_alignment").glob("checkpoints/step-*"))
     assert bool(checkpoints) == (number == signal.SIGTERM)
