@@ -282,8 +282,8 @@ def read(megabytes):
     assert size > 0.9 * megabytes * 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-first = read(10)
-print(read(50) - first)
+first = read(4)
+print(read(20) - first)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 10  # MiB
+    assert float(done.stdout) < 4  # MiB
