@@ -75,7 +75,7 @@ def _plainly(qkv, narrow, layer: Recurrence, conv_state, state, start: int, leng
     q, k, v = _convolved(qkv, layer, conv_state, extends, lengths)  # [B, T, H, D] each
     mask = None if lengths is None else torch.arange(qkv.shape[1], device=qkv.device) < lengths[:, None]  # [B, T]
     # Tokens see none of the padding behind them; only the state must not.
-    beta = parts["beta"].float().sigmoid() if layer.delta_rule else None
+    beta = parts["beta"].to(state.dtype).sigmoid() if layer.delta_rule else None
     if layer.fixed is not None:
         decay = layer.fixed.expand(*qkv.shape[:2], -1)
         decay = decay if mask is None else decay * mask[..., None]
