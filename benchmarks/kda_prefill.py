@@ -72,10 +72,8 @@ def make_layer() -> Recurrence:
         return (torch.randn(*shape, device="cuda") * shape[-1] ** -0.5).bfloat16()
 
     channels, wide = (HEADS + 2 * KEY_HEADS) * WIDTH, HEADS * WIDTH
-    conv_weight = draw(channels, 4)
     return Recurrence(
-        conv_weight=conv_weight,
-        taps=conv_weight.t().contiguous(),
+        conv_weight=draw(channels, 4),
         conv_bias=draw(channels),
         decay_weight=draw(wide, WIDTH),
         A_log=torch.zeros(HEADS, device="cuda"),
@@ -103,7 +101,7 @@ def time_layer(length: int) -> None:
     narrow = torch.randn(1, length, sum(layer.narrow.values()), device="cuda").bfloat16()
     conv_state = qkv.new_empty(1, qkv.shape[2], 4)
     state = torch.empty(1, HEADS, WIDTH, WIDTH, device="cuda")
-    convolve = partial(convolution.convolved_piece, qkv, layer.taps, layer.conv_bias, conv_state, False, None)
+    convolve = partial(convolution.convolved_piece, qkv, layer.conv_weight, layer.conv_bias, conv_state, False, None)
     for tokens, warps in ((64, 8), (64, 16), (32, 8), (128, 16)):
         with mock.patch.object(convolution, "SETTING", {"TOKENS": tokens, "num_warps": warps}):
             time = took(captured(convolve, HEADS, KEY_HEADS, False))

@@ -1,4 +1,4 @@
-"""Trains the students of the proof on one GPU and asks them; called again it goes on where it was.
+"""Trains the students of the proof on one GPU and asks them; called again it resumes.
 
     python benchmarks/real_teacher/prepare.py --data DATA --out PREPARED
     python benchmarks/window_table.py --teacher FOLDER --questions FILE --data DATA --haystack TEXT --tasks TASK ...

@@ -9,8 +9,8 @@ Either side is `vllm serve`, asked by `vllm bench serve` for random prompts: con
 many run is counted. Without folders the models have a published shape with random weights.
 
 On a GPU each row is added to results/gpu/vllm_serve.json (or --out) under the label as it is measured, and not measured
-again by the same settings: what was cut short goes on, and `--sides student` can follow in another lease. On a CPU rows
-are only shown.
+again by the same settings: what was cut short is resumed, and `--sides student` can follow in another lease. On a CPU
+rows are only shown.
 """
 
 import argparse

@@ -54,7 +54,7 @@ def test_run_of_a_model_keeps_its_recipe_and_resumes(folder):
     assert re.search(r"^the whole run: about [\d.]+ minutes \(loading .*conversion .*evaluation", output, re.M)
     assert "nothing is trained: give --text PATH and --chats PATH" in output
     assert "talk to it: gendistill chat out/tiny/0-conversion/student --teacher embedded" in output
-    # The same call goes on with the recipe that is there, and so does the recipe itself.
+    # The same call resumes with the recipe that is there, and so does the recipe itself.
     written = (folder / "out/tiny.yaml").read_text()
     scores = (folder / "out/tiny/scores.json").read_text()
     for again in (call, ("run", "out/tiny.yaml", "--output", "out/tiny")):

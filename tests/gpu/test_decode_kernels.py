@@ -10,8 +10,8 @@ from gendistill.ops import set_backend
 from gendistill.ops.causal import causal_attention
 from gendistill.ops.decode_attention import decode_attention
 from gendistill.ops.decode_layer import recurrent_step
-from gendistill.ops.decode_layer_kernels import Recurrence
 from gendistill.ops.decode_linear import decode_linear
+from recurrence_maker import make_recurrence
 
 pytestmark = [
     pytest.mark.gpu,
@@ -71,38 +71,6 @@ def test_products_of_few_rows(dtype, rows, inputs, outputs, plainly):
         torch.testing.assert_close(got, expected, rtol=bound, atol=bound)
 
 
-def recurrence(dtype, decay, bound, delta_rule, silu, norm, share, width=64) -> Recurrence:
-    """Of random weights."""
-    heads, groups, channels = 4, 2, 8 * width
-
-    def draw(*shape, dtype=dtype):
-        return 0.3 * torch.randn(*shape, device="cuda", dtype=dtype)
-
-    conv_weight = draw(channels, 4)
-    return Recurrence(
-        conv_weight=conv_weight,
-        taps=conv_weight.t().contiguous(),
-        conv_bias=draw(channels),
-        decay_weight=draw(heads * width, width) if decay == "channel" else None,
-        A_log=None if decay == "fixed" else draw(heads, dtype=torch.float32),
-        dt_bias=None if decay == "fixed" else draw(heads * (width if decay == "channel" else 1), dtype=torch.float32),
-        bound=bound,
-        fixed=-draw(heads, dtype=torch.float32).abs() if decay == "fixed" else None,
-        delta_rule=delta_rule,
-        gate_weight=draw(heads * width, width),
-        gate_bias=draw(heads * width),
-        norm=draw(width) if norm else None,
-        eps=1e-6,
-        silu_conv=silu,
-        silu_gate=silu,
-        heads=heads,
-        key_heads=groups,
-        share_logit=None if share is None else torch.randn(heads, device="cuda"),
-        share_by_token=share == "token",
-        seen_whole=None if share is None else 5,
-    )
-
-
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize(
     "kind",
@@ -118,7 +86,7 @@ def recurrence(dtype, decay, bound, delta_rule, silu, norm, share, width=64) -> 
 @torch.inference_mode()
 def test_a_linear_layers_step(dtype, kind, among, plainly):
     torch.manual_seed(0)
-    layer = recurrence(dtype, *kind)
+    layer = make_recurrence(dtype, *kind)
     rows, channels = 9, 8 * 64
     x = torch.randn(rows, channels + sum(layer.narrow.values()), device="cuda", dtype=dtype)
     held = 20 if among else rows

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_decode_kernels import recurrence
 from test_kernels import call, make_inputs, tokens
 
 from gendistill.ops import KERNEL_BOUND, linear_attention
@@ -11,6 +10,7 @@ from gendistill.ops.bounded_kda import bounded_kda_prefill
 from gendistill.ops.causal import causal_attention, load_flash_attention_3
 from gendistill.ops.prefill_layer import recurrent_piece
 from gendistill.ops.reference import recurrent_linear_attention
+from recurrence_maker import make_recurrence
 
 pytestmark = [
     pytest.mark.gpu,
@@ -105,7 +105,7 @@ def test_attention_of_the_last_tokens_is_masked_attention(monkeypatch, flash, le
 @pytest.mark.parametrize("width", [64, 128])
 def test_a_piece_of_a_layer_is_its_operations_one_by_one(lengths, start, share, norm, silu, width):
     torch.manual_seed(0)
-    layer = recurrence(torch.bfloat16, "channel", -5.0, True, silu, norm, share, width)
+    layer = make_recurrence(torch.bfloat16, "channel", -5.0, True, silu, norm, share, width=width)
     channels, taps = layer.conv_weight.shape
     states = [torch.randn(3, channels, taps), torch.randn(3, 4, width, width)]
     states = [states[0].cuda().bfloat16(), states[1].cuda()]

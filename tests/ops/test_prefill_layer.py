@@ -3,54 +3,31 @@
 import pytest
 import torch
 
-from gendistill.ops.decode_layer import Recurrence, recurrent_step
+from gendistill.ops.decode_layer import recurrent_step
 from gendistill.ops.prefill_layer import recurrent_piece
+from recurrence_maker import GROUPS, HEADS, TAPS, make_recurrence
 
-HEADS, GROUPS, WIDTH, TAPS, TOKENS = 4, 2, 8, 4, 70
+WIDTH, TOKENS = 8, 70
 CHANNELS = (HEADS + 2 * GROUPS) * WIDTH
+# What decays, its bound, delta rule, SiLU, norm.
 KINDS = {
-    "bounded": {"bound": -5.0},
-    "unbounded": {"bound": None},
-    "by head": {"decay_weight": None, "dt_bias": torch.zeros(HEADS), "bound": None},
-    "no delta rule": {"delta_rule": False, "bound": None},
-    "fixed": {"fixed": -torch.rand(HEADS), "decay_weight": None, "delta_rule": False, "bound": None},
+    "bounded": ("channel", -5.0, True, True, True),
+    "unbounded": ("channel", None, True, False, False),
+    "by head": ("head", None, True, True, True),
+    "no delta rule": ("channel", None, False, False, True),
+    "fixed": ("fixed", None, False, True, False),
 }
 
 
-def make_layer(**options) -> Recurrence:
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, dtype=torch.float64) * 0.3
-
-    conv_weight = draw(CHANNELS, TAPS)
-    parts = {
-        "conv_weight": conv_weight,
-        "taps": conv_weight.t().contiguous(),
-        "conv_bias": draw(CHANNELS),
-        "decay_weight": draw(HEADS * WIDTH, WIDTH),
-        "A_log": draw(HEADS),
-        "dt_bias": draw(HEADS * WIDTH),
-        "fixed": None,
-        "delta_rule": True,
-        "gate_weight": draw(HEADS * WIDTH, WIDTH),
-        "gate_bias": draw(HEADS * WIDTH),
-        "norm": draw(WIDTH),
-        "eps": 1e-6,
-        "silu_conv": True,
-        "silu_gate": False,
-        "heads": HEADS,
-        "key_heads": GROUPS,
-        "share_logit": None,
-        "share_by_token": False,
-        "seen_whole": None,
-    }
-    return Recurrence(**parts | options)
+def make_layer(kind: str, share: str | None = None):
+    return make_recurrence(torch.float64, *KINDS[kind], share, width=WIDTH, device="cpu")
 
 
 @pytest.fixture(params=KINDS)
 def given(request):
     """A layer, the projections of two rows, and states that nothing was put in yet."""
     torch.manual_seed(0)
-    layer = make_layer(**KINDS[request.param])
+    layer = make_layer(request.param)
     qkv = torch.randn(2, TOKENS, CHANNELS, dtype=torch.float64)
     narrow = torch.randn(2, TOKENS, sum(layer.narrow.values()), dtype=torch.float64)
     return layer, qkv, narrow
@@ -95,10 +72,10 @@ def test_a_piece_is_its_tokens_one_by_one(given):
     torch.testing.assert_close(steps, piece)
 
 
-@pytest.mark.parametrize("by_token", [False, True])
-def test_beside_a_window_a_piece_is_its_tokens_one_by_one(by_token):
+@pytest.mark.parametrize("share", ["head", "token"])
+def test_beside_a_window_a_piece_is_its_tokens_one_by_one(share):
     torch.manual_seed(0)
-    layer = make_layer(bound=-5.0, share_logit=torch.randn(HEADS), share_by_token=by_token, seen_whole=50)
+    layer = make_layer("bounded", share)._replace(seen_whole=50)
     qkv = torch.randn(2, TOKENS, CHANNELS, dtype=torch.float64)
     narrow = torch.randn(2, TOKENS, sum(layer.narrow.values()), dtype=torch.float64)
     seen = torch.randn(2, TOKENS, HEADS, WIDTH, dtype=torch.float64)

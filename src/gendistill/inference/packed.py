@@ -127,10 +127,8 @@ def _recurrence(mixer: LinearAttention) -> Recurrence:
     convolutions = (mixer.q_conv1d, mixer.k_conv1d, mixer.v_conv1d)
     fixed = row.decay == "fixed"
     with_window = config.window is not None and config.window_is_on
-    conv_weight = torch.cat([conv.weight[:, 0] for conv in convolutions])  # [C, W]
     return Recurrence(
-        conv_weight=conv_weight,
-        taps=conv_weight.t().contiguous(),
+        conv_weight=torch.cat([conv.weight[:, 0] for conv in convolutions]),
         conv_bias=torch.cat([conv.bias for conv in convolutions]),
         decay_weight=mixer.f_b_proj.weight if row.decay == "channel" else None,
         A_log=None if fixed else mixer.A_log,

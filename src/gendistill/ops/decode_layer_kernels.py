@@ -22,7 +22,6 @@ class Recurrence(NamedTuple):
 
     Attributes:
         conv_weight: [C, W], the convolutions of q, k and v side by side.
-        taps: [W, C], the same the other way round.
         conv_bias: [C].
         decay_weight: [H * D, D] from the low-rank forget gate to channels; None for a decay per head or a fixed one.
         A_log: [H]; None for a fixed decay.
@@ -42,7 +41,6 @@ class Recurrence(NamedTuple):
     """
 
     conv_weight: torch.Tensor
-    taps: torch.Tensor
     conv_bias: torch.Tensor
     decay_weight: torch.Tensor | None
     A_log: torch.Tensor | None

@@ -28,7 +28,8 @@ from torch import Tensor
 from gendistill.ops.decay import DecayGate
 from gendistill.ops.kda_kernels import CHUNK, HEAD_SIZES
 from gendistill.ops.optional_triton import tl, triton
-from gendistill.ops.prefill_outputs_kernels import OutputGate, outputs, spacing
+from gendistill.ops.prefill_outputs_kernels import OutputGate, outputs
+from gendistill.ops.prefill_tokens import spacing
 
 # Swept on an H200: results/gpu/kda_prefill.txt.
 PRODUCTS = {"KEYS": 64, "num_warps": 4, "num_stages": 1}
@@ -154,7 +155,7 @@ def _sums(device: torch.device) -> Tensor:
 
 
 if triton is not None:
-    from gendistill.ops.prefill_outputs_kernels import sigmoid
+    from gendistill.ops.prefill_tokens import count_of, sigmoid
 
     @triton.jit
     def _strength(beta, has, RAW_BETA: tl.constexpr):
@@ -163,11 +164,6 @@ if triton is not None:
         if RAW_BETA:
             strength = tl.where(has, sigmoid(strength), 0.0)
         return strength
-
-    @triton.jit
-    def _tokens(T, lengths, row):
-        """How many tokens a row has."""
-        return T if lengths is None else tl.load(lengths + row).to(tl.int32)
 
     @triton.jit(do_not_specialize=["T"])
     def _products_kernel(
@@ -180,7 +176,7 @@ if triton is not None:
         token = row.to(tl.int64) * T + chunk * 64
         place = ((row * tl.num_programs(0) + chunk).to(tl.int64) * 64) * H + head  # where each chunk has 64 tokens
         i, j = tl.arange(0, 64)[:, None], tl.arange(0, 64)[None, :]
-        has = i < _tokens(T, lengths, row) - chunk * 64
+        has = i < count_of(row, T, lengths) - chunk * 64
         A = tl.exp(tl.load(A_log + head).to(tl.float32))
         # Pointers to the chunk first, so that what is added for its numbers fits 32 bits.
         strength = _strength(beta + token * beta_spacing + head + i * beta_spacing, has, RAW_BETA)  # [64, 1]
@@ -259,7 +255,7 @@ if triton is not None:
         part = tl.arange(0, 4)[:, None, None]
         column = tl.arange(0, 64)
         i = part * 16 + tl.arange(0, 16)[None, :, None]  # [4, 16, 1]
-        has = i < _tokens(T, lengths, row) - chunk * 64
+        has = i < count_of(row, T, lengths) - chunk * 64
         square = L + place * 64 + i * (H * 64)
         own = _inverses(tl.load(square + part * 16 + tl.arange(0, 16)[None, None, :]))
         below = tl.load(square + column[None, None, :], mask=column[None, None, :] < part * 16, other=0.0)

@@ -1,6 +1,6 @@
 """The short convolution of a piece of prompts, as one Triton kernel.
 
-It goes on from the inputs of the piece before, and leaves the last ones for the next.
+It continues from the inputs of the piece before, and leaves the last ones for the next.
 
 Shapes: B sequences, T tokens in each, H query heads, G key heads, D channels of a head, C = (H + 2 G) D channels, W
 taps.
@@ -15,7 +15,7 @@ SETTING = {"TOKENS": 64, "num_warps": 8}  # tokens of a program
 
 def convolved_piece(
     x: torch.Tensor,
-    taps: torch.Tensor,
+    weight: torch.Tensor,
     bias: torch.Tensor,
     state: torch.Tensor,
     extends: bool,
@@ -28,7 +28,7 @@ def convolved_piece(
 
     Args:
         x: [B, T, C], q, k and v side by side, each head by head.
-        taps: [W, C], the current token's last.
+        weight: [C, W], the current token's tap last.
         bias: [C].
         state: [B, C, W], the last inputs of the tokens before if it `extends` them; written.
         lengths: [B], tokens of each row, padding behind them; None for T.
@@ -38,19 +38,20 @@ def convolved_piece(
     """
     B, T, C = x.shape
     size = C // (heads + 2 * key_heads)
-    assert all(tensor.is_contiguous() for tensor in (x, taps, bias, state))
+    assert all(tensor.is_contiguous() for tensor in (x, weight, bias, state))
     q, k, v = (x.new_empty(B, T, count, size) for count in (heads, key_heads, key_heads))
     # The heads in front: programs that run together load neighbouring numbers of the same tokens.
     grid = (heads + 2 * key_heads, triton.cdiv(T, SETTING["TOKENS"]), B)
     with torch.cuda.device_of(x):  # Triton launches on the current GPU, whichever has the tensors
         _kernel[grid](
-            x, taps, bias, state, lengths, q, k, v, T, H=heads, G=key_heads, D=size, W=len(taps), SILU=silu,
+            x, weight, bias, state, lengths, q, k, v, T, H=heads, G=key_heads, D=size, W=weight.shape[1], SILU=silu,
             EXTENDS=extends, **SETTING,
         )  # fmt: skip
     return q, k, v
 
 
 if triton is not None:
+    from gendistill.ops.prefill_tokens import count_of, sigmoid
 
     @triton.jit
     def _input(x, state, t, T, C: tl.constexpr, W: tl.constexpr, EXTENDS: tl.constexpr):
@@ -66,7 +67,7 @@ if triton is not None:
 
     @triton.jit(do_not_specialize=["T"])
     def _kernel(
-        x, taps, bias, state, lengths, q, k, v, T,
+        x, weight, bias, state, lengths, q, k, v, T,
         H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, W: tl.constexpr, SILU: tl.constexpr,
         EXTENDS: tl.constexpr, TOKENS: tl.constexpr,
     ):  # fmt: skip
@@ -77,13 +78,13 @@ if triton is not None:
         i = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)[:, None]
         x += row * T * C + head * D + c
         state += (row * C + head * D + c) * W
-        taps += head * D + c
+        weight += (head * D + c) * W
         z = tl.load(bias + head * D + c).to(tl.float32)
         for lag in tl.static_range(W):
             value = _input(x, state, i - lag, T, C, W, EXTENDS).to(tl.float32)
-            z += tl.load(taps + (W - 1 - lag) * C).to(tl.float32) * value
+            z += tl.load(weight + (W - 1 - lag)).to(tl.float32) * value
         if SILU:
-            z *= tl.sigmoid(z)
+            z *= sigmoid(z)
         if head < H:
             z = _normed(z)
             tl.store(q + ((row * T + i) * H + head) * D + c, z.to(q.dtype.element_ty), mask=i < T)
@@ -93,8 +94,7 @@ if triton is not None:
         else:
             tl.store(v + ((row * T + i) * G + head - H - G) * D + c, z.to(v.dtype.element_ty), mask=i < T)
         if tl.program_id(1) == 0:
-            count = T if lengths is None else tl.load(lengths + row).to(tl.int32)
-            first = count - W + tl.zeros([1, 1], tl.int32)
+            first = count_of(row, T, lengths) - W + tl.zeros([1, 1], tl.int32)
             last = ()
             for place in tl.static_range(W):
                 last = last + (_input(x, state, first + place, T, C, W, EXTENDS),)

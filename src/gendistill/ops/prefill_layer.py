@@ -58,12 +58,12 @@ def _takes_kernels(qkv: torch.Tensor, layer: Recurrence) -> bool:
 def _by_kernels(qkv, narrow, layer: Recurrence, conv_state, state, start: int, lengths, seen) -> torch.Tensor:
     extends, parts = start > 0, layer.by_name(narrow)
     shape = (layer.heads, layer.key_heads, layer.silu_conv)
-    q, k, v = convolved_piece(qkv, layer.taps, layer.conv_bias, conv_state, extends, lengths, *shape)
+    q, k, v = convolved_piece(qkv, layer.conv_weight, layer.conv_bias, conv_state, extends, lengths, *shape)
     decay = DecayGate(parts["decay"], layer.A_log, layer.dt_bias, layer.bound)
     beside = None
     if seen is not None:
         of_tokens = (parts.get("share"), TOKEN_SCALE)
-        beside = Beside(seen.contiguous(), layer.share_logit, *of_tokens, start, layer.seen_whole or 0)
+        beside = Beside(seen.contiguous(), layer.share_logit, *of_tokens, start, layer.seen_whole)
     gate = (parts["gate"], layer.gate_weight, layer.gate_bias, layer.norm, layer.eps, layer.silu_gate)
     before = state if extends else None
     output = OutputGate(*gate, beside)
@@ -96,7 +96,7 @@ def _plainly(qkv, narrow, layer: Recurrence, conv_state, state, start: int, leng
     if seen is None:
         return o
     position = torch.arange(start, start + qkv.shape[1], device=qkv.device)  # [T]
-    share = share_beside(layer.share_logit, parts.get("share"), position, layer.seen_whole or 0)  # [T, H], [B, T, H]
+    share = share_beside(layer.share_logit, parts.get("share"), position, layer.seen_whole)  # [T, H], [B, T, H]
     return torch.lerp(seen, o.unflatten(-1, (layer.heads, -1)), share[..., None].to(o.dtype)).flatten(2)
 
 

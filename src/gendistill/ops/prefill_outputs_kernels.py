@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from gendistill.ops.optional_triton import tl, triton
+from gendistill.ops.prefill_tokens import spacing
 
 SETTING = {"num_warps": 8, "num_stages": 2}
 
@@ -76,19 +77,8 @@ def outputs(
     return y
 
 
-def spacing(x: torch.Tensor) -> int:
-    """Numbers from a token of [B, T, ...] to the next, the same over all rows."""
-    assert x.stride(-1) == 1, x.stride()
-    assert len(x) == 1 or x.stride(0) == x.shape[1] * x.stride(1), (x.shape, x.stride())
-    return x.stride(1)
-
-
 if triton is not None:
-
-    @triton.jit
-    def sigmoid(x):
-        # By exp2, because tl.sigmoid's exp takes four instructions more.
-        return 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * x))
+    from gendistill.ops.prefill_tokens import sigmoid
 
     @triton.jit(do_not_specialize=["T", "start", "seen_whole"])
     def _kernel(

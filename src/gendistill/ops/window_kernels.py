@@ -121,8 +121,8 @@ if triton is not None:
         new = length if LENGTHS is None else tl.load(LENGTHS + row)
         last = count + new - 1
         # The last token that a place of the window belongs to; before the sinks' end there is none.
-        turns = last - sinks - (place - sinks)
-        token = last - tl.where(turns >= 0, turns % window, turns + window)
+        behind = last - place
+        token = last - tl.where(behind >= 0, behind % window, behind + window)
         position = tl.where(place < sinks, place, token)
         held = (place < sinks) | (position >= sinks)
         index = position - count  # among these tokens
