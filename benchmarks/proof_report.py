@@ -56,6 +56,10 @@ LINES = {  # of the frontier: names, how they are drawn, and where a name stands
 COUNTED = ("K7", "K7-window-1024", "K7-settled", "K7-token", "K7-token-window-1024")
 COUNTED += ("K4", "K4-settled", "K4-settled-window-1024", "P7")
 BEST = "K7"  # what the runs' cost is told of
+MINUTES = (
+    "Minutes are of the optimizer's steps, with other work on the same GPU; conversion, data, compilation and "
+    "measurements are no part of them."
+)
 CONTEXT = "131072"  # tokens, of the cache's bytes
 TOLD = {
     "gsm8k": "gsm8k",
@@ -100,7 +104,7 @@ def tasks_of(lines: Lines) -> set[str]:
 
 
 def read_runs(folder: Path) -> dict[str, Any]:
-    """By run: seconds of its parts, and of each stage its tokens, and losses and reply-KL at its end."""
+    """By run: seconds of its parts, and of each stage its tokens and seconds, and losses and reply-KL at its end."""
     seconds = json.loads((folder / "seconds.json").read_text())
     return {run: {"seconds": seconds[run], "stages": read_stages(folder / run)} for run in seconds}
 
@@ -113,11 +117,19 @@ def read_stages(folder: Path) -> dict[str, dict[str, Any]]:
         first, last = steps[0], steps[-1]
         stages[path.name.removesuffix("-metrics.jsonl.gz")] = {
             "tokens": last["tokens"],
+            "seconds_of_steps": seconds_of(steps),
             "held_out": [first["held_out_loss_before"], last["held_out_loss"]],
             "distant": [first["distant_loss_before"], last["distant_loss"]],
             "reply_kl": read_reply_kl(replies),
         }
     return stages
+
+
+def seconds_of(steps: list[dict[str, Any]]) -> float | None:
+    """None of a run of which only the losses at its ends were kept."""
+    if any("seconds" not in step for step in steps):
+        return None
+    return round(sum(step["seconds"] for step in steps), 1)
 
 
 def read_reply_kl(path: Path) -> float | None:
@@ -173,13 +185,14 @@ def markdown(table: dict[str, Any]) -> str:
             for name, row in rows.items()
         ]
         parts += [f"## {title}", to_markdown(header, cells)]
-    header = ["Run", "Stage", "Tokens", "Held out", "Distant answers", "the same, windows off", "Reply-KL a token"]
+    header = ["Run", "Stage", "Tokens", "Minutes"]
+    header += ["Held out", "Distant answers", "the same, windows off", "Reply-KL a token"]
     cells = [
-        [run, name, f"{stage['tokens']:,}", *loss_cells(stage), kl_cell(stage)]
+        [run, name, f"{stage['tokens']:,}", minutes_cell(stage), *loss_cells(stage), kl_cell(stage)]
         for run, row in table["runs"].items()
         for name, stage in row["stages"].items()
     ]
-    parts += ["## Stages: losses in nats a token, before and after", to_markdown(header, cells)]
+    parts += ["## Stages: losses in nats a token, before and after", to_markdown(header, cells), MINUTES]
     header = ["", "by generation", "by ranking", "gap, points", "letters"]
     ranked = [[name, *protocol_cells(row["ranked_sets"])] for name, row in rows.items() if row["ranked_sets"]]
     if ranked:
@@ -209,6 +222,11 @@ def loss_cells(stage: dict[str, Any]) -> list[str]:
     distant = [each or {} for each in stage["distant"]]
     pairs = [stage["held_out"], *([each.get(how) for each in distant] for how in ("as_is", "without_window"))]
     return [NOTHING if None in pair else " -> ".join(f"{loss:.3f}" for loss in pair) for pair in pairs]
+
+
+def minutes_cell(stage: dict[str, Any]) -> str:
+    seconds = stage["seconds_of_steps"]
+    return NOTHING if seconds is None else f"{seconds / 60:.1f}"
 
 
 def kl_cell(stage: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ results/proof/noise. `--set KEY=VALUE` changes all of them, for a rehearsal.
 import argparse
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -234,12 +235,13 @@ def count(name: str, seconds: float, into: Path) -> None:
 
 
 def keep(run: Path, into: Path) -> None:
-    """Losses, reply-KL and recipe of a run."""
+    """Losses, reply-KL, times and recipe of a run."""
     into.mkdir(parents=True, exist_ok=True)
     for path in [*run.glob("[0-9]*-*/metrics.jsonl"), *run.glob("[0-9]*-*/reply_kl.json")]:
         packed = into / f"{path.parent.name}-{path.name}.gz"
         packed.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
-    (into / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
+    for name in ("recipe.yaml", "times.jsonl"):
+        shutil.copy(run / name, into / name)
 
 
 def student_of(run: Path) -> Path:

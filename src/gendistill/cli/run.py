@@ -77,6 +77,8 @@ def command(
         run.console.print(f"{stage}: student {_accuracy(scores)} (teacher {_accuracy(teacher)})")
     if students:
         print_results(run, teacher, students)
+    if (told := run.times.told()) is not None:
+        run.console.print(f"{run.folder.times}: {told}")
 
 
 def print_results(run, teacher, students: dict) -> None:

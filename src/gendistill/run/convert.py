@@ -37,7 +37,8 @@ def convert_teacher(run: Run) -> dict:
     if not run.folder.has_student("conversion"):
         settings = run.recipe.conversion
         dataset = prepare_mixture(run, settings.data, sequence_length=settings.sequence_length, tokens=settings.tokens)
-        on_rank_zero(lambda: _convert(run, dataset))
+        with run.times.of("conversion", "conversion"):
+            on_rank_zero(lambda: _convert(run, dataset))
     return run.folder.read_report("conversion")
 
 

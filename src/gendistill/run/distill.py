@@ -74,7 +74,8 @@ def distil_stage(run: Run, name: str) -> None:
     if run.folder.has_student(name):  # whole, since its folder took its name last
         on_rank_zero(lambda: _drop_checkpoints(run, name))
         return
-    parent = _parent_of(run, name)
+    with run.times.of("checking", name):
+        parent = _parent_of(run, name)
     stage = run.recipe.stages[name]
     dataset = prepare_stage(run, stage)
     check_masks(dataset, run.tokenizer)  # a wrong loss mask trains the wrong thing without a sign of it
@@ -85,7 +86,9 @@ def distil_stage(run: Run, name: str) -> None:
             f"{name}: '{stage.mixture}' has too few records to hold some out (held_out: {run.recipe.held_out:g}); no "
             "loss is measured on records that were never trained on",
         )
-    history = _train(run, name, parent, dataset, held_out, prepare_distant(run, stage), writing)
+    distant = prepare_distant(run, stage)
+    with run.times.of("training", name):
+        history = _train(run, name, parent, dataset, held_out, distant, writing)
     first, last = history[0], history[-1]
     of_held_out = ""
     if last.held_out_loss is not None:
@@ -164,7 +167,8 @@ def _train(
     )
     weights = optimizer.weights()  # gathers the shards, so every process takes part
     trained = {weight: weights[weight] for weight in optimizer.masters}
-    on_rank_zero(lambda: _save(run, name, student, parent, trained, dataset.key, history))
+    with run.times.of("saving", name):  # inside training, of which it is no part
+        on_rank_zero(lambda: _save(run, name, student, parent, trained, dataset.key, history))
     return history
 
 

@@ -96,9 +96,10 @@ def _take(folder: Path) -> None:
 
 def _evaluate(run: Run, model: PreTrainedModel, label: str) -> Scores | None:
     evaluation, folder, share = run.recipe.evaluation, run.folder.evaluation, own_share()
-    scores = evaluate_model(
-        model, run.tokenizer, evaluation, seed=run.recipe.seed, folder=folder, label=label, share=share
-    )
+    with run.times.of("evaluation", label):
+        scores = evaluate_model(
+            model, run.tokenizer, evaluation, seed=run.recipe.seed, folder=folder, label=label, share=share
+        )
     # The harness renders prompts and grades in its own way, so its scores stand beside ours and are no part of them.
     harness = evaluation.harness
     if harness is not None:

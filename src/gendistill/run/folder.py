@@ -17,6 +17,7 @@ synthesis/NAME/                  what the teacher wrote: records.jsonl, rejected
 distant/KEY/                     conversations made of a source's texts: records.jsonl, stats.json
 evaluation/teacher/, evaluation/1-qk_alignment/, ...   records per item
 summary.md, scores.json, loss.svg, reply_kl.svg
+times.jsonl                      seconds of each part: data, training, saving, ...
 """
 
 import hashlib
@@ -194,6 +195,10 @@ class RunFolder:
 
     def reply_kl(self, stage: str) -> Path:
         return self.stage(stage) / "reply_kl.json"
+
+    @property
+    def times(self) -> Path:
+        return self.root / "times.jsonl"
 
     @property
     def placement(self) -> Path:

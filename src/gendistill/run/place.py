@@ -24,7 +24,8 @@ def place_layers(run: Run) -> None:
     if isinstance(run.recipe.student.keep_attention, list):
         return
     if as_rank_zero_says(lambda: not run.folder.placement.is_file()):
-        _place(run)
+        with run.times.of("placement", "placement"):
+            _place(run)
     run.read_placement()
 
 

@@ -25,14 +25,15 @@ def prepare_mixture(
     Raises:
         UserError: see `prepare` and `synthesize_set`.
     """
-    return _prepare(
-        run,
-        _sources(run, mixture, sequence_length, tokens),
-        sequence_length=sequence_length,
-        tokens=tokens if held_out is None else held_out,
-        loss_on=loss_on,
-        part=Part(run.recipe.held_out, held_out is not None),
-    )
+    with run.times.of("data", mixture):
+        return _prepare(
+            run,
+            _sources(run, mixture, sequence_length, tokens),
+            sequence_length=sequence_length,
+            tokens=tokens if held_out is None else held_out,
+            loss_on=loss_on,
+            part=Part(run.recipe.held_out, held_out is not None),
+        )
 
 
 def _prepare(run: Run, sources: list[Source], **request: Any) -> PackedDataset:
@@ -87,11 +88,12 @@ def prepare_distant(run: Run, stage: Stage) -> PackedDataset | None:
         return None
     length, tokens = stage.sequence_length, stage.held_out_sequences * stage.sequence_length
     together = sum(source.weight for _, source in sources)
-    made = [
-        _made(run, source, number, length, tokens * source.weight / together, measured=True)
-        for number, source in sources
-    ]
-    return _prepare(run, made, sequence_length=length, tokens=tokens, loss_on="completion", part=EVERYTHING)
+    with run.times.of("data", stage.mixture):
+        made = [
+            _made(run, source, number, length, tokens * source.weight / together, measured=True)
+            for number, source in sources
+        ]
+        return _prepare(run, made, sequence_length=length, tokens=tokens, loss_on="completion", part=EVERYTHING)
 
 
 def _sources(run: Run, mixture: str, sequence_length: int, tokens: int) -> list[Source]:

@@ -44,10 +44,11 @@ def _measure(run: Run, stage: str, prompts: list[Prompt]) -> dict:
     }
     if path.exists() and (found := _read(path)) is not None and found["made_of"] == made_of:
         return found["reply_kl"]
-    # Loaded anew: what training left in memory may be sharded.
-    student = load_model(str(run.folder.student(stage)), run.compute.dtype, run.compute.device)
-    writer = ReplyWriter(student, reply_tokens(run), run.compute.dtype)
-    found = measure_reply_kl(run.teacher, student, writer, prompts, vocabulary=len(run.tokenizer))
+    with run.times.of("reply-KL", stage):
+        # Loaded anew: what training left in memory may be sharded.
+        student = load_model(str(run.folder.student(stage)), run.compute.dtype, run.compute.device)
+        writer = ReplyWriter(student, reply_tokens(run), run.compute.dtype)
+        found = measure_reply_kl(run.teacher, student, writer, prompts, vocabulary=len(run.tokenizer))
     write_atomically(path, json.dumps({"made_of": made_of, "reply_kl": found.to_dict()}) + "\n")
     run.console.print(
         f"{stage}: reply-KL {found.mean:.4f} nats a token, over {len(prompts)} replies of at most {found.new_tokens} "

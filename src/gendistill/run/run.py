@@ -25,6 +25,7 @@ from gendistill.recipe.stage import Stage
 from gendistill.run.checks import check_disk, check_recipe, check_roles, check_same, check_shapes, check_tasks
 from gendistill.run.folder import RunFolder
 from gendistill.run.teacher import check_teacher, check_tokenizer
+from gendistill.run.times import Times
 
 
 class Run:
@@ -33,6 +34,7 @@ class Run:
     Attributes:
         console: of the first process; the others' prints nothing.
         config: of the student; until its layers are placed, with as many evenly spread.
+        times: of what the steps do.
     """
 
     @report_errors_once
@@ -66,6 +68,7 @@ class Run:
         self.memory = as_rank_zero_says(self.compute.memory)
         self.console = console if distributed.is_rank_zero() else Console(quiet=True)
         self.folder = RunFolder(output, recipe)
+        self.times = Times(self.folder.times)
         # Reads configurations and the first record of each source, no weights.
         self.config = check_recipe(recipe, self.folder.placement)
         # Of all stages, not only those to be trained now: the run will come to them.

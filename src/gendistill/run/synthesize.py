@@ -20,17 +20,18 @@ def synthesize_set(run: Run, name: str) -> dict:
     folder = run.folder.synthesis(name)
     # Written last, so a set that has it is whole; looking first spares loading the teacher.
     if as_rank_zero_says(lambda: not (folder / SUMS).exists()):
-        synthesize(
-            run.teacher.eval(),
-            run.tokenizer,
-            run.recipe.synthesis[name],
-            run.recipe.evaluation.tasks,  # what records must not overlap with
-            seed=run.recipe.seed,
-            folder=folder,
-            teacher=run.recipe.teacher,
-            console=run.console,
-            share=own_share(),
-        )
+        with run.times.of("synthesis", name):
+            synthesize(
+                run.teacher.eval(),
+                run.tokenizer,
+                run.recipe.synthesis[name],
+                run.recipe.evaluation.tasks,  # what records must not overlap with
+                seed=run.recipe.seed,
+                folder=folder,
+                teacher=run.recipe.teacher,
+                console=run.console,
+                share=own_share(),
+            )
     # Stages would train on a changed record, and a preparation that had it would be another one, without a word.
     if (damage := as_rank_zero_says(lambda: damage_of(folder))) is not None:
         raise UserError(f"{folder}: {damage}. Delete that folder and run again.")
