@@ -11,7 +11,7 @@ from typing import Any
 from gendistill.distributed import is_rank_zero
 from gendistill.files import read_jsonl, write_atomically
 
-SHORTEST = 0.5  # seconds; what is found done takes less, and is no part
+SHORTEST = 0.05  # seconds; what is found done takes less, and is no part
 
 
 class Times:
@@ -46,7 +46,7 @@ class Times:
             return
         # Anew as a whole, so that no kill leaves half a line.
         before = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        line = json.dumps({"part": part, "of": what, "seconds": round(seconds, 1)})
+        line = json.dumps({"part": part, "of": what, "seconds": round(seconds, 2)})
         write_atomically(self.path, f"{before}{line}\n")
 
     def told(self) -> str | None:
