@@ -5,6 +5,8 @@
     python benchmarks/proof_runs.py K7 K4 --teacher FOLDER --data PREPARED --questions FILE --work FOLDER
     python benchmarks/proof_report.py
 
+With --stages far_distillation the student of that stage is asked the short tasks as well, before the next is trained.
+
 A run of a student is recipes/hybrid-1.5b.yaml, or recipes/pure-1.5b.yaml of one without windows, with the settings of
 `STUDENTS`, in WORK/NAME. Its records go to results/proof/records (or --out), its losses, reply-KL and recipe to
 results/proof/runs, seconds to seconds.json there, and what its recurrences do to sums (share_noise.py) to
@@ -18,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from ledger import ROOT
 from window_questions import SHORT
 
 from gendistill.files import write_atomically
+from gendistill.recipe.loading import load_recipe
 
 FAR_TASKS = ("needle_single_8192", "recall_easy_8192", "needle_single_16384", "recall_easy_16384")
 HYBRID, PURE = (ROOT / f"recipes/{name}-1.5b.yaml" for name in ("hybrid", "pure"))
@@ -118,21 +122,27 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "results/proof")
     parser.add_argument("--tasks", nargs="+", default=[*SHORT, *FAR_TASKS])
+    parser.add_argument("--stages", nargs="*", default=[], help="whose students are asked the short tasks, too")
     parser.add_argument("--windows", type=int, nargs="*", default=[], help="to ask with besides; tokens")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe, for all")
     asked = parser.parse_args()
     if not asked.questions.exists():  # now, not when the student is trained
         parser.error(f"--questions {asked.questions}: no such file; benchmarks/window_table.py makes it, as told above")
+    known = {stage for name in asked.students for stage in stages_of(name, asked)}
+    if unknown := set(asked.stages) - known:
+        parser.error(f"--stages {' '.join(unknown)}: the stages are {', '.join(sorted(known))}")
     for name in asked.students:
         run = train(name, asked)
-        ask(name, run, asked)
+        student = max(run.glob("[0-9]*-*/student"))  # of the last stage
+        ask(name, student, asked, asked.tasks)
         if has_both(name):
-            ask(name, run, asked, "--without-window")
+            # What a window sees says nothing without it.
+            ask(name, student, asked, in_order(FAR_TASKS, asked.tasks), "--without-window")
         for window in asked.windows if recipe_of(name) is HYBRID else []:
-            ask(name, run, asked, "--window", str(window))
+            ask(name, student, asked, asked.tasks, "--window", str(window))
         if has_both(name):
-            listen(name, run, asked)
+            listen(name, student, asked)
 
 
 def recipe_of(name: str) -> Path:
@@ -148,16 +158,42 @@ def has_both(name: str) -> bool:
 def train(name: str, asked: argparse.Namespace) -> Path:
     """The folder of a student's run, which is made, or gone on with."""
     folder = asked.work / name
-    settings = [f"teacher={asked.teacher}", f"device={asked.device}", *sources(name, asked.data), *settings_of(name)]
-    # What is asked is asked by window_table.py, of the same items for all.
-    settings += ["evaluation.stages=[]", *asked.set]
-    began = time.time()
-    try:
-        call("-m", "gendistill.cli", "run", str(recipe_of(name)), "--output", str(folder), *settings)
-    finally:  # an attempt that failed has cost as well
-        count(name, time.time() - began, asked.out / "runs")
+    recipe = [str(recipe_of(name)), "--output", str(folder), *all_settings(name, asked)]
+    stages = stages_of(name, asked)
+    early = in_order(stages[:-1], asked.stages)  # the last one's student is asked in any case
+    if early:
+        timed_call(name, asked, "convert", *recipe)
+        for stage in stages[: stages.index(early[-1]) + 1]:
+            timed_call(name, asked, "distill", *recipe, "--stage", stage)
+            if stage in early:
+                (student,) = folder.glob(f"[0-9]*-{stage}/student")
+                ask(f"{name}-{stage}", student, asked, in_order(SHORT, asked.tasks))
+    timed_call(name, asked, "run", *recipe)
     keep(folder, asked.out / "runs" / name)
     return folder
+
+
+def all_settings(name: str, asked: argparse.Namespace) -> list[str]:
+    settings = [f"teacher={asked.teacher}", f"device={asked.device}", *sources(name, asked.data), *settings_of(name)]
+    # What is asked is asked by window_table.py, of the same items for all.
+    return [*settings, "evaluation.stages=[]", *asked.set]
+
+
+def stages_of(name: str, asked: argparse.Namespace) -> list[str]:
+    return list(load_recipe(recipe_of(name), all_settings(name, asked)).stages)
+
+
+def timed_call(name: str, asked: argparse.Namespace, *verb: str) -> None:
+    """A verb of gendistill, whose seconds are the run's."""
+    began = time.time()
+    try:
+        call("-m", "gendistill.cli", *verb)
+    finally:  # an attempt that failed has cost as well
+        count(name, time.time() - began, asked.out / "runs")
+
+
+def in_order(known: Iterable[str], wanted: Collection[str]) -> list[str]:
+    return [each for each in known if each in wanted]
 
 
 def sources(name: str, data: Path) -> list[str]:
@@ -244,27 +280,19 @@ def keep(run: Path, into: Path) -> None:
         shutil.copy(run / name, into / name)
 
 
-def student_of(run: Path) -> Path:
-    """Of the last stage."""
-    return max(run.glob("[0-9]*-*/student"))
-
-
-def listen(name: str, run: Path, asked: argparse.Namespace) -> None:
+def listen(name: str, student: Path, asked: argparse.Namespace) -> None:
     """What the recurrences do to replies longer than a window."""
     if SUMS in asked.tasks:
         command = ["--teacher", asked.teacher, "--questions", str(asked.questions), "--task", SUMS]
-        command += ["--student", f"{name}={student_of(run)}", "--out", str(asked.out / "noise")]
+        command += ["--student", f"{name}={student}", "--out", str(asked.out / "noise")]
         call(str(ROOT / "benchmarks/share_noise.py"), *command, "--device", asked.device)
 
 
-def ask(name: str, run: Path, asked: argparse.Namespace, *how: str) -> None:
-    student = student_of(run)
+def ask(name: str, student: Path, asked: argparse.Namespace, tasks: Sequence[str], *how: str) -> None:
     command = ["--teacher", asked.teacher, "--questions", str(asked.questions), "--out", str(asked.out / "records")]
     command += ["--student", f"{name}={student}", "--device", asked.device, *how]
-    # What a window sees says nothing without it.
-    left = [task for task in asked.tasks if "--without-window" not in how or task in FAR_TASKS]
-    if left:
-        call(str(ROOT / "benchmarks/window_table.py"), *command, "--tasks", *left)
+    if tasks:
+        call(str(ROOT / "benchmarks/window_table.py"), *command, "--tasks", *tasks)
 
 
 def call(*command: str) -> None:

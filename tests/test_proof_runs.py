@@ -1,5 +1,9 @@
 """What benchmarks/proof_runs.py trains."""
 
+import json
+from argparse import Namespace
+
+import proof_runs
 import pytest
 from proof_runs import PURE, STUDENTS, recipe_of, settings_of, sources
 
@@ -43,3 +47,24 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
         assert (recipe.student.mixer, recipe.student.window) == ("kda", 1024 if name.endswith("-wide") else 512)
         whole = ["mixer"] if "-mixers" in name else ["mixer_conv", "mixer_gate"]
         assert (stage.train, recipe.stages["qk_alignment"].train) == (whole, ["mixer_conv", "mixer_gate"])
+
+
+def test_students_of_stages_are_asked_what_is_short_before_the_next_is_trained(tmp_path, monkeypatch):
+    called = []
+
+    def call(*command):
+        if command[2] == "distill":
+            (tmp_path / "K7-token" / f"{len(called)}-{command[-1]}/student").mkdir(parents=True)
+        called.append(command)
+
+    monkeypatch.setattr(proof_runs, "call", call)
+    monkeypatch.setattr(proof_runs, "keep", lambda run, into: None)
+    asked = Namespace(teacher="embedded", device="cpu", data=tmp_path, work=tmp_path, out=tmp_path / "out", set=[])
+    asked.questions, asked.tasks, asked.stages = "questions", ["gsm8k", "needle_single_8192"], ["far_distillation"]
+    run = proof_runs.train("K7-token", asked)
+    convert, first, second, asks, rest = called
+    assert [command[2] for command in (convert, first, second, rest)] == ["convert", "distill", "distill", "run"]
+    assert (first[-1], second[-1]) == ("qk_alignment", "far_distillation")
+    assert f"K7-token-far_distillation={run}/2-far_distillation/student" in asks
+    assert asks[-2:] == ("--tasks", "gsm8k")  # of what was to be asked, what is short
+    assert set(json.loads((tmp_path / "out/runs/seconds.json").read_text())) == {"K7-token"}

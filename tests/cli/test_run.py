@@ -80,7 +80,7 @@ def test_run_writes_everything(unbroken):
     taken = {(line["part"], line["of"]) for line in map(json.loads, (run / "times.jsonl").read_text().splitlines())}
     expected = {("conversion", "conversion"), ("evaluation", "teacher"), *(("training", stage) for stage in STAGES)}
     assert expected <= taken
-    assert re.search(rf"^{run / 'times.jsonl'}: [\d.]+ minutes in all: \S+ [\d.]+, ", output, re.M)
+    assert re.search(rf"^{run / 'times.jsonl'}: \d+ seconds in all: \S+ \d+, ", output, re.M)
     conversion_report = json.loads((run / "0-conversion/student/conversion_report.json").read_text())
     assert conversion_report["student_loss"] < conversion_report["uniform_loss"]
     assert all(layer["cosine"] > 0 for layer in conversion_report["layers"])

@@ -57,8 +57,8 @@ class Times:
         if not seconds:
             return None
         longest = sorted(seconds, key=seconds.__getitem__, reverse=True)
-        parts = ", ".join(f"{part} {seconds[part] / 60:.1f}" for part in longest)
-        return f"{sum(seconds.values()) / 60:.1f} minutes in all: {parts}"
+        parts = ", ".join(f"{part} {seconds[part]:,.0f}" for part in longest)
+        return f"{sum(seconds.values()):,.0f} seconds in all: {parts}"
 
     def lines(self) -> list[dict[str, Any]]:
         return read_jsonl(self.path) if self.path.exists() else []
