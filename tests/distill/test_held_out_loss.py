@@ -131,5 +131,14 @@ def test_progress_says_it(make_stage, run, held_out):
 def test_how_many_and_how_often(make_stage):
     long, short = make_stage(steps=1000), make_stage(steps=3)
     assert (long.held_out_sequences, long.held_out_measurements) == (16, 11)
-    assert (short.held_out_sequences, short.held_out_measurements) == (2, 2)
+    assert (short.held_out_sequences, short.held_out_measurements) == (1, 2)
     assert make_stage(steps=250, held_out_every=100).held_out_measurements == 4
+
+
+@pytest.mark.parametrize("every", [1, 60, 1000])
+@pytest.mark.parametrize(("steps", "rows"), [(20, 1), (245, 1), (62, 4), (1000, 8)])
+def test_measuring_takes_a_small_part_of_training(make_stage, steps, rows, every):
+    stage = make_stage(steps=steps, sequences_per_step=rows, micro_batch=1, held_out_every=every)
+    assert 1 <= stage.held_out_sequences <= 16
+    if stage.held_out_sequences > 1:
+        assert 16 * stage.held_out_sequences * stage.held_out_measurements <= steps * rows

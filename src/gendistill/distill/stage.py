@@ -79,7 +79,7 @@ def train_stage(
         cut = dict(
             held_out=held_out,
             distant=distant,
-            windows=student.config.window is not None and bool(student.config.linear_layers),
+            windows=student.config.has_window_beside,
             rank=distributed.rank(),
             processes=compute.processes,
             fixed_shape=compute.compiled,

@@ -127,6 +127,11 @@ class GendistillConfig(PreTrainedConfig):
         return [i for i, mixer in enumerate(self.mixers) if isinstance(MIXERS.get(mixer), LinearMixer)]
 
     @property
+    def has_window_beside(self) -> bool:
+        """True if a window stands beside recurrences, which can do without it."""
+        return self.window is not None and bool(self.linear_layers)
+
+    @property
     def seen_whole(self) -> int:
         """First tokens of a document at each of which a window sees all so far."""
         return self.window + self.sinks

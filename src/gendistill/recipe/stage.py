@@ -22,6 +22,8 @@ LearningRates = Annotated[Annotated[Positive, Tag(ONE)] | Annotated[dict[Role, P
 
 
 HELD_OUT_SEQUENCES = 16  # of records that no stage trains on, in a measurement of the loss
+# All measurements together take one for so many that are trained on, at most: they run forward and backward as well.
+TRAINED_FOR_ONE_MEASURED = 16
 
 
 class Schedule(Settings):
@@ -171,8 +173,9 @@ class Stage(Settings):
     @property
     def held_out_sequences(self) -> int:
         """Packed sequences of records held out that the loss is measured on, if there are as many."""
-        # Of a short stage fewer, or measuring would take longer than training.
-        return min(HELD_OUT_SEQUENCES, max(1, self.steps * self.sequences_per_step // 10))
+        trained = self.steps * self.sequences_per_step
+        most = trained // (TRAINED_FOR_ONE_MEASURED * self.held_out_measurements)
+        return min(HELD_OUT_SEQUENCES, max(1, most))
 
     @property
     def held_out_measurements(self) -> int:

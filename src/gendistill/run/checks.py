@@ -96,7 +96,7 @@ def check_roles(recipe: Recipe, planner: Planner) -> None:
 
 def _check_dropped_windows(recipe: Recipe, config: GendistillConfig) -> None:
     """Raises UserError for a stage that drops windows where none stands beside a recurrence."""
-    if config.window is not None and config.linear_layers:
+    if config.has_window_beside:
         return
     for name, stage in recipe.stages.items():
         if stage.window_dropout:

@@ -38,7 +38,7 @@ def evaluate_student(run: Run, stage: str, *, with_window: bool = True) -> Score
     Raises:
         UserError: that stage is not done, its student is not as it was written, or it has no window to do without.
     """
-    if not with_window and (run.config.window is None or not run.config.linear_layers):
+    if not with_window and not run.config.has_window_beside:
         raise UserError(
             "--without-window: this student has no window beside a recurrence, and so nothing to do without; that is "
             "student.window with a linear mixer"

@@ -20,7 +20,7 @@ from gendistill.models.conversion import convert
 from gendistill.recipe.loading import Recipe
 from gendistill.recipe.stage import Stage
 from gendistill.run.distill import teacher_for
-from gendistill.run.prepare import prepare_held_out, prepare_stage
+from gendistill.run.prepare import prepare_distant, prepare_held_out, prepare_stage
 from gendistill.run.reply_kl import reply_tokens
 from gendistill.run.run import Run
 
@@ -37,7 +37,7 @@ class Probe:
     step_seconds: float  # median of the steady steps
     start_up_seconds: float  # all the rest: compiling (what comes of it is kept on disk), the first steps
     peak_bytes: int | None  # torch.cuda.max_memory_allocated; None on a CPU
-    held_out: int = 0  # sequences of records that no stage trains on, in a measurement of the stage's loss
+    held_out: int = 0  # sequences in a measurement of the loss on records that no stage trains on
 
     def hours(self, stage: Stage) -> float:
         """Of the whole stage's steps. One with more sequences than the probe's is taken to be longer in proportion.
@@ -108,9 +108,15 @@ def probe_stage(run: Run, name: str) -> Probe:
         torch.cuda.synchronize()  # the clock must not stop before the GPU does
     seconds = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated() if on_gpu else None
-    held_out = prepare_held_out(run, run.recipe.stages[name])
     found = timing([step.seconds for step in history], seconds, stage.sequences_per_step, peak)
-    return replace(found, held_out=0 if held_out is None else len(held_out))
+    return replace(found, held_out=measured_sequences(run, run.recipe.stages[name]))
+
+
+def measured_sequences(run: Run, stage: Stage) -> int:
+    """Sequences that a measurement of the stage's loss runs, distant answers with the windows on and off among them."""
+    held_out, distant = prepare_held_out(run, stage), prepare_distant(run, stage)
+    of_distant = 0 if distant is None else len(distant)
+    return (0 if held_out is None else len(held_out)) + of_distant * (2 if run.config.has_window_beside else 1)
 
 
 def short_stage(stage: Stage) -> Stage:

@@ -44,7 +44,7 @@ def _measure(run: Run, stage: str, prompts: list[Prompt]) -> dict:
     }
     if path.exists() and (found := _read(path)) is not None and found["made_of"] == made_of:
         return found["reply_kl"]
-    with run.times.of("reply-KL", stage):
+    with run.times.of("replies", stage):
         # Loaded anew: what training left in memory may be sharded.
         student = load_model(str(run.folder.student(stage)), run.compute.dtype, run.compute.device)
         writer = ReplyWriter(student, reply_tokens(run), run.compute.dtype)

@@ -52,7 +52,7 @@ class Times:
     def told(self) -> str | None:
         """A sentence on all of them, the longest part first; None if there are none."""
         seconds: dict[str, float] = defaultdict(float)
-        for line in self.lines():
+        for line in self.lines():  # of all calls that the run took
             seconds[line["part"]] += line["seconds"]
         if not seconds:
             return None
