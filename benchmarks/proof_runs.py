@@ -276,8 +276,8 @@ def keep(run: Path, into: Path) -> None:
     for path in [*run.glob("[0-9]*-*/metrics.jsonl"), *run.glob("[0-9]*-*/reply_kl.json")]:
         packed = into / f"{path.parent.name}-{path.name}.gz"
         packed.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
-    for name in ("recipe.yaml", "times.jsonl"):
-        shutil.copy(run / name, into / name)
+    for path in (run / "recipe.yaml", run / "times.jsonl"):
+        shutil.copy(path, into)
 
 
 def listen(name: str, student: Path, asked: argparse.Namespace) -> None:

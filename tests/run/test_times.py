@@ -46,3 +46,18 @@ def test_what_fails_or_was_there_is_no_part_and_the_next_is_timed_all_the_same(t
         with taken.of("data", "text"):
             clock.passes(0.04)
     assert [(line["part"], line["seconds"]) for line in taken.lines()] == [("training", 7.0)]
+
+
+def test_a_damaged_file_stops_nothing(tmp_path, monkeypatch):
+    clock, taken = Clock(monkeypatch), Times(tmp_path / "times.jsonl")
+    taken.path.write_bytes(b'{"part": "data", "of": "te\xff", "seco')
+    with taken.of("training", "first"):
+        clock.passes(7)
+    assert taken.told() is None and taken.path.read_text().endswith('"seconds": 7.0}\n')
+
+
+def test_nothing_is_kept_in_the_folder_of_another_process(monkeypatch):
+    clock, taken = Clock(monkeypatch), Times(None)
+    with taken.of("data", "text"):
+        clock.passes(20)
+    assert taken.lines() == []

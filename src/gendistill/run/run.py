@@ -68,7 +68,7 @@ class Run:
         self.memory = as_rank_zero_says(self.compute.memory)
         self.console = console if distributed.is_rank_zero() else Console(quiet=True)
         self.folder = RunFolder(output, recipe)
-        self.times = Times(self.folder.times)
+        self.times = Times(self.folder.times if makes_results else None)
         # Reads configurations and the first record of each source, no weights.
         self.config = check_recipe(recipe, self.folder.placement)
         # Of all stages, not only those to be trained now: the run will come to them.
