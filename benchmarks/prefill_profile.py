@@ -9,7 +9,7 @@ cache's copy, the first token). Then, of one call under the profiler, the sum of
 """
 
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from statistics import median
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from unittest import mock
 
 import torch
 from ledger import gpu_machine, takes_no_arguments
+from torch.profiler import ProfilerActivity, profile
 
 from gendistill.bench.models import student_of_shape, teacher_of_shape
 from gendistill.inference.prefill import prefill
@@ -94,8 +95,6 @@ def marked(call) -> Marks:
 
 
 def kernels_of(call) -> list[Kernel]:
-    from torch.profiler import ProfilerActivity, profile
-
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         call()
         torch.cuda.synchronize()
@@ -106,7 +105,7 @@ def kernels_of(call) -> list[Kernel]:
 def table(kernels: Iterable[Kernel]) -> list[str]:
     """Lines: kernels and what lies between them, in milliseconds; by name the longest, with what lies before them."""
     kernels = sorted(kernels, key=lambda kernel: kernel.start)
-    took, before, count = (defaultdict(float) for _ in range(3))
+    took, before, count = Counter(), Counter(), Counter()
     end = kernels[0].start
     for kernel in kernels:
         took[kernel.name] += kernel.end - kernel.start
@@ -116,7 +115,7 @@ def table(kernels: Iterable[Kernel]) -> list[str]:
     told = [sum(took.values()), sum(before.values()), end - kernels[0].start]
     lines = ["{} kernels {:.2f}, between them {:.2f}, of {:.2f}".format(len(kernels), *(part / 1e3 for part in told))]
     for name in sorted(took, key=took.__getitem__, reverse=True)[:MOST]:
-        lines.append(f"{took[name]:9.1f} us  {before[name]:7.1f} before  x{count[name]:<4.0f} {name[:LONGEST]}")
+        lines.append(f"{took[name]:9.1f} us  {before[name]:7.1f} before  x{count[name]:<4} {name[:LONGEST]}")
     return lines
 
 

@@ -8,14 +8,13 @@ proof_runs.py NAME trains the student again.
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from ledger import ROOT
-from window_report import NOTHING, Lines, outcomes, read_models, scores
+from window_report import Lines, outcomes, read_models, retention_cell, scores
 
 from gendistill.analysis.scores import Scores, TaskScore, paired_table
 from gendistill.analysis.significance import compare
@@ -31,10 +30,8 @@ from gendistill.models.modeling import GendistillForCausalLM
 PROOF = ROOT / "results/proof"
 TEACHER, SHAPE = "Qwen/Qwen2.5-Coder-1.5B-Instruct", "qwen2.5-1.5b"
 LICENCE = {"license": "apache-2.0"}  # as its publisher states
-ASKED_OTHERWISE = {
-    "-window-1024": "a window of 1,024",
-    "-without_window": "windows off",
-}  # by the end of a record's name
+# How a student was asked besides, by the end of its record's name.
+ASKED_OTHERWISE = {"-window-1024": "a window of 1,024", "-without_window": "windows off"}
 # Options of an item; of ARC's a few have three or five.
 OPTIONS = {"arc_easy": 4, "arc_challenge": 4, "openbookqa": 4, "mmlu_redux": 4, "commonsense_qa": 5, "boolq": 2}
 LEVEL = 0.05  # of McNemar's test
@@ -70,7 +67,7 @@ def results(teacher: Lines, student: Lines, stage: str) -> dict[str, Any]:
     tasks = [task for task in dict.fromkeys(line["task"] for line in teacher[1:]) if task in asked]
     theirs, ours = (Scores(stage, {task: counts(lines, task) for task in tasks}) for lines in (teacher, student))
     compared = compare(*(with_options(outcomes(lines, tasks, "strict")) for lines in (teacher, student)))
-    label = f"{len(tasks)}-{stage}"  # only its end is read
+    label = f"last-{stage}"  # in the place of its number, which the run knows
     return {"paired": paired_table(theirs, {label: ours}), "significance": {label: compared}, "diagnostics": {}}
 
 
@@ -85,15 +82,17 @@ def with_options(records: dict[str, Lines]) -> dict[str, Lines]:
 
 def counts(lines: Lines, task: str) -> TaskScore:
     items = [line for line in lines[1:] if line["task"] == task]
-    ranked = [line.get("ranked") for line in items]
-    return TaskScore(
-        items=len(items),
-        ranking_correct=None if None in ranked else sum(ranked),
-        generation_correct=sum(line["strict"] for line in items),
-        flexible_correct=sum(line["flexible"] for line in items),
-        unparsed=sum(not line["parsed"] for line in items),
-        truncated=sum(line["truncated"] for line in items),
-    )
+    records = [
+        {
+            "ranking_correct": line.get("ranked"),
+            "generation_correct": line["strict"],
+            "flexible_correct": line["flexible"],
+            "parsed": line["parsed"] or None,  # whether there was something; what, is not kept
+            "truncated": line["truncated"],
+        }
+        for line in items
+    ]
+    return TaskScore.from_records(records)
 
 
 def parameters(config: GendistillConfig) -> int:
@@ -110,21 +109,19 @@ def otherwise(models: dict[str, Lines], name: str) -> str:
         if name + end in models:
             rows[how] = scores(models["teacher"], models[name + end])
     tasks = list(rows["as above"])
-    cells = [[task, *(_retention(found.get(task)) for found in rows.values())] for task in tasks]
+    cells = [[task, *(retention_cell(found.get(task)) for found in rows.values())] for task in tasks]
     table = to_markdown(["retention by generation, percent", *rows], cells)
-    lost = [f"- {how}: {', '.join(filter(_loses(found), found)) or 'nowhere'}" for how, found in rows.items()]
+    lost = [
+        f"- {how}: {', '.join(task for task in found if loses(found[task])) or 'nowhere'}"
+        for how, found in rows.items()
+    ]
     return "\n".join([table, "", f"Behind its teacher beyond chance (p < {LEVEL:g}):", "", *lost])
 
 
-def _loses(found: dict[str, dict[str, Any]]) -> Callable[[str], bool]:
-    return lambda task: found[task]["strict"]["retention"] < 1 and found[task]["strict"]["p"] < LEVEL
-
-
-def _retention(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return NOTHING
-    low, high = row["strict"]["retention_interval"]
-    return f"{row['strict']['retention']:.1%} ({low:.0%} to {high:.0%})".replace("%", "")
+def loses(row: dict[str, Any]) -> bool:
+    """Whether fewer replies are right than the teacher's, beyond chance; False where the teacher has none right."""
+    retention, p = row["strict"]["retention"], row["strict"]["p"]
+    return retention is not None and retention < 1 and p < LEVEL
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ def test_card_has_results_stages_and_what_was_asked_otherwise(tmp_path):
     records, run = tmp_path / "records", tmp_path / "runs/K7-token"
     run.mkdir(parents=True)
     shutil.copy(RUNS / "K7-token/recipe.yaml", run)
-    write(records, "teacher", {"gsm8k": "1" * 20, "arc_easy": "1110"}, "1110")
-    write(records, "K7-token", {"gsm8k": "1" * 10 + "0" * 10, "arc_easy": "1100"}, "1110")
+    write(records, "teacher", {"gsm8k": "1" * 20, "arc_easy": "1110", "humaneval": "00"}, "1110")
+    write(records, "K7-token", {"gsm8k": "1" * 10 + "0" * 10, "arc_easy": "1100", "humaneval": "10"}, "1110")
     write(records, "K7-token-window-1024", {"gsm8k": "1" * 19 + "0"}, "")
     card = card_of("K7-token", tmp_path)
     assert "7 of them keep the teacher's softmax attention (layers 6, 14, 16, 19, 21, 22, 23, from 0)" in card
@@ -39,7 +39,8 @@ def test_card_has_results_stages_and_what_was_asked_otherwise(tmp_path):
     (tested,) = (line for line in card.splitlines() if line.startswith("| arc_easy | 4 |"))
     assert tested.split(" | ")[4] == "50.0"  # of 50 points above a guess among four, 25 are left
     assert "| settling | forward_kl | mixer_conv, mixer_gate | settled | 4,000,000 |" in card
-    assert "| gsm8k | 50.0 (30 to 70) | 95.0 (85 to 100) |" in card
+    assert "| gsm8k | 50.0 [30, 70] | 95.0 [85, 100] |" in card
+    assert "| humaneval | - | - |" in card  # of a teacher that has none right nothing can be retained
     assert "- as above: gsm8k\n- a window of 1,024: nowhere\n" in card
 
 

@@ -100,6 +100,11 @@ def rows_as_tensors(dataset: PackedDataset, size: int, device: str) -> list[dict
     return [{name: torch.from_numpy(a).long().to(device) for name, a in arrays.items()} for arrays in pieces]
 
 
+def ways_to_measure(windows: bool) -> list[str]:
+    """With what the loss on distant answers is measured, of a student with or without windows beside its recurrence."""
+    return [AS_IS, WITHOUT_WINDOW] if windows else [AS_IS]
+
+
 class Loader:
     """Cuts the sequences of each step into micro-batches, in a thread, ahead of time.
 
@@ -138,10 +143,8 @@ class Loader:
         self.says_windows = bool(stage.window_dropout) or (windows and distant is not None)
         self.held_out = None if held_out is None else self._held_out(held_out, rank, processes)
         self.distant: dict[str, HeldOut] = {}
-        if distant is not None:
-            self.distant[AS_IS] = self._held_out(distant, rank, processes)
-        if distant is not None and windows:
-            self.distant[WITHOUT_WINDOW] = self._held_out(distant, rank, processes, dropped=True)
+        for way in [] if distant is None else ways_to_measure(windows):
+            self.distant[way] = self._held_out(distant, rank, processes, dropped=way == WITHOUT_WINDOW)
 
     def steps(self, first: int) -> Iterator[Step]:
         """Steps from `first` to the stage's last, in pinned memory where there is a CUDA device."""

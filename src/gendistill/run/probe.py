@@ -11,6 +11,7 @@ from statistics import median
 import torch
 
 from gendistill.console import Console
+from gendistill.distill.batches import ways_to_measure
 from gendistill.distill.objectives import unmeasured_conversion_report
 from gendistill.distill.on_policy import Writing
 from gendistill.distill.roles import set_trainable
@@ -37,7 +38,7 @@ class Probe:
     step_seconds: float  # median of the steady steps
     start_up_seconds: float  # all the rest: compiling (what comes of it is kept on disk), the first steps
     peak_bytes: int | None  # torch.cuda.max_memory_allocated; None on a CPU
-    held_out: int = 0  # sequences in a measurement of the loss on records that no stage trains on
+    held_out: int = 0  # sequences that a measurement of the loss on what no stage trains on runs
 
     def hours(self, stage: Stage) -> float:
         """Of the whole stage's steps. One with more sequences than the probe's is taken to be longer in proportion.
@@ -115,8 +116,8 @@ def probe_stage(run: Run, name: str) -> Probe:
 def measured_sequences(run: Run, stage: Stage) -> int:
     """Sequences that a measurement of the stage's loss runs, distant answers with the windows on and off among them."""
     held_out, distant = prepare_held_out(run, stage), prepare_distant(run, stage)
-    of_distant = 0 if distant is None else len(distant)
-    return (0 if held_out is None else len(held_out)) + of_distant * (2 if run.config.has_window_beside else 1)
+    of_distant = 0 if distant is None else len(distant) * len(ways_to_measure(run.config.has_window_beside))
+    return of_distant + (0 if held_out is None else len(held_out))
 
 
 def short_stage(stage: Stage) -> Stage:
