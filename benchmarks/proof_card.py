@@ -1,6 +1,6 @@
 """The model card of a student of the proof, as `gendistill export` writes it, from what is committed of it alone.
 
-    python benchmarks/proof_card.py                  # of K7-token: results/proof/model-card.md
+    python benchmarks/proof_card.py                  # of K7-token-replies: results/proof/model-card.md
 
 Results come from the records of window_table.py, stages from the run's recipe. Behind the card stands what else is
 known of the student: answers under a longer window, and with its windows off. Weights are not kept; benchmarks/
@@ -43,7 +43,9 @@ NOTE = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("student", nargs="?", default="K7-token", help="a name of results/proof/records and runs")
+    parser.add_argument(
+        "student", nargs="?", default="K7-token-replies", help="a name of results/proof/records and runs"
+    )
     parser.add_argument("--out", type=Path, default=PROOF / "model-card.md")
     asked = parser.parse_args()
     write_atomically(asked.out, card_of(asked.student, PROOF))

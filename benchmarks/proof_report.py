@@ -5,11 +5,12 @@
 Names of records say which student: W7 or W4 are untrained windows with so many layers kept (`beam7-window-512`, ...),
 WT4 the window that was trained, K7 or K4 Kimi Delta Attention beside a window, of which the recurrence alone was
 trained, or of K4-mixers whole mixers, and P7 Kimi Delta Attention without a window. `-settled` had a third stage,
-mostly of conversations, `-token` a share of the recurrence for each token besides, `-far_distillation` is a student
-before its third stage, `-window-1024` one that was asked with a longer window than it was trained with, and
-`-without_window` one with its windows off. Beside the records lie the metrics of the runs and what each took. Writes
-table.json, tables.md and the frontier, retention over cache bytes a token; figures of a GPU go into the ledger. Of
-other records, results/rehearsal/records say, there are tables alone.
+mostly of conversations, `-token` a share of the recurrence for each token besides, `-replies` sums that the teacher
+worked out behind examples among its conversations, `-far_distillation` is a student before its third stage,
+`-window-1024` one that was asked with a longer window than it was trained with, and `-without_window` one with its
+windows off. Beside the records lie the metrics of the runs and what each took. Writes table.json, tables.md and the
+frontier, retention over cache bytes a token; figures of a GPU go into the ledger. Of other records, results/rehearsal/
+records say, there are tables alone.
 """
 
 import argparse
@@ -36,26 +37,39 @@ CONTROLS |= {f"beam{kept}-window-1024": f"W{kept}-window-1024" for kept in (7, 4
 SETS = ("arc_easy", "arc_challenge", "openbookqa", "mmlu_redux", "commonsense_qa", "boolq")  # ranked as well
 SHORT = (*SETS, "gsm8k", "humaneval")
 EQUAL = "K4-mixers-far_distillation"  # has had as many tokens as WT4
-# Pairs of equal cache, the second beside its control.
-PAIRS = (("W7", "K7"), ("W7-window-1024", "K7-window-1024"), ("K7", "K7-window-1024"), ("P7", "K7"))
-PAIRS += (("W4", "K4"), ("WT4", "K4"), ("K4-mixers", "K4"), ("W4", "WT4"), ("WT4", EQUAL), (EQUAL, "K4-mixers"))
-PAIRS += (("K7", "K7-settled"), ("K4", "K4-settled"), ("W7", "K7-settled"), ("W4", "K4-settled"), ("WT4", "K4-settled"))
-PAIRS += tuple((f"W{kept}-window-1024", f"K{kept}-settled-window-1024") for kept in (7, 4))
-PAIRS += (("W7", "K7-token"), ("K7", "K7-token"), ("K7-settled", "K7-token"), ("K7", "K7-token-far_distillation"))
-PAIRS += (("W7-window-1024", "K7-token-window-1024"), ("K7-token", "K7-token-window-1024"))
-# Of the rehearsal: what stood in the rows of the second stage.
-PAIRS += (("W4", "K4-distant"), ("W4", "K4-ordinary"), ("K4-ordinary", "K4-distant"))
+# The recipe, recipes/hybrid-1.5b.yaml, with seven layers kept, and what was asked of it with four: its second stage.
+SEVEN, FOUR = "K7-token-replies", "K4-token-replies-far_distillation"
+# By student those that it is held to, on the same items: controls of equal cache, and what it was made of.
+BESIDE = {
+    SEVEN: ("W7", "P7", "K7", "K7-token", f"{SEVEN}-far_distillation"),
+    f"{SEVEN}-far_distillation": ("W7",),
+    FOUR: ("W4", "WT4", "K4"),
+    "K7": ("W7", "P7"),
+    "K7-window-1024": ("W7-window-1024", "K7"),
+    "K7-settled": ("W7", "K7"),
+    "K7-settled-window-1024": ("W7-window-1024",),
+    "K7-token": ("W7", "K7", "K7-settled"),
+    "K7-token-far_distillation": ("K7",),
+    "K7-token-window-1024": ("W7-window-1024", "K7-token"),
+    "K4": ("W4", "WT4", "K4-mixers"),
+    "K4-settled": ("W4", "WT4", "K4"),
+    "K4-settled-window-1024": ("W4-window-1024",),
+    "K4-mixers": (EQUAL,),
+    "WT4": ("W4",),
+    EQUAL: ("WT4",),
+    # Of the rehearsal: what stood in the rows of the second stage.
+    "K4-distant": ("W4", "K4-ordinary"),
+    "K4-ordinary": ("W4",),
+}
 LINES = {  # of the frontier: names, how they are drawn, and where a name stands beside its point
     "window, nothing trained": (("W2", "W4", "W7"), "o--", "#777777", (-30, 6)),
     "window, trained": (("WT2", "WT4", "WT7"), "s-", "#e69f00", (-38, -10)),
     "KDA beside a window, mixers trained": ((EQUAL,), "^-", "#009e73", (5, -16)),
-    "KDA beside a window, the recurrence trained": (("K2", "K4", "K7"), "D-", "#0072b2", (9, -5)),
+    "KDA beside a window, the recurrence trained": (("K2", FOUR, SEVEN), "D-", "#0072b2", (9, -5)),
     "KDA alone, all of it trained": (("P4", "P7"), "v-", "#cc79a7", (9, -16)),
 }
-# Students with figures of their own.
-COUNTED = ("K7", "K7-window-1024", "K7-settled", "K7-token", "K7-token-window-1024")
-COUNTED += ("K4", "K4-settled", "K4-settled-window-1024", "P7")
-BEST = "K7"  # what the runs' cost is told of
+# Students with figures, by the figures' names.
+FIGURES = {"k7": SEVEN, "k7_window_1024": "K7-window-1024", "k4": FOUR, "p7": "P7"}
 MINUTES = (
     "Minutes are of the optimizer's steps, with other work on the same GPU; conversion, data, compilation and "
     "measurements are no part of them."
@@ -91,8 +105,14 @@ def tabulate(models: dict[str, Lines]) -> dict[str, Any]:
     table = compare_all(models)
     for name, row in table["configurations"].items():
         row["ranked_sets"] = ranked_sets(models[TEACHER], models[name])
+    # What a figure changes by is the newest of the records.
+    dates = [lines[0]["machine"]["measured"] for lines in models.values() if lines[0]["machine"]["gpu"] is not None]
+    table["machine"]["measured"] = max(dates, default=None)
     table["pairs"] = {
-        f"{one} {other}": pair(models[one], models[other]) for one, other in PAIRS if {one, other} <= models.keys()
+        f"{one} {other}": pair(models[one], models[other])
+        for other, beside in BESIDE.items()
+        for one in beside
+        if {one, other} <= models.keys()
     }
     asked = {name: outcomes(lines, SETS, "strict") for name, lines in models.items() if tasks_of(lines) >= set(SETS)}
     table["rank_flips"] = rank_flips(asked)
@@ -248,11 +268,11 @@ def proof_figures(results: Path) -> dict[str, dict]:
     table = json.loads((results / "table.json").read_text())
     source = "results/proof/table.json"
     figures = {}
-    for student in COUNTED:
+    for short, student in FIGURES.items():
         row = table["configurations"].get(student)
         if row is None:
             continue
-        name = f"proof_{student.lower().replace('-', '_')}"
+        name = f"proof_{short}"
         for what, task in TOLD.items():
             if (score := row["tasks"].get(task)) is not None:
                 kept = {"value": score["strict"]["retention"], "spread": score["strict"]["retention_interval"]}
@@ -264,8 +284,8 @@ def proof_figures(results: Path) -> dict[str, dict]:
             figures[f"{name}_protocol_gap_mc_pp"] = gap | {"unit": "points", "source": source}
     if (lead := table["pairs"].get(f"WT4 {EQUAL}", {}).get(TOLD["recall_8k"])) is not None:
         figures["proof_k4_minus_wt4_recall_8k_pp"] = {"value": lead["lead_pp"], "unit": "points", "source": source}
-    if BEST in table["runs"]:
-        figures |= cost_figures(table["runs"][BEST])
+    if SEVEN in table["runs"]:
+        figures |= cost_figures(table["runs"][SEVEN])
     return figures
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/real_teacher/prepare.py --data DATA --out PREPARED
     python benchmarks/window_table.py --teacher FOLDER --questions FILE --data DATA --haystack TEXT --tasks TASK ...
-    python benchmarks/proof_runs.py K7 K4 --teacher FOLDER --data PREPARED --questions FILE --work FOLDER
+    python benchmarks/proof_runs.py K7-token-replies --teacher FOLDER --data PREPARED --questions FILE --work FOLDER
     python benchmarks/proof_report.py
 
 With --stages far_distillation the student of that stage is asked the short tasks as well, before the next is trained.
@@ -38,74 +38,71 @@ FAR, SUMS = "far_distillation", "gsm8k"
 ASKED = ("sums", "programs")  # of the teacher, to write
 WRITTEN = {"messages": "messages", "epochs": 8}  # how what it wrote is read
 SEVEN, FOUR, TWO = [6, 14, 16, 19, 21, 22, 23], [6, 14, 16, 23], [14, 23]  # by `gendistill place`, beam
+RECIPE = yaml.safe_load(HYBRID.read_text())["stages"]
+# The recipe as it began: one share for all tokens of a head, and no third stage.
+HEAD = "student.window_share=head"
+
+
+def of_stages(stages: dict) -> str:
+    return f"stages={json.dumps(stages)}"
+
+
+TWO_STAGES = {name: stage for name, stage in RECIPE.items() if name != "settling"}
+PLAIN = [HEAD, of_stages(TWO_STAGES)]
+WIDE = [*PLAIN, "student.window=1024"]  # holds what GSM8K is asked with
 # Whole mixers, as gently as short tasks bear; convolutions and gates are new, and at the recipe's rate.
 RATE = 2.0e-5
 MIXERS = [
+    *PLAIN,
     f"stages.{FAR}.train=[mixer]",
     f"stages.{FAR}.learning_rate={{mixer: {RATE}, mixer_conv: 2.0e-3, mixer_gate: 2.0e-3}}",
 ]
-RECIPE = yaml.safe_load(HYBRID.read_text())["stages"]
-# The recipe's last stage, without convolutions and gates to align, and a recurrence that could do without a window.
+# Windows alone: no convolutions and gates to align, and no recurrence that could do without a window.
 WHOLE = {"train": ["mixer"], "learning_rate": RATE, "window_dropout": 0.0}
-ALONE = ["student.mixer=window", "student.log_decay_bound=null"]
-WINDOW = [*ALONE, f"stages={json.dumps({FAR: RECIPE[FAR] | WHOLE})}"]
-WIDE = ["student.window=1024"]  # holds what GSM8K is asked with
-# A third stage, mostly of conversations and with several rows a step: alone in a step, a row of distant answers
-# outweighs what replies lose, for its loss is a hundred times theirs.
-SETTLING = {
-    "data": "settled",
-    "tokens": 4_000_000,
-    "sequences_per_step": 4,
-    "learning_rate": 5.0e-4,
-    "window_dropout": 0.0,
-    "schedule": {"shape": "cosine", "warmup": 0.1, "final": 0.02},
-}
-SETTLED_STAGES = RECIPE | {"settling": RECIPE[FAR] | SETTLING}
-SETTLED = [f"stages={json.dumps(SETTLED_STAGES)}"]
-# The same of windows alone, at the same quarter of the stage before.
-SETTLED_WHOLE = {FAR: RECIPE[FAR] | WHOLE, "settling": RECIPE[FAR] | SETTLING | WHOLE | {"learning_rate": RATE / 4}}
-SETTLED_WINDOW = [*ALONE, f"stages={json.dumps(SETTLED_WHOLE)}"]
-THIRD = {"settled": 2, "token": 1, "policy": 1}  # weight of conversations beside one of distant answers, by a tag
-# A share of the recurrence for each token, and as much of what is far in the third stage as of conversations.
-BY_TOKEN = "student.window_share=token"
-TOKEN = [BY_TOKEN, *SETTLED]
-# And a last stage on replies that the student writes, half of the rows; the others as in the stage before.
+ALONE = [HEAD, "student.mixer=window", "student.log_decay_bound=null"]
+WINDOW = [*ALONE, of_stages({FAR: RECIPE[FAR] | WHOLE})]
+# The third stage of windows alone, at the same quarter of the stage before.
+SETTLED_WHOLE = {FAR: RECIPE[FAR] | WHOLE, "settling": RECIPE["settling"] | WHOLE | {"learning_rate": RATE / 4}}
+SETTLED_WINDOW = [*ALONE, of_stages(SETTLED_WHOLE)]
+# Weight of conversations beside one of distant answers in the third stage, by a tag; the recipe's is 1.
+THIRD = {"settled": 2}
+# A last stage on replies that the student writes, half of the rows; the others as in the stage before.
 POLICY = {
     "objective": "reverse_kl",
     "data": {"on_policy": "settled", "share": 0.5, "new_tokens": [64, 256], "reply_kl_bound": 0.1},
     "tokens": 2_000_000,
     "learning_rate": 2.0e-4,
 }
-POLICY_STAGES = SETTLED_STAGES | {"on_policy": SETTLED_STAGES["settling"] | POLICY}
-ON_POLICY = [BY_TOKEN, f"stages={json.dumps(POLICY_STAGES)}"]
+ON_POLICY = [of_stages(RECIPE | {"on_policy": RECIPE["settling"] | POLICY})]
 # The published architecture without logit distillation on all tokens, which made replies worse; they get its tokens.
 PURE_STAGES = yaml.safe_load(PURE.read_text())["stages"]
 REPLIES = "instruction_distillation"
 SPARED = PURE_STAGES.pop("logit_distillation")["tokens"]
 DIRECT_STAGES = PURE_STAGES | {REPLIES: PURE_STAGES[REPLIES] | {"tokens": PURE_STAGES[REPLIES]["tokens"] + SPARED}}
-DIRECT = [f"stages={json.dumps(DIRECT_STAGES)}"]
-# Kept layers, and settings. Of the conversations of `-replies` a half are sums that the teacher worked out. K4-mixers
+DIRECT = [of_stages(DIRECT_STAGES)]
+# Kept layers, and settings. `-replies` have all of the recipe's data; the others no sums of the teacher's. K4-mixers
 # and WT4 of results/proof/records were trained at five times the gentle rate.
 STUDENTS = {
-    "K7": (SEVEN, []),
-    "K7-replies": (SEVEN, []),
-    "K7-wide": (SEVEN, WIDE),
-    "K7-settled": (SEVEN, SETTLED),
-    "K7-token": (SEVEN, TOKEN),
-    "K7-token-replies": (SEVEN, TOKEN),
+    "K7-token-replies": (SEVEN, []),
+    "K7-token": (SEVEN, []),
     "K7-policy": (SEVEN, ON_POLICY),
-    "K4": (FOUR, []),
-    "K4-wide": (FOUR, WIDE),
-    "K4-settled": (FOUR, SETTLED),
-    "K4-token": (FOUR, TOKEN),
-    "K4-token-replies": (FOUR, TOKEN),
+    "K7-settled": (SEVEN, [HEAD]),
+    "K7": (SEVEN, PLAIN),
+    "K7-replies": (SEVEN, PLAIN),
+    "K7-wide": (SEVEN, WIDE),
+    "K4-token-replies": (FOUR, []),
+    "K4-token": (FOUR, []),
     "K4-policy": (FOUR, ON_POLICY),
+    "K4-settled": (FOUR, [HEAD]),
+    "K4": (FOUR, PLAIN),
+    "K4-wide": (FOUR, WIDE),
     "K4-mixers-gentle": (FOUR, MIXERS),
     "WT4-gentle": (FOUR, WINDOW),
     "WT4-settled": (FOUR, SETTLED_WINDOW),
-    "K2": (TWO, []),
-    "K2-settled": (TWO, SETTLED),
-    "K2-token": (TWO, TOKEN),
+    "K2-token-replies": (TWO, []),
+    "K2-token": (TWO, []),
+    "K2-settled": (TWO, [HEAD]),
+    "K2": (TWO, PLAIN),
     "K2-mixers-gentle": (TWO, MIXERS),
     "WT2-gentle": (TWO, WINDOW),
     "P7": (SEVEN, []),
@@ -198,10 +195,8 @@ def in_order(known: Iterable[str], wanted: Collection[str]) -> list[str]:
 
 def sources(name: str, data: Path) -> list[str]:
     """Settings that put local files in the place of the recipe's data."""
-    settings = [f"data.{mixture}={json.dumps(given)}" for mixture, given in mixtures(name, data).items()]
-    if has_replies(name):
-        settings.append(f"synthesis={json.dumps(synthesis(name, data))}")
-    return [*settings, *tasks(data)]
+    written = synthesis(name, data) if has_replies(name) else {}
+    return [f"data={json.dumps(mixtures(name, data))}", f"synthesis={json.dumps(written)}", *tasks(data)]
 
 
 def mixtures(name: str, data: Path) -> dict[str, list[dict]]:
@@ -215,9 +210,8 @@ def mixtures(name: str, data: Path) -> dict[str, list[dict]]:
             "replies": [chats | {"weight": 3}, *(WRITTEN | {"synthesis": each, "weight": 2} for each in ASKED), near],
         }
     talk = partial(conversations, chats, has_replies(name))
-    weight = next((third for tag, third in THIRD.items() if tag in tags(name)), None)
-    settled = {} if weight is None else {"settled": [far, *talk(weight)]}
-    return settled | {"text": [text], "far": [far | {"weight": 2}, *talk(1)]}
+    weight = next((third for tag, third in THIRD.items() if tag in tags(name)), 1)
+    return {"text": [text], "far": [far | {"weight": 2}, *talk(1)], "settled": [far, *talk(weight)]}
 
 
 def conversations(chats: dict, with_written: bool, weight: float) -> list[dict]:

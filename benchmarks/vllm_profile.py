@@ -2,9 +2,9 @@
 
     python benchmarks/vllm_profile.py > results/gpu/vllm_profile.txt     # a CUDA device that nothing else uses
 
-Qwen3-0.6B's shape, random weights, 7 of 28 layers kept, Kimi Delta Attention in the others; contexts of 32,768 tokens, as
-in vllm_serve.py's largest load. Of each kind of step the median time; under the profiler the sum of all kernels, what
-lies between them, and each by its name; and by Python's profiler, which slows it down, what the host calls.
+Qwen3-0.6B's shape, random weights, 7 of 28 layers kept, Kimi Delta Attention in the others; contexts of 32,768 tokens,
+as in vllm_serve.py's largest load. Of each kind of step the median time; under the profiler the sum of all kernels,
+what lies between them, and each by its name; and by Python's profiler, which slows it down, what the host calls.
 """
 
 import cProfile
@@ -19,12 +19,10 @@ from types import SimpleNamespace
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's steps are called from here
 
-import torch
 from ledger import gpu_machine, takes_no_arguments
 from prefill_profile import kernels_of, table
-from vllm_serve import MOST, SLACK, write_pair
-
 from vllm import LLM, SamplingParams
+from vllm_serve import MOST, SLACK, write_pair
 
 CONTEXT, REPLY = 32_768, 512  # tokens
 REQUESTS = 64

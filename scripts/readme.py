@@ -144,13 +144,12 @@ def _configuration(row: dict, name: str) -> str:
 PROOF_STUDENTS = {
     "teacher": "teacher, all 28 layers",
     "W7": "7 kept, window, untrained",
-    "K7": "7 kept, KDA beside window, recurrence alone",
-    "K7-window-1024": "the same, asked with a window of 1,024",
-    "K7-token": "a share for each token, and a third stage",
-    "K7-token-window-1024": "that one, asked with a window of 1,024",
+    "K7-token-replies": "7 kept, KDA beside window: the recipe",
+    "K7": "7 kept, two stages, a share for each head",
+    "K7-window-1024": "that one, asked with a window of 1,024",
     "P7": "7 kept, KDA alone, all of it",
     "W4": "4 kept, window, untrained",
-    "K4": "4 kept, KDA beside window, recurrence alone",
+    "K4-token-replies-far_distillation": "4 kept, KDA beside window: the recipe's first two stages",
     "WT4": "4 kept, window, trained as K4-mixers",
     "K4-mixers": "4 kept, KDA beside window, mixers",
 }

@@ -4,7 +4,7 @@ import gzip
 import json
 
 import pytest
-from proof_report import BEST, SETS, draw, markdown, pair, proof_figures, ranked_sets, read_runs, tabulate
+from proof_report import SETS, SEVEN, draw, markdown, pair, proof_figures, ranked_sets, read_runs, tabulate
 
 RECALL = "recall_easy_8192"
 
@@ -58,15 +58,15 @@ def test_orders_that_differ_are_named(models):
 
 def test_report(models, tmp_path):
     runs = tmp_path / "runs"
-    (runs / BEST).mkdir(parents=True)
-    (runs / "seconds.json").write_text(json.dumps({BEST: {"all": 1800}}))
+    (runs / SEVEN).mkdir(parents=True)
+    (runs / "seconds.json").write_text(json.dumps({SEVEN: {"all": 1800}}))
     losses = {"held_out_loss": None, "distant_loss": {"as_is": 0.2, "without_window": 0.4}}
     before = {"held_out_loss_before": 0.5, "distant_loss_before": {"as_is": 0.6, "without_window": 2.5}}
     ends = [{"tokens": 10} | losses | before, {"tokens": 3_000_000} | losses | before]
     steps = [step | {"seconds": 45.0} for step in ends]
     for stage, lines in (("1-far", steps), ("2-ends", ends)):  # of some runs only the ends were kept
-        write(runs / BEST / f"{stage}-metrics.jsonl.gz", "".join(json.dumps(line) + "\n" for line in lines))
-    write(runs / BEST / "1-far-reply_kl.json.gz", json.dumps({"reply_kl": {"mean": 0.25}}))
+        write(runs / SEVEN / f"{stage}-metrics.jsonl.gz", "".join(json.dumps(line) + "\n" for line in lines))
+    write(runs / SEVEN / "1-far-reply_kl.json.gz", json.dumps({"reply_kl": {"mean": 0.25}}))
     table = tabulate(models) | {"runs": read_runs(runs)}
     (tmp_path / "table.json").write_text(json.dumps(table))
     figures = {name: figure["value"] for name, figure in proof_figures(tmp_path).items()}
@@ -79,8 +79,8 @@ def test_report(models, tmp_path):
         "proof_gpu_hours": 0.5,
     }
     told = markdown(table)
-    assert f"| {BEST} | 1-far | 3,000,000 | 1.5 | - | 0.600 -> 0.200 | 2.500 -> 0.400 | 0.250 |" in told
-    assert f"| {BEST} | 2-ends | 3,000,000 | - | - | 0.600 -> 0.200 | 2.500 -> 0.400 | - |" in told
+    assert f"| {SEVEN} | 1-far | 3,000,000 | 1.5 | - | 0.600 -> 0.200 | 2.500 -> 0.400 | 0.250 |" in told
+    assert f"| {SEVEN} | 2-ends | 3,000,000 | - | - | 0.600 -> 0.200 | 2.500 -> 0.400 | - |" in told
     assert "## K4-mixers-far_distillation beside WT4, on the same items" in told and "WT4 and K4" in told
     draw(tmp_path, table)
     assert (tmp_path / "frontier.png").stat().st_size and (tmp_path / "frontier.svg").stat().st_size

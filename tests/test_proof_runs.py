@@ -12,7 +12,8 @@ from gendistill.recipe.loading import load_recipe
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path, name):
-    recipe = load_recipe(recipe_of(name), ["teacher=embedded", *sources(name, tmp_path), *settings_of(name)])
+    settings = ["teacher=embedded", "evaluation.stages=[]", *sources(name, tmp_path), *settings_of(name)]
+    recipe = load_recipe(recipe_of(name), settings)
     stage = list(recipe.stages.values())[-1]
     kept = {"7": [6, 14, 16, 19, 21, 22, 23], "4": [6, 14, 16, 23], "2": [14, 23]}
     assert recipe.student.keep_attention == kept[name.split("-")[0][-1]]
@@ -24,7 +25,7 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
     short = dict.fromkeys(("K7-policy", "K4-policy"), 2_000_000)
     assert stage.tokens == (short | {"P7": 9_000_000, "P7-direct": 15_000_000}).get(name, 4_000_000)
     assert ("logit_distillation" in recipe.stages) == (name == "P7")
-    by_token = "-token" in name or name.endswith("-policy")
+    by_token = "-token" in name or name.endswith("-policy")  # the recipe
     settled = by_token or name.endswith("-settled")
     assert ("settling" in recipe.stages) == settled
     if settled:  # so that no row of distant answers stands alone in a step
