@@ -4,7 +4,7 @@ import gzip
 import json
 
 import pytest
-from proof_report import SETS, SEVEN, draw, markdown, pair, proof_figures, ranked_sets, read_runs, tabulate
+from proof_report import FOUR, SETS, SEVEN, draw, markdown, pair, proof_figures, ranked_sets, read_runs, tabulate
 
 RECALL = "recall_easy_8192"
 
@@ -32,7 +32,7 @@ def models():
         "teacher": asked("teacher", "1110", "1110", "11111"),
         "WT4": asked("WT4", "1100", "1110", "11110"),
         "K4-mixers-far_distillation": asked("K4-mixers-far_distillation", "1000", "1100", "11000"),
-        "K4": asked("K4", "1111", "1000", "11111"),
+        FOUR: asked(FOUR, "1111", "1000", "11111"),
     }
 
 
@@ -46,14 +46,14 @@ def test_retention_of_the_ranked_sets_by_both_protocols(models):
 
 
 def test_pairs_are_compared_on_items_that_both_were_asked(models):
-    found = pair(models["K4-mixers-far_distillation"], models["K4"][:-1])[RECALL]
+    found = pair(models["K4-mixers-far_distillation"], models[FOUR][:-1])[RECALL]
     assert (found["items"], found["right"], found["lead_pp"]) == (4, [2, 4], 50)
     assert found["p"] == 0.5  # of two items that differ, both for the same
 
 
 def test_orders_that_differ_are_named(models):
-    (flip,) = (each for each in tabulate(models)["rank_flips"] if set(each["models"]) == {"WT4", "K4"})
-    assert flip["models"] == ("WT4", "K4")  # ranking prefers the first, generation the other
+    (flip,) = (each for each in tabulate(models)["rank_flips"] if set(each["models"]) == {"WT4", FOUR})
+    assert flip["models"] == ("WT4", FOUR)  # ranking prefers the first, generation the other
 
 
 def test_report(models, tmp_path):
@@ -81,7 +81,7 @@ def test_report(models, tmp_path):
     told = markdown(table)
     assert f"| {SEVEN} | 1-far | 3,000,000 | 1.5 | - | 0.600 -> 0.200 | 2.500 -> 0.400 | 0.250 |" in told
     assert f"| {SEVEN} | 2-ends | 3,000,000 | - | - | 0.600 -> 0.200 | 2.500 -> 0.400 | - |" in told
-    assert "## K4-mixers-far_distillation beside WT4, on the same items" in told and "WT4 and K4" in told
+    assert "## K4-mixers-far_distillation beside WT4, on the same items" in told and f"WT4 and {FOUR}" in told
     draw(tmp_path, table)
     assert (tmp_path / "frontier.png").stat().st_size and (tmp_path / "frontier.svg").stat().st_size
 
