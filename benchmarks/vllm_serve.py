@@ -49,6 +49,8 @@ PATIENCE = 600  # seconds until a server answers
 # Of vLLM's log: how many requests of the longest context its cache holds.
 HOLDS = re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x")
 RUNNING = re.compile(r"^vllm:num_requests_running\{.*?\} (\S+)$", re.MULTILINE)
+WRITTEN = re.compile(r"^vllm:generation_tokens_total\{.*?\} (\S+)$", re.MULTILINE)
+EVERY = 20  # seconds between two lines of progress
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -162,8 +164,12 @@ def serving(folder: Path | str, longest: int) -> Iterator[tuple[str, float]]:
     with tempfile.NamedTemporaryFile("r", suffix=".log") as log, open(log.name, "w") as said:
         process = subprocess.Popen([*vllm(), *command], stdout=said, stderr=subprocess.STDOUT)
         try:
+            began = time.monotonic()
             wait_for(f"{url}/health", process, log)
-            yield url, requests_held(log.read())
+            holds = requests_held(log.read())
+            took = time.monotonic() - began
+            print(f"{folder}: answers after {took:.0f} s, holds {holds:.1f} requests of {longest:,} tokens", flush=True)
+            yield url, holds
         finally:
             process.terminate()
             process.wait(timeout=120)
@@ -210,15 +216,21 @@ def ask(url: str, folder: Path | str, prompt: int, reply: int, at_once: int, pro
 
 @contextmanager
 def counting(url: str) -> Iterator[list[int]]:
-    """How many requests run, looked at twice a second."""
+    """How many requests run, looked at twice a second; now and then a line says so."""
     seen, ended = [], threading.Event()
 
     def look() -> None:
+        began = told = time.monotonic()
         while not ended.wait(0.5):
             # A server that takes in hundreds of long prompts answers late; what was lost is one look.
             with suppress(OSError):
                 text = urlopen(f"{url}/metrics", timeout=30).read().decode()
-                seen.append(int(sum(map(float, RUNNING.findall(text)))))
+                running, written = (int(sum(map(float, part.findall(text)))) for part in (RUNNING, WRITTEN))
+                seen.append(running)
+                now = time.monotonic()
+                if now - told > EVERY:
+                    told = now
+                    print(f"{now - began:.0f} s: {running} requests run, {written:,} tokens of replies", flush=True)
 
     thread = threading.Thread(target=look)
     thread.start()
