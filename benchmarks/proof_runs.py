@@ -80,8 +80,15 @@ REPLIES = "instruction_distillation"
 SPARED = PURE_STAGES.pop("logit_distillation")["tokens"]
 DIRECT_STAGES = PURE_STAGES | {REPLIES: PURE_STAGES[REPLIES] | {"tokens": PURE_STAGES[REPLIES]["tokens"] + SPARED}}
 DIRECT = [of_stages(DIRECT_STAGES)]
-# Kept layers, and settings. `-replies` have all of the recipe's data; the others no sums of the teacher's. K4-mixers
-# and WT4 of results/proof/records were trained at five times the gentle rate.
+# More alignment of blocks, which gave most for its time, and then replies at the rates of the stage that is left out.
+BROAD_STAGES = DIRECT_STAGES | {
+    "block_alignment": PURE_STAGES["block_alignment"] | {"tokens": 12_000_000},
+    REPLIES: DIRECT_STAGES[REPLIES] | {"learning_rate": {"mixer": 2.0e-4, "mlp": 5.0e-5, "norm": 5.0e-5}},
+}
+BROAD = [of_stages(BROAD_STAGES)]
+# Kept layers, and settings. `-replies` have all of the recipe's data; the others no sums of the teacher's. `-broad`
+# reads source code as well, and learns instructions of many kinds. K4-mixers and WT4 of results/proof/records were
+# trained at five times the gentle rate.
 STUDENTS = {
     "K7-token-replies": (SEVEN, []),
     "K7-token": (SEVEN, []),
@@ -107,6 +114,7 @@ STUDENTS = {
     "WT2-gentle": (TWO, WINDOW),
     "P7": (SEVEN, []),
     "P7-direct": (SEVEN, DIRECT),
+    "P7-broad": (SEVEN, BROAD),
 }
 
 
@@ -203,11 +211,20 @@ def mixtures(name: str, data: Path) -> dict[str, list[dict]]:
     text, chats = ({"path": str(data / f"{file}.jsonl.gz")} for file in ("text", "chat"))
     chats |= {"messages": "messages", "epochs": 8}
     near, far = (text | {"made": "distant", "distances": distances} for distances in ([64, 7500], [512, 15000]))
+    sums, programs = (WRITTEN | {"synthesis": each, "weight": 2} for each in ASKED)
+    if "broad" in tags(name):
+        code = {"path": str(data / "code.jsonl.gz")}
+        instructions = {"path": str(data / "instructions.jsonl.gz"), "prompt": "prompt", "completion": "completion"}
+        return {
+            "text": [text | {"weight": 2}, code],
+            "mixed": [text | {"weight": 2}, code, chats, instructions, sums | {"weight": 1}, programs],
+            "replies": [chats | {"weight": 2}, instructions | {"weight": 2}, sums, programs | {"weight": 3}, near],
+        }
     if recipe_of(name) is PURE:
         return {
             "text": [text],
             "mixed": [text, chats],
-            "replies": [chats | {"weight": 3}, *(WRITTEN | {"synthesis": each, "weight": 2} for each in ASKED), near],
+            "replies": [chats | {"weight": 3}, sums, programs, near],
         }
     talk = partial(conversations, chats, has_replies(name))
     weight = next((third for tag, third in THIRD.items() if tag in tags(name)), 1)
@@ -234,10 +251,12 @@ def synthesis(name: str, data: Path) -> dict[str, dict]:
     """What the teacher is asked to write: worked sums, and programs. Beside a window sums alone, as an evaluation asks
     for them, with examples before: what the window sees whole, as programs are, says nothing to the recurrence."""
     sums = {"kind": "last_number", "path": str(data / "gsm8k.train.jsonl.gz"), "records": 4000}
-    programs = {"kind": "instruction", "path": str(data / "programs.jsonl.gz")}
-    framed = {"sums": sums | {"records": 2000, "shots": 5}}
-    prompts = dict(zip(ASKED, (sums, programs), strict=True)) if recipe_of(name) is PURE else framed
-    return {each: {"prompts": [asked], "max_new_tokens": 320, "batch_size": 512} for each, asked in prompts.items()}
+    programs = [{"kind": "instruction", "path": str(data / "programs.jsonl.gz")}]
+    if "broad" in tags(name):
+        programs.append({"kind": "instruction", "path": str(data / "functions.jsonl.gz")})
+    framed = {"sums": [sums | {"records": 2000, "shots": 5}]}
+    prompts = dict(zip(ASKED, ([sums], programs), strict=True)) if recipe_of(name) is PURE else framed
+    return {each: {"prompts": asked, "max_new_tokens": 320, "batch_size": 512} for each, asked in prompts.items()}
 
 
 def tasks(data: Path) -> list[str]:

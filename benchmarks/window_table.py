@@ -136,6 +136,10 @@ def measure(arguments: argparse.Namespace) -> None:
         each.task.check_machine()  # now, not when the replies are there
     teacher = load_model(arguments.teacher, torch.bfloat16, arguments.device)
     tokenizer = load_tokenizer(arguments.teacher, teacher.config.vocab_size)
+    most = max(max(prompt) for each in tasks for prompt in each.prompts)
+    if most >= teacher.config.vocab_size:
+        known = f"{arguments.teacher} has ids up to {teacher.config.vocab_size - 1:,}"
+        raise SystemExit(f"{arguments.questions} holds id {most:,}, {known}: make its own, by another --questions")
     placements = read_placements(arguments.placement, teacher.config.num_hidden_layers)
     arguments.out.mkdir(parents=True, exist_ok=True)
     shared = {"teacher": Path(arguments.teacher).name, "seed": SEED}

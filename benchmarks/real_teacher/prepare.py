@@ -6,9 +6,11 @@ data sets.
 DATA holds gzip'd JSON lines, one folder a set: arc_easy, arc_challenge, openbookqa and gsm8k with train and test splits
 (fields question, choices, answer; GSM8K: question, answer), more_text/*/ with plain text in the field text, and
 python_docs/docs.jsonl.gz, pages of Python's documentation as reStructuredText in the same field: what it says of each
-function becomes a request for a program, as the evaluator words them, for the teacher to write (`synthesis`).
-Conversations come from train splits only, worded as the evaluator asks, one question each or several. A record whose
-question stands in a test split is left out, and counted.
+function becomes a request for a program, as the evaluator words them, for the teacher to write (`synthesis`). More of
+them come of the docstrings in the standard library of the Python that runs this, whose source is text, too, and
+p3_subset/train.jsonl.gz holds instructions with their answers (prompt, completion). Conversations come from train
+splits only, worded as the evaluator asks, one question each or several. A record whose question stands in a test split
+is left out, and counted.
 """
 
 import argparse
@@ -18,6 +20,8 @@ import json
 import random
 import re
 import shutil
+import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 from gendistill.evaluate.kinds.item import user_turn
@@ -38,6 +42,7 @@ FUNCTION = re.compile(
 REFERENCE = re.compile(r":[\w:+-]+:`[~!]?([^`<]*?)(?: <[^`]*>)?`")  # ":func:`zip`", of which the name is left
 DESCRIBED = range(40, 500)  # characters of a description that says enough, and not too much
 STUB = 'def {}({}):\n    """{}"""'
+NO_LIBRARY = {"site-packages", "test", "tests", "idlelib", "lib2to3"}  # folders without code to learn from
 
 
 def read(path: Path) -> list[dict]:
@@ -99,16 +104,41 @@ def texts(data: Path, rng: random.Random) -> list[dict]:
 
 def programs(data: Path) -> list[dict]:
     """Requests for functions, each with a signature and what the function is to do; for no two the same."""
-    (request,) = make_task(task="humaneval").template
     found = {}
     for page in read(data / "python_docs" / "docs.jsonl.gz"):
         for name, parameters, text in FUNCTION.findall(page["text"]):
             described = re.sub(r"[`*\\]+", "", REFERENCE.sub(r"\1", " ".join(text.split())))
             name = name.split(".")[-1]
             if len(described) in DESCRIBED and is_signature(name, parameters):
-                stub = STUB.format(name, parameters, described)
-                found[described] = {"prompt": request.replace("{prompt}", stub)}
+                found[described] = requested(STUB.format(name, parameters, described))
     print(f"{len(found)} requests for programs")
+    return list(found.values())
+
+
+def requested(stub: str) -> dict:
+    (request,) = make_task(task="humaneval").template
+    return {"prompt": request.replace("{prompt}", stub)}
+
+
+def library() -> Iterator[str]:
+    """The source of each module of the standard library."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(folder.rglob("*.py")):
+        if not NO_LIBRARY & set(path.relative_to(folder).parts):
+            yield path.read_text(encoding="utf-8")
+
+
+def functions() -> list[dict]:
+    """Requests as `programs` has them, of the standard library's functions; its methods need their class."""
+    found = {}
+    for source in library():
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.FunctionDef) or {arg.arg for arg in node.args.args[:1]} & {"self", "cls"}:
+                continue
+            described = " ".join((ast.get_docstring(node) or "").split())
+            if len(described) in DESCRIBED and '"""' not in described:
+                found[described] = requested(STUB.format(node.name, ast.unparse(node.args), described))
+    print(f"{len(found)} requests for functions")
     return list(found.values())
 
 
@@ -133,6 +163,9 @@ def main() -> None:
     rng.shuffle(chat)
     write(arguments.out / "chat.jsonl.gz", chat)
     write(arguments.out / "programs.jsonl.gz", programs(arguments.data))
+    write(arguments.out / "functions.jsonl.gz", functions())
+    write(arguments.out / "code.jsonl.gz", [{"text": source} for source in library()])
+    shutil.copyfile(arguments.data / "p3_subset/train.jsonl.gz", arguments.out / "instructions.jsonl.gz")
     write(arguments.out / "text.jsonl.gz", texts(arguments.data, rng))
     for name in ("arc_easy", "openbookqa", "gsm8k"):
         for split in ("train", "test"):
