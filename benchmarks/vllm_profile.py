@@ -26,6 +26,7 @@ from vllm_serve import MOST, SLACK, write_pair
 
 CONTEXT, REPLY = 32_768, 512  # tokens
 REQUESTS = 64
+STEP_TOKENS = 8192  # so that a request takes several steps to begin
 FILLED = 200  # steps, after which most requests decode and some prompts are left
 TIMED, PROFILED = 12, 4  # steps
 MOST_CALLS = 45  # rows of Python's profile
@@ -37,7 +38,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         asked = SimpleNamespace(shape="qwen3-0.6b", keep=7, bound=-5.0, contexts=[CONTEXT])
         folder = write_pair(Path(scratch), asked)["student"]
-        options = dict(max_model_len=CONTEXT, max_num_seqs=MOST, enable_prefix_caching=False)
+        options = dict(max_model_len=CONTEXT, max_num_seqs=MOST, max_num_batched_tokens=STEP_TOKENS)
+        options |= dict(enable_prefix_caching=False)
         engine = LLM(str(folder), skip_tokenizer_init=True, **options).llm_engine
     prompt = {"prompt_token_ids": [7] * (CONTEXT - REPLY - SLACK)}
     for number in range(REQUESTS):

@@ -6,7 +6,9 @@
 Either side is `vllm serve`, asked by `vllm bench serve` for random prompts: contexts of --contexts tokens, of which
 --output are the reply's. "equal" has --at-once requests at a time, the same for both; "largest" has all at once,
 --waves times as many as the side's cache holds by what vLLM says at its start, so that it is full most of the time; how
-many run is counted. Without folders the models have a published shape with random weights.
+many run is counted. Without folders the models have a published shape with random weights. Either server may take
+--step-tokens in a step: a step with a piece of a prompt holds up all requests that decode, and in smaller pieces there
+are more of them.
 
 On a GPU each row is added to results/gpu/vllm_serve.json (or --out) under the label as it is measured, and not measured
 again by the same settings: what was cut short is resumed, and `--sides student` can follow in another lease. On a CPU
@@ -42,7 +44,8 @@ RAW = ROOT / "results/gpu/vllm_serve.json"
 PORT = 8017
 MOST = 256  # requests at a time that the server is to let in
 PROMPTS_EQUAL = 4  # times --at-once
-SETTINGS = ("shape", "keep", "bound", "output", "at_once", "waves")  # rows with others are not of the same table
+# Rows with others are not of the same table.
+SETTINGS = ("shape", "keep", "bound", "output", "at_once", "waves", "step_tokens")
 KEPT = "median_ttft_ms p99_ttft_ms median_tpot_ms p99_tpot_ms output_throughput total_token_throughput".split()
 SLACK = 16  # tokens that a random prompt may become longer by, written out and read again
 PATIENCE = 600  # seconds until a server answers
@@ -50,7 +53,7 @@ PATIENCE = 600  # seconds until a server answers
 HOLDS = re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x")
 RUNNING = re.compile(r"^vllm:num_requests_running\{.*?\} (\S+)$", re.MULTILINE)
 WRITTEN = re.compile(r"^vllm:generation_tokens_total\{.*?\} (\S+)$", re.MULTILINE)
-EVERY = 20  # seconds between two lines of progress
+EVERY = 2  # seconds between two lines of progress
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -112,6 +115,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=int, default=512, help="tokens of a reply")
     parser.add_argument("--at-once", type=int, default=8)
     parser.add_argument("--waves", type=float, default=2.0, help="of requests at the largest load")
+    parser.add_argument("--step-tokens", type=int, default=32_768, help="the most that a server takes in a step")
     parser.add_argument("--sides", nargs="+", choices=["teacher", "student"], default=["teacher", "student"])
     parser.add_argument("--out", type=Path, default=RAW)
     parser.add_argument("--loads", nargs="+", choices=["equal", "largest"], default=["equal", "largest"])
@@ -144,7 +148,7 @@ def measure(side: str, folder: Path | str, arguments: argparse.Namespace, ledger
     if not missing:
         return
     longest = max(arguments.contexts)
-    with serving(folder, longest) as (url, holds):
+    with serving(folder, longest, arguments.step_tokens) as (url, holds):
         for context, load in missing:
             at_once, prompts = arguments.at_once, PROMPTS_EQUAL * arguments.at_once
             if load == "largest":
@@ -155,9 +159,10 @@ def measure(side: str, folder: Path | str, arguments: argparse.Namespace, ledger
 
 
 @contextmanager
-def serving(folder: Path | str, longest: int) -> Iterator[tuple[str, float]]:
+def serving(folder: Path | str, longest: int, step_tokens: int) -> Iterator[tuple[str, float]]:
     """`vllm serve` on a folder: the URL where it answers, and how many requests of the longest context it holds."""
     command = ["serve", str(folder), "--port", str(PORT), "--max-model-len", str(longest), "--max-num-seqs", str(MOST)]
+    command += ["--max-num-batched-tokens", str(step_tokens)]
     # So that no request is answered from what another left.
     command += ["--no-enable-prefix-caching", "--served-model-name", "model"]
     url = f"http://127.0.0.1:{PORT}"
