@@ -74,7 +74,8 @@ MINUTES = (
     "Minutes are of the optimizer's steps, with other work on the same GPU; conversion, data, compilation and "
     "measurements are no part of them."
 )
-CONTEXT = "131072"  # tokens, of the cache's bytes
+CONTEXTS = {"32768": "32K", "131072": "128K"}  # tokens, of the cache's bytes
+LONGEST = "131072"
 TOLD = {
     "gsm8k": "gsm8k",
     "humaneval": "humaneval",
@@ -201,7 +202,12 @@ def markdown(table: dict[str, Any]) -> str:
     for title, cell in (("Right, percent", right_cell), ("Retention, percent of the teacher", retention_cell)):
         header = ["", "Kept", "KiB a token at 128K", *(f"{t} ({rows[TEACHER]['tasks'][t]['items']})" for t in tasks)]
         cells = [
-            [name, str(len(row["layers"])), f"{kib_a_token(row):.2f}", *(cell(row["tasks"].get(t)) for t in tasks)]
+            [
+                name,
+                str(len(row["layers"])),
+                f"{kib_a_token(row, LONGEST):.2f}",
+                *(cell(row["tasks"].get(t)) for t in tasks),
+            ]
             for name, row in rows.items()
         ]
         parts += [f"## {title}", to_markdown(header, cells)]
@@ -233,8 +239,8 @@ def markdown(table: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def kib_a_token(row: dict[str, Any]) -> float:
-    return row["cache_bytes"][CONTEXT] / int(CONTEXT) / 1024
+def kib_a_token(row: dict[str, Any], context: str) -> float:
+    return row["cache_bytes"][context] / int(context) / 1024
 
 
 def loss_cells(stage: dict[str, Any]) -> list[str]:
@@ -301,7 +307,8 @@ def cost_figures(run: dict[str, Any]) -> dict[str, dict]:
 
 
 def draw(results: Path, table: dict[str, Any]) -> None:
-    """Retention over cache bytes a token: short tasks, and what lies beyond the window; a line an architecture."""
+    """Retention over cache bytes a token, at two contexts: short tasks, and what lies beyond the window; a line an
+    architecture."""
     pyplot = pyplot_to_files()
     rows = table["configurations"]
     drawn = [name for names, *_ in LINES.values() for name in names if name in rows]
@@ -311,27 +318,33 @@ def draw(results: Path, table: dict[str, Any]) -> None:
         task for task in rows[TEACHER]["tasks"] if task not in SHORT and all(task in asked for asked in beyond if asked)
     ]
     panels = {"Short tasks, mean of eight": SHORT, "Beyond the window: " + ", ".join(long): long}
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), sharex=True, sharey=True, layout="constrained")
-    for axis, (title, tasks) in zip(axes, panels.items(), strict=True):
-        for label, (names, style, color, beside) in LINES.items():
-            points = [(kib_a_token(rows[n]), mean_retention(rows[n], tasks), n) for n in names if n in rows]
-            points = [point for point in points if point[1] is not None]
-            axis.plot([x for x, *_ in points], [y for _, y, _ in points], style, color=color, label=label)
-            for x, y, name in points:
-                axis.annotate(
-                    name.split("-")[0], (x, y), xytext=beside, textcoords="offset points", fontsize=9, color=color
-                )
-        axis.axhline(100, color="black", linewidth=0.8)
-        axis.set_title(title, fontsize=9, wrap=True)
-        axis.set_xlabel(f"cache at 128K, KiB a token (teacher: {kib_a_token(rows[TEACHER]):.0f})")
-        axis.grid(alpha=0.3)
-    axes[0].set_xlim(0, 1.2 * max(kib_a_token(rows[name]) for name in drawn))
-    axes[0].set_ylabel("right answers, % of the teacher's")
-    axes[0].set_ylim(0, 108)
-    axes[0].legend(fontsize=9, loc="lower right")
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7.6), sharex=True, sharey=True, layout="constrained")
+    for line, context in zip(axes, CONTEXTS, strict=True):
+        for axis, (title, tasks) in zip(line, panels.items(), strict=True):
+            draw_panel(axis, rows, tasks, context)
+            axis.set_title(title, fontsize=9, wrap=True)
+        line[0].set_ylabel("right answers, % of the teacher's")
+    axes[0, 0].set_xlim(0, 1.2 * max(kib_a_token(rows[name], context) for name in drawn for context in CONTEXTS))
+    axes[0, 0].set_ylim(0, 108)
+    axes[0, 0].legend(fontsize=9, loc="lower right")
     figure.savefig(results / "frontier.svg", metadata={"Date": None})  # equal results draw equal files
     figure.savefig(results / "frontier.png", dpi=160)
     pyplot.close(figure)
+
+
+def draw_panel(axis: Any, rows: dict[str, Any], tasks: Any, context: str) -> None:
+    """Some tasks' retention over the cache's bytes at a context."""
+    for label, (names, style, color, beside) in LINES.items():
+        points = [(kib_a_token(rows[n], context), mean_retention(rows[n], tasks), n) for n in names if n in rows]
+        points = [point for point in points if point[1] is not None]
+        axis.plot([x for x, *_ in points], [y for _, y, _ in points], style, color=color, label=label)
+        for x, y, name in points:
+            short = name.split("-")[0]
+            axis.annotate(short, (x, y), xytext=beside, textcoords="offset points", fontsize=9, color=color)
+    axis.axhline(100, color="black", linewidth=0.8)
+    teachers = kib_a_token(rows[TEACHER], context)
+    axis.set_xlabel(f"cache at {CONTEXTS[context]}, KiB a token (teacher: {teachers:.0f})")
+    axis.grid(alpha=0.3)
 
 
 def mean_retention(row: dict[str, Any], tasks: Any) -> float | None:
