@@ -344,6 +344,7 @@ def draw_panel(axis: Any, rows: dict[str, Any], tasks: Any, context: str) -> Non
     axis.axhline(100, color="black", linewidth=0.8)
     teachers = kib_a_token(rows[TEACHER], context)
     axis.set_xlabel(f"cache at {CONTEXTS[context]}, KiB a token (teacher: {teachers:.0f})")
+    axis.tick_params(labelbottom=True)
     axis.grid(alpha=0.3)
 
 
