@@ -5,9 +5,13 @@
 Qwen3-0.6B's shape, random weights, teacher and student (7 of 28 layers kept, Kimi Delta Attention with bounded gates in
 the others), one row, our best form: one CUDA graph. Milliseconds, medians over calls: of what a user waits for (wall),
 of that until the graph is launched (host), of the graph on the GPU (by events), and of what follows it (behind: the
-cache's copy, the first token). Then, of one call under the profiler, the sum of all kernels, and each by its name.
+cache's copy, the first token). Then, of one call under the profiler, the sum of all kernels, and each by its name; and
+of some under Python's profiler, which slows it down, what the host calls.
 """
 
+import cProfile
+import io
+import pstats
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -27,6 +31,7 @@ WARM_UPS, CALLS = 3, 9
 LONGEST = 80  # characters of a kernel's name
 PARTS = ("wall", "host", "graph", "behind")
 MOST = 25  # kernels by name, the longest
+MOST_CALLED = 15  # functions of the host
 
 
 class Marks(NamedTuple):
@@ -70,6 +75,7 @@ def report(title: str, model, length: int) -> None:
     told = ", ".join(f"{part} {1e3 * median(getattr(mark, part) for mark in marks):.2f}" for part in PARTS)
     print(f"\n{title}: {told}")
     print(*table(kernels_of(first)), sep="\n")
+    print(called_by(lambda: [first() for _ in range(CALLS)], MOST_CALLED))
 
 
 def marked(call) -> Marks:
@@ -100,6 +106,14 @@ def kernels_of(call) -> list[Kernel]:
         torch.cuda.synchronize()
     found = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     return [Kernel(event.name, event.time_range.start, event.time_range.end) for event in found]
+
+
+def called_by(call, most: int) -> str:
+    """What the host spends its time on, by Python's profiler."""
+    profiler, told = cProfile.Profile(), io.StringIO()
+    profiler.runcall(call)
+    pstats.Stats(profiler, stream=told).sort_stats("tottime").print_stats(most)
+    return told.getvalue()
 
 
 def table(kernels: Iterable[Kernel]) -> list[str]:

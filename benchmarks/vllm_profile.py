@@ -7,10 +7,7 @@ as in vllm_serve.py's largest load. Of each kind of step the median time; under 
 what lies between them, and each by its name; and by Python's profiler, which slows it down, what the host calls.
 """
 
-import cProfile
-import io
 import os
-import pstats
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +17,7 @@ from types import SimpleNamespace
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's steps are called from here
 
 from ledger import gpu_machine, takes_no_arguments
-from prefill_profile import kernels_of, table
+from prefill_profile import called_by, kernels_of, table
 from vllm import LLM, SamplingParams
 from vllm_serve import MOST, SLACK, write_pair
 
@@ -64,11 +61,7 @@ def report(title: str, engine) -> None:
     print(f"\n{title}, {prompts_left(engine)} prompts left: a step {1e3 * median(took):.1f} ms")
     print(f"{PROFILED} steps under the profiler:")
     print(*table(kernels_of(lambda: steps(engine))), sep="\n")
-    called = cProfile.Profile()
-    called.runcall(steps, engine)
-    told = io.StringIO()
-    pstats.Stats(called, stream=told).sort_stats("tottime").print_stats(MOST_CALLS)
-    print(told.getvalue())
+    print(called_by(lambda: steps(engine), MOST_CALLS))
 
 
 def seconds(engine) -> float:
