@@ -53,7 +53,7 @@ PATIENCE = 600  # seconds until a server answers
 HOLDS = re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x")
 RUNNING = re.compile(r"^vllm:num_requests_running\{.*?\} (\S+)$", re.MULTILINE)
 WRITTEN = re.compile(r"^vllm:generation_tokens_total\{.*?\} (\S+)$", re.MULTILINE)
-EVERY = 2  # seconds between two lines of progress
+EVERY = 20  # seconds between two lines of progress
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
