@@ -64,8 +64,6 @@ WINDOW = [*ALONE, of_stages({FAR: RECIPE[FAR] | WHOLE})]
 # The third stage of windows alone, at the same quarter of the stage before.
 SETTLED_WHOLE = {FAR: RECIPE[FAR] | WHOLE, "settling": RECIPE["settling"] | WHOLE | {"learning_rate": RATE / 4}}
 SETTLED_WINDOW = [*ALONE, of_stages(SETTLED_WHOLE)]
-# Weight of conversations beside one of distant answers in the third stage, by a tag; the recipe's is 1.
-THIRD = {"settled": 2}
 # A last stage on replies that the student writes, half of the rows; the others as in the stage before.
 POLICY = {
     "objective": "reverse_kl",
@@ -227,8 +225,9 @@ def mixtures(name: str, data: Path) -> dict[str, list[dict]]:
             "replies": [chats | {"weight": 3}, sums, programs, near],
         }
     talk = partial(conversations, chats, has_replies(name))
-    weight = next((third for tag, third in THIRD.items() if tag in tags(name)), 1)
-    return {"text": [text], "far": [far | {"weight": 2}, *talk(1)], "settled": [far, *talk(weight)]}
+    # Before the recipe, the third stage had twice as many conversations as distant answers.
+    settled = talk(2) if "settled" in tags(name) else talk(1)
+    return {"text": [text], "far": [far | {"weight": 2}, *talk(1)], "settled": [far, *settled]}
 
 
 def conversations(chats: dict, with_written: bool, weight: float) -> list[dict]:

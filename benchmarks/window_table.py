@@ -127,19 +127,20 @@ def measure(arguments: argparse.Namespace) -> None:
     """Asks every configuration of this part everything that it has not been asked yet."""
     import torch
 
-    from gendistill.models.loading import load_model, load_tokenizer
+    from gendistill.models.loading import load_config, load_model, load_tokenizer
 
     questions = read_questions(arguments.questions)
     known = {each.name: each for each in questions["tasks"]}
     tasks = [known[name] for name in named(arguments.tasks, known, "--tasks")]
     for each in tasks:
         each.task.check_machine()  # now, not when the replies are there
-    teacher = load_model(arguments.teacher, torch.bfloat16, arguments.device)
-    tokenizer = load_tokenizer(arguments.teacher, teacher.config.vocab_size)
+    vocabulary = load_config(arguments.teacher).vocab_size
     most = max(max(prompt) for each in tasks for prompt in each.prompts)
-    if most >= teacher.config.vocab_size:
-        known = f"{arguments.teacher} has ids up to {teacher.config.vocab_size - 1:,}"
-        raise SystemExit(f"{arguments.questions} holds id {most:,}, {known}: make its own, by another --questions")
+    if most >= vocabulary:
+        ids = f"{arguments.teacher} has ids up to {vocabulary - 1:,}"
+        raise SystemExit(f"{arguments.questions} holds id {most:,}, {ids}: make its own, by another --questions")
+    teacher = load_model(arguments.teacher, torch.bfloat16, arguments.device)
+    tokenizer = load_tokenizer(arguments.teacher, vocabulary)
     placements = read_placements(arguments.placement, teacher.config.num_hidden_layers)
     arguments.out.mkdir(parents=True, exist_ok=True)
     shared = {"teacher": Path(arguments.teacher).name, "seed": SEED}
