@@ -79,14 +79,19 @@ SPARED = PURE_STAGES.pop("logit_distillation")["tokens"]
 DIRECT_STAGES = PURE_STAGES | {REPLIES: PURE_STAGES[REPLIES] | {"tokens": PURE_STAGES[REPLIES]["tokens"] + SPARED}}
 DIRECT = [of_stages(DIRECT_STAGES)]
 # More alignment of blocks, which gave most for its time, and then replies at the rates of the stage that is left out.
-BROAD_STAGES = DIRECT_STAGES | {
-    "block_alignment": PURE_STAGES["block_alignment"] | {"tokens": 12_000_000},
-    REPLIES: DIRECT_STAGES[REPLIES] | {"learning_rate": {"mixer": 2.0e-4, "mlp": 5.0e-5, "norm": 5.0e-5}},
+# What is new learns at three to five times the rate of what is the teacher's.
+NEW = {"mixer_conv": 3.0e-3, "mixer_gate": 3.0e-3}
+RATES = {"mixer": 2.0e-4, "mixer_conv": 1.0e-3, "mixer_gate": 1.0e-3, "mlp": 5.0e-5, "norm": 5.0e-5}
+BROAD_STAGES = {
+    "qk_alignment": PURE_STAGES["qk_alignment"] | {"learning_rate": NEW | {"mixer_qk": 1.0e-3}},
+    "block_alignment": PURE_STAGES["block_alignment"]
+    | {"tokens": 12_000_000, "learning_rate": NEW | {"mixer": 1.0e-3}},
+    REPLIES: DIRECT_STAGES[REPLIES] | {"learning_rate": RATES},
 }
-BROAD = [of_stages(BROAD_STAGES)]
+BROAD = [of_stages(BROAD_STAGES), "conversion.initialisation=centred"]
 # Kept layers, and settings. `-replies` have all of the recipe's data; the others no sums of the teacher's. `-broad`
-# reads source code as well, and learns instructions of many kinds. K4-mixers and WT4 of results/proof/records were
-# trained at five times the gentle rate.
+# reads source code as well, and learns from questions with options under all rotations, functions, sums behind examples
+# and instructions of many kinds. K4-mixers and WT4 of results/proof/records were trained at five times the gentle rate.
 STUDENTS = {
     "K7-token-replies": (SEVEN, []),
     "K7-token": (SEVEN, []),
@@ -211,12 +216,24 @@ def mixtures(name: str, data: Path) -> dict[str, list[dict]]:
     near, far = (text | {"made": "distant", "distances": distances} for distances in ([64, 7500], [512, 15000]))
     sums, programs = (WRITTEN | {"synthesis": each, "weight": 2} for each in ASKED)
     if "broad" in tags(name):
-        code = {"path": str(data / "code.jsonl.gz")}
-        instructions = {"path": str(data / "instructions.jsonl.gz"), "prompt": "prompt", "completion": "completion"}
+        code, instructions = ({"path": str(data / f"{file}.jsonl.gz")} for file in ("code", "instructions"))
+        instructions |= {"prompt": "prompt", "completion": "completion"}
+        choices, bodies = (chats | {"path": str(data / f"{file}.jsonl.gz")} for file in ("choices", "bodies"))
+        sums |= {"weight": 1}
+        shown = sums | {"synthesis": "shown"}
         return {
             "text": [text | {"weight": 2}, code],
-            "mixed": [text | {"weight": 2}, code, chats, instructions, sums | {"weight": 1}, programs],
-            "replies": [chats | {"weight": 2}, instructions | {"weight": 2}, sums, programs | {"weight": 3}, near],
+            "mixed": [text | {"weight": 2}, code, chats, choices, instructions, shown, programs],
+            "replies": [
+                chats,
+                choices | {"weight": 3},
+                instructions,
+                sums,
+                shown,
+                programs | {"weight": 3},
+                bodies,
+                near,
+            ],
         }
     if recipe_of(name) is PURE:
         return {
@@ -250,11 +267,15 @@ def synthesis(name: str, data: Path) -> dict[str, dict]:
     """What the teacher is asked to write: worked sums, and programs. Beside a window sums alone, as an evaluation asks
     for them, with examples before: what the window sees whole, as programs are, says nothing to the recurrence."""
     sums = {"kind": "last_number", "path": str(data / "gsm8k.train.jsonl.gz"), "records": 4000}
-    programs = [{"kind": "instruction", "path": str(data / "programs.jsonl.gz")}]
+    programs = {"kind": "instruction", "path": str(data / "programs.jsonl.gz")}
+    shown = sums | {"records": 2000, "shots": 5}
     if "broad" in tags(name):
-        programs.append({"kind": "instruction", "path": str(data / "functions.jsonl.gz")})
-    framed = {"sums": [sums | {"records": 2000, "shots": 5}]}
-    prompts = dict(zip(ASKED, ([sums], programs), strict=True)) if recipe_of(name) is PURE else framed
+        functions = programs | {"path": str(data / "functions.jsonl.gz")}
+        prompts = {"sums": [sums], "programs": [programs, functions], "shown": [shown]}
+    elif recipe_of(name) is PURE:
+        prompts = {"sums": [sums], "programs": [programs]}
+    elif recipe_of(name) is HYBRID:
+        prompts = {"sums": [shown]}
     return {each: {"prompts": asked, "max_new_tokens": 320, "batch_size": 512} for each, asked in prompts.items()}
 
 

@@ -40,9 +40,10 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
     written = {source.synthesis for source in recipe.data[mixture]} - {None}
     has_replies = name.startswith("P7") or name.endswith("-replies")
     asked = {"sums", "programs"} if name.startswith("P7") else {"sums"}  # the window sees programs whole
+    asked |= {"shown"} if name == "P7-broad" else set()
     assert written == set(recipe.synthesis) == (asked if has_replies else set())
     shots = {prompts.shots for each in recipe.synthesis.values() for prompts in each.prompts}
-    assert shots == ({0} if name.startswith("P7") else {5} if written else set())
+    assert shots == ({0, 5} if name == "P7-broad" else {0} if name.startswith("P7") else {5} if written else set())
     if name.startswith("K"):
         assert (recipe.student.mixer, recipe.student.window) == ("kda", 1024 if name.endswith("-wide") else 512)
         whole = ["mixer"] if "-mixers" in name else ["mixer_conv", "mixer_gate"]

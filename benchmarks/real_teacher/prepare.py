@@ -7,10 +7,11 @@ DATA holds gzip'd JSON lines, one folder a set: arc_easy, arc_challenge, openboo
 (fields question, choices, answer; GSM8K: question, answer), more_text/*/ with plain text in the field text, and
 python_docs/docs.jsonl.gz, pages of Python's documentation as reStructuredText in the same field: what it says of each
 function becomes a request for a program, as the evaluator words them, for the teacher to write (`synthesis`). More of
-them come of the docstrings in the standard library of the Python that runs this, whose source is text, too, and
-p3_subset/train.jsonl.gz holds instructions with their answers (prompt, completion). Conversations come from train
-splits only, worded as the evaluator asks, one question each or several. A record whose question stands in a test split
-is left out, and counted.
+them come of the docstrings in the standard library of the Python that runs this, whose source is text, too, and its
+functions replies to such requests. p3_subset/train.jsonl.gz holds instructions with their answers (source, template,
+prompt, completion), wordnet_glosses a dictionary (words, pos, text): questions with options are made of both
+(choices.py). Conversations come from train splits only, worded as the evaluator asks, one question each or several. A
+record whose question stands in a test split is left out, and counted.
 """
 
 import argparse
@@ -21,15 +22,17 @@ import random
 import re
 import shutil
 import sysconfig
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+
+from choices import CHOICE_SETS, choices, read
 
 from gendistill.evaluate.kinds.item import user_turn
 from gendistill.evaluate.kinds.last_number import solution_of
 from gendistill.names import LETTERS
 from gendistill.recipe.evaluation import make_task
 
-CHOICE_SETS = ("arc_easy", "arc_challenge", "openbookqa")
 TEXT_SETS = ("wikipedia", "factbook", "siyavula", "biology_text")
 TEXT_CHARACTERS = 12_000_000
 # Questions of one conversation, at most: as long as few-shot prompts are, so that what no window of 512 tokens sees
@@ -42,12 +45,8 @@ FUNCTION = re.compile(
 REFERENCE = re.compile(r":[\w:+-]+:`[~!]?([^`<]*?)(?: <[^`]*>)?`")  # ":func:`zip`", of which the name is left
 DESCRIBED = range(40, 500)  # characters of a description that says enough, and not too much
 STUB = 'def {}({}):\n    """{}"""'
+WRITTEN = range(200, 2000)  # characters of a function that is a reply
 NO_LIBRARY = {"site-packages", "test", "tests", "idlelib", "lib2to3"}  # folders without code to learn from
-
-
-def read(path: Path) -> list[dict]:
-    with gzip.open(path, "rt") as file:
-        return [json.loads(line) for line in file]
 
 
 def write(path: Path, records: list[dict]) -> None:
@@ -142,6 +141,33 @@ def functions() -> list[dict]:
     return list(found.values())
 
 
+def bodies() -> list[dict]:
+    """Conversations: a function's head is given, and the whole function is the reply."""
+    found = {}
+    for source in library():
+        lines = source.splitlines()
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.FunctionDef) or node.decorator_list:
+                continue
+            text = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
+            if len(text) in WRITTEN:
+                found[text] = replied(head(text, node), text)
+    print(f"{len(found)} functions written out")
+    return list(found.values())
+
+
+def head(text: str, node: ast.FunctionDef) -> str:
+    """The lines of a function before its first statement: its signature, and what it says of itself."""
+    described = ast.get_docstring(node) is not None
+    last = node.body[0].end_lineno if described else node.body[0].lineno - 1
+    return "\n".join(text.splitlines()[: last - node.lineno + 1])
+
+
+def replied(stub: str, text: str) -> dict:
+    request = {"role": "user", "content": requested(stub)["prompt"]}
+    return {"messages": [request, {"role": "assistant", "content": f"```python\n{text}\n```"}]}
+
+
 def is_signature(name: str, parameters: str) -> bool:
     """Whether it is one in Python: the documentation puts optional parameters in brackets."""
     try:
@@ -162,6 +188,8 @@ def main() -> None:
     chat = conversations(letters, LONGEST_LETTERS, rng) + conversations(sums, LONGEST_SUMS, rng)
     rng.shuffle(chat)
     write(arguments.out / "chat.jsonl.gz", chat)
+    write(arguments.out / "choices.jsonl.gz", conversations(choices(arguments.data), LONGEST_LETTERS, random.Random(1)))
+    write(arguments.out / "bodies.jsonl.gz", bodies())
     write(arguments.out / "programs.jsonl.gz", programs(arguments.data))
     write(arguments.out / "functions.jsonl.gz", functions())
     write(arguments.out / "code.jsonl.gz", [{"text": source} for source in library()])

@@ -66,6 +66,7 @@ ROLES: dict[str, tuple[str, ...]] = {"mixer": _MIXER_ROLES} | {
 # How a new tensor may start (`gendistill.models.calibration`).
 INITIALISATIONS = {
     "standard": "half-lives as published, heads that point away from the teacher's turned round, layers scaled",
+    "centred": "as standard, and keys without what all of them have in common, to which softmax is blind",
     "teacher": "half-lives by the teacher's attention distance, heads scaled by least squares (arXiv 2606.16429)",
 }
 

@@ -101,7 +101,7 @@ def test_a_full_disk_in_an_evaluation_is_one_clear_error(recipe, gendistill, con
 
 def test_a_conversion_that_is_refused_leaves_nothing_half(recipe, gendistill, tmp_path, monkeypatch):
     monkeypatch.setattr(ConversionReport, "problem", lambda report, max_loss: "it is worse than a guess")
-    said = ["(teacher, standard). The best is conversion.initialisation: ", "it is worse than a guess"]
+    said = ["(centred, teacher, standard). The best is conversion.initialisation: ", "it is worse than a guess"]
     check(gendistill("convert", recipe, "--output", tmp_path / "run"), *said)
     assert not (tmp_path / "run/0-conversion").exists()
 

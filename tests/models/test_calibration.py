@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gendistill.models.calibration import _gate_bias, calibrate, match_heads, mean_attention_distance
+from gendistill.models.calibration import _gate_bias, calibrate, centre_keys, match_heads, mean_attention_distance
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
 from gendistill.models.hooks import side_by_side
@@ -56,6 +56,32 @@ def test_matched_heads_are_the_least_squares_ones(options):
         smallest = student.model.layers[i].linear_attn.g_b_proj.bias.unflatten(0, (4, -1))[:, 0]
         away = smallest <= _gate_bias(torch.tensor(0.02), student.config.gate_activation) + 1e-4
         torch.testing.assert_close(factors[~away], torch.ones_like(factors[~away]), rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("expand_kv", [False, True])
+def test_centred_keys_are_without_what_they_have_in_common(expand_kv):
+    """As softmax attention without positions, the recurrence is the same whatever is added to all keys."""
+    read = []
+    for std in (0.0, 3.0):
+        teacher = make_teacher("qwen2")
+        for layer in teacher.model.layers:
+            layer.self_attn.k_proj.bias.normal_(std=std, generator=torch.Generator().manual_seed(0))
+        config = student_config(teacher.config, [1], expand_kv=expand_kv)
+        student, _ = convert(teacher, config, seed=0)
+        before = next(side_by_side(teacher, student, batches(), [0])).mixer_heads
+        centre_keys(teacher, student, batches())
+        pairs = list(side_by_side(teacher, student, batches(), config.linear_layers))
+        for i in config.linear_layers:
+            mixer = student.model.layers[i].linear_attn
+            inputs = torch.cat([pair.teacher.attention_input for pair in pairs if pair.layer == i])
+            keys = mixer.k_proj(inputs) + mixer.k_conv1d.bias
+            assert keys.mean((0, 1)).abs().max() < 1e-4
+        # The first layer's input is the same whatever its keys are.
+        read.append((before, next(pair.mixer_heads for pair in pairs if pair.layer == 0)))
+    (plain, centred), (biased, centred_too) = read
+    assert not torch.allclose(plain, biased, atol=0.1)
+    torch.testing.assert_close(centred_too, centred, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("activation", "function"), [("silu", torch.nn.functional.silu), ("sigmoid", torch.sigmoid)])

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gendistill.models.attention import attention_switched_to
-from gendistill.models.hooks import side_by_side
+from gendistill.models.hooks import record_layers, side_by_side
 from gendistill.models.mixers.layer import LinearAttention
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.names import INITIALISATIONS, look_up
@@ -31,6 +31,7 @@ def calibrate(
     """Sets the initial values that need the teacher.
 
     standard: heads that point away are turned round, layers are scaled; half-lives stay as published.
+    centred: before that, the mean of each layer's keys is taken from them.
     teacher: also each head's half-life from the teacher's mean attention distance, and its size by least squares
         (Taylor-Calibrate, arXiv 2606.16429).
 
@@ -38,9 +39,11 @@ def calibrate(
         UserError: there is no such initialisation.
     """
     look_up(INITIALISATIONS, initialisation, "initialisation")
-    # Half-lives first: they change a head's output, which all that follows is fitted to. A head is turned round before
-    # it is scaled, for a factor below zero says nothing of its size.
+    # Keys and half-lives first: they change a head's output, to which all that follows is fitted. A head is turned round
+    # before it is scaled, for a factor below zero says nothing of its size.
     with window_switched_off(student):
+        if initialisation == "centred":
+            centre_keys(teacher, student, batches)
         if initialisation == "teacher":
             for i, distance in mean_attention_distance(teacher, batches, student.config.linear_layers).items():
                 student.model.layers[i].linear_attn.set_half_lives(distance.clamp(min=SHORTEST_HALF_LIFE))
@@ -87,6 +90,29 @@ def mean_attention_distance(
         for hook in hooks:
             hook.remove()
     return {layer: total / tokens for layer, total in sums.items()}
+
+
+@torch.inference_mode()
+def centre_keys(teacher: PreTrainedModel, student: GendistillForCausalLM, batches: Iterable[Batch]) -> None:
+    """Takes from each mixer's keys their mean over tokens, through the initial bias of the keys' convolution.
+
+    Softmax attention is the same whatever is added to all keys, but for RoPE; a linear state is not. Where the common
+    part is large (Qwen2's keys have biases up to a hundred times as long as what tells them apart), normalised keys are
+    all alike: every token erases what the one before it wrote, and no query can choose.
+    """
+    sums: dict[int, torch.Tensor] = {}  # [keys] by layer
+    tokens = 0
+    layers = student.config.linear_layers
+    for batch in batches:
+        with record_layers(teacher, layers) as records:
+            teacher.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        tokens += batch["input_ids"].numel()
+        for i, record in records.items():
+            keys = student.model.layers[i].linear_attn.k_proj(record.attention_input)  # [B, T, keys]
+            sums[i] = sums.get(i, 0) + keys.double().sum((0, 1))
+    for i, total in sums.items():
+        convolution = student.model.layers[i].linear_attn.k_conv1d  # the identity still
+        convolution.bias.copy_(-total / tokens)
 
 
 @torch.inference_mode()

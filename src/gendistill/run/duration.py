@@ -20,7 +20,7 @@ MEASURED = 3  # passes
 # Tokens read in the time of one that is generated in a batch, whose weights are fetched anew for it.
 DECODED = 4
 # Passes over the conversion's tokens: the proof, the teacher's loss, and for each initialisation calibration and loss.
-PASSES = {"window": 8, "kda": 16}
+PASSES = {"window": 8, "kda": 23}
 SHORT = 64  # tokens of a prompt whose task does not say how long it is: the embedded ones
 LOADED_SECONDS = 20  # for importing, reading weights, hashing and writing students
 
