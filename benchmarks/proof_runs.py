@@ -85,8 +85,8 @@ RATES = {"mixer": 2.0e-4, "mixer_conv": 1.0e-3, "mixer_gate": 1.0e-3, "mlp": 5.0
 BROAD_STAGES = {
     "qk_alignment": PURE_STAGES["qk_alignment"] | {"learning_rate": NEW | {"mixer_qk": 1.0e-3}},
     "block_alignment": PURE_STAGES["block_alignment"]
-    | {"tokens": 12_000_000, "learning_rate": NEW | {"mixer": 1.0e-3}},
-    REPLIES: DIRECT_STAGES[REPLIES] | {"learning_rate": RATES},
+    | {"tokens": 10_000_000, "learning_rate": NEW | {"mixer": 1.0e-3}},
+    REPLIES: PURE_STAGES[REPLIES] | {"tokens": 13_000_000, "learning_rate": RATES, "held_out_every": 400},
 }
 BROAD = [of_stages(BROAD_STAGES), "conversion.initialisation=centred"]
 # Kept layers, and settings. `-replies` have all of the recipe's data; the others no sums of the teacher's. `-broad`
@@ -271,7 +271,7 @@ def synthesis(name: str, data: Path) -> dict[str, dict]:
     shown = sums | {"records": 2000, "shots": 5}
     if "broad" in tags(name):
         functions = programs | {"path": str(data / "functions.jsonl.gz")}
-        prompts = {"sums": [sums], "programs": [programs, functions], "shown": [shown]}
+        prompts = {"sums": [sums | {"records": 3000}], "programs": [programs, functions], "shown": [shown]}
     elif recipe_of(name) is PURE:
         prompts = {"sums": [sums], "programs": [programs]}
     elif recipe_of(name) is HYBRID:

@@ -22,7 +22,7 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
     (distant,) = (source for source in recipe.data[mixture] if source.made == "distant")
     assert distant.distances[1] < stage.sequence_length
     assert (recipe_of(name) == PURE) == name.startswith("P7") == (recipe.student.window is None)
-    others = {"K7-policy": 2, "K4-policy": 2, "P7": 9, "P7-direct": 15, "P7-broad": 15}
+    others = {"K7-policy": 2, "K4-policy": 2, "P7": 9, "P7-direct": 15, "P7-broad": 13}
     assert stage.tokens == 1_000_000 * others.get(name, 4)
     assert ("logit_distillation" in recipe.stages) == (name == "P7")
     by_token = "-token" in name or name.endswith("-policy")  # the recipe
