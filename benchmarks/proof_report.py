@@ -6,11 +6,11 @@ Names of records say which student: W7 or W4 are untrained windows with so many 
 WT4 the window that was trained, K7 or K4 Kimi Delta Attention beside a window, of which the recurrence alone was
 trained, or of K4-mixers whole mixers, and P7 Kimi Delta Attention without a window. `-settled` had a third stage,
 mostly of conversations, `-token` a share of the recurrence for each token besides, `-replies` sums that the teacher
-worked out behind examples among its conversations, `-far_distillation` is a student before its third stage,
-`-window-1024` one that was asked with a longer window than it was trained with, and `-without_window` one with its
-windows off. Beside the records lie the metrics of the runs and what each took. Writes table.json, tables.md and the
-frontier, retention over cache bytes a token; figures of a GPU go into the ledger. Of other records, results/rehearsal/
-records say, there are tables alone.
+worked out behind examples among its conversations, `-broad` keys that start centred, and data of more kinds.
+`-far_distillation` and `-block_alignment` are students before their last stage, `-window-1024` one that was asked with
+a longer window than it was trained with, and `-without_window` one with its windows off. Beside the records lie the
+metrics of the runs and what each took. Writes table.json, tables.md and the frontier, retention over cache bytes a
+token; figures of a GPU go into the ledger. Of other records, results/rehearsal/records say, there are tables alone.
 """
 
 import argparse
@@ -39,11 +39,14 @@ SHORT = (*SETS, "gsm8k", "humaneval")
 EQUAL = "K4-mixers-far_distillation"  # has had as many tokens as WT4
 # The recipe, recipes/hybrid-1.5b.yaml, with seven layers kept, and what was asked of it with four: its second stage.
 SEVEN, FOUR = "K7-token-replies", "K4-token-replies-far_distillation"
+PURE = "P7-broad"  # recipes/pure-1.5b.yaml
 # By student those that it is held to, on the same items: controls of equal cache, and what it was made of.
 BESIDE = {
-    SEVEN: ("W7", "P7", "K7", "K7-token", f"{SEVEN}-far_distillation"),
+    SEVEN: ("W7", PURE, "K7", "K7-token", f"{SEVEN}-far_distillation"),
     f"{SEVEN}-far_distillation": ("W7",),
     FOUR: ("W4", "WT4", "K4"),
+    PURE: ("W7", "P7", f"{PURE}-block_alignment"),
+    f"{PURE}-block_alignment": ("P7",),
     "K7": ("W7", "P7"),
     "K7-window-1024": ("W7-window-1024", "K7"),
     "K7-settled": ("W7", "K7"),
@@ -66,10 +69,10 @@ LINES = {  # of the frontier: names, how they are drawn, and where a name stands
     "window, trained": (("WT2", "WT4", "WT7"), "s-", "#e69f00", (-38, -10)),
     "KDA beside a window, mixers trained": ((EQUAL,), "^-", "#009e73", (5, -16)),
     "KDA beside a window, the recurrence trained": (("K2", FOUR, SEVEN), "D-", "#0072b2", (9, -5)),
-    "KDA alone, all of it trained": (("P4", "P7"), "v-", "#cc79a7", (9, -16)),
+    "KDA alone, all of it trained": (("P4", PURE), "v-", "#cc79a7", (9, -16)),
 }
 # Students with figures, by the figures' names.
-FIGURES = {"k7": SEVEN, "k7_window_1024": "K7-window-1024", "k4": FOUR, "p7": "P7"}
+FIGURES = {"k7": SEVEN, "k7_window_1024": "K7-window-1024", "k4": FOUR, "p7": PURE}
 MINUTES = (
     "Minutes are of the optimizer's steps, with other work on the same GPU; conversion, data, compilation and "
     "measurements are no part of them."
