@@ -72,23 +72,29 @@ POLICY = {
     "learning_rate": 2.0e-4,
 }
 ON_POLICY = [of_stages(RECIPE | {"on_policy": RECIPE["settling"] | POLICY})]
-# The published architecture without logit distillation on all tokens, which made replies worse; they get its tokens.
+# The published architecture as it began: keys as they come, one rate for a whole mixer, and logit distillation on all
+# tokens, which made replies worse.
 PURE_STAGES = yaml.safe_load(PURE.read_text())["stages"]
 REPLIES = "instruction_distillation"
-SPARED = PURE_STAGES.pop("logit_distillation")["tokens"]
-DIRECT_STAGES = PURE_STAGES | {REPLIES: PURE_STAGES[REPLIES] | {"tokens": PURE_STAGES[REPLIES]["tokens"] + SPARED}}
-DIRECT = [of_stages(DIRECT_STAGES)]
-# More alignment of blocks, which gave most for its time, and then replies at the rates of the stage that is left out.
-# What is new learns at three to five times the rate of what is the teacher's.
-NEW = {"mixer_conv": 3.0e-3, "mixer_gate": 3.0e-3}
-RATES = {"mixer": 2.0e-4, "mixer_conv": 1.0e-3, "mixer_gate": 1.0e-3, "mlp": 5.0e-5, "norm": 5.0e-5}
-BROAD_STAGES = {
-    "qk_alignment": PURE_STAGES["qk_alignment"] | {"learning_rate": NEW | {"mixer_qk": 1.0e-3}},
-    "block_alignment": PURE_STAGES["block_alignment"]
-    | {"tokens": 10_000_000, "learning_rate": NEW | {"mixer": 1.0e-3}},
-    REPLIES: PURE_STAGES[REPLIES] | {"tokens": 13_000_000, "learning_rate": RATES, "held_out_every": 400},
+WHOLE_LOGITS = {
+    "objective": "forward_kl",
+    "train": ["mixer", "mlp", "norm"],
+    "data": "mixed",
+    "tokens": 6_000_000,
+    "sequence_length": 4096,
+    "sequences_per_step": 4,
+    "micro_batch": 2,
+    "learning_rate": {"mixer": 2.0e-4, "mlp": 5.0e-5, "norm": 5.0e-5},
+    "checkpoint_every": 1000,
 }
-BROAD = [of_stages(BROAD_STAGES), "conversion.initialisation=centred"]
+FIRST_RATES = {"mixer": 1.0e-4, "mlp": 3.0e-5, "norm": 3.0e-5}
+FIRST_STAGES = {
+    "qk_alignment": PURE_STAGES["qk_alignment"] | {"learning_rate": 1.0e-3},
+    "block_alignment": PURE_STAGES["block_alignment"] | {"tokens": 5_000_000, "learning_rate": 1.0e-3},
+    "logit_distillation": WHOLE_LOGITS,
+    REPLIES: PURE_STAGES[REPLIES] | {"tokens": 9_000_000, "learning_rate": FIRST_RATES, "held_out_every": 100},
+}
+FIRST = ["conversion.initialisation=standard", of_stages(FIRST_STAGES)]
 # Kept layers, and settings. `-replies` have all of the recipe's data; the others no sums of the teacher's. `-broad`
 # reads source code as well, and learns from questions with options under all rotations, functions, sums behind examples
 # and instructions of many kinds. K4-mixers and WT4 of results/proof/records were trained at five times the gentle rate.
@@ -115,9 +121,8 @@ STUDENTS = {
     "K2": (TWO, PLAIN),
     "K2-mixers-gentle": (TWO, MIXERS),
     "WT2-gentle": (TWO, WINDOW),
-    "P7": (SEVEN, []),
-    "P7-direct": (SEVEN, DIRECT),
-    "P7-broad": (SEVEN, BROAD),
+    "P7-broad": (SEVEN, []),
+    "P7": (SEVEN, FIRST),
 }
 
 

@@ -6,9 +6,11 @@
 Either side is `vllm serve`, asked by `vllm bench serve` for random prompts: contexts of --contexts tokens, of which
 --output are the reply's. "equal" has --at-once requests at a time, the same for both; "largest" has all at once,
 --waves times as many as the side's cache holds by what vLLM says at its start, so that it is full most of the time; how
-many run is counted. Without folders the models have a published shape with random weights. Either server may take
---step-tokens in a step: a step with a piece of a prompt holds up all requests that decode, and in smaller pieces there
-are more of them.
+many run is counted. Without folders the models have a published shape with random weights, and a tokenizer that splits
+text at blanks. Prompts come all at once, hundreds of some hundred thousand characters; while one process with a common
+tokenizer read them and sent out replies besides, the GPU was seen idle. So --api-servers of them read, and quickly.
+Either server may take --step-tokens in a step: a step with a piece of a prompt holds up all requests that decode, and
+in smaller pieces there are more of them.
 
 On a GPU each row is added to results/gpu/vllm_serve.json (or --out) under the label as it is measured, and not measured
 again by the same settings: what was cut short is resumed, and `--sides student` can follow in another lease. On a CPU
@@ -19,7 +21,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,9 +36,12 @@ from urllib.request import urlopen
 import torch
 from ledger import ROOT, gpu_machine, record_from_gpu
 from speed_figures import vllm_serve_figures
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from gendistill.bench.models import student_of_shape, teacher_of_shape
-from gendistill.embedded import teacher_folder
 from gendistill.files import write_atomically
 
 RAW = ROOT / "results/gpu/vllm_serve.json"
@@ -45,7 +49,7 @@ PORT = 8017
 MOST = 256  # requests at a time that the server is to let in
 PROMPTS_EQUAL = 4  # times --at-once
 # Rows with others are not of the same table.
-SETTINGS = ("shape", "keep", "bound", "output", "at_once", "waves", "step_tokens")
+SETTINGS = ("shape", "keep", "bound", "output", "at_once", "waves", "step_tokens", "api_servers")
 KEPT = "median_ttft_ms p99_ttft_ms median_tpot_ms p99_tpot_ms output_throughput total_token_throughput".split()
 SLACK = 16  # tokens that a random prompt may become longer by, written out and read again
 PATIENCE = 600  # seconds until a server answers
@@ -54,7 +58,7 @@ HOLDS = re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)
 RUNNING = re.compile(r"^vllm:num_requests_running\{.*?\} (\S+)$", re.MULTILINE)
 WRITTEN = re.compile(r"^vllm:generation_tokens_total\{.*?\} (\S+)$", re.MULTILINE)
 EVERY = 20  # seconds between two lines of progress
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+WORDS = 2048  # that the tokenizer of a shape knows
 
 
 def main() -> None:
@@ -116,6 +120,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--at-once", type=int, default=8)
     parser.add_argument("--waves", type=float, default=2.0, help="of requests at the largest load")
     parser.add_argument("--step-tokens", type=int, default=32_768, help="the most that a server takes in a step")
+    parser.add_argument("--api-servers", type=int, default=4, help="processes that read prompts and send out replies")
     parser.add_argument("--sides", nargs="+", choices=["teacher", "student"], default=["teacher", "student"])
     parser.add_argument("--out", type=Path, default=RAW)
     parser.add_argument("--loads", nargs="+", choices=["equal", "largest"], default=["equal", "largest"])
@@ -126,7 +131,7 @@ def parse() -> argparse.Namespace:
 
 
 def write_pair(folder: Path, arguments: argparse.Namespace) -> dict[str, Path]:
-    """Folders of a teacher and a student with random weights, with a tokenizer that has a part of their vocabulary."""
+    """Folders of a teacher and a student with random weights, and of a tokenizer with a part of their vocabulary."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = teacher_of_shape(arguments.shape, max(arguments.contexts), device, torch.bfloat16)
     student = student_of_shape(teacher, arguments.keep, log_decay_bound=arguments.bound)
@@ -134,11 +139,18 @@ def write_pair(folder: Path, arguments: argparse.Namespace) -> dict[str, Path]:
     for side, model in (("teacher", teacher), ("student", student)):
         folders[side] = folder / side
         model.save_pretrained(folders[side])
-        for name in TOKENIZER:
-            shutil.copy(teacher_folder() / name, folders[side])
+        word_tokenizer().save_pretrained(folders[side])
     del teacher, student, model
     torch.cuda.empty_cache()
     return folders
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each word."""
+    words = ["<unknown>", "<end>", *(f"w{number}" for number in range(2, WORDS))]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=words[0], eos_token=words[1])
 
 
 def measure(side: str, folder: Path | str, arguments: argparse.Namespace, ledger: Ledger) -> None:
@@ -148,7 +160,7 @@ def measure(side: str, folder: Path | str, arguments: argparse.Namespace, ledger
     if not missing:
         return
     longest = max(arguments.contexts)
-    with serving(folder, longest, arguments.step_tokens) as (url, holds):
+    with serving(folder, longest, arguments.step_tokens, arguments.api_servers) as (url, holds):
         for context, load in missing:
             at_once, prompts = arguments.at_once, PROMPTS_EQUAL * arguments.at_once
             if load == "largest":
@@ -159,10 +171,10 @@ def measure(side: str, folder: Path | str, arguments: argparse.Namespace, ledger
 
 
 @contextmanager
-def serving(folder: Path | str, longest: int, step_tokens: int) -> Iterator[tuple[str, float]]:
+def serving(folder: Path | str, longest: int, step_tokens: int, api_servers: int) -> Iterator[tuple[str, float]]:
     """`vllm serve` on a folder: the URL where it answers, and how many requests of the longest context it holds."""
     command = ["serve", str(folder), "--port", str(PORT), "--max-model-len", str(longest), "--max-num-seqs", str(MOST)]
-    command += ["--max-num-batched-tokens", str(step_tokens)]
+    command += ["--max-num-batched-tokens", str(step_tokens), "--api-server-count", str(api_servers)]
     # So that no request is answered from what another left.
     command += ["--no-enable-prefix-caching", "--served-model-name", "model"]
     url = f"http://127.0.0.1:{PORT}"

@@ -5,6 +5,8 @@ from argparse import Namespace
 
 import proof_runs
 import pytest
+import yaml
+from ledger import ROOT
 from proof_runs import PURE, STUDENTS, recipe_of, settings_of, sources
 
 from gendistill.recipe.loading import load_recipe
@@ -22,7 +24,7 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
     (distant,) = (source for source in recipe.data[mixture] if source.made == "distant")
     assert distant.distances[1] < stage.sequence_length
     assert (recipe_of(name) == PURE) == name.startswith("P7") == (recipe.student.window is None)
-    others = {"K7-policy": 2, "K4-policy": 2, "P7": 9, "P7-direct": 15, "P7-broad": 13}
+    others = {"K7-policy": 2, "K4-policy": 2, "P7": 9, "P7-broad": 5}
     assert stage.tokens == 1_000_000 * others.get(name, 4)
     assert ("logit_distillation" in recipe.stages) == (name == "P7")
     by_token = "-token" in name or name.endswith("-policy")  # the recipe
@@ -48,6 +50,25 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
         assert (recipe.student.mixer, recipe.student.window) == ("kda", 1024 if name.endswith("-wide") else 512)
         whole = ["mixer"] if "-mixers" in name else ["mixer_conv", "mixer_gate"]
         assert (stage.train, recipe.stages["qk_alignment"].train) == (whole, ["mixer_conv", "mixer_gate"])
+
+
+@pytest.mark.parametrize("name", ["K7-token-replies", "K4-token-replies", "P7-broad", "P7"])
+def test_students_are_what_their_records_were_trained_as(tmp_path, name):
+    ran = yaml.safe_load((ROOT / "results/proof/runs" / name / "recipe.yaml").read_text())
+    recipe = load_recipe(recipe_of(name), ["teacher=embedded", *sources(name, tmp_path), *settings_of(name)])
+    now = recipe.model_dump(mode="json")
+    for part in ("stages", "student", "conversion"):
+        # Settings that are newer than a run are at their defaults.
+        assert json.dumps(ran[part]) == json.dumps(of_same_keys(now[part], ran[part]))
+    weights = {mixture: [source["weight"] for source in each] for mixture, each in now["data"].items()}
+    assert weights == {mixture: [source["weight"] for source in each] for mixture, each in ran["data"].items()}
+
+
+def of_same_keys(now, ran):
+    """Without keys that are not there; in the order that is there."""
+    if isinstance(ran, dict) and isinstance(now, dict):
+        return {key: of_same_keys(now[key], value) for key, value in ran.items() if key in now}
+    return now
 
 
 def test_students_of_stages_are_asked_what_is_short_before_the_next_is_trained(tmp_path, monkeypatch):
