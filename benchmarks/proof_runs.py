@@ -47,6 +47,7 @@ def of_stages(stages: dict) -> str:
     return f"stages={json.dumps(stages)}"
 
 
+CENTRED = ["conversion.initialisation=centred"]  # the recurrence beside the window; pure-1.5b.yaml has it
 TWO_STAGES = {name: stage for name, stage in RECIPE.items() if name != "settling"}
 PLAIN = [HEAD, of_stages(TWO_STAGES)]
 WIDE = [*PLAIN, "student.window=1024"]  # holds what GSM8K is asked with
@@ -100,6 +101,7 @@ FIRST = ["conversion.initialisation=standard", of_stages(FIRST_STAGES)]
 # and instructions of many kinds. K4-mixers and WT4 of results/proof/records were trained at five times the gentle rate.
 STUDENTS = {
     "K7-token-replies": (SEVEN, []),
+    "K7-token-replies-centred": (SEVEN, CENTRED),
     "K7-token": (SEVEN, []),
     "K7-policy": (SEVEN, ON_POLICY),
     "K7-settled": (SEVEN, [HEAD]),
@@ -107,6 +109,7 @@ STUDENTS = {
     "K7-replies": (SEVEN, PLAIN),
     "K7-wide": (SEVEN, WIDE),
     "K4-token-replies": (FOUR, []),
+    "K4-token-replies-centred": (FOUR, CENTRED),
     "K4-token": (FOUR, []),
     "K4-policy": (FOUR, ON_POLICY),
     "K4-settled": (FOUR, [HEAD]),
@@ -122,6 +125,7 @@ STUDENTS = {
     "K2-mixers-gentle": (TWO, MIXERS),
     "WT2-gentle": (TWO, WINDOW),
     "P7-broad": (SEVEN, []),
+    "P4-broad": (FOUR, []),
     "P7": (SEVEN, FIRST),
 }
 

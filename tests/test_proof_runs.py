@@ -23,8 +23,8 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
     mixture = stage.data if policy is None else policy.on_policy
     (distant,) = (source for source in recipe.data[mixture] if source.made == "distant")
     assert distant.distances[1] < stage.sequence_length
-    assert (recipe_of(name) == PURE) == name.startswith("P7") == (recipe.student.window is None)
-    others = {"K7-policy": 2, "K4-policy": 2, "P7": 9, "P7-broad": 5}
+    assert (recipe_of(name) == PURE) == name.startswith("P") == (recipe.student.window is None)
+    others = {"K7-policy": 2, "K4-policy": 2, "P7": 9, "P7-broad": 5, "P4-broad": 5}
     assert stage.tokens == 1_000_000 * others.get(name, 4)
     assert ("logit_distillation" in recipe.stages) == (name == "P7")
     by_token = "-token" in name or name.endswith("-policy")  # the recipe
@@ -40,12 +40,14 @@ def test_students_are_the_recipe_with_their_layers_and_what_they_train(tmp_path,
         stages = ["far_distillation", "settling"] if settled else ["far_distillation"]
         assert (recipe.student.mixer, stage.train, list(recipe.stages)) == ("window", ["mixer"], stages)
     written = {source.synthesis for source in recipe.data[mixture]} - {None}
-    has_replies = name.startswith("P7") or name.endswith("-replies")
-    asked = {"sums", "programs"} if name.startswith("P7") else {"sums"}  # the window sees programs whole
-    asked |= {"shown"} if name == "P7-broad" else set()
+    has_replies = name.startswith("P") or "-replies" in name
+    centred = name.endswith(("-centred", "-broad"))
+    assert recipe.conversion.initialisation == ("centred" if centred else "standard")
+    asked = {"sums", "programs"} if name.startswith("P") else {"sums"}  # the window sees programs whole
+    asked |= {"shown"} if name.endswith("-broad") else set()
     assert written == set(recipe.synthesis) == (asked if has_replies else set())
     shots = {prompts.shots for each in recipe.synthesis.values() for prompts in each.prompts}
-    assert shots == ({0, 5} if name == "P7-broad" else {0} if name.startswith("P7") else {5} if written else set())
+    assert shots == ({0, 5} if name.endswith("-broad") else {0} if name.startswith("P") else {5} if written else set())
     if name.startswith("K"):
         assert (recipe.student.mixer, recipe.student.window) == ("kda", 1024 if name.endswith("-wide") else 512)
         whole = ["mixer"] if "-mixers" in name else ["mixer_conv", "mixer_gate"]
