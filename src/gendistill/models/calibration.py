@@ -39,8 +39,8 @@ def calibrate(
         UserError: there is no such initialisation.
     """
     look_up(INITIALISATIONS, initialisation, "initialisation")
-    # Keys and half-lives first: they change a head's output, to which all that follows is fitted. A head is turned round
-    # before it is scaled, for a factor below zero says nothing of its size.
+    # Keys and half-lives first: they change a head's output, to which all that follows is fitted. A head is turned
+    # round before it is scaled, for a factor below zero says nothing of its size.
     with window_switched_off(student):
         if initialisation == "centred":
             centre_keys(teacher, student, batches)
