@@ -59,10 +59,11 @@ def main() -> None:
 
 def beginning(folder: str) -> PreTrainedModel:
     """The teacher as far as the layer."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config.num_hidden_layers = LAYER + 1
     config.layer_types = config.layer_types[: LAYER + 1]
-    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, trust_remote_code=False)
+    return model.eval()
 
 
 def packed(tokenizer, data: Path) -> torch.Tensor:

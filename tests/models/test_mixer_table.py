@@ -98,7 +98,7 @@ def test_unknown_mixers_are_refused_with_those_there_are():
         load_recipe("recipes/demo.yaml", ["student.mixer=kdaa"])
     with pytest.raises(UserError, match="unknown initialisation 'zeros'"):
         load_recipe("recipes/demo.yaml", ["conversion.initialisation=zeros"])
-    with pytest.raises(UserError, match="unknown initialisation 'zeros'; known: standard, teacher"):
+    with pytest.raises(UserError, match="unknown initialisation 'zeros'; known: standard, centred, teacher"):
         calibrate(None, None, [], "zeros")
 
 
