@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from gendistill.models.calibration import calibrate
 from gendistill.models.conversion import convert
 from gendistill.models.families import student_config
-from gendistill.models.hooks import record_layers
+from gendistill.models.hooks import recorded
 from gendistill.models.loading import load_tokenizer
 from gendistill.models.mixers.layer import LinearAttention
 
@@ -42,7 +42,7 @@ def main() -> None:
     asked = parser.parse_args()
     teacher = beginning(asked.teacher)
     rows = packed(load_tokenizer(asked.teacher, teacher.config.vocab_size), asked.data)
-    inputs, outputs = recorded(teacher, rows)
+    inputs, outputs = inputs_and_outputs(teacher, rows)
     print(f"layer {LAYER}, {EPOCHS * (ROWS - HELD_OUT) * LENGTH:,} tokens, torch {torch.__version__} on a CPU")
     for initialisation, times in VARIANTS:
         mixer = started(teacher, rows[:CALIBRATED], initialisation)
@@ -88,23 +88,24 @@ def drawn(path: Path, count: int, tokenizer, rng: random.Random) -> list[list[in
 
 
 @torch.inference_mode()
-def recorded(teacher: PreTrainedModel, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def inputs_and_outputs(teacher: PreTrainedModel, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[ROWS, LENGTH, hidden]: what goes into the layer's attention, and what comes out."""
-    pairs = []
-    with record_layers(teacher, [LAYER]) as records:
-        for row in rows:
-            teacher.model(row[None], use_cache=False)
-            pairs.append((records[LAYER].attention_input, records[LAYER].attention_output))
+    batches = (batch_of(rows[i : i + 1]) for i in range(len(rows)))
+    records = [of_layer[LAYER] for _, of_layer in recorded(teacher, batches, [LAYER])]
+    pairs = [(record.attention_input, record.attention_output) for record in records]
     inputs, outputs = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     return inputs.clone(), outputs.clone()
+
+
+def batch_of(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"input_ids": rows, "position_ids": torch.arange(LENGTH).expand(len(rows), -1)}
 
 
 def started(teacher: PreTrainedModel, rows: torch.Tensor, initialisation: str) -> LinearAttention:
     """The mixer in the layer's place, as a conversion begins it."""
     config = student_config(teacher.config, list(range(LAYER)), mixer="kda", log_decay_bound=-5.0)
     student, _ = convert(teacher, config, seed=0)
-    batch = {"input_ids": rows, "position_ids": torch.arange(LENGTH).expand(len(rows), -1)}
-    calibrate(teacher, student, [batch], initialisation)
+    calibrate(teacher, student, [batch_of(rows)], initialisation)
     return student.model.layers[LAYER].linear_attn
 
 

@@ -69,7 +69,7 @@ LINES = {  # of the frontier: names, how they are drawn, and where a name stands
     "window, trained": (("WT2", "WT4", "WT7"), "s-", "#e69f00", (-38, -10)),
     "KDA beside a window, mixers trained": ((EQUAL,), "^-", "#009e73", (5, -16)),
     "KDA beside a window, the recurrence trained": (("K2", FOUR, SEVEN), "D-", "#0072b2", (9, -5)),
-    "KDA alone, all of it trained": (("P4", PURE), "v-", "#cc79a7", (9, -16)),
+    "KDA alone, all of it trained": (("P4-broad", PURE), "v-", "#cc79a7", (9, -16)),
 }
 # Students with figures, by the figures' names.
 FIGURES = {"k7": SEVEN, "k7_window_1024": "K7-window-1024", "k4": FOUR, "p7": PURE}

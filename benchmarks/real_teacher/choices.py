@@ -135,8 +135,10 @@ def judged(instructions: list[dict], rng: random.Random) -> Iterator[Question]:
 
 
 def other_than(answer: str, records: list[dict], rng: random.Random) -> str:
-    others = (rng.choice(records)["completion"] for _ in iter(int, 1))
-    return next(other for other in others if other.strip() != answer.strip())
+    other = answer
+    while other.strip() == answer.strip():
+        other = rng.choice(records)["completion"]
+    return other
 
 
 def defined(entries: list[dict], rng: random.Random) -> Iterator[Question]:

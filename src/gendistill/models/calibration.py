@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gendistill.models.attention import attention_switched_to
-from gendistill.models.hooks import record_layers, side_by_side
+from gendistill.models.hooks import recorded, side_by_side
 from gendistill.models.mixers.layer import LinearAttention
 from gendistill.models.modeling import GendistillForCausalLM
 from gendistill.names import INITIALISATIONS, look_up
@@ -102,10 +102,7 @@ def centre_keys(teacher: PreTrainedModel, student: GendistillForCausalLM, batche
     """
     sums: dict[int, torch.Tensor] = {}  # [keys] by layer
     tokens = 0
-    layers = student.config.linear_layers
-    for batch in batches:
-        with record_layers(teacher, layers) as records:
-            teacher.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+    for batch, records in recorded(teacher, batches, student.config.linear_layers):
         tokens += batch["input_ids"].numel()
         for i, record in records.items():
             keys = student.model.layers[i].linear_attn.k_proj(record.attention_input)  # [B, T, keys]

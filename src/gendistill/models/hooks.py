@@ -64,6 +64,23 @@ class Pair:
     mixer_output: torch.Tensor  # [B, T, hidden]
 
 
+def recorded(
+    teacher: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]], layers: Sequence[int]
+) -> Iterator[tuple[dict[str, torch.Tensor], dict[int, LayerRecord]]]:
+    """Runs the teacher over batches of input_ids and position_ids [B, T]: each batch, and records of the layers.
+
+    Args:
+        layers: to be recorded; none: nothing is run.
+    """
+    for batch in batches:
+        if not layers:
+            return
+        with record_layers(teacher, layers) as records:
+            # The body alone: logits of all tokens would be the largest tensor, and they are not needed.
+            teacher.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        yield batch, records
+
+
 def side_by_side(
     teacher: PreTrainedModel,
     student: GendistillForCausalLM,
@@ -75,13 +92,8 @@ def side_by_side(
     Args:
         layers: whose mixers; none: nothing is run.
     """
-    for batch in batches:
-        if not layers:
-            return
+    for batch, records in recorded(teacher, batches, layers):
         documents = Documents.from_position_ids(batch["position_ids"])
-        with record_layers(teacher, layers) as records:
-            # The body alone: logits of all tokens would be the largest tensor, and they are not needed.
-            teacher.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
         first = records[layers[0]].attention_input
         positions = student.model.rotary_emb(first, batch["position_ids"])  # for windows
         for i, record in records.items():
